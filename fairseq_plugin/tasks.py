@@ -1,0 +1,60 @@
+"""fairseq's tasks with one addition: each validation is appended to a report file.
+
+The file is named by the environment variable `NAS_ATTN_REPORT`; without it the tasks are fairseq's
+own. A line is a JSON object: time (seconds since the epoch), num_updates, parameters (attention,
+non_embedding, total) and metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import torch.distributed as dist
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from nas_attn.attention.counting import count_model
+
+REPORT_VARIABLE = "NAS_ATTN_REPORT"
+
+
+class ReportingTask:
+    """Mix-in for a fairseq task: report every validation of the first process."""
+
+    def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
+        super().post_validate(model, stats, agg)  # type: ignore[misc]
+        path = os.environ.get(REPORT_VARIABLE)
+        if path is None or (dist.is_initialized() and dist.get_rank() != 0):
+            return
+        values = agg.get_smoothed_values()
+        metrics = {name: float(value) for name, value in values.items() if _is_number(value)}
+        line = {
+            "time": time.time(),
+            "num_updates": int(stats["num_updates"]),
+            "parameters": count_model(model)._asdict(),
+            "metrics": metrics,
+        }
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@register_task("reported_translation", dataclass=TranslationConfig)
+class ReportedTranslationTask(ReportingTask, TranslationTask):
+    """fairseq's `translation`, reported."""
+
+
+@register_task("reported_language_modeling", dataclass=LanguageModelingConfig)
+class ReportedLanguageModelingTask(ReportingTask, LanguageModelingTask):
+    """fairseq's `language_modeling`, reported."""

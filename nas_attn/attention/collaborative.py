@@ -1,0 +1,134 @@
+"""Collaborative attention: heads share one query and one key projection and mix their columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nas_attn.attention.base import Attention, init_projection
+from nas_attn.errors import PlanError
+
+MixingInit = Literal["xavier", "heads"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollaborativeOptions:
+    """Options of collaborative attention."""
+
+    shared_dim: int | None = field(
+        default=None,
+        metadata={"help": "width of the shared query/key space; a quarter of the width by default"},
+    )
+    content_bias: bool = field(
+        default=False,
+        metadata={"help": "add a bias per head and key token; the shared projections lose theirs"},
+    )
+    mixing_init: MixingInit = field(
+        default="xavier",
+        metadata={"help": "mixing vectors at the start: xavier, or heads (each its own columns)"},
+    )
+
+
+class CollaborativeAttention(Attention):
+    """Collaborative attention with a shared query/key space of width D.
+
+    Scores of head i are (m_i * (x W_Q + b_Q)) (y W_K + b_K)^T / sqrt(embed_dim / num_heads), with a
+    mixing vector m_i of width D. Values and output projection are those of multi-head attention. At
+    D = embed_dim and `mixing_init="heads"` it computes what multi-head attention computes.
+
+    The mixing acts on the query, so one shared key a token is cached. With a content bias the
+    scores gain y v_i under the same scale: keys are widened by y V^T (n numbers) and the query of
+    head i by the i-th unit vector, which keeps the fused kernels usable. The scale stays that of
+    multi-head attention whatever D is, as in the authors' translation code.
+
+    Args:
+        embed_dim: width of queries and of the output.
+        num_heads: number of heads; must divide `embed_dim`.
+        shared_dim: D; `embed_dim // 4` by default, the compression for which the paper reports
+            unchanged BLEU.
+        content_bias: learn a vector v_i of width `kdim` a head (the paper's content term) in place
+            of the biases b_Q and b_K.
+        mixing_init: `xavier` draws the mixing matrix (authors' translation code); `heads` sets
+            row i to one on the i-th of `num_heads` equal blocks and to zero elsewhere.
+        kdim, vdim, dropout, bias: as in `Attention`.
+
+    Raises:
+        PlanError: `shared_dim` is not positive, or `mixing_init` is unknown or does not divide it.
+    """
+
+    reference = "Cordonnier, Loukas and Jaggi 2020, arXiv 2006.16362, section 3"
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        shared_dim: int | None = None,
+        content_bias: bool = False,
+        mixing_init: MixingInit = "xavier",
+        kdim: int | None = None,
+        vdim: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
+        if shared_dim is None:
+            shared_dim = max(1, embed_dim // 4)
+        if shared_dim < 1:
+            raise PlanError(f"shared_dim must be at least 1, but is {shared_dim}")
+        if mixing_init not in ("xavier", "heads"):
+            raise PlanError(f"mixing_init must be xavier or heads, but is {mixing_init!r}")
+        if mixing_init == "heads" and shared_dim % num_heads:
+            raise PlanError(
+                f"mixing_init heads needs a shared_dim that {num_heads} heads divide, "
+                f"but it is {shared_dim}"
+            )
+        self.shared_dim = shared_dim
+        self.mixing_init = mixing_init
+        self.k_proj = nn.Linear(self.kdim, shared_dim, bias=bias and not content_bias)
+        self.v_proj = nn.Linear(self.vdim, embed_dim, bias=bias)
+        self.q_proj = nn.Linear(embed_dim, shared_dim, bias=bias and not content_bias)
+        self.mixing = nn.Parameter(torch.empty(num_heads, shared_dim))
+        self.content_bias = nn.Linear(self.kdim, num_heads, bias=False) if content_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        full_width = self.shared_dim == self.embed_dim == self.kdim
+        init_projection(self.k_proj, 2**-0.5 if full_width else 1.0)
+        init_projection(self.v_proj, 2**-0.5 if self.vdim == self.embed_dim else 1.0)
+        init_projection(self.q_proj, 2**-0.5 if full_width else 1.0)
+        if self.mixing_init == "xavier":
+            nn.init.xavier_uniform_(self.mixing)
+        else:
+            with torch.no_grad():
+                block = self.shared_dim // self.num_heads
+                eye = torch.eye(self.num_heads, device=self.mixing.device)
+                self.mixing.copy_(eye.repeat_interleave(block, dim=1))
+        if self.content_bias is not None:
+            nn.init.zeros_(self.content_bias.weight)
+        init_projection(self.out_proj)
+        if self.out_proj.bias is not None:
+            nn.init.zeros_(self.out_proj.bias)
+
+    def queries(self, query: Tensor) -> Tensor:
+        mixed = self.q_proj(query)[:, None] * self.mixing[:, None]  # (B, n, T, D)
+        if self.content_bias is None:
+            return mixed
+        unit = torch.eye(self.num_heads, dtype=mixed.dtype, device=mixed.device)[:, None]
+        return torch.cat([mixed, unit.expand(*mixed.shape[:-1], self.num_heads)], dim=-1)
+
+    def keys(self, key: Tensor) -> Tensor:
+        shared = self.k_proj(key)
+        if self.content_bias is not None:
+            shared = torch.cat([shared, self.content_bias(key)], dim=-1)
+        return shared[:, None]
+
+    def values(self, value: Tensor) -> Tensor:
+        return self.split_heads(self.v_proj(value))
+
+    def cache_size(self) -> int:
+        biases = 0 if self.content_bias is None else self.num_heads
+        return self.shared_dim + biases + self.embed_dim

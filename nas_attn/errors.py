@@ -1,0 +1,46 @@
+"""One root error and its few children; everything a user can cause derives from `NasAttnError`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class NasAttnError(Exception):
+    """Root of all errors that nas-attn raises on purpose."""
+
+
+class PlanError(NasAttnError, ValueError):
+    """An attention plan, a scheme or one of its options is malformed or does not fit the model."""
+
+
+class DataError(NasAttnError):
+    """Text or a binarised data set is missing, misaligned or unreadable."""
+
+
+class TrainingError(NasAttnError):
+    """A fairseq training could not be started, or ended without a usable result."""
+
+
+class SearchError(NasAttnError):
+    """A search cannot start, continue or be read."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with an input file: where (`key`, a dotted path) and what."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
+class ConfigError(NasAttnError):
+    """A study or search-space file is refused; `faults` lists everything wrong with it."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  {fault}" for fault in self.faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__(f"{source} has {count}; nothing was started:\n{lines}")

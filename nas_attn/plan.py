@@ -1,0 +1,192 @@
+"""Attention plans: which scheme, with which options, at every site and layer of a Transformer.
+
+A plan is data. It has a JSON form (files, checkpoints, command lines), a short text form (tables,
+reports), equality and a digest. It knows nothing of the schemes themselves; the registry in
+`nas_attn.attention` checks their names and options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from nas_attn.errors import PlanError
+
+OptionValue = int | float | bool | str
+
+SITES = ("encoder_self", "decoder_self", "encoder_decoder")
+"""Where a Transformer attends, in the order in which tables show it."""
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """A scheme and the options given to it; options left out keep the scheme's defaults.
+
+    Args:
+        scheme: name in the scheme registry, such as `collaborative`.
+        options: (name, value) pairs, kept sorted by name; `AttentionChoice.of` takes keywords.
+    """
+
+    scheme: str
+    options: tuple[tuple[str, OptionValue], ...] = ()
+
+    @classmethod
+    def of(cls, scheme: str, **options: OptionValue) -> AttentionChoice:
+        return cls(scheme, tuple(sorted(options.items())))
+
+    @classmethod
+    def from_json(cls, data: Any) -> AttentionChoice:
+        """Read `{"scheme": NAME, OPTION: VALUE, ...}` or a bare scheme name.
+
+        Raises:
+            PlanError: the data is neither, or an option's value is not a number, bool or string.
+        """
+        if isinstance(data, str):
+            return cls(data)
+        if not isinstance(data, Mapping) or not isinstance(data.get("scheme"), str):
+            raise PlanError(f'a choice must be {{"scheme": NAME, ...}} or a name, but is {data!r}')
+        options = {name: value for name, value in data.items() if name != "scheme"}
+        for name, value in options.items():
+            if not isinstance(value, OptionValue):
+                raise PlanError(f"option {name!r} must be a number, bool or string, not {value!r}")
+        return cls.of(data["scheme"], **options)
+
+    def to_json(self) -> dict[str, OptionValue]:
+        return {"scheme": self.scheme, **dict(self.options)}
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.scheme
+        return f"{self.scheme}({', '.join(f'{name}={value}' for name, value in self.options)})"
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The attention of a whole model: for each site a choice per layer.
+
+    A site whose layers all choose the same holds that choice once, so a plan written as "the same
+    everywhere" equals the plan that spells every layer out.
+
+    Args:
+        sites: (site, choices) pairs; `AttentionPlan.of` takes a mapping.
+    """
+
+    sites: tuple[tuple[str, tuple[AttentionChoice, ...]], ...]
+
+    @classmethod
+    def of(
+        cls, sites: Mapping[str, AttentionChoice | Sequence[AttentionChoice]]
+    ) -> AttentionPlan:
+        """Build a plan from a mapping of site to one choice for all layers, or one per layer.
+
+        Raises:
+            PlanError: a site is unknown or has no choice.
+        """
+        entries = []
+        for site, given in sites.items():
+            if site not in SITES:
+                raise PlanError(f"unknown site {site!r}; sites are {', '.join(SITES)}")
+            choices = (given,) if isinstance(given, AttentionChoice) else tuple(given)
+            if not choices:
+                raise PlanError(f"site {site!r} has no choice")
+            entries.append((site, choices[:1] if len(set(choices)) == 1 else choices))
+        return cls(tuple(sorted(entries, key=lambda entry: SITES.index(entry[0]))))
+
+    @classmethod
+    def uniform(cls, choice: AttentionChoice, sites: Sequence[str] = SITES) -> AttentionPlan:
+        """The plan that makes the same choice at every layer of the given sites."""
+        return cls.of(dict.fromkeys(sites, choice))
+
+    @classmethod
+    def from_json(cls, data: Any) -> AttentionPlan:
+        """Read a plan from decoded JSON: `{SITE: CHOICE or [CHOICE per layer], ...}`.
+
+        Raises:
+            PlanError: the data has another form; the message names the site and layer.
+        """
+        if not isinstance(data, Mapping):
+            raise PlanError(f"a plan must be a mapping of sites, but is {type(data).__name__}")
+        sites: dict[str, list[AttentionChoice]] = {}
+        for site, given in data.items():
+            per_layer = given if isinstance(given, list) else [given]
+            sites[site] = []
+            for layer, choice in enumerate(per_layer):
+                try:
+                    sites[site].append(AttentionChoice.from_json(choice))
+                except PlanError as error:
+                    raise PlanError(f"{site}[{layer}]: {error}") from None
+        return cls.of(sites)
+
+    @classmethod
+    def parse(cls, text: str) -> AttentionPlan:
+        """Read a plan from JSON text, or from the JSON file that the text names.
+
+        Raises:
+            PlanError: the text is neither, or the plan is malformed.
+        """
+        source = "plan"
+        if not text.lstrip().startswith("{"):
+            source = text
+            try:
+                text = Path(text).read_text(encoding="utf-8")
+            except OSError as error:
+                raise PlanError(f"plan file {source}: {error.strerror}") from None
+        try:
+            return cls.from_json(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{source} is not JSON: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            site: choices[0].to_json() if len(choices) == 1 else [c.to_json() for c in choices]
+            for site, choices in self.sites
+        }
+
+    def dumps(self) -> str:
+        """The canonical JSON text: equal plans give equal text."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify the plan."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()[:12]
+
+    def layers(self, site: str, num_layers: int) -> tuple[AttentionChoice, ...]:
+        """The choice of each of a site's `num_layers` layers.
+
+        Raises:
+            PlanError: the plan lacks the site, or lists another number of layers.
+        """
+        choices = dict(self.sites).get(site)
+        if choices is None:
+            raise PlanError(f"the plan says nothing about site {site!r}")
+        if len(choices) == 1:
+            return choices * num_layers
+        if len(choices) != num_layers:
+            raise PlanError(f"{site}: {len(choices)} choices given for {num_layers} layers")
+        return choices
+
+    def over(self, default: AttentionPlan) -> AttentionPlan:
+        """This plan, with the sites it leaves out taken from `default`."""
+        return AttentionPlan.of(dict(default.sites) | dict(self.sites))
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[AttentionChoice, ...]]]:
+        return iter(self.sites)
+
+    def __str__(self) -> str:
+        distinct = {choices for _, choices in self.sites}
+        if len(distinct) == 1 and len(self.sites) > 1:
+            return f"everywhere {_layers_text(self.sites[0][1])}"
+        return "; ".join(f"{site} {_layers_text(choices)}" for site, choices in self.sites)
+
+
+def _layers_text(choices: tuple[AttentionChoice, ...]) -> str:
+    if len(choices) == 1:
+        return str(choices[0])
+    runs = [(str(choice), len(list(run))) for choice, run in groupby(choices)]
+    return "[" + " | ".join(text if n == 1 else f"{n}x {text}" for text, n in runs) + "]"
