@@ -26,11 +26,14 @@ class ReportingTask:
     """Mix-in for a fairseq task: report every validation of the first process."""
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
-        super().post_validate(model, stats, agg)  # type: ignore[misc]
         path = os.environ.get(REPORT_VARIABLE)
         if path is None or (dist.is_initialized() and dist.get_rank() != 0):
             return
-        values = agg.get_smoothed_values()
+        # Averages are taken before fairseq rounds them for its log.
+        values = {
+            name: getattr(agg[name], "avg", smoothed)
+            for name, smoothed in agg.get_smoothed_values().items()
+        }
         metrics = {name: float(value) for name, value in values.items() if _is_number(value)}
         line = {
             "time": time.time(),

@@ -185,6 +185,17 @@ class AttentionPlan:
         return "; ".join(f"{site} {_layers_text(choices)}" for site, choices in self.sites)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SiteShape:
+    """Sizes of the attention modules of one site of a model."""
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    kdim: int | None = None
+    """Width of the keys' and values' input; `embed_dim` if None."""
+
+
 def _layers_text(choices: tuple[AttentionChoice, ...]) -> str:
     if len(choices) == 1:
         return str(choices[0])

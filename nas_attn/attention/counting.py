@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,19 +11,7 @@ from torch import nn
 
 from nas_attn.attention.base import Attention
 from nas_attn.attention.registry import build_attention
-from nas_attn.plan import AttentionChoice, AttentionPlan
-
-
-@dataclass(frozen=True)
-class SiteShape:
-    """Sizes of the attention modules of one site of a model."""
-
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    kdim: int | None = None
-    """Width of the keys' and values' input; `embed_dim` if None."""
-    bias: bool = True
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 
 def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
@@ -40,7 +27,6 @@ def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
             shape.num_heads,
             kdim=shape.kdim,
             vdim=shape.kdim,
-            bias=shape.bias,
             **dict(choice.options),
         )
 

@@ -1,0 +1,1 @@
+"""The search: record, proposals, conductor and executors."""

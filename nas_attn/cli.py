@@ -1,0 +1,460 @@
+"""The `nas-attn` command: the only place that prints, exits and sets up logging."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from nas_attn.errors import ConfigError, NasAttnError
+
+if TYPE_CHECKING:
+    from nas_attn.search.config import ExecutionConfig
+    from nas_attn.search.driver import Executor
+    from nas_attn.search.record import Record
+    from nas_attn.study import Study
+
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name="nas-attn",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Search for attention schemes that share weights among heads: give a fairseq training and "
+    "a budget, get the Pareto front of loss against parameters.",
+    epilog="Begin with: nas-attn search demo",
+)
+console = Console()
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a value of the study file, such as search.trials=40. Repeatable.",
+    ),
+]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the studies' run folders.")
+]
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    executor: Annotated[
+        str | None,
+        typer.Option(help="local (sub-processes) or ray; the study file says if left out."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster, such as auto; implies ray.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Run a study, or go on with it.
+
+    Trains the multi-head baseline first, then plans proposed by the study's sampler, and writes the
+    report. Stop it at any time with Ctrl-C: the same command goes on where it stopped, trainings in
+    progress included, and nothing that is finished runs again.
+    """
+    from nas_attn.search.driver import Conductor, lock_run_folder
+    from nas_attn.study import load_study
+
+    overrides = list(set_)
+    if trials is not None:
+        overrides.append(f"search.trials={trials}")
+    if workers is not None:
+        overrides.append(f"execution.workers={workers}")
+    if executor is not None or address is not None:
+        overrides.append(f"execution.executor={executor or 'ray'}")
+    loaded = load_study(study, overrides=overrides, runs=runs)
+    with lock_run_folder(loaded.folder):
+        data = loaded.config.data
+        if not data.folder.is_dir():
+            console.print(f"preparing {data.folder} ...", highlight=False)
+            loaded.prepare_data(workers=len(os.sched_getaffinity(0)))
+        record = _open_record(loaded, create=True)
+        record.keep_settings(loaded.settings())
+        record.note("versions", _versions())
+        record.note("machine", _machine())
+        conductor = Conductor(
+            record=record,
+            space=loaded.space,
+            sizer=loaded.sizer,
+            config=loaded.config.search,
+            build_job=loaded.build_job,
+        )
+        runner = _make_executor(loaded.config.execution, address)
+        with _interruptible(), _live(loaded, conductor, runner.workers):
+            runner.run(conductor)
+        conductor.outcome()
+        page = _write_report(loaded, record, loaded.folder / "report")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    study: StudyArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to; the run folder's report/ if left out.")
+    ] = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a study's report: index.html, CSV and JSON tables, figures, summary.md.
+
+    Works at any time, also while the search runs.
+    """
+    from nas_attn.study import load_study
+
+    loaded = load_study(study, overrides=set_, runs=runs)
+    record = _open_record(loaded)
+    page = _write_report(loaded, record, out or loaded.folder / "report")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(
+    study: StudyArgument,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Show how far a study is and its front so far."""
+    from nas_attn.display import front_table
+    from nas_attn.search.record import front
+    from nas_attn.study import load_study
+
+    loaded = load_study(study, overrides=set_, runs=runs)
+    trials = _open_record(loaded).trials()
+    table = Table("state", "trials", box=None)
+    states = [t.state.name.lower() if t.duplicate_of is None else "repeated" for t in trials]
+    for state in sorted(set(states)):
+        table.add_row(state, str(states.count(state)))
+    console.print(table)
+    baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+    console.print(front_table(tuple(front(trials)), baseline, loaded.config.objectives.loss))
+    for trial in trials:
+        if trial.reason and trial.duplicate_of is None:
+            console.print(Text(f"trial {trial.number} failed: {trial.reason}", style="red"))
+
+
+@app.command()
+def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  typer copies it
+    """Check a study file without starting anything."""
+    from nas_attn.study import load_study
+
+    loaded = load_study(study, overrides=set_)
+    config = loaded.config
+    trainings = config.search.trials * len(config.training.seeds)
+    console.print(
+        f"{config.name}: {loaded.space.size:,} plans; {config.search.trials} trials of "
+        f"{len(config.training.seeds)} seeds are {trainings} trainings; sampler "
+        f"{config.search.sampler} after {config.search.startup_trials} stratified trials",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if config.data.folder.is_dir():
+        low, high = loaded.parameter_range()
+        console.print(f"{config.objectives.parameters} parameters: {low:,} to {high:,}")
+
+
+@app.command()
+def spaces() -> None:
+    """List the shipped search spaces and studies."""
+    from nas_attn.study import load_space_config, shipped_folder, shipped_names
+
+    for folder in ("search_spaces", "studies"):
+        console.print(f"[bold]{folder}[/bold] in {shipped_folder(folder)}", soft_wrap=True)
+        table = Table(box=None, show_header=False)
+        table.add_column(no_wrap=True)
+        for name in shipped_names(folder):
+            if folder == "search_spaces":
+                description = load_space_config(name).description
+            else:
+                description = _study_description(shipped_folder(folder) / f"{name}.yaml")
+            table.add_row(name, Text(description.strip()))
+        console.print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def count(
+    context: typer.Context,
+    arch: Annotated[
+        str, typer.Option(help="Architecture, such as collaborative_transformer_wmt_en_de.")
+    ],
+    vocab: Annotated[int, typer.Option(help="Types of the (source) dictionary, specials included.")],
+    target_vocab: Annotated[
+        int | None, typer.Option(help="Types of the target dictionary if it is another one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count a model's parameters exactly, without building it in memory.
+
+    Every other flag goes to fairseq, so a model is described as for fairseq-train:
+
+    nas-attn count --arch collaborative_transformer_wmt_en_de --vocab 32768
+    --share-all-embeddings --shared-dim 128
+    """
+    from nas_attn.training.model import count_architecture
+
+    try:
+        size = count_architecture(arch, vocab, target_vocab, context.args)
+    except ValueError as error:
+        raise NasAttnError(str(error)) from None
+    if as_json:
+        sys.stdout.write(json.dumps(size._asdict()) + "\n")
+        return
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("attention", f"{size.attention:,}")
+    table.add_row("without embeddings", f"{size.non_embedding:,}")
+    table.add_row("total", f"{size.total:,}")
+    console.print(table)
+
+
+@app.command()
+def prepare(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY | FILE [FILE]",
+            help="A study, or one text file (language modelling), or two aligned ones named by "
+            "language, such as train.en train.de; .gz is read too.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the data set goes (for files).")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="SentencePiece pieces.")] = 8000,
+    subword: Annotated[str, typer.Option(help="bpe, unigram, word or char.")] = "bpe",
+    valid_lines: Annotated[int, typer.Option(help="Lines held out if there is no valid file.")] = 1000,
+    test_lines: Annotated[int, typer.Option(help="Lines held out if there is no test file.")] = 1000,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+) -> None:
+    """Make a binarised fairseq data set with a SentencePiece model of the training side.
+
+    If the files are named train.LANGUAGE and valid.LANGUAGE and test.LANGUAGE lie beside them, those
+    are used; otherwise evenly spaced lines are held out.
+    """
+    from nas_attn.training.data import prepare as prepare_text
+
+    cpus = len(os.sched_getaffinity(0))
+    paths = [Path(name) for name in what]
+    is_study = len(what) == 1 and (paths[0].suffix in (".yaml", ".yml") or not paths[0].exists())
+    if is_study:
+        from nas_attn.study import load_study
+
+        made = load_study(what[0], overrides=set_).prepare_data(workers=cpus)
+    else:
+        if out is None:
+            raise NasAttnError("say where the data set goes with --out DIR")
+        if out.exists():
+            raise NasAttnError(f"{out} exists; remove it or name another folder")
+        corpus, languages = _read_text(paths, valid_lines, test_lines)
+        made = prepare_text(
+            corpus, languages, out, vocab_size=vocab_size, subword=subword, workers=cpus  # type: ignore[arg-type]
+        )
+    console.print(f"data set: {made.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command("plugin-dir")
+def plugin_dir() -> None:
+    """Print the plugin's folder, for fairseq's --user-dir."""
+    from importlib.util import find_spec
+
+    spec = find_spec("fairseq_plugin")
+    if spec is None or not spec.submodule_search_locations:
+        raise NasAttnError("the package fairseq_plugin is not installed beside nas_attn")
+    sys.stdout.write(f"{spec.submodule_search_locations[0]}\n")
+
+
+def main() -> None:
+    """Run the command; errors become one message and an exit status (2 for refused input)."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[RichHandler(console=console, show_path=False, markup=False, highlighter=None)],
+    )
+    for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except ConfigError as error:
+        _say_error(error)
+        sys.exit(2)
+    except NasAttnError as error:
+        _say_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where this one stopped")
+        sys.exit(130)
+
+
+def _say_error(error: Exception) -> None:
+    Console(stderr=True).print(Text(f"nas-attn: {error}", style="red"), soft_wrap=True)
+
+
+def _open_record(study: Study, *, create: bool = False) -> Record:
+    import optuna
+
+    from nas_attn.search.record import JOURNAL, Record, open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = study.config.execution.storage
+    if url is None and not create and not (study.folder / JOURNAL).is_file():
+        raise NasAttnError(f"no search has run in {study.folder} yet")
+    storage = open_storage(url, study.folder)
+    return Record(
+        study.config.name, storage, study.config.objectives.parameters, create=create
+    )
+
+
+def _make_executor(config: ExecutionConfig, address: str | None) -> Executor:
+    if config.executor == "ray":
+        from nas_attn.search.ray_tune import RayExecutor
+
+        return RayExecutor(config, address)
+    from nas_attn.search.local import LocalExecutor
+
+    return LocalExecutor(config)
+
+
+@contextlib.contextmanager
+def _live(study: Study, conductor: Any, workers: int) -> Iterator[None]:
+    """The live display on a terminal, plain lines elsewhere."""
+    from rich.live import Live
+
+    from nas_attn.display import SearchDisplay, duration
+
+    display = SearchDisplay(study.config.name, study.config.objectives.loss, workers)
+    display.update(conductor.snapshot())
+    if console.is_terminal:
+        conductor.on_change = display.update
+        logging.getLogger("nas_attn.search.driver").setLevel(logging.WARNING)
+        with Live(display, console=console, refresh_per_second=2):
+            yield
+        return
+    ended = -1
+
+    def say(snapshot: Any) -> None:
+        nonlocal ended
+        if snapshot.finished + snapshot.failed != ended:
+            ended = snapshot.finished + snapshot.failed
+            left = snapshot.seconds_left(workers)
+            about = "" if left is None else f", about {duration(left)} left"
+            logger.info(
+                "%d of %d finished, %d running, %d failed%s",
+                snapshot.finished, snapshot.budget, len(snapshot.running), snapshot.failed, about,
+            )
+
+    conductor.on_change = say
+    yield
+    console.print(display_of(conductor, display))
+
+
+def display_of(conductor: Any, display: Any) -> Any:
+    """The display in its last state."""
+    display.update(conductor.snapshot())
+    return display
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a search as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _write_report(study: Study, record: Record, out: Path) -> Path:
+    from nas_attn.report import ReportContext, write_report
+
+    trials = record.trials()
+    if not any(trial.is_trained for trial in trials):
+        raise NasAttnError("no trial is complete yet, so there is nothing to report")
+    notes = record.notes()
+    context = ReportContext(
+        name=study.config.name,
+        description=study.config.description,
+        loss=study.config.objectives.loss,
+        objective=study.config.objectives.parameters,
+        seeds=len(study.config.training.seeds),
+        settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
+        versions=notes["versions"],
+        machine=notes["machine"],
+        evaluate=study.evaluation_texts(trials),
+    )
+    return write_report(trials, context, out)
+
+
+def _versions() -> dict[str, str]:
+    names = ("nas-attn", "torch", "optuna", "fairseq-fixed", "sentencepiece", "numpy")
+    return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
+
+
+def _machine() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{os.cpu_count()} CPUs ({platform.machine()})" + "".join(f", {gpu}" for gpu in gpus)
+
+
+def _study_description(path: Path) -> str:
+    import yaml
+
+    return str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", ""))
+
+
+def _read_text(
+    paths: list[Path], valid_lines: int, test_lines: int
+) -> tuple[dict[str, list[list[str]]], list[str]]:
+    """Read text files with the splits beside them, or hold lines out."""
+    from nas_attn.training.data import find_split_files, hold_out, read_corpus
+
+    if len(paths) > 2:
+        raise NasAttnError("give one text file, or two aligned ones")
+    plain = [path.with_suffix("") if path.suffix == ".gz" else path for path in paths]
+    endings = [path.suffix.removeprefix(".") for path in plain]
+    if len(paths) == 2 and (endings[0] == endings[1] or "" in endings):
+        raise NasAttnError("name aligned files by language, such as train.en and train.de")
+    languages = endings if len(paths) == 2 else []
+    folder = paths[0].parent
+    if all(path.stem == "train" and path.parent == folder for path in plain):
+        with contextlib.suppress(NasAttnError):
+            return read_corpus(find_split_files(folder, endings)), languages
+    lines = read_corpus({"train": paths})["train"]
+    console.print(f"holding out {valid_lines} and {test_lines} of {len(lines[0])} lines")
+    return hold_out(lines, valid_lines, test_lines), languages
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What a search shows while it runs, as rich renderables."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nas_attn.search.driver import Snapshot
+from nas_attn.search.record import TrialRecord
+
+MAX_FRONT_ROWS = 12
+
+
+class SearchDisplay:
+    """A live view of a search; rich asks for it again and again.
+
+    Args:
+        name: of the study.
+        loss: name of the loss.
+        workers: trials at a time.
+    """
+
+    def __init__(self, name: str, loss: str, workers: int) -> None:
+        self.name = name
+        self.loss = loss
+        self.workers = workers
+        self.started = time.time()
+        self.snapshot: Snapshot | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __rich__(self) -> RenderableType:
+        if self.snapshot is None:
+            return Text("starting ...")
+        parts: list[RenderableType] = [self._headline(self.snapshot)]
+        if self.snapshot.running:
+            parts.append(self._running(self.snapshot))
+        if self.snapshot.front:
+            parts.append(front_table(self.snapshot.front, self.snapshot.baseline, self.loss))
+        return Group(*parts)
+
+    def _headline(self, snapshot: Snapshot) -> RenderableType:
+        left = snapshot.seconds_left(self.workers)
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(
+            Text(self.name, style="bold"),
+            ProgressBar(total=snapshot.budget, completed=snapshot.finished, width=24),
+            f"{snapshot.finished}/{snapshot.budget} finished",
+            f"{len(snapshot.running)} running",
+            Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else ""),
+            f"{duration(time.time() - self.started)} gone",
+            "" if left is None else f"about {duration(left)} left",
+        )
+        return grid
+
+    def _running(self, snapshot: Snapshot) -> Table:
+        table = Table(title="running", title_justify="left", expand=False, box=None)
+        for name in ("trial", "parameters", "time", "seed", "updates", self.loss):
+            table.add_column(name, justify="right")
+        table.add_column("plan", overflow="fold")
+        for trial in snapshot.running:
+            last = trial.last
+            table.add_row(
+                str(trial.number),
+                f"{trial.parameters:,}",
+                duration(time.time() - trial.started),
+                "" if last is None else str(last.seed),
+                "" if last is None else str(last.num_updates),
+                "" if last is None else f"{last.loss:.4f}",
+                Text(str(trial.plan)),
+            )
+        return table
+
+
+def front_table(
+    front: tuple[TrialRecord, ...], baseline: TrialRecord | None, loss: str
+) -> Table:
+    """The best points so far, from small to large; evenly thinned if there are many."""
+    rows = list(front)
+    if len(rows) > MAX_FRONT_ROWS:
+        last = len(rows) - 1
+        rows = [rows[round(i * last / (MAX_FRONT_ROWS - 1))] for i in range(MAX_FRONT_ROWS)]
+    title = "front so far" if len(rows) == len(front) else f"front so far ({len(front)} points)"
+    table = Table(title=title, title_justify="left", expand=False, box=None)
+    for name in ("trial", "parameters", "change", loss, "change"):
+        table.add_column(name, justify="right")
+    table.add_column("plan", overflow="fold")
+    for trial in rows:
+        smaller = worse = ""
+        if baseline is not None and not trial.is_baseline and baseline.parameters:
+            smaller = f"{(trial.parameters or 0) / baseline.parameters - 1:+.1%}"
+            worse = f"{(trial.loss or 0.0) - (baseline.loss or 0.0):+.4f}"
+        table.add_row(
+            str(trial.number),
+            f"{trial.parameters:,}",
+            smaller or "baseline",
+            f"{trial.loss:.4f}",
+            worse,
+            Text(str(trial.plan)),
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, short."""
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,222 @@
+"""Write a study's report: page, tables, figures and summary, all from the record."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from nas_attn.report.figures import interactive_figure, write_print_figures
+from nas_attn.report.tables import front_table, noise_of, trials_table
+from nas_attn.search.record import TrialRecord, front
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContext:
+    """What a report says besides its trials.
+
+    Args:
+        name: of the study.
+        description: in the user's words.
+        loss: name of the validation metric.
+        objective: which parameters count.
+        seeds: trainings of a trial.
+        settings: kept with the trials.
+        versions: of the libraries, as kept with the study.
+        machine: where the search ran.
+        evaluate: for each trial number on the front, the command that evaluates its checkpoint.
+    """
+
+    name: str
+    description: str
+    loss: str
+    objective: str
+    seeds: int
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    machine: str
+    evaluate: dict[int, str]
+
+
+def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: Path) -> Path:
+    """Write index.html, front.csv, trials.csv, front.json, front.png, front.svg and summary.md.
+
+    Args:
+        trials: of the study, in order.
+        context: everything else.
+        folder: where to; made if it is not there.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table, chosen = trials_table(trials), front_table(trials)
+    noise = noise_of(trials)
+    table.to_csv(folder / "trials.csv", index=False)
+    chosen.to_csv(folder / "front.csv", index=False)
+    _write_front_json(trials, context, noise, folder / "front.json")
+    write_print_figures(table, folder, loss=context.loss, noise=noise)
+    summary = summary_text(trials, context)
+    (folder / "summary.md").write_text(summary, encoding="utf-8")
+    page = folder / "index.html"
+    figure = interactive_figure(table, loss=context.loss, noise=noise)
+    page.write_text(_render(trials, context, noise, figure, chosen), encoding="utf-8")
+    return page
+
+
+def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
+    """The front as a Markdown table with a few lines around it."""
+    chosen = front_table(trials)
+    noise = noise_of(trials)
+    trained = sum(trial.is_trained for trial in trials)
+    hours = sum(trial.seconds for trial in trials) / 3600
+    lines = [
+        f"# {context.name}",
+        "",
+        f"{trained} trials of {context.seeds} seeds trained in {hours:.2f} hours of training time; "
+        f"{len(chosen)} on the front.",
+        "",
+        f"| trial | plan | {context.objective} parameters | change | {context.loss} | change |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in chosen.to_dict("records"):
+        mark = " (baseline)" if row["baseline"] else ""
+        plan = str(row["plan"]).replace("|", "\\|")
+        lines.append(
+            f"| {row['trial']}{mark} | {plan} | {row['parameters']:,} | {_percent(row)} "
+            f"| {row['loss']:.4f} | {_loss_change(row)} |"
+        )
+    if not any(chosen.get("baseline", [])):
+        baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+        if baseline is not None:
+            lines += [
+                "",
+                f"The baseline (trial {baseline.number}: {baseline.parameters:,} parameters, "
+                f"{context.loss} {baseline.loss:.4f}) is dominated.",
+            ]
+    if noise is not None and len(chosen) > 1:
+        spread = float(chosen["loss"].max() - chosen["loss"].min())
+        lines += [
+            "",
+            f"Noise of one trial (standard error of its mean over {context.seeds} seeds, pooled): "
+            f"{noise:.4f}. Spread of the loss along the front: {spread:.4f}, "
+            f"{spread / noise:.1f} times the noise."
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_front_json(
+    trials: Sequence[TrialRecord], context: ReportContext, noise: float | None, path: Path
+) -> None:
+    points = [
+        {
+            "trial": trial.number,
+            "baseline": trial.is_baseline,
+            "plan": trial.plan.to_json() if trial.plan else None,
+            "parameters": trial.size._asdict() if trial.size else None,
+            "loss": trial.loss,
+            "losses": list(trial.losses),
+            "commands": [list(command) for command in trial.commands],
+            "folder": trial.folder,
+        }
+        for trial in front(list(trials))
+    ]
+    data = {
+        "schema": 1,
+        "study": context.name,
+        "loss": context.loss,
+        "parameters": context.objective,
+        "noise": noise,
+        "front": points,
+    }
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _render(
+    trials: Sequence[TrialRecord],
+    context: ReportContext,
+    noise: float | None,
+    figure: str,
+    chosen: pd.DataFrame,
+) -> str:
+    template = resources.files("nas_attn.report").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    by_number = {trial.number: trial for trial in trials}
+    on_front = {int(number) for number in chosen.get("trial", [])}
+    seconds = sum(trial.seconds for trial in trials)
+    return environment.from_string(template).render(
+        name=context.name,
+        description=context.description,
+        loss=context.loss,
+        objective=context.objective.replace("_", "-"),
+        seeds=context.seeds,
+        settings=json.dumps(context.settings, indent=2),
+        versions=context.versions,
+        machine=context.machine,
+        noise=noise,
+        figure=figure,
+        hours=f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h",
+        baseline=next((t for t in trials if t.is_baseline and t.is_trained), None),
+        counts={
+            "trained": sum(trial.is_trained for trial in trials),
+            "failed": sum(t.state.name == "FAIL" and t.counts for t in trials),
+        },
+        front=[
+            {
+                "trial": row["trial"],
+                "baseline": row["baseline"],
+                "plan": row["plan"],
+                "commands": _commands(by_number[row["trial"]]),
+                "evaluate": context.evaluate.get(row["trial"], ""),
+                "parameters": row["parameters"],
+                "parameters_change": _percent(row),
+                "loss": f"{row['loss']:.4f}",
+                "loss_change": _loss_change(row),
+            }
+            for row in chosen.to_dict("records")
+        ],
+        trials=[_row(trial, trial.number in on_front) for trial in trials],
+    )
+
+
+def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "state": trial.state.name.lower(),
+        "baseline": trial.is_baseline,
+        "on_front": on_front,
+        "duplicate_of": trial.duplicate_of,
+        "plan": "" if trial.plan is None else str(trial.plan),
+        "reason": trial.reason,
+        "commands": _commands(trial),
+        "parameters": "" if trial.parameters is None else f"{trial.parameters:,}",
+        "loss": "" if trial.loss is None else f"{trial.loss:.4f}",
+        "spread": ", ".join(f"{loss:.4f}" for loss in trial.losses),
+        "seconds": f"{trial.seconds:.0f}" if trial.seconds else "",
+    }
+
+
+def _commands(trial: TrialRecord) -> list[str]:
+    return [shlex.join(command) for command in trial.commands]
+
+
+def _percent(row: dict[Any, Any]) -> str:
+    change = row.get("parameters_change")
+    if row["baseline"] or change is None or math.isnan(change):
+        return ""
+    return f"{change:+.1%}"
+
+
+def _loss_change(row: dict[Any, Any]) -> str:
+    change = row.get("loss_change")
+    if row["baseline"] or change is None or math.isnan(change):
+        return ""
+    return f"{change:+.4f}"

@@ -1,0 +1,82 @@
+"""A study's trials and front as tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import pandas as pd
+
+from nas_attn.search.record import TrialRecord, front
+
+
+def noise_of(trials: Sequence[TrialRecord]) -> float | None:
+    """Standard error of one trial's loss, pooled over the trials; None with one seed.
+
+    The variance over seeds is averaged over trials and divided by the number of seeds of a trial.
+    """
+    repeated = [trial for trial in trials if trial.is_trained and len(trial.losses) > 1]
+    if not repeated:
+        return None
+    variance = statistics.fmean(statistics.variance(trial.losses) for trial in repeated)
+    seeds = statistics.fmean(len(trial.losses) for trial in repeated)
+    return float((variance / seeds) ** 0.5)
+
+
+def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
+    """One row for each trial.
+
+    Columns: trial, state, baseline, on_front, plan, parameters (the objective), attention,
+    non_embedding, total, loss (mean over seeds), loss_std (over seeds), seeds, seconds,
+    duplicate_of, reason, command (of the first seed), folder.
+    """
+    on_front = {trial.number for trial in front(list(trials))}
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "baseline": trial.is_baseline,
+            "on_front": trial.number in on_front,
+            "plan": "" if trial.plan is None else str(trial.plan),
+            "parameters": trial.parameters,
+            "attention": None if trial.size is None else trial.size.attention,
+            "non_embedding": None if trial.size is None else trial.size.non_embedding,
+            "total": None if trial.size is None else trial.size.total,
+            "loss": trial.loss,
+            "loss_std": statistics.stdev(trial.losses) if len(trial.losses) > 1 else None,
+            "seeds": len(trial.losses),
+            "seconds": trial.seconds,
+            "duplicate_of": trial.duplicate_of,
+            "reason": trial.reason,
+            "command": shlex_join(trial),
+            "folder": trial.folder,
+        }
+        for trial in trials
+    ]
+    whole = ["parameters", "attention", "non_embedding", "total", "duplicate_of"]
+    table = pd.DataFrame(rows)
+    return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
+
+
+def front_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
+    """The front from small to large, with differences to the baseline.
+
+    Columns: those of `trials_table`, and loss_change and parameters_change (a fraction) against the
+    baseline; empty if the baseline is not complete.
+    """
+    table = trials_table(trials)
+    if table.empty:
+        return table
+    chosen = table[table["on_front"]].sort_values("parameters").reset_index(drop=True)
+    baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+    if baseline is not None:
+        chosen["loss_change"] = chosen["loss"] - baseline.loss
+        chosen["parameters_change"] = chosen["parameters"] / baseline.parameters - 1
+    return chosen
+
+
+def shlex_join(trial: TrialRecord) -> str:
+    """The command of a trial's first seed, for a shell; empty if there is none."""
+    import shlex
+
+    return shlex.join(trial.commands[0]) if trial.commands else ""

@@ -1,0 +1,34 @@
+"""The base of every section of a study file: frozen, and strict about keys and types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nas_attn.errors import Fault
+
+
+class Section(BaseModel):
+    """A part of a file; unknown keys and wrong types are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def faults_of(error: ValidationError, prefix: str = "") -> list[Fault]:
+    """Pydantic's findings with dotted key paths and plain words."""
+    return [_fault(finding, prefix) for finding in error.errors()]
+
+
+def _fault(finding: Any, prefix: str) -> Fault:
+    # Parts that are no keys of the file (names of union members and validators) hold a bracket.
+    parts = [str(part) for part in finding["loc"] if "[" not in str(part)]
+    key = ".".join([prefix, *parts] if prefix else parts) or "(file)"
+    message = finding["msg"].removeprefix("Value error, ")
+    if finding["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif finding["type"] == "missing":
+        message = "is missing"
+    elif "input" in finding and not isinstance(finding["input"], dict | list):
+        message = f"{message[0].lower()}{message[1:]}, but is {finding['input']!r}"
+    return Fault(key, message)

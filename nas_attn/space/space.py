@@ -1,0 +1,209 @@
+"""Search spaces as units of choice.
+
+A space over a concrete model is a list of units (the model, a site, or a layer), each with its
+alternatives. A plan picks one alternative in every unit. Everything that depends only on a plan and
+adds over units, such as parameters, can therefore be tabulated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nas_attn.errors import ConfigError, Fault
+from nas_attn.plan import SITES, AttentionChoice, AttentionPlan, OptionValue, SiteShape
+from nas_attn.space.config import FractionsOfWidth, Schemes, SpaceConfig
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One question that a sampler answers with an index into `values`."""
+
+    name: str
+    values: tuple[OptionValue, ...]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the values are ascending numbers, so that neighbours are alike."""
+        if any(isinstance(value, bool | str) for value in self.values):
+            return False
+        return all(a < b for a, b in itertools.pairwise(self.values))  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What one unit may choose.
+
+    Args:
+        picks: name of each decision on the way here, with the index picked.
+        choices: the resulting choice at each of the unit's sites.
+    """
+
+    picks: tuple[tuple[str, int], ...]
+    choices: tuple[tuple[str, AttentionChoice], ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the model for which one choice is made.
+
+    Args:
+        name: `model`, a site, or `SITE.LAYER`.
+        sites: the sites covered.
+        layer: the layer covered, or None for all.
+        scheme: which scheme to use.
+        options: for each scheme, which values its searched options take.
+        alternatives: all ways to answer.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    layer: int | None
+    scheme: Decision
+    options: tuple[tuple[Decision, ...], ...]
+    alternatives: tuple[Alternative, ...]
+
+    def choose(self, pick: Callable[[Decision], int]) -> Alternative:
+        """Ask `pick` only the decisions that matter, and return what the answers select."""
+        index = pick(self.scheme)
+        answers = {self.scheme.name: index}
+        answers |= {decision.name: pick(decision) for decision in self.options[index]}
+        return next(a for a in self.alternatives if dict(a.picks) == answers)
+
+
+class SearchSpace:
+    """A search space over the sites of one model.
+
+    Args:
+        config: what is on offer.
+        shapes: the model's sites.
+
+    Raises:
+        ConfigError: the configuration does not fit the model; faults carry key paths.
+    """
+
+    def __init__(self, config: SpaceConfig, shapes: Mapping[str, SiteShape]) -> None:
+        self.config = config
+        self.shapes = {site: shapes[site] for site in SITES if site in shapes}
+        faults: list[Fault] = []
+        for site in config.sites:
+            if site not in self.shapes:
+                faults.append(Fault(f"sites.{site}", "the model has no such site"))
+        if config.sites and config.decide == "model":
+            faults.append(Fault("sites", "cannot differ when decide is model"))
+        if not faults:
+            self.units = tuple(self._build_units(faults))
+        if faults:
+            raise ConfigError("search space", faults)
+
+    @property
+    def size(self) -> int:
+        """Number of plans."""
+        return math.prod(len(unit.alternatives) for unit in self.units)
+
+    def plan(self, alternatives: Sequence[Alternative]) -> AttentionPlan:
+        """Join one alternative of every unit into a plan."""
+        layers: dict[str, list[AttentionChoice]] = {site: [] for site in self.shapes}
+        for unit, alternative in zip(self.units, alternatives, strict=True):
+            for site, choice in alternative.choices:
+                repeats = self.shapes[site].num_layers if unit.layer is None else 1
+                layers[site] += [choice] * repeats
+        return AttentionPlan.of({site: choices for site, choices in layers.items() if choices})
+
+    def encode(self, plan: AttentionPlan) -> tuple[Alternative, ...] | None:
+        """Find the alternatives that make up a plan; None if the space does not hold it."""
+        found = []
+        for unit in self.units:
+            wanted = {}
+            for site in unit.sites:
+                choices = plan.layers(site, self.shapes[site].num_layers)
+                if unit.layer is not None:
+                    choices = choices[unit.layer : unit.layer + 1]
+                if len(set(choices)) > 1:
+                    return None
+                wanted[site] = choices[0]
+            match = next((a for a in unit.alternatives if dict(a.choices) == wanted), None)
+            if match is None:
+                return None
+            found.append(match)
+        return tuple(found)
+
+    def choices(self) -> Iterator[tuple[str, str, AttentionChoice]]:
+        """Every distinct (key path, site, choice) on offer, for checking."""
+        seen = set()
+        for unit in self.units:
+            for alternative in unit.alternatives:
+                for site, choice in alternative.choices:
+                    key = f"sites.{site}" if site in self.config.sites else "schemes"
+                    entry = (f"{key}.{choice.scheme}", site, choice)
+                    if entry not in seen:
+                        seen.add(entry)
+                        yield entry
+
+    def _build_units(self, faults: list[Fault]) -> Iterator[Unit]:
+        if self.config.decide == "model":
+            yield self._build_unit("model", tuple(self.shapes), None, faults)
+            return
+        for site, shape in self.shapes.items():
+            if self.config.decide == "site":
+                yield self._build_unit(site, (site,), None, faults)
+                continue
+            for layer in range(shape.num_layers):
+                # The same faults in every layer are told once.
+                told = faults if layer == 0 else []
+                yield self._build_unit(f"{site}.{layer}", (site,), layer, told)
+
+    def _build_unit(
+        self, name: str, sites: tuple[str, ...], layer: int | None, faults: list[Fault]
+    ) -> Unit:
+        offered: Schemes = self.config.schemes
+        key = "schemes"
+        if sites[0] in self.config.sites:
+            offered, key = dict(self.config.sites)[sites[0]], f"sites.{sites[0]}"  # type: ignore[index]
+        scheme = Decision(f"{name}.scheme", tuple(offered))
+        options = []
+        alternatives = []
+        for index, (scheme_name, domains) in enumerate(offered.items()):
+            # For each site the values of each option; a decision picks an index into them.
+            values = {
+                site: [
+                    self._resolve(f"{key}.{scheme_name}.{option}", domain, site, faults)
+                    for option, domain in domains.items()
+                ]
+                for site in sites
+            }
+            decisions = tuple(
+                Decision(f"{name}.{scheme_name}.{option}", resolved)
+                for option, resolved in zip(domains, values[sites[0]], strict=True)
+            )
+            options.append(decisions)
+            for picked in itertools.product(*(range(len(d.values)) for d in decisions)):
+                picks = ((scheme.name, index), *zip((d.name for d in decisions), picked, strict=True))
+                choices = []
+                for site in sites:
+                    chosen = [v[i] for v, i in zip(values[site], picked, strict=True)]
+                    given = dict(zip(domains, chosen, strict=True))
+                    choices.append((site, AttentionChoice.of(scheme_name, **given)))
+                alternatives.append(Alternative(picks, tuple(choices)))
+        return Unit(name, sites, layer, scheme, tuple(options), tuple(alternatives))
+
+    def _resolve(
+        self, key: str, domain: object, site: str, faults: list[Fault]
+    ) -> tuple[OptionValue, ...]:
+        if isinstance(domain, FractionsOfWidth):
+            width = self.shapes[site].embed_dim
+            key = f"{key}.fraction_of_embed_dim"
+            values: list[OptionValue] = []
+            for fraction in domain.fraction_of_embed_dim:
+                value = fraction * width
+                if value < 1 or value != int(value):
+                    message = f"{fraction} of the width {width} of {site} is no whole number"
+                    faults.append(Fault(key, message))
+                values.append(int(value))
+        else:
+            values = list(domain)  # type: ignore[call-overload]
+        if len(set(values)) != len(values):
+            faults.append(Fault(key, "the same value stands twice"))
+        return tuple(values)

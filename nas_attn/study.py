@@ -1,0 +1,326 @@
+"""Studies: the file a user writes, checked whole, and all that is built from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+import nas_attn
+from nas_attn.attention.counting import count_choice
+from nas_attn.errors import ConfigError, DataError, Fault, PlanError
+from nas_attn.plan import AttentionPlan
+from nas_attn.search.config import ExecutionConfig, ObjectivesConfig, SearchConfig
+from nas_attn.search.record import TrialRecord
+from nas_attn.search.samplers import StratifiedProposer
+from nas_attn.section import Section, faults_of
+from nas_attn.space import SearchSpace, SpaceConfig
+from nas_attn.training.arguments import (
+    check_arguments,
+    evaluation_command,
+    shell_text,
+    training_arguments,
+    training_command,
+)
+from nas_attn.training.config import DataConfig, TrainingConfig
+from nas_attn.training.data import (
+    PreparedData,
+    find_split_files,
+    load_prepared,
+    prepare,
+    read_corpus,
+    read_manifest,
+)
+from nas_attn.training.demo import LANGUAGES, make_demo_corpus
+from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
+from nas_attn.training.worker import SeedRun, TrialJob, best_checkpoint
+
+
+class StudyConfig(Section):
+    """A study file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Names the study in its storage and its run folder."""
+    description: str = ""
+    data: DataConfig
+    training: TrainingConfig
+    space: str | SpaceConfig
+    """Name of a shipped search space, path of a file, or the space itself."""
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    search: SearchConfig = SearchConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study.
+
+    Args:
+        config: what the file says.
+        space: over the model that is trained.
+        runs: folder that holds the run folders of all studies.
+    """
+
+    config: StudyConfig
+    space: SearchSpace
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        """The study's run folder."""
+        return (self.runs / self.config.name).absolute()
+
+    @cached_property
+    def sizer(self) -> Sizer:
+        """Exact sizes; needs the data set, for its dictionaries.
+
+        Raises:
+            DataError: the data set is not prepared.
+        """
+        data = load_prepared(self.config.data.folder)
+        return Sizer.of(training_arguments(self.config.training), load_dictionaries(data))
+
+    def prepare_data(self, *, workers: int = 1) -> PreparedData:
+        """Make the data set if it is not there.
+
+        Raises:
+            DataError: the text cannot be read or binarised.
+        """
+        data = self.config.data
+        if data.folder.is_dir():
+            return load_prepared(data.folder)
+        if data.demo is not None:
+            corpus = make_demo_corpus(data.demo.seed, data.demo.train_sentences)
+            return prepare(
+                corpus,
+                LANGUAGES,
+                data.folder,
+                vocab_size=200,
+                subword="word",
+                workers=workers,
+                origin=data.origin,
+            )
+        if data.text is None:
+            raise DataError(f"data.folder {data.folder} does not exist")
+        files = find_split_files(data.text.folder, data.text.languages or ["txt"])
+        return prepare(
+            read_corpus(files),
+            data.text.languages,
+            data.folder,
+            vocab_size=data.text.vocab_size,
+            subword=data.text.subword,
+            workers=workers,
+            origin=data.origin,
+        )
+
+    def build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
+        """What an executor needs to run a trial."""
+        folder = self.folder / "trials" / f"{number:05d}"
+        data = load_prepared(self.config.data.folder.absolute())
+        runs = []
+        for seed in self.config.training.seeds:
+            run = folder / f"seed-{seed}"
+            command = training_command(
+                self.config.training,
+                data,
+                plan,
+                seed=seed,
+                metric=self.config.objectives.loss,
+                save_dir=run / "checkpoints",
+            )
+            runs.append(SeedRun(seed=seed, folder=str(run), command=tuple(command)))
+        return TrialJob(
+            number=number,
+            folder=str(folder),
+            metric=self.config.objectives.loss,
+            parameters=self.sizer.size(plan).total,
+            runs=tuple(runs),
+            threads=self.config.execution.threads,
+        )
+
+    def parameter_range(self) -> tuple[int, int]:
+        """The smallest and the largest number of parameters that the space reaches."""
+        objective = self.config.objectives.parameters
+        proposer = StratifiedProposer(
+            self.space, lambda plan: getattr(self.sizer.size(plan), objective), seed=0
+        )
+        return proposer.low, proposer.high
+
+    def evaluation_texts(self, trials: Sequence[TrialRecord]) -> dict[int, str]:
+        """For each trained trial, the command that evaluates its first checkpoint on the test set."""
+        data = load_prepared(self.config.data.folder.absolute())
+        texts = {}
+        for trial in trials:
+            if trial.is_trained and trial.folder is not None:
+                run = Path(trial.folder) / f"seed-{self.config.training.seeds[0]}"
+                checkpoint = best_checkpoint(run)
+                command = evaluation_command(self.config.training, data, checkpoint, "test")
+                texts[trial.number] = shell_text(command)
+        return texts
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change between two starts of a search, or trials are not comparable."""
+        config = self.config.model_dump(mode="json")
+        kept: dict[str, Any] = {name: config[name] for name in ("data", "training", "objectives")}
+        # As JSON gives it back: with lists for tuples, so that it equals what a storage returns.
+        kept["space"] = self.space.config.model_dump(mode="json")
+        del kept["space"]["description"]
+        settings: dict[str, Any] = json.loads(json.dumps(kept))
+        return settings
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of shipped YAML files: `studies` or `search_spaces`."""
+    package = Path(str(resources.files(nas_attn)))
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def shipped_names(folder: str) -> list[str]:
+    """Names of the shipped files of a folder."""
+    return sorted(path.stem for path in shipped_folder(folder).glob("*.yaml"))
+
+
+def find_file(name: str, folder: str) -> Path:
+    """A file by its path, or a shipped one by its name.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    shipped = shipped_folder(folder) / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    offer = ", ".join(shipped_names(folder))
+    message = f"no such file, and no shipped one of that name; shipped are {offer}"
+    raise ConfigError(name, [Fault("(file)", message)])
+
+
+def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("runs")) -> Study:
+    """Load a study file and check it whole.
+
+    Args:
+        name: path of the file, or name of a shipped study.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the file; values are YAML.
+        runs: folder for run folders.
+
+    Raises:
+        ConfigError: lists everything that is wrong, by key path.
+    """
+    path = find_file(name, "studies")
+    tree = _read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    try:
+        config = StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(str(path), faults_of(error)) from None
+    faults = _check_data(config.data)
+    faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
+    space_config, space_key = _load_space(config.space, faults)
+    if faults or space_config is None:
+        raise ConfigError(str(path), faults)
+    shapes = site_shapes(training_arguments(config.training))
+    try:
+        space = SearchSpace(space_config, shapes)
+    except ConfigError as error:
+        located = [Fault(f"{space_key}.{f.key}", f.message) for f in error.faults]
+        raise ConfigError(str(path), located) from None
+    seen: dict[tuple[str, str], None] = {}
+    for key, site, choice in space.choices():
+        try:
+            count_choice(choice, shapes[site])
+        except PlanError as error:
+            seen[f"{space_key}.{key}", str(error)] = None
+    if seen:
+        raise ConfigError(str(path), [Fault(key, message) for key, message in seen])
+    return Study(config, space, runs)
+
+
+def load_space_config(name: str) -> SpaceConfig:
+    """Load a search-space file by path or shipped name.
+
+    Raises:
+        ConfigError: lists everything that is wrong, by key path.
+    """
+    path = find_file(name, "search_spaces")
+    try:
+        return SpaceConfig.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        raise ConfigError(str(path), faults_of(error)) from None
+
+
+def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceConfig | None, str]:
+    if isinstance(given, SpaceConfig):
+        return given, "space"
+    try:
+        return load_space_config(given), f"space ({given})"
+    except ConfigError as error:
+        faults += [Fault(f"space ({given}).{f.key}".replace(".(file)", ""), f.message) for f in error.faults]
+        return None, "space"
+
+
+def _check_data(data: DataConfig) -> list[Fault]:
+    if data.folder.is_dir():
+        try:
+            load_dictionaries(load_prepared(data.folder))
+        except DataError as error:
+            return [Fault("data.folder", str(error))]
+        made_from = read_manifest(data.folder).get("origin") or data.origin
+        if data.origin and made_from != data.origin:
+            message = f"{data.folder} was made from {made_from}; remove it or name another folder"
+            return [Fault("data.folder", message)]
+        return []
+    if data.text is not None:
+        try:
+            find_split_files(data.text.folder, data.text.languages or ["txt"])
+        except DataError as error:
+            return [Fault("data.text.folder", str(error))]
+    elif data.demo is None:
+        message = f"folder {data.folder} does not exist, and neither text nor demo says what to make"
+        return [Fault("data.folder", message)]
+    return []
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(str(path), [Fault("(file)", f"is not YAML: {error}")]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), [Fault("(file)", "must be a mapping of keys")])
+    return tree
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("--set", [Fault(text, "must be KEY.PATH=VALUE")])
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError("--set", [Fault(key, f"{parent} is no section")])
+    tree[last] = yaml.safe_load(value)

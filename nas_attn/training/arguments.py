@@ -1,0 +1,195 @@
+"""From a training section to fairseq's command line and back to checked arguments."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas_attn.errors import Fault
+from nas_attn.plan import AttentionPlan
+from nas_attn.training.config import TrainingConfig
+from nas_attn.training.data import PreparedData
+
+BASELINE_SCHEME = "multi_head"
+
+FAMILIES = {"translation": "transformer", "language_modeling": "transformer_lm"}
+"""fairseq's model family of each task."""
+
+RESERVED = frozenset(
+    "arch attention-plan best-checkpoint-metric data disable-validation log-file log-format "
+    "maximize-best-checkpoint-metric no-epoch-checkpoints no-last-checkpoints no-save "
+    "no-save-optimizer-state required-batch-size-multiple reset-dataloader restore-file save-dir "
+    "seed source-lang target-lang task user-dir".split()
+)
+"""Flags that nas-attn sets itself; a study may not."""
+
+
+def plugin_folder() -> Path:
+    """The plugin's folder, which fairseq takes as `--user-dir`."""
+    import fairseq_plugin
+
+    return Path(fairseq_plugin.__file__).resolve().parent
+
+
+def architecture(config: TrainingConfig) -> str:
+    """The plugin's architecture; the plan is given apart, so its scheme is the baseline's."""
+    family = FAMILIES[config.task]
+    return f"{BASELINE_SCHEME}_{family}" + (f"_{config.size}" if config.size else "")
+
+
+def training_command(
+    config: TrainingConfig,
+    data: PreparedData,
+    plan: AttentionPlan,
+    *,
+    seed: int,
+    metric: str,
+    save_dir: Path,
+) -> list[str]:
+    """The fairseq-train command of one training, the one that a person would type."""
+    command = ["fairseq-train", str(data.folder)]
+    command += ["--user-dir", str(plugin_folder()), "--task", f"reported_{config.task}"]
+    if data.languages:
+        command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
+    command += ["--arch", architecture(config), "--attention-plan", plan.dumps()]
+    command += _flags(config)
+    command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
+    command += ["--best-checkpoint-metric", metric]
+    # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
+    command += ["--required-batch-size-multiple", "1", "--log-format", "simple"]
+    return command
+
+
+def evaluation_command(
+    config: TrainingConfig, data: PreparedData, checkpoint: Path, subset: str
+) -> list[str]:
+    """fairseq-generate with corpus BLEU (beam 5), or fairseq-eval-lm, on one subset."""
+    tool = "fairseq-generate" if data.languages else "fairseq-eval-lm"
+    command = [tool, str(data.folder), "--user-dir", str(plugin_folder())]
+    command += ["--path", str(checkpoint), "--gen-subset", subset]
+    command += ["--required-batch-size-multiple", "1"]
+    if not data.languages:
+        tokens = config.arguments.get("tokens-per-sample", 512)
+        return [*command, "--batch-size", "32", "--tokens-per-sample", str(tokens)]
+    command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
+    command += ["--batch-size", "64", "--beam", "5", "--scoring", "sacrebleu"]
+    if data.sentencepiece_model.is_file():
+        model = str(data.sentencepiece_model)
+        command += ["--bpe", "sentencepiece", "--sentencepiece-model", model]
+    return command
+
+
+def shell_text(command: Sequence[str]) -> str:
+    """A command as one line to paste into a shell."""
+    return shlex.join(command)
+
+
+def check_arguments(config: TrainingConfig) -> list[Fault]:
+    """What fairseq's own parser, and we, find wrong with a training section."""
+    key = "arguments"
+    faults = [
+        Fault(f"{key}.{name}", "is set by nas-attn itself; leave it out")
+        for name in config.arguments
+        if _dashed(name) in RESERVED
+    ]
+    given = {_dashed(name) for name in config.arguments}
+    if not given & {"max-epoch", "max-update"}:
+        faults.append(Fault(key, "give max-epoch or max-update, or a trial never ends"))
+    if not given & {"max-tokens", "batch-size"}:
+        faults.append(Fault(key, "give max-tokens or batch-size"))
+    if architecture(config) not in _architectures():
+        prefix = f"{BASELINE_SCHEME}_{FAMILIES[config.task]}"
+        sizes = sorted(a.removeprefix(prefix + "_") for a in _architectures() if a.startswith(prefix))
+        offer = ", ".join(size for size in sizes if not size.startswith(("lm", prefix)))
+        faults.append(Fault("size", f"fairseq has no size {config.size!r}; it has {offer}"))
+    if faults:
+        return faults
+    try:
+        args, unknown = _parse(["DATA", "--arch", architecture(config), *_flags(config)])
+    except _Refused as error:
+        return [_locate(str(error), config)]
+    flags = [text for text in unknown if text.startswith("--")]
+    if flags:
+        return [Fault(f"{key}.{f.removeprefix('--')}", "fairseq-train has no such flag") for f in flags]
+    for side in ("encoder", "decoder"):
+        width = getattr(args, f"{side}_embed_dim", None)
+        heads = getattr(args, f"{side}_attention_heads", None)
+        if width is not None and heads is not None and (heads < 1 or width % heads):
+            message = f"{heads} heads do not divide a width of {width}"
+            faults.append(Fault(f"{key}.{side}-attention-heads", message))
+    return faults
+
+
+def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
+    """Parse flags of fairseq-train for an architecture, with the architecture's defaults filled in.
+
+    Raises:
+        ValueError: fairseq refuses a flag; the message is fairseq's.
+    """
+    try:
+        args, unknown = _parse(["DATA", "--arch", arch, *flags])
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    if unknown:
+        raise ValueError(f"fairseq-train has no flag {' '.join(unknown)}")
+    return args
+
+
+def training_arguments(config: TrainingConfig) -> argparse.Namespace:
+    """The checked training section as fairseq's arguments."""
+    return parse_arguments(architecture(config), _flags(config))
+
+
+class _Refused(Exception):
+    """fairseq's parser gave up; the message is what it printed last."""
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    import fairseq_plugin  # noqa: F401  registers the architectures
+    from fairseq import options
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed = options.parse_args_and_arch(
+                options.get_training_parser(), argv, parse_known=True
+            )
+    except SystemExit:
+        lines = printed.getvalue().strip().splitlines() or ["refused without a word"]
+        raise _Refused(lines[-1].partition("error: ")[2] or lines[-1]) from None
+    return parsed
+
+
+def _architectures() -> list[str]:
+    import fairseq_plugin  # noqa: F401  registers the architectures
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    return list(ARCH_MODEL_REGISTRY)
+
+
+def _locate(message: str, config: TrainingConfig) -> Fault:
+    """Point fairseq's message at the argument that it names."""
+    for name in config.arguments:
+        if f"--{_dashed(name)}:" in message or f"--{_dashed(name)}/" in message:
+            text = message.partition(": ")[2] or message
+            return Fault(f"arguments.{name}", f"fairseq-train says: {text}")
+    return Fault("arguments", f"fairseq-train says: {message}")
+
+
+def _flags(config: TrainingConfig) -> list[str]:
+    flags = []
+    for name, value in config.arguments.items():
+        if value is False:
+            continue
+        flags.append(f"--{_dashed(name)}")
+        if value is not True:
+            flags.append(str(value))
+    return flags
+
+
+def _dashed(name: str) -> str:
+    return name.removeprefix("--").replace("_", "-")

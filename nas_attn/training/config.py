@@ -1,0 +1,84 @@
+"""The sections of a study file that say what is trained, on what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nas_attn.section import Section
+from nas_attn.training.data import Subword
+
+
+def _to_path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_to_path)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str
+
+
+class TextConfig(Section):
+    """Text to make the data set from."""
+
+    folder: FilePath
+    """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
+    languages: Annotated[list[str], Field(max_length=2)] = []
+    """Source and target for translation; left out for language modelling."""
+    vocab_size: Annotated[int, Field(ge=8)] = 8000
+    subword: Subword = "bpe"
+
+    @model_validator(mode="after")
+    def _two_or_none(self) -> TextConfig:
+        if len(self.languages) == 1:
+            raise ValueError("languages must be a source and a target, or left out")
+        return self
+
+
+class DemoTextConfig(Section):
+    """The generated corpus of the demo (see `nas_attn.training.demo`)."""
+
+    seed: int = 1
+    train_sentences: Count = 16000
+
+
+class DataConfig(Section):
+    """The binarised data set, and where it comes from if it is not there yet."""
+
+    folder: FilePath
+    """What fairseq-train takes as data; relative to the current directory."""
+    text: TextConfig | None = None
+    demo: DemoTextConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.text is not None and self.demo is not None:
+            raise ValueError("give text or demo, not both")
+        return self
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What determines the data set, apart from where the text lies."""
+        if self.demo is not None:
+            return self.demo.model_dump()
+        return {} if self.text is None else self.text.model_dump(exclude={"folder"})
+
+
+class TrainingConfig(Section):
+    """A fairseq training, as one would start it by hand."""
+
+    task: Literal["translation", "language_modeling"] = "translation"
+    size: str = ""
+    """fairseq's name of the size: `iwslt_de_en` of `transformer_iwslt_de_en`; empty for base."""
+    arguments: dict[str, Scalar]
+    """Flags of fairseq-train without dashes; `true` for a flag that takes no value."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [1]
+    """Each trial is trained once for each seed; its loss is the mean."""
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> TrainingConfig:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("the same seed stands twice")
+        return self

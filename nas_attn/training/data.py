@@ -1,0 +1,272 @@
+"""Text in, binarised fairseq data set out, with a SentencePiece model trained on the training side."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from nas_attn.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+MANIFEST = "prepared.json"
+SENTENCEPIECE_MODEL = "sentencepiece.model"
+
+Subword = Literal["bpe", "unigram", "word", "char"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """A binarised data set.
+
+    Args:
+        folder: what fairseq commands take as data.
+        languages: source and target language, or none for language modelling.
+    """
+
+    folder: Path
+    languages: tuple[str, ...]
+
+    @property
+    def sentencepiece_model(self) -> Path:
+        return self.folder / SENTENCEPIECE_MODEL
+
+
+Corpus = Mapping[str, Sequence[Sequence[str]]]
+"""For each split, for each language, the lines."""
+
+
+def find_split_files(folder: Path, languages: Sequence[str]) -> dict[str, list[Path]]:
+    """Find `train.LANGUAGE`, `valid.LANGUAGE` and `test.LANGUAGE`, plain or gzipped.
+
+    Args:
+        folder: where the text is.
+        languages: one or two file name endings; `txt` for language modelling.
+
+    Returns:
+        For each split, one file a language.
+
+    Raises:
+        DataError: names the files that are missing.
+    """
+    if not folder.is_dir():
+        raise DataError(f"folder {folder} does not exist")
+    found: dict[str, list[Path]] = {}
+    missing = []
+    for split in SPLITS:
+        found[split] = []
+        for language in languages:
+            plain = folder / f"{split}.{language}"
+            candidates = [plain, plain.with_name(plain.name + ".gz")]
+            present = [path for path in candidates if path.is_file()]
+            found[split] += present[:1]
+            missing += [] if present else [plain.name]
+    if missing:
+        raise DataError(f"folder {folder} lacks {', '.join(missing)} (plain or .gz)")
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a UTF-8 text file, plain or gzipped, splitting at line feeds only.
+
+    Raises:
+        DataError: the file is missing, empty or not UTF-8 text.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path} is empty")
+    return lines
+
+
+def read_corpus(files: Mapping[str, Sequence[Path]]) -> dict[str, list[list[str]]]:
+    """Read the files of every split and check that languages are aligned.
+
+    Raises:
+        DataError: a file is unreadable, or two sides have different numbers of lines.
+    """
+    corpus: dict[str, list[list[str]]] = {}
+    for split, paths in files.items():
+        corpus[split] = [read_lines(path) for path in paths]
+        counts = {path.name: len(side) for path, side in zip(paths, corpus[split], strict=True)}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DataError(f"{split}: the sides have different numbers of lines: {told}")
+    return corpus
+
+
+def hold_out(lines: Sequence[Sequence[str]], valid: int, test: int) -> dict[str, list[list[str]]]:
+    """Split aligned text by position: evenly spaced lines become validation and test.
+
+    Args:
+        lines: one or two aligned sides.
+        valid: number of validation lines.
+        test: number of test lines.
+
+    Raises:
+        DataError: fewer than half of the lines would be left to train on.
+    """
+    total = len(lines[0])
+    held = valid + test
+    if valid < 1 or test < 1 or held * 2 > total:
+        raise DataError(f"cannot hold out {valid} and {test} of {total} lines")
+    positions = [index * total // held for index in range(held)]
+    in_test = set(positions[:: held // test][:test])
+    in_valid = set(positions) - in_test
+    assigned = {"test": in_test, "valid": in_valid, "train": set(range(total)) - set(positions)}
+    return {split: [[s[i] for i in sorted(assigned[split])] for s in lines] for split in SPLITS}
+
+
+def prepare(
+    corpus: Corpus,
+    languages: Sequence[str],
+    folder: Path,
+    *,
+    vocab_size: int,
+    subword: Subword = "bpe",
+    workers: int = 1,
+    origin: Mapping[str, object] | None = None,
+) -> PreparedData:
+    """Train SentencePiece on the training text, encode every split and binarise it for fairseq.
+
+    The work is done beside `folder` and moved there at the end, so a folder that exists is whole.
+    Languages share pieces and dictionary.
+
+    Args:
+        corpus: lines of every split and language.
+        languages: (source, target) for translation, () for language modelling.
+        folder: where the data set goes; made with its parents.
+        vocab_size: pieces, at most (small texts give fewer).
+        subword: kind of SentencePiece model.
+        workers: processes of fairseq-preprocess.
+        origin: what the text was made from, kept in the manifest.
+
+    Raises:
+        DataError: SentencePiece or fairseq-preprocess refused the text.
+    """
+    if subword not in get_args(Subword):
+        raise DataError(f"subword must be one of {', '.join(get_args(Subword))}, not {subword!r}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pieces = partial / "pieces"
+    pieces.mkdir(parents=True)
+    endings = list(languages) or ["txt"]
+    logger.info("training a SentencePiece %s model of %d pieces", subword, vocab_size)
+    _encode(corpus, endings, partial / SENTENCEPIECE_MODEL, pieces, vocab_size, subword)
+    logger.info("binarising with fairseq-preprocess")
+    _binarise(partial, pieces, languages, endings, workers)
+    manifest = {
+        "languages": list(languages),
+        "vocab_size": vocab_size,
+        "subword": subword,
+        "lines": {split: len(sides[0]) for split, sides in corpus.items()},
+        "digest": corpus_digest(corpus),
+        "origin": dict(origin or {}),
+    }
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return PreparedData(folder=folder, languages=tuple(languages))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `prepare` wrote about a data set; empty for one made otherwise."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest
+
+
+def load_prepared(folder: Path) -> PreparedData:
+    """Open a folder made by `prepare`, or any binarised fairseq data set.
+
+    Raises:
+        DataError: the folder holds no data set.
+    """
+    manifest = read_manifest(folder)
+    if "languages" in manifest:
+        return PreparedData(folder=folder, languages=tuple(manifest["languages"]))
+    pairs = sorted(path.name.split(".")[1] for path in folder.glob("train.*-*.*.idx"))
+    if pairs:
+        return PreparedData(folder=folder, languages=tuple(pairs[0].split("-")))
+    if (folder / "train.idx").is_file():
+        return PreparedData(folder=folder, languages=())
+    raise DataError(f"folder {folder} holds no binarised fairseq data set")
+
+
+def corpus_digest(corpus: Corpus) -> str:
+    """Identify the text: sha256 over all lines of all splits."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for side in corpus[split]:
+            digest.update("\n".join(side).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _encode(
+    corpus: Corpus,
+    endings: Sequence[str],
+    model: Path,
+    pieces: Path,
+    vocab_size: int,
+    subword: Subword,
+) -> None:
+    import sentencepiece
+
+    training_text = (line for side in corpus["train"] for line in side if line.strip())
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=training_text,
+            model_prefix=str(model.with_suffix("")),
+            vocab_size=vocab_size,
+            model_type=subword,
+            character_coverage=1.0,
+            hard_vocab_limit=False,
+            use_all_vocab=subword == "word",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(f"SentencePiece: {error}") from None
+    encoder = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for split in SPLITS:
+        for ending, side in zip(endings, corpus[split], strict=True):
+            encoded = encoder.encode(list(side), out_type=str)
+            text = "".join(" ".join(line) + "\n" for line in encoded)
+            (pieces / f"{split}.{ending}").write_text(text, encoding="utf-8")
+
+
+def _binarise(
+    folder: Path, pieces: Path, languages: Sequence[str], endings: Sequence[str], workers: int
+) -> None:
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--destdir", str(folder)]
+    for split in SPLITS:
+        name = pieces / split if languages else pieces / f"{split}.{endings[0]}"
+        command += [f"--{split}pref", str(name)]
+    if languages:
+        source, target = languages
+        command += ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
+    else:
+        command += ["--only-source"]
+    command += ["--workers", str(workers)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise DataError(f"fairseq-preprocess failed:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -1,0 +1,143 @@
+"""Sizes of fairseq models, exactly and before any training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nas_attn.attention.counting import ModelSize, count_model, count_plan
+from nas_attn.errors import DataError, PlanError
+from nas_attn.plan import AttentionPlan, SiteShape
+from nas_attn.training.arguments import parse_arguments
+from nas_attn.training.data import PreparedData
+
+
+def site_shapes(args: argparse.Namespace) -> dict[str, SiteShape]:
+    """The attention sites of the model that parsed fairseq arguments describe."""
+    decoder = SiteShape(
+        num_layers=args.decoder_layers,
+        embed_dim=args.decoder_embed_dim,
+        num_heads=args.decoder_attention_heads,
+    )
+    if not hasattr(args, "encoder_layers"):
+        return {"decoder_self": decoder}
+    encoder = SiteShape(
+        num_layers=args.encoder_layers,
+        embed_dim=args.encoder_embed_dim,
+        num_heads=args.encoder_attention_heads,
+    )
+    shapes = {"encoder_self": encoder, "decoder_self": decoder}
+    if not getattr(args, "no_cross_attention", False):
+        shapes["encoder_decoder"] = SiteShape(
+            num_layers=decoder.num_layers,
+            embed_dim=decoder.embed_dim,
+            num_heads=decoder.num_heads,
+            kdim=None if encoder.embed_dim == decoder.embed_dim else encoder.embed_dim,
+        )
+    return shapes
+
+
+def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
+    """Build a fairseq model without storage.
+
+    Args:
+        args: parsed fairseq arguments of one of the plugin's architectures.
+        dictionaries: of the source and the target; once for language models.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        ValueError: fairseq refuses the arguments.
+    """
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    task = argparse.Namespace(
+        source_dictionary=dictionaries[0], target_dictionary=dictionaries[-1]
+    )
+    with torch.device("meta"):
+        model: torch.nn.Module = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
+    return model
+
+
+def blank_dictionary(size: int) -> Any:
+    """A fairseq dictionary of `size` types, special symbols included.
+
+    Raises:
+        PlanError: the size is smaller than the number of special symbols.
+    """
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    if size < len(dictionary):
+        raise PlanError(f"a vocabulary has at least {len(dictionary)} types, but {size} were asked")
+    for index in range(size - len(dictionary)):
+        dictionary.add_symbol(f"type{index}")
+    return dictionary
+
+
+def load_dictionaries(data: PreparedData) -> list[Any]:
+    """The dictionaries of a data set: source and target, or one.
+
+    Raises:
+        DataError: the folder lacks a dictionary.
+    """
+    from fairseq.data import Dictionary
+
+    names = [f"dict.{language}.txt" for language in data.languages] or ["dict.txt"]
+    for name in names:
+        if not (data.folder / name).is_file():
+            raise DataError(f"data folder {data.folder} lacks {name}")
+    return [Dictionary.load(str(data.folder / name)) for name in names]
+
+
+@dataclass(frozen=True)
+class Sizer:
+    """Exact sizes of one model for any plan, by adding what the plan's modules hold.
+
+    Args:
+        shapes: the model's sites.
+        rest: the model without attention.
+    """
+
+    shapes: dict[str, SiteShape]
+    rest: ModelSize
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, dictionaries: Sequence[Any]) -> Sizer:
+        """Measure the model of parsed fairseq arguments (see `build_on_meta`)."""
+        size = count_model(build_on_meta(args, dictionaries))
+        non_embedding = size.non_embedding - size.attention
+        rest = ModelSize(0, non_embedding, size.total - size.attention)
+        return cls(site_shapes(args), rest)
+
+    def size(self, plan: AttentionPlan) -> ModelSize:
+        """The model's size under a plan."""
+        attention = count_plan(plan, self.shapes)
+        return ModelSize(
+            attention, self.rest.non_embedding + attention, self.rest.total + attention
+        )
+
+
+def count_architecture(
+    arch: str, vocab: int, target_vocab: int | None, flags: Sequence[str]
+) -> ModelSize:
+    """Count a model by the name of its architecture.
+
+    Args:
+        arch: one of the plugin's architectures.
+        vocab: types of the (source) dictionary.
+        target_vocab: types of the target dictionary if it is another one.
+        flags: further flags of fairseq-train.
+
+    Raises:
+        ValueError: fairseq or a scheme refuses the flags.
+    """
+    args = parse_arguments(arch, flags)
+    dictionaries = [blank_dictionary(vocab)]
+    if target_vocab is not None:
+        dictionaries.append(blank_dictionary(target_vocab))
+    return count_model(build_on_meta(args, dictionaries))
+
