@@ -1,0 +1,142 @@
+"""fairseq's commands, run as a user runs them, on every scheme: train, resume, decode, evaluate."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas_attn.attention import SCHEMES
+from nas_attn.training.data import PreparedData
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+COMMON = [
+    "--encoder-layers=1", "--decoder-layers=1", "--encoder-embed-dim=16", "--decoder-embed-dim=16",
+    "--encoder-ffn-embed-dim=16", "--decoder-ffn-embed-dim=16", "--encoder-attention-heads=4",
+    "--decoder-attention-heads=4", "--share-all-embeddings", "--dropout=0.1",
+]  # fmt: skip
+TRAINING = [
+    "--optimizer=adam", "--lr=0.003", "--max-tokens=512", "--num-workers=0", "--seed=1",
+    "--no-epoch-checkpoints", "--required-batch-size-multiple=1", "--log-format=json",
+]  # fmt: skip
+TRANSLATION = ["--criterion=label_smoothed_cross_entropy", *COMMON, *TRAINING]
+LANGUAGE = [
+    "--task=language_modeling", "--tokens-per-sample=32", "--sample-break-mode=none",
+    *[flag for flag in COMMON if "encoder" not in flag and "share" not in flag],
+    "--share-decoder-input-output-embed", *TRAINING,
+]  # fmt: skip
+FLAGS = {"multi_head": [], "collaborative": ["--shared-dim=4", "--content-bias"]}
+
+
+def fairseq(
+    module: str, arguments: list[str], stdin: str = "", user_dir: str = "fairseq_plugin"
+) -> str:
+    """Run a fairseq command in the checkout with a relative --user-dir; returns what it printed."""
+    command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments, f"--user-dir={user_dir}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, input=stdin, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def num_updates(checkpoint: Path) -> int:
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    return int(state["optimizer_history"][-1]["num_updates"])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_translation(scheme: str, tiny_translation: PreparedData, tmp_path: Path) -> None:
+    data = str(tiny_translation.folder)
+    arguments = [
+        data, f"--arch={scheme}_transformer", *FLAGS[scheme], *TRANSLATION, f"--save-dir={tmp_path}",
+    ]  # fmt: skip
+    fairseq("train", [*arguments, "--max-epoch=1"])
+    last = tmp_path / "checkpoint_last.pt"
+    first = num_updates(last)
+    resumed = fairseq("train", [*arguments, "--max-epoch=2"])
+    assert f"Loaded checkpoint {last}" in resumed
+    assert num_updates(last) == 2 * first
+    decoding = [data, f"--path={last}", "--beam=5", "--max-len-b=12", "--required-batch-size-multiple=1"]
+    output = fairseq("generate", [*decoding, "--gen-subset=test", "--batch-size=7", "--scoring=sacrebleu"])
+    assert output.count("\nH-") == 61  # every sentence of the set, none dropped
+    assert re.search(r"BLEU4? = [\d.]+", output)
+    interactive = fairseq("interactive", decoding, stdin="ba ta si\nfo ku\n")
+    assert interactive.count("\nH-") == 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_language_model(scheme: str, tiny_language: PreparedData, tmp_path: Path) -> None:
+    data = str(tiny_language.folder)
+    arguments = [
+        data, f"--arch={scheme}_transformer_lm", *FLAGS[scheme], *LANGUAGE, f"--save-dir={tmp_path}",
+    ]  # fmt: skip
+    fairseq("train", [*arguments, "--max-epoch=1"])
+    last = tmp_path / "checkpoint_last.pt"
+    first = num_updates(last)
+    fairseq("train", [*arguments, "--max-epoch=2"])
+    assert num_updates(last) == 2 * first
+    output = fairseq(
+        "eval_lm", [data, f"--path={last}", "--batch-size=4", "--tokens-per-sample=32",
+                    "--required-batch-size-multiple=1"],
+    )  # fmt: skip
+    assert re.search(r"Perplexity: [\d.]+", output)
+
+
+def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    """Train and resume on two processes (gloo); both hold the same weights, as DDP promises."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [
+        str(tiny_translation.folder), "--arch=collaborative_transformer", "--shared-dim=4",
+        *TRANSLATION, f"--save-dir={tmp_path}", "--user-dir=fairseq_plugin",
+        "--distributed-world-size=2", "--distributed-no-spawn", "--distributed-backend=gloo",
+        "--ddp-backend=legacy_ddp",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    for epochs in (1, 2):
+        address = f"--distributed-init-method=tcp://127.0.0.1:{port + epochs - 1}"
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "fairseq_cli.train", *arguments, address,
+                 f"--distributed-rank={rank}", f"--max-epoch={epochs}"],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        outputs = [process.communicate(timeout=240)[0] for process in ranks]
+        assert [process.returncode for process in ranks] == [0, 0], outputs[0][-3000:]
+        if epochs == 1:
+            first = num_updates(tmp_path / "checkpoint_last.pt")
+    assert num_updates(tmp_path / "checkpoint_last.pt") == 2 * first
+
+
+def test_checkpoints_need_only_what_is_allowed(
+    tiny_translation: PreparedData, tmp_path: Path
+) -> None:
+    """A checkpoint that carries code is refused, although the plugin allows fairseq's own types."""
+    marker = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {marker}",)
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"args": Payload(), "model": {}}, path)
+    command = [sys.executable, "-m", "fairseq_cli.generate", str(tiny_translation.folder),
+               f"--path={path}", "--user-dir=fairseq_plugin"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Weights only load failed" in done.stderr
+    assert not marker.exists()

@@ -1,0 +1,85 @@
+"""Plans: forms, equality, digests."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nas_attn.errors import PlanError
+from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
+
+MULTI_HEAD = AttentionChoice("multi_head")
+SHARED = AttentionChoice.of("collaborative", shared_dim=16, content_bias=True)
+
+choices = st.builds(
+    lambda scheme, options: AttentionChoice.of(scheme, **options),
+    st.sampled_from(["multi_head", "collaborative", "other"]),
+    st.dictionaries(
+        st.sampled_from(["shared_dim", "content_bias", "name"]),
+        st.one_of(st.integers(1, 9), st.booleans(), st.text(max_size=3)),
+        max_size=2,
+    ),
+)
+plans = st.builds(
+    AttentionPlan.of,
+    st.dictionaries(st.sampled_from(SITES), st.lists(choices, min_size=1, max_size=4), min_size=1),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(plans)
+def test_json_round_trip(plan: AttentionPlan) -> None:
+    again = AttentionPlan.parse(plan.dumps())
+    assert again == plan
+    assert (again.dumps(), again.digest, hash(again)) == (plan.dumps(), plan.digest, hash(plan))
+
+
+def test_the_same_everywhere_is_one_plan() -> None:
+    spelled = AttentionPlan.of({"decoder_self": [SHARED, SHARED], "encoder_self": [MULTI_HEAD]})
+    short = AttentionPlan.of({"encoder_self": MULTI_HEAD, "decoder_self": SHARED})
+    assert spelled == short
+    assert spelled.digest == short.digest
+    assert short.layers("decoder_self", 3) == (SHARED,) * 3
+
+
+def test_text_form() -> None:
+    assert str(AttentionPlan.uniform(MULTI_HEAD)) == "everywhere multi_head"
+    mixed = AttentionPlan.of(
+        {"encoder_self": [SHARED, SHARED, MULTI_HEAD], "encoder_decoder": MULTI_HEAD}
+    )
+    assert str(mixed) == (
+        "encoder_self [2x collaborative(content_bias=True, shared_dim=16) | multi_head]; "
+        "encoder_decoder multi_head"
+    )
+
+
+def test_defaults_fill_the_sites_left_out() -> None:
+    plan = AttentionPlan.of({"decoder_self": SHARED})
+    full = plan.over(AttentionPlan.uniform(MULTI_HEAD))
+    assert dict(full.sites)["decoder_self"] == (SHARED,)
+    assert dict(full.sites)["encoder_self"] == (MULTI_HEAD,)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "must be a mapping of sites, but is list"),
+        ({"decoder": "multi_head"}, "unknown site 'decoder'; sites are encoder_self, decoder_self"),
+        ({"decoder_self": []}, "site 'decoder_self' has no choice"),
+        ({"decoder_self": ["multi_head", 3]}, r"decoder_self\[1\]: a choice must be"),
+        ({"decoder_self": {"shared_dim": 3}}, r"decoder_self\[0\]: a choice must be"),
+        ({"decoder_self": {"scheme": "x", "a": [1]}}, r"option 'a' must be a number, bool or string"),
+    ],
+)
+def test_malformed_plans(data: object, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        AttentionPlan.parse(json.dumps(data)) if isinstance(data, dict) else AttentionPlan.from_json(data)
+
+
+def test_layers_that_do_not_fit() -> None:
+    plan = AttentionPlan.of({"decoder_self": [SHARED, MULTI_HEAD]})
+    with pytest.raises(PlanError, match="2 choices given for 3 layers"):
+        plan.layers("decoder_self", 3)
+    with pytest.raises(PlanError, match="says nothing about site 'encoder_self'"):
+        plan.layers("encoder_self", 2)
