@@ -126,7 +126,11 @@ class PlannedDecoder(TransformerDecoderBase):
 
 
 def _build(
-    choice: AttentionChoice, embed_dim: int, num_heads: int, cfg: Any, encoder_dim: int | None = None
+    choice: AttentionChoice,
+    embed_dim: int,
+    num_heads: int,
+    cfg: Any,
+    encoder_dim: int | None = None,
 ) -> FairseqAttention:
     if cfg.quant_noise.pq > 0:
         raise PlanError("nas-attn attention does not support --quant-noise-pq")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -41,7 +42,7 @@ class ReportingTask:
             "parameters": count_model(model)._asdict(),
             "metrics": metrics,
         }
-        with open(path, "a", encoding="utf-8") as file:
+        with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_attn.errors import ConfigError, NasAttnError
+from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
     from nas_attn.search.config import ExecutionConfig
@@ -66,7 +67,8 @@ def search(
         typer.Option(help="local (sub-processes) or ray; the study file says if left out."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster, such as auto; implies ray.")
+        str | None,
+        typer.Option(help="Address of a running Ray cluster, such as auto; implies ray."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
@@ -117,7 +119,8 @@ def search(
 def report(
     study: StudyArgument,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to; the run folder's report/ if left out.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to; the run folder's report/ if left out."),
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
@@ -168,8 +171,8 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
     config = loaded.config
     trainings = config.search.trials * len(config.training.seeds)
     console.print(
-        f"{config.name}: {loaded.space.size:,} plans; {config.search.trials} trials of "
-        f"{len(config.training.seeds)} seeds are {trainings} trainings; sampler "
+        f"{config.name}: {loaded.space.size:,} plans; {config.search.trials} trials, "
+        f"{len(config.training.seeds)} seed(s) each, are {trainings} trainings; sampler "
         f"{config.search.sampler} after {config.search.startup_trials} stratified trials",
         highlight=False,
         soft_wrap=True,
@@ -203,7 +206,9 @@ def count(
     arch: Annotated[
         str, typer.Option(help="Architecture, such as collaborative_transformer_wmt_en_de.")
     ],
-    vocab: Annotated[int, typer.Option(help="Types of the (source) dictionary, specials included.")],
+    vocab: Annotated[
+        int, typer.Option(help="Types of the (source) dictionary, specials included.")
+    ],
     target_vocab: Annotated[
         int | None, typer.Option(help="Types of the target dictionary if it is another one.")
     ] = None,
@@ -248,15 +253,19 @@ def prepare(
         Path | None, typer.Option(metavar="DIR", help="Where the data set goes (for files).")
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="SentencePiece pieces.")] = 8000,
-    subword: Annotated[str, typer.Option(help="bpe, unigram, word or char.")] = "bpe",
-    valid_lines: Annotated[int, typer.Option(help="Lines held out if there is no valid file.")] = 1000,
-    test_lines: Annotated[int, typer.Option(help="Lines held out if there is no test file.")] = 1000,
+    subword: Annotated[Subword, typer.Option(help="Kind of SentencePiece model.")] = "bpe",
+    valid_lines: Annotated[
+        int, typer.Option(help="Lines held out if there is no valid file.")
+    ] = 1000,
+    test_lines: Annotated[
+        int, typer.Option(help="Lines held out if there is no test file.")
+    ] = 1000,
     set_: SetOption = [],  # noqa: B006  typer copies it
 ) -> None:
     """Make a binarised fairseq data set with a SentencePiece model of the training side.
 
-    If the files are named train.LANGUAGE and valid.LANGUAGE and test.LANGUAGE lie beside them, those
-    are used; otherwise evenly spaced lines are held out.
+    If the files are named train.LANGUAGE and valid.LANGUAGE and test.LANGUAGE lie beside them,
+    those are used; otherwise evenly spaced lines are held out.
     """
     from nas_attn.training.data import prepare as prepare_text
 
@@ -274,7 +283,12 @@ def prepare(
             raise NasAttnError(f"{out} exists; remove it or name another folder")
         corpus, languages = _read_text(paths, valid_lines, test_lines)
         made = prepare_text(
-            corpus, languages, out, vocab_size=vocab_size, subword=subword, workers=cpus  # type: ignore[arg-type]
+            corpus,
+            languages,
+            out,
+            vocab_size=vocab_size,
+            subword=subword,
+            workers=cpus,
         )
     console.print(f"data set: {made.folder}", highlight=False, soft_wrap=True)
 
@@ -292,11 +306,12 @@ def plugin_dir() -> None:
 
 def main() -> None:
     """Run the command; errors become one message and an exit status (2 for refused input)."""
+    on_terminal = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
     logging.basicConfig(
         level=logging.INFO,
-        format="%(message)s",
+        format="%(message)s" if console.is_terminal else "%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
-        handlers=[RichHandler(console=console, show_path=False, markup=False, highlighter=None)],
+        handlers=[on_terminal if console.is_terminal else logging.StreamHandler(sys.stdout)],
     )
     for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -327,9 +342,7 @@ def _open_record(study: Study, *, create: bool = False) -> Record:
     if url is None and not create and not (study.folder / JOURNAL).is_file():
         raise NasAttnError(f"no search has run in {study.folder} yet")
     storage = open_storage(url, study.folder)
-    return Record(
-        study.config.name, storage, study.config.objectives.parameters, create=create
-    )
+    return Record(study.config.name, storage, study.config.objectives.parameters, create=create)
 
 
 def _make_executor(config: ExecutionConfig, address: str | None) -> Executor:
@@ -367,18 +380,17 @@ def _live(study: Study, conductor: Any, workers: int) -> Iterator[None]:
             about = "" if left is None else f", about {duration(left)} left"
             logger.info(
                 "%d of %d finished, %d running, %d failed%s",
-                snapshot.finished, snapshot.budget, len(snapshot.running), snapshot.failed, about,
+                snapshot.finished,
+                snapshot.budget,
+                len(snapshot.running),
+                snapshot.failed,
+                about,
             )
 
     conductor.on_change = say
     yield
-    console.print(display_of(conductor, display))
-
-
-def display_of(conductor: Any, display: Any) -> Any:
-    """The display in its last state."""
     display.update(conductor.snapshot())
-    return display
+    console.print(display)
 
 
 @contextlib.contextmanager

@@ -77,9 +77,7 @@ class SearchDisplay:
         return table
 
 
-def front_table(
-    front: tuple[TrialRecord, ...], baseline: TrialRecord | None, loss: str
-) -> Table:
+def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, loss: str) -> Table:
     """The best points so far, from small to large; evenly thinned if there are many."""
     rows = list(front)
     if len(rows) > MAX_FRONT_ROWS:

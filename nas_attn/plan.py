@@ -79,9 +79,7 @@ class AttentionPlan:
     sites: tuple[tuple[str, tuple[AttentionChoice, ...]], ...]
 
     @classmethod
-    def of(
-        cls, sites: Mapping[str, AttentionChoice | Sequence[AttentionChoice]]
-    ) -> AttentionPlan:
+    def of(cls, sites: Mapping[str, AttentionChoice | Sequence[AttentionChoice]]) -> AttentionPlan:
         """Build a plan from a mapping of site to one choice for all layers, or one per layer.
 
         Raises:

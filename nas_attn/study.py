@@ -154,7 +154,7 @@ class Study:
         return proposer.low, proposer.high
 
     def evaluation_texts(self, trials: Sequence[TrialRecord]) -> dict[int, str]:
-        """For each trained trial, the command that evaluates its first checkpoint on the test set."""
+        """For each trained trial, the command that evaluates its first seed on the test set."""
         data = load_prepared(self.config.data.folder.absolute())
         texts = {}
         for trial in trials:
@@ -265,7 +265,10 @@ def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceCon
     try:
         return load_space_config(given), f"space ({given})"
     except ConfigError as error:
-        faults += [Fault(f"space ({given}).{f.key}".replace(".(file)", ""), f.message) for f in error.faults]
+        faults += [
+            Fault(f"space ({given}).{f.key}".replace(".(file)", ""), f.message)
+            for f in error.faults
+        ]
         return None, "space"
 
 
@@ -286,7 +289,9 @@ def _check_data(data: DataConfig) -> list[Fault]:
         except DataError as error:
             return [Fault("data.text.folder", str(error))]
     elif data.demo is None:
-        message = f"folder {data.folder} does not exist, and neither text nor demo says what to make"
+        message = (
+            f"folder {data.folder} does not exist, and neither text nor demo says what to make"
+        )
         return [Fault("data.folder", message)]
     return []
 

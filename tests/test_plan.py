@@ -69,12 +69,17 @@ def test_defaults_fill_the_sites_left_out() -> None:
         ({"decoder_self": []}, "site 'decoder_self' has no choice"),
         ({"decoder_self": ["multi_head", 3]}, r"decoder_self\[1\]: a choice must be"),
         ({"decoder_self": {"shared_dim": 3}}, r"decoder_self\[0\]: a choice must be"),
-        ({"decoder_self": {"scheme": "x", "a": [1]}}, r"option 'a' must be a number, bool or string"),
+        (
+            {"decoder_self": {"scheme": "x", "a": [1]}},
+            r"option 'a' must be a number, bool or string",
+        ),
     ],
 )
 def test_malformed_plans(data: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        AttentionPlan.parse(json.dumps(data)) if isinstance(data, dict) else AttentionPlan.from_json(data)
+        AttentionPlan.parse(json.dumps(data)) if isinstance(
+            data, dict
+        ) else AttentionPlan.from_json(data)
 
 
 def test_layers_that_do_not_fit() -> None:

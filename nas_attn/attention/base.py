@@ -152,7 +152,9 @@ class Attention(nn.Module):
 
     def split_heads(self, joined: Tensor) -> Tensor:
         """(B, T, n * width) to (B, n, T, width)."""
-        return joined.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, time, width = joined.shape
+        heads = joined.view(batch, time, self.num_heads, width // self.num_heads)
+        return heads.transpose(1, 2)
 
 
 def init_projection(projection: nn.Linear, gain: float = 1.0) -> None:

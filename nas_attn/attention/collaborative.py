@@ -114,14 +114,14 @@ class CollaborativeAttention(Attention):
             nn.init.zeros_(self.out_proj.bias)
 
     def queries(self, query: Tensor) -> Tensor:
-        mixed = self.q_proj(query)[:, None] * self.mixing[:, None]  # (B, n, T, D)
+        mixed: Tensor = self.q_proj(query)[:, None] * self.mixing[:, None]  # (B, n, T, D)
         if self.content_bias is None:
             return mixed
         unit = torch.eye(self.num_heads, dtype=mixed.dtype, device=mixed.device)[:, None]
         return torch.cat([mixed, unit.expand(*mixed.shape[:-1], self.num_heads)], dim=-1)
 
     def keys(self, key: Tensor) -> Tensor:
-        shared = self.k_proj(key)
+        shared: Tensor = self.k_proj(key)
         if self.content_bias is not None:
             shared = torch.cat([shared, self.content_bias(key)], dim=-1)
         return shared[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
     Raises:
         PlanError: the choice does not fit the shape.
     """
+    options: dict[str, Any] = dict(choice.options)
     with torch.device("meta"):
         return build_attention(
             choice.scheme,
@@ -27,7 +28,7 @@ def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
             shape.num_heads,
             kdim=shape.kdim,
             vdim=shape.kdim,
-            **dict(choice.options),
+            **options,
         )
 
 

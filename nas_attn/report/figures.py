@@ -9,7 +9,9 @@ import pandas as pd
 FRONT_COLOR, BASELINE_COLOR, OTHER_COLOR = "#0b5cad", "#c44e00", "#8a8f98"
 
 
-def write_print_figures(trials: pd.DataFrame, folder: Path, *, loss: str, noise: float | None) -> None:
+def write_print_figures(
+    trials: pd.DataFrame, folder: Path, *, loss: str, noise: float | None
+) -> None:
     """Write front.png and front.svg.
 
     Args:
@@ -27,17 +29,33 @@ def write_print_figures(trials: pd.DataFrame, folder: Path, *, loss: str, noise:
     axes = figure.add_subplot()
     rest = done[~done["on_front"] & ~done["baseline"]]
     axes.scatter(
-        _numbers(rest, "parameters"), _numbers(rest, "loss"),
-        s=22, facecolors="none", edgecolors=OTHER_COLOR, label="dominated",
+        _numbers(rest, "parameters"),
+        _numbers(rest, "loss"),
+        s=22,
+        facecolors="none",
+        edgecolors=OTHER_COLOR,
+        label="dominated",
     )
     x, y = _numbers(points, "parameters"), _numbers(points, "loss")
     axes.step(x, y, where="post", color=FRONT_COLOR, linewidth=1.2)
     axes.errorbar(
-        x, y, yerr=noise, fmt="o", color=FRONT_COLOR, markersize=5, capsize=2, label="front",
+        x,
+        y,
+        yerr=noise,
+        fmt="o",
+        color=FRONT_COLOR,
+        markersize=5,
+        capsize=2,
+        label="front",
     )
     axes.scatter(
-        _numbers(baseline, "parameters"), _numbers(baseline, "loss"),
-        s=70, marker="D", color=BASELINE_COLOR, zorder=3, label="multi-head baseline",
+        _numbers(baseline, "parameters"),
+        _numbers(baseline, "loss"),
+        s=70,
+        marker="D",
+        color=BASELINE_COLOR,
+        zorder=3,
+        label="multi-head baseline",
     )
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"validation {loss}")
@@ -64,11 +82,17 @@ def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) 
     styles = [
         (rest, "dominated", "markers", {"color": OTHER_COLOR, "symbol": "circle-open", "size": 8}),
         (points, "front", "lines+markers", {"color": FRONT_COLOR, "size": 9}),
-        (baseline, "multi-head baseline", "markers",
-         {"color": BASELINE_COLOR, "symbol": "diamond", "size": 13}),
+        (
+            baseline,
+            "multi-head baseline",
+            "markers",
+            {"color": BASELINE_COLOR, "symbol": "diamond", "size": 13},
+        ),
     ]
     for table, name, mode, marker in styles:
-        bars = {"type": "constant", "value": noise, "width": 3} if noise and name == "front" else None
+        bars = (
+            {"type": "constant", "value": noise, "width": 3} if noise and name == "front" else None
+        )
         figure.add_trace(
             go.Scatter(
                 x=_numbers(table, "parameters"),
@@ -79,8 +103,13 @@ def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) 
                 line={"shape": "hv", "color": FRONT_COLOR, "width": 1.5},
                 error_y=bars,
                 # Hover text is HTML to Plotly, and plans come from files.
-                text=[_hover(number, plan) for number, plan in zip(table["trial"], table["plan"], strict=True)],
-                hovertemplate="%{text}<br>%{x:,} parameters<br>" + _escape(loss) + " %{y:.4f}<extra></extra>",
+                text=[
+                    _hover(number, plan)
+                    for number, plan in zip(table["trial"], table["plan"], strict=True)
+                ],
+                hovertemplate="%{text}<br>%{x:,} parameters<br>"
+                + _escape(loss)
+                + " %{y:.4f}<extra></extra>",
             )
         )
     figure.update_layout(
@@ -88,7 +117,7 @@ def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) 
         xaxis={"title": {"text": "parameters"}, "tickformat": ","},
         yaxis={"title": {"text": f"validation {_escape(loss)}"}},
         margin={"l": 70, "r": 20, "t": 20, "b": 60},
-        legend={"orientation": "h", "y": 1.08},
+        legend={"orientation": "h", "y": -0.2},
         height=460,
     )
     html: str = figure.to_html(

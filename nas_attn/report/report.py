@@ -78,37 +78,32 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     noise = noise_of(trials)
     trained = sum(trial.is_trained for trial in trials)
     hours = sum(trial.seconds for trial in trials) / 3600
+    on_front = sum(chosen["on_front"])
+    seeds = "1 seed" if context.seeds == 1 else f"{context.seeds} seeds"
     lines = [
         f"# {context.name}",
         "",
-        f"{trained} trials of {context.seeds} seeds trained in {hours:.2f} hours of training time; "
-        f"{len(chosen)} on the front.",
+        f"{trained} trials of {seeds} trained in {hours:.2f} hours of training time; "
+        f"{on_front} on the front.",
         "",
         f"| trial | plan | {context.objective} parameters | change | {context.loss} | change |",
         "|---:|---|---:|---:|---:|---:|",
     ]
     for row in chosen.to_dict("records"):
-        mark = " (baseline)" if row["baseline"] else ""
+        mark = f" ({_baseline_mark(row)})" if row["baseline"] else ""
         plan = str(row["plan"]).replace("|", "\\|")
         lines.append(
             f"| {row['trial']}{mark} | {plan} | {row['parameters']:,} | {_percent(row)} "
             f"| {row['loss']:.4f} | {_loss_change(row)} |"
         )
-    if not any(chosen.get("baseline", [])):
-        baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
-        if baseline is not None:
-            lines += [
-                "",
-                f"The baseline (trial {baseline.number}: {baseline.parameters:,} parameters, "
-                f"{context.loss} {baseline.loss:.4f}) is dominated.",
-            ]
-    if noise is not None and len(chosen) > 1:
-        spread = float(chosen["loss"].max() - chosen["loss"].min())
+    if noise is not None and on_front > 1:
+        losses = chosen[chosen["on_front"]]["loss"]
+        spread = float(losses.max() - losses.min())
         lines += [
             "",
             f"Noise of one trial (standard error of its mean over {context.seeds} seeds, pooled): "
             f"{noise:.4f}. Spread of the loss along the front: {spread:.4f}, "
-            f"{spread / noise:.1f} times the noise."
+            f"{spread / noise:.1f} times the noise.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -150,7 +145,7 @@ def _render(
     template = resources.files("nas_attn.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     by_number = {trial.number: trial for trial in trials}
-    on_front = {int(number) for number in chosen.get("trial", [])}
+    on_front = {trial.number for trial in front(list(trials))}
     seconds = sum(trial.seconds for trial in trials)
     return environment.from_string(template).render(
         name=context.name,
@@ -166,13 +161,14 @@ def _render(
         hours=f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h",
         baseline=next((t for t in trials if t.is_baseline and t.is_trained), None),
         counts={
+            "front": len(on_front),
             "trained": sum(trial.is_trained for trial in trials),
             "failed": sum(t.state.name == "FAIL" and t.counts for t in trials),
         },
         front=[
             {
                 "trial": row["trial"],
-                "baseline": row["baseline"],
+                "baseline": _baseline_mark(row) if row["baseline"] else "",
                 "plan": row["plan"],
                 "commands": _commands(by_number[row["trial"]]),
                 "evaluate": context.evaluate.get(row["trial"], ""),
@@ -206,6 +202,10 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
 
 def _commands(trial: TrialRecord) -> list[str]:
     return [shlex.join(command) for command in trial.commands]
+
+
+def _baseline_mark(row: dict[Any, Any]) -> str:
+    return "baseline" if row["on_front"] else "baseline, dominated"
 
 
 def _percent(row: dict[Any, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 
@@ -48,7 +49,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "seconds": trial.seconds,
             "duplicate_of": trial.duplicate_of,
             "reason": trial.reason,
-            "command": shlex_join(trial),
+            "command": _first_command(trial),
             "folder": trial.folder,
         }
         for trial in trials
@@ -59,7 +60,9 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
 
 
 def front_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
-    """The front from small to large, with differences to the baseline.
+    """The front and the baseline, from small to large, with differences to the baseline.
+
+    The baseline has a row even if it is dominated; `on_front` tells.
 
     Columns: those of `trials_table`, and loss_change and parameters_change (a fraction) against the
     baseline; empty if the baseline is not complete.
@@ -67,16 +70,15 @@ def front_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     table = trials_table(trials)
     if table.empty:
         return table
-    chosen = table[table["on_front"]].sort_values("parameters").reset_index(drop=True)
     baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
-    if baseline is not None:
+    number = None if baseline is None else baseline.number
+    chosen = table[table["on_front"] | (table["trial"] == number)]
+    chosen = chosen.sort_values("parameters").reset_index(drop=True)
+    if baseline is not None and baseline.loss is not None and baseline.parameters is not None:
         chosen["loss_change"] = chosen["loss"] - baseline.loss
         chosen["parameters_change"] = chosen["parameters"] / baseline.parameters - 1
     return chosen
 
 
-def shlex_join(trial: TrialRecord) -> str:
-    """The command of a trial's first seed, for a shell; empty if there is none."""
-    import shlex
-
+def _first_command(trial: TrialRecord) -> str:
     return shlex.join(trial.commands[0]) if trial.commands else ""

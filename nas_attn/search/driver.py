@@ -197,7 +197,10 @@ class Conductor:
             self.record.complete(number, result.loss, running.parameters)
             logger.info(
                 "trial %d: loss %.4f, %s parameters, %s",
-                number, result.loss, f"{running.parameters:,}", running.plan,
+                number,
+                result.loss,
+                f"{running.parameters:,}",
+                running.plan,
             )
         else:
             self.record.fail(number, result.error)
@@ -250,12 +253,12 @@ class Conductor:
         is_startup = started < self.config.startup_trials
         if not is_startup and self.config.sampler != "stratified_random":
             for _ in range(MAX_DUPLICATES):
-                trial = self.record.study.ask()
-                plan = self._answer(trial)
+                asked = self.record.study.ask()
+                plan = self._answer(asked)
                 twin = known.get(plan.dumps())
                 if twin is None:
-                    return trial.number, plan
-                self._take_over(trial.number, plan, twin)
+                    return asked.number, plan
+                self._take_over(asked.number, plan, twin)
         chosen = self._proposer.propose(started, known.keys())
         return None if chosen is None else self._ask_given(chosen)
 
@@ -265,7 +268,9 @@ class Conductor:
         return trial.number, self._answer(trial)
 
     def _answer(self, trial: optuna.Trial) -> AttentionPlan:
-        chosen = [unit.choose(lambda decision: suggest(trial, decision)) for unit in self.space.units]
+        chosen = [
+            unit.choose(lambda decision: suggest(trial, decision)) for unit in self.space.units
+        ]
         return self.space.plan(chosen)
 
     def _take_over(self, number: int, plan: AttentionPlan, twin: TrialRecord) -> None:

@@ -113,8 +113,10 @@ class RayExecutor:
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise SearchError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
-        resources = ray.cluster_resources()
+            raise SearchError(
+                f"cannot reach Ray at {address or 'this machine'}: {error}"
+            ) from error
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         fits = int(resources.get("CPU", 1) / config.threads)
         if config.gpus > 0:
             fits = min(fits, int(resources.get("GPU", 0) / config.gpus))

@@ -158,8 +158,7 @@ class Record:
     def trials(self) -> list[TrialRecord]:
         """All trials, in the order of their numbers."""
         return [
-            read_trial(trial, self.objective)
-            for trial in self.study.get_trials(deepcopy=False)
+            read_trial(trial, self.objective) for trial in self.study.get_trials(deepcopy=False)
         ]
 
     def note(self, name: str, value: Any) -> None:

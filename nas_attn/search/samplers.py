@@ -147,15 +147,17 @@ class PlannedStartSampler(BaseSampler):
         return self.inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         if trial.number in self._given:
             return self._given[trial.number][param_name]
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Any
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
         self._given.pop(trial.number, None)
         self.inner.after_trial(study, trial, state, values)
 
@@ -218,7 +220,9 @@ def parameter_name(decision: Decision) -> str:
     return f"{decision.name}.index" if decision.is_ordered else decision.name
 
 
-def decisions_of(space: SearchSpace, chosen: tuple[Alternative, ...]) -> Iterator[tuple[Decision, int]]:
+def decisions_of(
+    space: SearchSpace, chosen: tuple[Alternative, ...]
+) -> Iterator[tuple[Decision, int]]:
     """The decisions, with indices, that lead to the chosen alternatives."""
     for unit, alternative in zip(space.units, chosen, strict=True):
         picks = dict(alternative.picks)

@@ -33,5 +33,5 @@ class SpaceConfig(Section):
     """Choose once for the whole model, once for each site, or for each layer of each site."""
     schemes: Schemes
     """On offer at every site that `sites` does not name."""
-    sites: dict[SiteName, Schemes] = {}
+    sites: dict[SiteName, Schemes] = Field(default_factory=dict)
     """On offer at single sites instead."""

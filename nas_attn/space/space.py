@@ -161,7 +161,7 @@ class SearchSpace:
         offered: Schemes = self.config.schemes
         key = "schemes"
         if sites[0] in self.config.sites:
-            offered, key = dict(self.config.sites)[sites[0]], f"sites.{sites[0]}"  # type: ignore[index]
+            offered, key = dict(self.config.sites)[sites[0]], f"sites.{sites[0]}"
         scheme = Decision(f"{name}.scheme", tuple(offered))
         options = []
         alternatives = []
@@ -180,7 +180,10 @@ class SearchSpace:
             )
             options.append(decisions)
             for picked in itertools.product(*(range(len(d.values)) for d in decisions)):
-                picks = ((scheme.name, index), *zip((d.name for d in decisions), picked, strict=True))
+                picks = (
+                    (scheme.name, index),
+                    *zip((d.name for d in decisions), picked, strict=True),
+                )
                 choices = []
                 for site in sites:
                     chosen = [v[i] for v, i in zip(values[site], picked, strict=True)]

@@ -20,10 +20,28 @@ FAMILIES = {"translation": "transformer", "language_modeling": "transformer_lm"}
 """fairseq's model family of each task."""
 
 RESERVED = frozenset(
-    "arch attention-plan best-checkpoint-metric data disable-validation log-file log-format "
-    "maximize-best-checkpoint-metric no-epoch-checkpoints no-last-checkpoints no-save "
-    "no-save-optimizer-state required-batch-size-multiple reset-dataloader restore-file save-dir "
-    "seed source-lang target-lang task user-dir".split()
+    {
+        "arch",
+        "attention-plan",
+        "best-checkpoint-metric",
+        "data",
+        "disable-validation",
+        "log-file",
+        "log-format",
+        "maximize-best-checkpoint-metric",
+        "no-epoch-checkpoints",
+        "no-last-checkpoints",
+        "no-save",
+        "no-save-optimizer-state",
+        "required-batch-size-multiple",
+        "restore-file",
+        "save-dir",
+        "seed",
+        "source-lang",
+        "target-lang",
+        "task",
+        "user-dir",
+    }
 )
 """Flags that nas-attn sets itself; a study may not."""
 
@@ -52,7 +70,7 @@ def training_command(
 ) -> list[str]:
     """The fairseq-train command of one training, the one that a person would type."""
     command = ["fairseq-train", str(data.folder)]
-    command += ["--user-dir", str(plugin_folder()), "--task", f"reported_{config.task}"]
+    command += ["--user-dir", str(plugin_folder()), *_task_flags(config)]
     if data.languages:
         command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
     command += ["--arch", architecture(config), "--attention-plan", plan.dumps()]
@@ -103,18 +121,22 @@ def check_arguments(config: TrainingConfig) -> list[Fault]:
         faults.append(Fault(key, "give max-tokens or batch-size"))
     if architecture(config) not in _architectures():
         prefix = f"{BASELINE_SCHEME}_{FAMILIES[config.task]}"
-        sizes = sorted(a.removeprefix(prefix + "_") for a in _architectures() if a.startswith(prefix))
+        sizes = sorted(
+            a.removeprefix(prefix + "_") for a in _architectures() if a.startswith(prefix)
+        )
         offer = ", ".join(size for size in sizes if not size.startswith(("lm", prefix)))
         faults.append(Fault("size", f"fairseq has no size {config.size!r}; it has {offer}"))
     if faults:
         return faults
     try:
-        args, unknown = _parse(["DATA", "--arch", architecture(config), *_flags(config)])
+        args, unknown = _parse(architecture(config), [*_task_flags(config), *_flags(config)])
     except _Refused as error:
         return [_locate(str(error), config)]
     flags = [text for text in unknown if text.startswith("--")]
     if flags:
-        return [Fault(f"{key}.{f.removeprefix('--')}", "fairseq-train has no such flag") for f in flags]
+        return [
+            Fault(f"{key}.{f.removeprefix('--')}", "fairseq-train has no such flag") for f in flags
+        ]
     for side in ("encoder", "decoder"):
         width = getattr(args, f"{side}_embed_dim", None)
         heads = getattr(args, f"{side}_attention_heads", None)
@@ -131,7 +153,7 @@ def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
         ValueError: fairseq refuses a flag; the message is fairseq's.
     """
     try:
-        args, unknown = _parse(["DATA", "--arch", arch, *flags])
+        args, unknown = _parse(arch, flags)
     except _Refused as error:
         raise ValueError(str(error)) from None
     if unknown:
@@ -141,21 +163,23 @@ def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
 
 def training_arguments(config: TrainingConfig) -> argparse.Namespace:
     """The checked training section as fairseq's arguments."""
-    return parse_arguments(architecture(config), _flags(config))
+    return parse_arguments(architecture(config), [*_task_flags(config), *_flags(config)])
 
 
 class _Refused(Exception):
     """fairseq's parser gave up; the message is what it printed last."""
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    import fairseq_plugin  # noqa: F401  registers the architectures
+def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     from fairseq import options
 
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
+    argv = ["DATA", "--arch", arch, *flags]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            parsed = options.parse_args_and_arch(
+            parsed: tuple[argparse.Namespace, list[str]] = options.parse_args_and_arch(
                 options.get_training_parser(), argv, parse_known=True
             )
     except SystemExit:
@@ -165,8 +189,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _architectures() -> list[str]:
-    import fairseq_plugin  # noqa: F401  registers the architectures
     from fairseq.models import ARCH_MODEL_REGISTRY
+
+    import fairseq_plugin  # noqa: F401  registers the architectures
 
     return list(ARCH_MODEL_REGISTRY)
 
@@ -178,6 +203,10 @@ def _locate(message: str, config: TrainingConfig) -> Fault:
             text = message.partition(": ")[2] or message
             return Fault(f"arguments.{name}", f"fairseq-train says: {text}")
     return Fault("arguments", f"fairseq-train says: {message}")
+
+
+def _task_flags(config: TrainingConfig) -> list[str]:
+    return ["--task", f"reported_{config.task}"]
 
 
 def _flags(config: TrainingConfig) -> list[str]:

@@ -25,7 +25,7 @@ class TextConfig(Section):
 
     folder: FilePath
     """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
-    languages: Annotated[list[str], Field(max_length=2)] = []
+    languages: Annotated[list[str], Field(max_length=2, default_factory=list)]
     """Source and target for translation; left out for language modelling."""
     vocab_size: Annotated[int, Field(ge=8)] = 8000
     subword: Subword = "bpe"
@@ -74,7 +74,7 @@ class TrainingConfig(Section):
     """fairseq's name of the size: `iwslt_de_en` of `transformer_iwslt_de_en`; empty for base."""
     arguments: dict[str, Scalar]
     """Flags of fairseq-train without dashes; `true` for a flag that takes no value."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [1]
+    seeds: Annotated[list[int], Field(min_length=1, default_factory=lambda: [1])]
     """Each trial is trained once for each seed; its loss is the mean."""
 
     @model_validator(mode="after")

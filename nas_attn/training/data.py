@@ -1,4 +1,4 @@
-"""Text in, binarised fairseq data set out, with a SentencePiece model trained on the training side."""
+"""Text in, binarised fairseq data set out, with a SentencePiece model of the training side."""
 
 from __future__ import annotations
 

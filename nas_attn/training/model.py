@@ -54,9 +54,7 @@ def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torc
     """
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    task = argparse.Namespace(
-        source_dictionary=dictionaries[0], target_dictionary=dictionaries[-1]
-    )
+    task = argparse.Namespace(source_dictionary=dictionaries[0], target_dictionary=dictionaries[-1])
     with torch.device("meta"):
         model: torch.nn.Module = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
     return model
@@ -135,9 +133,10 @@ def count_architecture(
     Raises:
         ValueError: fairseq or a scheme refuses the flags.
     """
+    if "transformer_lm" in arch and not any(flag.startswith("--task") for flag in flags):
+        flags = ["--task", "language_modeling", *flags]
     args = parse_arguments(arch, flags)
     dictionaries = [blank_dictionary(vocab)]
     if target_vocab is not None:
         dictionaries.append(blank_dictionary(target_vocab))
     return count_model(build_on_meta(args, dictionaries))
-

@@ -11,8 +11,8 @@ import json
 import logging
 import math
 import os
-import signal
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -69,9 +69,7 @@ class TrialJob:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrialJob:
-        runs = tuple(
-            SeedRun(**{**run, "command": tuple(run["command"])}) for run in data["runs"]
-        )
+        runs = tuple(SeedRun(**{**run, "command": tuple(run["command"])}) for run in data["runs"])
         return cls(**{**data, "runs": runs})
 
 
@@ -216,9 +214,8 @@ class TrialRun:
         if code < 0:
             return f"fairseq-train (seed {run.seed}) was killed by {signal.Signals(-code).name}"
         if code != 0:
-            return (
-                f"fairseq-train (seed {run.seed}) ended with status {code}:\n"
-                + log_tail(folder / LOG_FILE)
+            return f"fairseq-train (seed {run.seed}) ended with status {code}:\n" + log_tail(
+                folder / LOG_FILE
             )
         lines = read_report(folder)
         if not lines:

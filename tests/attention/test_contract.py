@@ -88,11 +88,16 @@ def test_equals_the_naive_reference(
             output = naive_attention(scheme, module, x, y, y, allowed)
         else:
             output, _ = module(x, y, y, **arguments)
-        (output * torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)).sum().backward()
+        (
+            output * torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)
+        ).sum().backward()
         gradients = [x.grad, y.grad, *(p.grad for p in module.parameters())]
         zeros = [torch.zeros_like(t) for t in (x, y, *module.parameters())]
         outcomes.append(
-            [output.detach(), *(z if g is None else g for g, z in zip(gradients, zeros, strict=True))]
+            [
+                output.detach(),
+                *(z if g is None else g for g, z in zip(gradients, zeros, strict=True)),
+            ]
         )
     for expected, found in zip(*outcomes, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -148,14 +153,14 @@ def test_keys_and_values_of_another_width(scheme: str, options: dict[str, object
     module = make(scheme, options, kdim=7, vdim=7)
     query, key = inputs(2, 3, 5, kdim=7)
     output, _ = module(query, key, key)
-    expected = naive_attention(scheme, module, query, key, key, torch.ones(2, 3, 5, dtype=torch.bool))
+    expected = naive_attention(
+        scheme, module, query, key, key, torch.ones(2, 3, 5, dtype=torch.bool)
+    )
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 
 @every_case
-def test_cache_size_is_what_keys_and_values_return(
-    scheme: str, options: dict[str, object]
-) -> None:
+def test_cache_size_is_what_keys_and_values_return(scheme: str, options: dict[str, object]) -> None:
     module = make(scheme, options)
     _, key = inputs(1, 1, 1)
     assert module.cache_size() == module.keys(key).numel() + module.values(key).numel()

@@ -18,26 +18,37 @@ def test_multi_head_layer() -> None:
 def test_collaborative_layer(shared_dim: int, expected: int) -> None:
     d, heads = 512, 8
     formula = 2 * (d * shared_dim + shared_dim) + heads * shared_dim + 2 * (d**2 + d)
-    assert count_choice(AttentionChoice.of("collaborative", shared_dim=shared_dim), BASE) == expected
+    assert (
+        count_choice(AttentionChoice.of("collaborative", shared_dim=shared_dim), BASE) == expected
+    )
     assert formula == expected
 
 
 def test_collaborative_layer_with_content_bias() -> None:
     choice = AttentionChoice.of("collaborative", shared_dim=256, content_bias=True)
     d, heads, shared = 512, 8, 256
-    assert count_choice(choice, BASE) == 2 * d * shared + heads * shared + heads * d + 2 * (d**2 + d)
+    assert count_choice(choice, BASE) == 2 * d * shared + heads * shared + heads * d + 2 * (
+        d**2 + d
+    )
     assert count_choice(choice, BASE) == 793_600
 
 
 def test_counts_need_no_storage() -> None:
-    module = build_on_meta(AttentionChoice("multi_head"), SiteShape(num_layers=1, embed_dim=1 << 20, num_heads=8))
+    module = build_on_meta(
+        AttentionChoice("multi_head"), SiteShape(num_layers=1, embed_dim=1 << 20, num_heads=8)
+    )
     assert all(parameter.is_meta for parameter in module.parameters())
 
 
 def test_plan_and_cache() -> None:
     shapes = {"decoder_self": SiteShape(num_layers=2, embed_dim=512, num_heads=8)}
     mixed = AttentionPlan.of(
-        {"decoder_self": [AttentionChoice("multi_head"), AttentionChoice.of("collaborative", shared_dim=64)]}
+        {
+            "decoder_self": [
+                AttentionChoice("multi_head"),
+                AttentionChoice.of("collaborative", shared_dim=64),
+            ]
+        }
     )
     assert count_plan(mixed, shapes) == 1_050_624 + 591_488
     assert count_cache(mixed, shapes) == 2 * 512 + (64 + 512)

@@ -59,7 +59,7 @@ def test_the_key_bias_changes_nothing(scheme: str) -> None:
 
 
 def test_content_bias_replaces_the_query_bias() -> None:
-    """v_i = W_K^i b_Q^i and no biases give multi-head attention's weights (paper 1, section 3.1)."""
+    """v_i = W_K^i b_Q^i and no biases give multi-head attention's weights (paper 1)."""
     plain = make("multi_head", {})
     shared = make("collaborative", {"shared_dim": 12, "mixing_init": "heads", "content_bias": True})
     with torch.no_grad():

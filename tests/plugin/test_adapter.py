@@ -86,7 +86,12 @@ def decode(attention: Any, x: Tensor, y: Tensor | None, orders: list[Tensor]) ->
         token = x[step : step + 1, : order.numel()]
         source = token if y is None else y[:, : order.numel()]
         output, _ = attention(
-            token, source, source, incremental_state=state, static_kv=y is not None, need_weights=False
+            token,
+            source,
+            source,
+            incremental_state=state,
+            static_kv=y is not None,
+            need_weights=False,
         )
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs)
@@ -114,8 +119,12 @@ def test_incremental_decoding_of_padded_prefixes() -> None:
         state: dict[str, Any] = {}
         steps = [
             attention(
-                x[t : t + 1], x[t : t + 1], x[t : t + 1],
-                key_padding_mask=padding[t], incremental_state=state, need_weights=False,
+                x[t : t + 1],
+                x[t : t + 1],
+                x[t : t + 1],
+                key_padding_mask=padding[t],
+                incremental_state=state,
+                need_weights=False,
             )[0]
             for t in range(3)
         ]

@@ -32,8 +32,14 @@ TINY_LM = [flag for flag in TINY if "encoder" not in flag]
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_names(scheme: str) -> None:
-    for size in ("transformer", "transformer_iwslt_de_en", "transformer_wmt_en_de", "transformer_lm",
-                 "transformer_vaswani_wmt_en_de_big", "transformer_lm_gpt2_small"):  # fmt: skip
+    for size in (
+        "transformer",
+        "transformer_iwslt_de_en",
+        "transformer_wmt_en_de",
+        "transformer_vaswani_wmt_en_de_big",
+        "transformer_lm",
+        "transformer_lm_gpt2_small",
+    ):
         assert f"{scheme}_{size}" in ARCH_CONFIG_REGISTRY
         assert ARCH_MODEL_REGISTRY[f"{scheme}_{size}"].scheme == scheme
 
@@ -98,7 +104,9 @@ def test_a_plan_reaches_every_site_and_layer(tmp_path: Path) -> None:
     assert [layer.self_attn.attention.shared_dim for layer in model.decoder.layers] == [2, 2, 2]
     assert all(layer.encoder_attn.attention.content_bias for layer in model.decoder.layers)
     stored = AttentionPlan.parse(args.attention_plan)
-    assert dict(stored.sites)["decoder_self"] == (AttentionChoice.of("collaborative", shared_dim=2),)
+    assert dict(stored.sites)["decoder_self"] == (
+        AttentionChoice.of("collaborative", shared_dim=2),
+    )
 
 
 def test_sizes_by_addition_equal_built_models() -> None:
@@ -107,7 +115,10 @@ def test_sizes_by_addition_equal_built_models() -> None:
     sizer = Sizer.of(args, dictionaries)
     plan = AttentionPlan.of(
         {
-            "encoder_self": [AttentionChoice("multi_head"), AttentionChoice.of("collaborative", shared_dim=7)],
+            "encoder_self": [
+                AttentionChoice("multi_head"),
+                AttentionChoice.of("collaborative", shared_dim=7),
+            ],
             "decoder_self": AttentionChoice.of("collaborative", shared_dim=2, content_bias=True),
             "encoder_decoder": AttentionChoice("multi_head"),
         }
@@ -130,7 +141,10 @@ def test_sizes_with_another_encoder_width() -> None:
     ("plan", "message"),
     [
         ('{"encoder_self": {"scheme": "collaborative", "shared_dim": 0}}', "at least 1"),
-        ('{"encoder_self": ["multi_head", "multi_head", "collaborative"]}', "3 choices given for 2"),
+        (
+            '{"encoder_self": ["multi_head", "multi_head", "collaborative"]}',
+            "3 choices given for 2",
+        ),
         ('{"encoder": "multi_head"}', "unknown site 'encoder'"),
         ('{"encoder_self": "multihead"}', "unknown scheme 'multihead'"),
         ("nowhere.json", "nowhere.json: No such file"),
@@ -146,7 +160,8 @@ def test_bad_plans_are_refused(plan: str, message: str) -> None:
 def test_a_language_model_has_one_site() -> None:
     with pytest.raises(PlanError, match="names encoder_self, which this model lacks"):
         parse_arguments(
-            "multi_head_transformer_lm", [*TINY_LM, '--attention-plan={"encoder_self": "multi_head"}']
+            "multi_head_transformer_lm",
+            [*TINY_LM, '--attention-plan={"encoder_self": "multi_head"}'],
         )
 
 

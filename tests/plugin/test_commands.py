@@ -59,16 +59,28 @@ def num_updates(checkpoint: Path) -> int:
 def test_translation(scheme: str, tiny_translation: PreparedData, tmp_path: Path) -> None:
     data = str(tiny_translation.folder)
     arguments = [
-        data, f"--arch={scheme}_transformer", *FLAGS[scheme], *TRANSLATION, f"--save-dir={tmp_path}",
-    ]  # fmt: skip
+        data,
+        f"--arch={scheme}_transformer",
+        f"--save-dir={tmp_path}",
+        *FLAGS[scheme],
+        *TRANSLATION,
+    ]
     fairseq("train", [*arguments, "--max-epoch=1"])
     last = tmp_path / "checkpoint_last.pt"
     first = num_updates(last)
     resumed = fairseq("train", [*arguments, "--max-epoch=2"])
     assert f"Loaded checkpoint {last}" in resumed
     assert num_updates(last) == 2 * first
-    decoding = [data, f"--path={last}", "--beam=5", "--max-len-b=12", "--required-batch-size-multiple=1"]
-    output = fairseq("generate", [*decoding, "--gen-subset=test", "--batch-size=7", "--scoring=sacrebleu"])
+    decoding = [
+        data,
+        f"--path={last}",
+        "--beam=5",
+        "--max-len-b=12",
+        "--required-batch-size-multiple=1",
+    ]
+    output = fairseq(
+        "generate", [*decoding, "--gen-subset=test", "--batch-size=7", "--scoring=sacrebleu"]
+    )
     assert output.count("\nH-") == 61  # every sentence of the set, none dropped
     assert re.search(r"BLEU4? = [\d.]+", output)
     interactive = fairseq("interactive", decoding, stdin="ba ta si\nfo ku\n")
@@ -79,8 +91,12 @@ def test_translation(scheme: str, tiny_translation: PreparedData, tmp_path: Path
 def test_language_model(scheme: str, tiny_language: PreparedData, tmp_path: Path) -> None:
     data = str(tiny_language.folder)
     arguments = [
-        data, f"--arch={scheme}_transformer_lm", *FLAGS[scheme], *LANGUAGE, f"--save-dir={tmp_path}",
-    ]  # fmt: skip
+        data,
+        f"--arch={scheme}_transformer_lm",
+        f"--save-dir={tmp_path}",
+        *FLAGS[scheme],
+        *LANGUAGE,
+    ]
     fairseq("train", [*arguments, "--max-epoch=1"])
     last = tmp_path / "checkpoint_last.pt"
     first = num_updates(last)
@@ -111,7 +127,8 @@ def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
             subprocess.Popen(
                 [sys.executable, "-m", "fairseq_cli.train", *arguments, address,
                  f"--distributed-rank={rank}", f"--max-epoch={epochs}"],
-                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                cwd=ROOT, env=environment, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
             for rank in range(2)
         ]  # fmt: skip

@@ -96,7 +96,7 @@ def test_bad_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some text\n" * 99)[:-9])
-    with pytest.raises(DataError, match="numbers of lines: train.en 2, train.de 1"):
+    with pytest.raises(DataError, match=r"numbers of lines: train\.en 2, train\.de 1"):
         read_corpus({"train": [tmp_path / "train.en", tmp_path / "train.de"]})
     for name in ("empty.txt", "latin.txt", "cut.txt.gz", "absent.txt"):
         with pytest.raises(DataError, match=name):
