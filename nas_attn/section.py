@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from nas_attn.errors import Fault
 
@@ -13,6 +13,16 @@ class Section(BaseModel):
     """A part of a file; unknown keys and wrong types are faults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _check_scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("must be a number, a word, true or false")
+    return value
+
+
+Scalar = Annotated[Any, AfterValidator(_check_scalar)]
+"""A single value; written so, and not as a union, it gives one finding and not four."""
 
 
 def faults_of(error: ValidationError, prefix: str = "") -> list[Fault]:

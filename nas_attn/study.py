@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 import nas_attn
 from nas_attn.attention.counting import count_choice
@@ -51,7 +51,10 @@ class StudyConfig(Section):
     description: str = ""
     data: DataConfig
     training: TrainingConfig
-    space: str | SpaceConfig
+    space: Annotated[
+        Annotated[str, Tag("[name]")] | Annotated[SpaceConfig, Tag("[inline]")],
+        Discriminator(lambda value: "[name]" if isinstance(value, str) else "[inline]"),
+    ]
     """Name of a shipped search space, path of a file, or the space itself."""
     objectives: ObjectivesConfig = ObjectivesConfig()
     search: SearchConfig = SearchConfig()

@@ -21,7 +21,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import SearchConfig
 from nas_attn.space import Alternative, Decision, SearchSpace
 
-CANDIDATES = 1024
+CANDIDATES = 4096
 """Random plans among which the one nearest to a wanted size is taken."""
 
 

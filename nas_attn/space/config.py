@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from nas_attn.plan import OptionValue
-from nas_attn.section import Section
+from nas_attn.section import Scalar, Section
 
 
 class FractionsOfWidth(Section):
@@ -16,7 +15,16 @@ class FractionsOfWidth(Section):
     fraction_of_embed_dim: Annotated[list[float | int], Field(min_length=1)]
 
 
-Domain = Annotated[list[OptionValue], Field(min_length=1)] | FractionsOfWidth
+def _kind(value: Any) -> str:
+    return "[fractions]" if isinstance(value, dict | FractionsOfWidth) else "[values]"
+
+
+# Tags in brackets name no key of the file, so they are left out of key paths.
+Domain = Annotated[
+    Annotated[list[Scalar], Field(min_length=1), Tag("[values]")]
+    | Annotated[FractionsOfWidth, Tag("[fractions]")],
+    Discriminator(_kind),
+]
 """Values that an option may take."""
 
 Schemes = Annotated[dict[str, dict[str, Domain]], Field(min_length=1)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nas_attn.section import Section
+from nas_attn.section import Scalar, Section
 from nas_attn.training.data import Subword
 
 
@@ -17,7 +17,6 @@ def _to_path(value: Any) -> Any:
 
 FilePath = Annotated[Path, BeforeValidator(_to_path)]
 Count = Annotated[int, Field(ge=1)]
-Scalar = bool | int | float | str
 
 
 class TextConfig(Section):

@@ -1,0 +1,37 @@
+# Two commands for a fresh machine: `make search` and `make test`. Each installs what is missing.
+#
+# torch comes first and pinned: fairseq compiles against it without build isolation, and with it
+# installed no other package pulls another build. TORCH_ARGS says where from, for machines whose
+# package index offers several builds (`make search TORCH_ARGS="--index-url URL"`).
+
+PYTHON ?= python3
+STUDY ?= demo
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
+TORCH_ARGS ?=
+
+.PHONY: search test lint install clean
+
+search: install
+	$(VENV)/bin/nas-attn search $(STUDY)
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_ARGS) torch
+	$(PIP) setuptools wheel cython numpy ninja hatchling editables
+	$(PIP) --no-build-isolation fairseq-fixed
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

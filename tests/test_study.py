@@ -1,0 +1,224 @@
+"""Study files: what is wrong is named by its key, all at once, and nothing starts."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nas_attn.errors import ConfigError
+from nas_attn.study import load_space_config, load_study, shipped_folder, shipped_names
+from nas_attn.training.data import PreparedData
+
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "data": {"folder": "DATA"},
+    "training": {
+        "arguments": {
+            "encoder-layers": 1,
+            "decoder-layers": 1,
+            "encoder-embed-dim": 16,
+            "decoder-embed-dim": 16,
+            "encoder-attention-heads": 4,
+            "decoder-attention-heads": 4,
+            "share-all-embeddings": True,
+            "criterion": "label_smoothed_cross_entropy",
+            "optimizer": "adam",
+            "lr": 0.003,
+            "max-tokens": 512,
+            "max-epoch": 1,
+        }
+    },
+    "space": {
+        "schemes": {"multi_head": {}, "collaborative": {"shared_dim": [2, 4]}},
+    },
+    "search": {"trials": 3},
+}
+
+
+def write(tmp_path: Path, data: Path, changes: dict[str, Any] | None = None) -> Path:
+    study = copy.deepcopy(STUDY)
+    study["data"]["folder"] = str(data)
+    for key, value in (changes or {}).items():
+        *parents, last = key.split("/")
+        section = study
+        for parent in parents:
+            section = section[parent]
+        if value is None:
+            del section[last]
+        else:
+            section[last] = value
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+BROKEN: list[tuple[dict[str, Any], str, str]] = [
+    ({"trails": 3}, "trails", "unknown key"),
+    ({"search/sampler": "tpee"}, "search.sampler", "but is 'tpee'"),
+    ({"search/trials": "three"}, "search.trials", "valid integer, but is 'three'"),
+    ({"search/trials": 0}, "search.trials", "greater than or equal to 1, but is 0"),
+    ({"training": None}, "training", "is missing"),
+    ({"name": "../up"}, "name", "but is '../up'"),
+    ({"data/folder": "/nowhere/data"}, "data.folder", "/nowhere/data does not exist"),
+    (
+        {
+            "training/arguments/encoder-attention-heads": 64,
+            "training/arguments/encoder-embed-dim": 100,
+        },
+        "training.arguments.encoder-attention-heads",
+        "64 heads do not divide a width of 100",
+    ),
+    (
+        {"space/schemes/collaborative": {"shared_dim": [0, 4]}},
+        "space.schemes.collaborative",
+        "shared_dim must be at least 1, but is 0",
+    ),
+    (
+        {"space/schemes/collaborative": {"shared_size": [4]}},
+        "space.schemes.collaborative",
+        "unknown option 'shared_size'; it has shared_dim",
+    ),
+    ({"space/schemes/multihead": {}}, "space.schemes.multihead", "unknown scheme 'multihead'"),
+    ({"space": "no_such_space"}, "space (no_such_space)", "no such file"),
+    ({"space/sites": {"encoder": {"multi_head": {}}}}, "space.sites.encoder", "encoder_self"),
+    ({"training/arguments/max-tokenz": 3}, "training.arguments.max-tokenz", "no such flag"),
+    ({"training/arguments/optimizer": "adamm"}, "training.arguments.optimizer", "invalid choice"),
+    ({"training/arguments/max-tokens": "many"}, "training.arguments.max-tokens", "invalid int"),
+    ({"training/arguments/save-dir": "x"}, "training.arguments.save-dir", "set by nas-attn itself"),
+    ({"training/arguments/max-epoch": None}, "training.arguments", "give max-epoch or max-update"),
+    ({"training/size": "iwslt"}, "training.size", "no size 'iwslt'; it has iwslt_de_en"),
+    ({"training/seeds": [1, 1]}, "training", "the same seed stands twice"),
+    (
+        {"space/schemes/collaborative": {"shared_dim": 4}},
+        "space.schemes.collaborative.shared_dim",
+        "valid list, but is 4",
+    ),
+    (
+        {"space/schemes/collaborative": {"shared_dim": [[4]]}},
+        "space.schemes.collaborative.shared_dim.0",
+        "must be a number, a word, true or false",
+    ),
+    (
+        {"training/arguments/lr": [0.1]},
+        "training.arguments.lr",
+        "must be a number, a word, true or false",
+    ),
+    ({"execution": {"executor": "slurm"}}, "execution.executor", "'local' or 'ray'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "message"), BROKEN, ids=[key for _, key, _ in BROKEN])
+def test_broken_studies_are_refused(
+    changes: dict[str, Any], key: str, message: str, tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    path = write(tmp_path, tiny_translation.folder, changes)
+    with pytest.raises(ConfigError) as caught:
+        load_study(str(path), runs=tmp_path / "runs")
+    told = {fault.key: fault.message for fault in caught.value.faults}
+    assert key in told, told
+    assert message in told[key]
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    study = load_study(str(write(tmp_path, tiny_translation.folder)), runs=tmp_path)
+    assert study.space.size == 27
+    low, high = study.parameter_range()
+    assert low < high
+    job = study.build_job(7, study.space.plan([u.alternatives[0] for u in study.space.units]))
+    command = job.runs[0].command
+    assert command[0] == "fairseq-train"
+    assert command[command.index("--required-batch-size-multiple") + 1] == "1"
+    assert job.parameters == high
+
+
+def test_all_faults_in_one_message(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    changes = {
+        "data/folder": "/nowhere",
+        "training/arguments/max-tokenz": 3,
+        "space": "no_such_space",
+    }
+    with pytest.raises(ConfigError, match="has 3 faults; nothing was started"):
+        load_study(str(write(tmp_path, tiny_translation.folder, changes)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "is not YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("name: a\nname: b\n", "the key 'name' stands twice"),
+        ("!!python/object/apply:os.system ['true']\n", "is not YAML"),
+    ],
+)
+def test_files_that_are_no_study(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_study(str(path))
+
+
+def test_the_command_exits_with_2(tmp_path: Path) -> None:
+    path = write(tmp_path, Path("/nowhere"))
+    command = [
+        sys.executable,
+        "-m",
+        "nas_attn.cli",
+        "search",
+        str(path),
+        "--runs",
+        str(tmp_path / "r"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "data.folder: folder /nowhere does not exist" in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_overrides(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    path = str(write(tmp_path, tiny_translation.folder))
+    study = load_study(path, overrides=["search.trials=7", "training.arguments.lr=0.5"])
+    assert study.config.search.trials == 7
+    assert study.config.training.arguments["lr"] == 0.5
+    for bad, message in (("search.trials", "KEY.PATH=VALUE"), ("name.x=1", "no section")):
+        with pytest.raises(ConfigError, match=message):
+            load_study(path, overrides=[bad])
+
+
+def test_a_data_set_of_other_settings_is_not_reused(tmp_path: Path) -> None:
+    demo = {"data": {"folder": str(tmp_path / "set"), "demo": {"train_sentences": 50}}}
+    path = write(tmp_path, tmp_path, demo)
+    load_study(str(path)).prepare_data()
+    load_study(str(path))
+    with pytest.raises(ConfigError, match="was made from"):
+        load_study(str(path), overrides=["data.demo.train_sentences=60"])
+
+
+@pytest.mark.parametrize("name", shipped_names("search_spaces"))
+def test_shipped_spaces(name: str) -> None:
+    assert load_space_config(name).description
+
+
+@pytest.mark.parametrize("name", shipped_names("studies"))
+def test_shipped_studies(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    overrides = [f"data.folder={tmp_path}/set"]
+    if name != "demo":
+        real_data = request.getfixturevalue("real_data")
+        overrides.append(f"data.text.folder={real_data / name}")
+    study = load_study(name, overrides=overrides)
+    assert study.config.name == name
+    assert study.config.description
+
+
+def test_what_is_shipped() -> None:
+    assert len(shipped_names("search_spaces")) >= 3
+    assert set(shipped_names("studies")) >= {"demo", "multi30k_en_de", "wikitext2"}
+    for folder in ("search_spaces", "studies"):
+        assert not list(shipped_folder(folder).rglob("*.py"))
