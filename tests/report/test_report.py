@@ -1,0 +1,126 @@
+"""Reports: complete, right, and harmless whatever a study is called."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nas_attn.pareto import non_dominated
+from nas_attn.report import ReportContext, write_report
+from nas_attn.report.tables import front_table, noise_of, trials_table
+from nas_attn.search.record import TrialRecord
+from tests.search.fakes import FakeExecutor, make_conductor
+
+HOSTILE = "<script>alert(1)</script>|`rm`"
+
+VERSIONS = dict.fromkeys(("nas-attn", "torch", "optuna", "fairseq-fixed"), "1.0")
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> list[TrialRecord]:
+    conductor = make_conductor(tmp_path / "run", trials=14)
+    executor = FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None)
+    executor.run(conductor)
+    return conductor.record.trials()
+
+
+def context(name: str = "fake") -> ReportContext:
+    return ReportContext(
+        name=name,
+        description=HOSTILE,
+        loss="nll_loss",
+        objective="total",
+        seeds=1,
+        settings={"name": HOSTILE},
+        versions=VERSIONS,
+        machine="2 CPUs",
+        evaluate={0: "fairseq-generate DATA"},
+    )
+
+
+class Outline(html.parser.HTMLParser):
+    """Scripts with their text, and every address that a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.fetched: list[str] = []
+        self._in_script = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_script = tag == "script"
+        named = dict(attrs)
+        self.fetched += [v for v in (named.get("src"), named.get("data")) if v]
+        if tag == "link" and named.get("href"):
+            self.fetched.append(named["href"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts.append(data)
+
+
+def test_everything_is_written(trials: list[TrialRecord], tmp_path: Path) -> None:
+    page = write_report(trials, context(), tmp_path / "report")
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {
+        "index.html", "front.csv", "trials.csv", "front.json", "front.png", "front.svg", "summary.md",
+    }  # fmt: skip
+    table = pd.read_csv(page.parent / "trials.csv")
+    assert len(table) == len(trials)
+    done = [t for t in trials if t.is_trained]
+    best = non_dominated([(t.parameters, t.loss) for t in done])
+    assert set(table[table["on_front"]]["trial"]) == {done[i].number for i in best}
+    front = json.loads((page.parent / "front.json").read_text())
+    assert [p["trial"] for p in front["front"]] == sorted(
+        (done[i].number for i in best), key=lambda number: trials[number].parameters
+    )
+    assert (page.parent / "front.png").read_bytes().startswith(b"\x89PNG")
+    summary = (page.parent / "summary.md").read_text()
+    assert "(baseline" in summary
+    for trial in done:
+        assert str(trial.plan) in page.read_text()
+
+
+def test_the_page_runs_nothing_from_outside(trials: list[TrialRecord], tmp_path: Path) -> None:
+    page = write_report(trials, context(name=HOSTILE), tmp_path / "report")
+    outline = Outline()
+    outline.feed(page.read_text(encoding="utf-8"))
+    assert outline.fetched == []
+    assert not any("alert(1)" in script for script in outline.scripts)
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_the_baseline_has_its_row(trials: list[TrialRecord]) -> None:
+    table = front_table(trials)
+    (row,) = table[table["baseline"]].to_dict("records")
+    assert row["trial"] == 0
+    assert row["loss_change"] == 0
+    assert row["parameters_change"] == 0
+    assert list(table["parameters"]) == sorted(table["parameters"])
+
+
+def test_noise_is_pooled(trials: list[TrialRecord]) -> None:
+    from dataclasses import replace
+
+    assert noise_of(trials) is None
+    seeded = [
+        replace(trials[0], losses=(1.0, 2.0, 3.0)),
+        replace(trials[1], losses=(5.0, 5.0, 5.0)),
+        replace(trials[4], losses=()),
+    ]
+    variance = statistics.mean([1.0, 0.0])
+    assert noise_of(seeded) == pytest.approx((variance / 3) ** 0.5)
+
+
+def test_an_empty_study_has_an_empty_table() -> None:
+    assert trials_table([]).empty
+    assert front_table([]).empty

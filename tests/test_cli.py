@@ -1,0 +1,171 @@
+"""The command, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from nas_attn.search.record import Record, open_storage
+from nas_attn.training.data import PreparedData, load_prepared
+from tests.test_study import write
+
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
+
+
+def run(*arguments: str, status: int = 0, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help")
+    for command in ("search", "report", "status", "check", "spaces", "count", "prepare", "plugin-dir"):
+        assert command in text
+        assert len(run(command, "--help").splitlines()) > 5
+
+
+def test_count_as_json() -> None:
+    text = run(
+        "count", "--arch", "collaborative_transformer_wmt_en_de", "--vocab", "32768",
+        "--share-all-embeddings", "--shared-dim", "128", "--json",
+    )  # fmt: skip
+    assert json.loads(text) == {
+        "attention": 18 * 657_664,
+        "non_embedding": 53_842_432 - 32768 * 512,
+        "total": 53_842_432,
+    }
+
+
+def test_count_of_a_language_model() -> None:
+    text = run("count", "--arch", "multi_head_transformer_lm", "--vocab", "100", "--json",
+               "--tokens-per-sample", "64")  # fmt: skip
+    assert json.loads(text)["attention"] == 6 * 1_050_624
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "transformer_wmt", "--vocab", "99"], "transformer_wmt"),
+        (["--arch", "multi_head_transformer", "--vocab", "99", "--shared-dimm", "3"], "shared-dimm"),
+        (["--arch", "collaborative_transformer", "--vocab", "99", "--shared-dim", "0"], "at least 1"),
+        (["--arch", "multi_head_transformer", "--vocab", "2"], "at least 4 types"),
+    ],
+)
+def test_count_refuses(arguments: list[str], message: str) -> None:
+    assert message in run("count", *arguments, status=1)
+
+
+def test_the_plugin_folder_is_printed() -> None:
+    folder = Path(run("plugin-dir").strip())
+    assert (folder / "__init__.py").is_file()
+
+
+def test_spaces_and_check(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    text = run("spaces")
+    assert "collaborative_per_site" in text
+    assert "multi30k_en_de" in text
+    assert "27 plans; 3 trials" in run("check", str(write(tmp_path, tiny_translation.folder)))
+
+
+def test_preparing_files(tmp_path: Path) -> None:
+    for language in ("en", "de"):
+        lines = [f"{language}{i % 7} word{i % 5} the end" for i in range(120)]
+        (tmp_path / f"text.{language}").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "set"
+    arguments = ["--valid-lines", "10", "--test-lines", "9", "--vocab-size", "60", "--out", str(out)]
+    files = [str(tmp_path / f"text.{language}") for language in ("en", "de")]
+    run("prepare", *files, *arguments)
+    assert load_prepared(out).languages == ("en", "de")
+    assert json.loads((out / "prepared.json").read_text())["lines"] == {
+        "train": 101, "valid": 10, "test": 9,
+    }  # fmt: skip
+    assert "exists" in run("prepare", *files, *arguments, status=1)
+    single = ["prepare", files[0], *arguments[:-1], str(tmp_path / "single")]
+    run(*single)
+    assert load_prepared(tmp_path / "single").languages == ()
+
+
+def test_nothing_to_report(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    path = str(write(tmp_path, tiny_translation.folder))
+    runs = ["--runs", str(tmp_path / "runs")]
+    for command in ("report", "status"):
+        assert "no search has run in" in run(command, path, *runs, status=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_real_search_survives_kill_9(
+    executor: str, tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    """Killed while two trials train, and started again: every trial is complete, once."""
+    path = write(tmp_path, tiny_translation.folder, {"training/arguments/max-epoch": 2})
+    runs = tmp_path / "runs"
+    arguments = ["search", str(path), "--runs", str(runs), "--executor", executor, "--workers", "2"]
+    journal = runs / "small" / "journal.log"
+    driver = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not list(runs.glob("small/trials/*/seed-1/train.log")):
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(2)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert journal.is_file()
+    run(*arguments)
+    record = Record("small", open_storage(None, runs / "small"), "total")
+    trials = record.trials()
+    assert [trial.state.name for trial in trials if trial.counts] == ["COMPLETE"] * 3
+    assert len({trial.plan for trial in trials if trial.counts}) == 3
+    assert trials[0].is_baseline
+    table = pd.read_csv(runs / "small" / "report" / "trials.csv")
+    assert (table["state"] == "complete").all()
+    for trial in trials:
+        assert trial.folder is not None
+        folder = Path(trial.folder)
+        assert (folder / "seed-1" / "checkpoints" / "checkpoint_best.pt").is_file()
+        assert "fairseq-train" in (folder / "commands.sh").read_text()
+        assert json.loads((folder / "plan.json").read_text())
+    # A third start has nothing to do; a changed training is refused.
+    before = (runs / "small" / "trials" / "00000" / "seed-1" / "train.log").stat().st_mtime_ns
+    assert "report:" in run(*arguments)
+    after = (runs / "small" / "trials" / "00000" / "seed-1" / "train.log").stat().st_mtime_ns
+    assert before == after
+    study = yaml.safe_load(path.read_text())
+    study["training"]["arguments"]["lr"] = 0.01
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    assert "training.arguments.lr (0.003, now 0.01)" in run(*arguments, status=1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_search_that_goes_on(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    path = write(tmp_path, tiny_translation.folder, {"search/trials": 1})
+    arguments = ["search", str(path), "--runs", str(tmp_path / "runs")]
+    driver = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
+    while not list((tmp_path / "runs").glob("small/trials/*/seed-1/train.log")):
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 130
+    assert "the same command goes on" in output
+    assert "report:" in run(*arguments)
