@@ -108,8 +108,12 @@ def search(
             build_job=loaded.build_job,
         )
         runner = _make_executor(loaded.config.execution, address)
-        with _interruptible(), _live(loaded, conductor, runner.workers):
-            runner.run(conductor)
+        try:
+            with _interruptible(), _live(loaded, conductor, runner.workers):
+                runner.run(conductor)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where this one stopped")
+            raise typer.Exit(130) from None
         conductor.outcome()
         page = _write_report(loaded, record, loaded.folder / "report")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -323,9 +327,6 @@ def main() -> None:
     except NasAttnError as error:
         _say_error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where this one stopped")
-        sys.exit(130)
 
 
 def _say_error(error: Exception) -> None:

@@ -22,16 +22,24 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
 
 
 def run(*arguments: str, status: int = 0, cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, check=False
-    )
+    command = [*COMMAND, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout if status == 0 else done.stderr
 
 
 def test_help_names_every_command() -> None:
     text = run("--help")
-    for command in ("search", "report", "status", "check", "spaces", "count", "prepare", "plugin-dir"):
+    for command in (
+        "search",
+        "report",
+        "status",
+        "check",
+        "spaces",
+        "count",
+        "prepare",
+        "plugin-dir",
+    ):
         assert command in text
         assert len(run(command, "--help").splitlines()) > 5
 
@@ -58,8 +66,14 @@ def test_count_of_a_language_model() -> None:
     ("arguments", "message"),
     [
         (["--arch", "transformer_wmt", "--vocab", "99"], "transformer_wmt"),
-        (["--arch", "multi_head_transformer", "--vocab", "99", "--shared-dimm", "3"], "shared-dimm"),
-        (["--arch", "collaborative_transformer", "--vocab", "99", "--shared-dim", "0"], "at least 1"),
+        (
+            ["--arch", "multi_head_transformer", "--vocab", "99", "--shared-dimm", "3"],
+            "shared-dimm",
+        ),
+        (
+            ["--arch", "collaborative_transformer", "--vocab", "99", "--shared-dim", "0"],
+            "at least 1",
+        ),
         (["--arch", "multi_head_transformer", "--vocab", "2"], "at least 4 types"),
     ],
 )
@@ -84,7 +98,16 @@ def test_preparing_files(tmp_path: Path) -> None:
         lines = [f"{language}{i % 7} word{i % 5} the end" for i in range(120)]
         (tmp_path / f"text.{language}").write_text("\n".join(lines) + "\n")
     out = tmp_path / "set"
-    arguments = ["--valid-lines", "10", "--test-lines", "9", "--vocab-size", "60", "--out", str(out)]
+    arguments = [
+        "--valid-lines",
+        "10",
+        "--test-lines",
+        "9",
+        "--vocab-size",
+        "60",
+        "--out",
+        str(out),
+    ]
     files = [str(tmp_path / f"text.{language}") for language in ("en", "de")]
     run("prepare", *files, *arguments)
     assert load_prepared(out).languages == ("en", "de")

@@ -17,8 +17,12 @@ from nas_attn.search.config import ExecutionConfig
 from nas_attn.search.driver import Conductor
 from nas_attn.training.worker import Progress, TrialJob, TrialResult, TrialRun
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray reads these as it is imported: send nothing home, print no tables of its own, let Ctrl-C
+# through, and accept a last report that is a result and no validation.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
 
 import ray
 from ray import tune

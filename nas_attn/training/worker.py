@@ -6,7 +6,7 @@ that the plugin's task appends to, so a training that is continued keeps what it
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
 import json
 import logging
 import math
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.jsonl"
 LOG_FILE = "train.log"
 STATE_FILE = "finished.json"
+LOCK_FILE = "training.lock"
 CHECKPOINTS = "checkpoints"
 LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 STOP_GRACE_SECONDS = 5.0
@@ -170,6 +171,9 @@ class TrialRun:
         run = runs[self._current]
         folder = Path(run.folder)
         folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder / LOCK_FILE)
+        if lock is None:
+            return  # what an earlier driver left is about to die; poll again
         _repair_checkpoints(folder / CHECKPOINTS)
         environment = {
             **os.environ,
@@ -182,16 +186,18 @@ class TrialRun:
             environment["CUDA_VISIBLE_DEVICES"] = self.device
         self._log = (folder / LOG_FILE).open("ab")
         self._started = time.monotonic()
+        guard = [sys.executable, "-S", str(Path(__file__).with_name("guard.py")), str(os.getpid())]
         self._process = subprocess.Popen(
-            executable_form(run.command),
+            [*guard, *executable_form(run.command)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=environment,
-            # Ctrl-C reaches the driver alone, which then stops its trainings in order; a driver
-            # that is killed takes them with it.
-            preexec_fn=_leave_terminal_and_die_with_parent,
+            # Ctrl-C reaches the driver alone, which then stops its trainings in order.
+            process_group=0,
+            pass_fds=(lock.fileno(),),
         )
+        lock.close()  # held on by the training alone
 
     def _close(self) -> None:
         self._process = None
@@ -305,6 +311,17 @@ def _is_finished(run: SeedRun) -> bool:
     return bool(_state(run).get("finished", False))
 
 
+def _lock(path: Path) -> IO[str] | None:
+    """Lock a training's folder for as long as the file is open in any process; None if taken."""
+    lock = path.open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
 def _repair_checkpoints(folder: Path) -> None:
     """Make what a killed training left loadable: drop a half-written last, fall back to best."""
     last, best = folder / LAST, folder / BEST
@@ -329,13 +346,3 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _leave_terminal_and_die_with_parent() -> None:
-    os.setpgid(0, 0)
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

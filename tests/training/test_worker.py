@@ -174,6 +174,17 @@ time.sleep(60)
         assert not Path(f"/proc/{child}").exists()
 
 
+def test_one_training_in_a_folder(tmp_path: Path) -> None:
+    first = TrialRun(make_job(tmp_path, ([1.0], "hang")))
+    first.poll()
+    second = TrialRun(make_job(tmp_path, ([2.0], "end")))
+    for _ in range(5):
+        second.poll()
+    assert second._process is None
+    first.stop()
+    assert finish(second).losses == (1.0,)
+
+
 def test_reports_survive_half_lines_and_repeats(tmp_path: Path) -> None:
     lines = [
         {"num_updates": 20, "metrics": {"loss": 2.0}},
