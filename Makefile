@@ -26,12 +26,15 @@ lint: install
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH_ARGS) torch
-	$(PIP) setuptools wheel cython numpy ninja hatchling editables
-	$(PIP) --no-build-isolation fairseq-fixed
-	$(PIP) --no-build-isolation -e '.[dev]'
-	touch $@
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch"
+	@$(PIP) $(TORCH_ARGS) torch
+	@$(PIP) setuptools wheel cython numpy ninja hatchling editables
+	@echo "compiling fairseq (a few minutes)"
+	@$(PIP) --no-build-isolation fairseq-fixed
+	@echo "installing the rest"
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) runs build dist

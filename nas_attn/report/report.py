@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from nas_attn.report.figures import interactive_figure, write_print_figures
-from nas_attn.report.tables import front_table, noise_of, trials_table
+from nas_attn.report.tables import front_table, noise_of, reproduction_texts, trials_table
 from nas_attn.search.record import TrialRecord, front
 
 
@@ -170,7 +169,7 @@ def _render(
                 "trial": row["trial"],
                 "baseline": _baseline_mark(row) if row["baseline"] else "",
                 "plan": row["plan"],
-                "commands": _commands(by_number[row["trial"]]),
+                "commands": reproduction_texts(by_number[row["trial"]]),
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "parameters": row["parameters"],
                 "parameters_change": _percent(row),
@@ -192,16 +191,12 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "duplicate_of": trial.duplicate_of,
         "plan": "" if trial.plan is None else str(trial.plan),
         "reason": trial.reason,
-        "commands": _commands(trial),
+        "commands": reproduction_texts(trial),
         "parameters": "" if trial.parameters is None else f"{trial.parameters:,}",
         "loss": "" if trial.loss is None else f"{trial.loss:.4f}",
         "spread": ", ".join(f"{loss:.4f}" for loss in trial.losses),
         "seconds": f"{trial.seconds:.0f}" if trial.seconds else "",
     }
-
-
-def _commands(trial: TrialRecord) -> list[str]:
-    return [shlex.join(command) for command in trial.commands]
 
 
 def _baseline_mark(row: dict[Any, Any]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Sequence
 
 import pandas as pd
 
 from nas_attn.search.record import TrialRecord, front
+from nas_attn.training.arguments import reproduction, shell_text
 
 
 def noise_of(trials: Sequence[TrialRecord]) -> float | None:
@@ -49,7 +49,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "seconds": trial.seconds,
             "duplicate_of": trial.duplicate_of,
             "reason": trial.reason,
-            "command": _first_command(trial),
+            "command": next(iter(reproduction_texts(trial)), ""),
             "folder": trial.folder,
         }
         for trial in trials
@@ -80,5 +80,11 @@ def front_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     return chosen
 
 
-def _first_command(trial: TrialRecord) -> str:
-    return shlex.join(trial.commands[0]) if trial.commands else ""
+def reproduction_texts(trial: TrialRecord) -> list[str]:
+    """For each seed, the line that trains the trial again, into a folder of its own."""
+    return [
+        shell_text(
+            reproduction(command, f"checkpoints/trial-{trial.number}-run-{run}"), trial.threads
+        )
+        for run, command in enumerate(trial.commands, start=1)
+    ]

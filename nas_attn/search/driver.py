@@ -174,6 +174,7 @@ class Conductor:
                 fields.BASELINE: plan == self.baseline,
                 fields.SIZE: size._asdict(),
                 fields.COMMANDS: [list(run.command) for run in job.runs],
+                fields.THREADS: job.threads,
                 fields.FOLDER: job.folder,
                 # Last: a trial with a plan can be continued.
                 fields.PLAN: plan.to_json(),

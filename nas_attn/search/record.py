@@ -25,6 +25,7 @@ JOURNAL = "journal.log"
 
 PLAN, SIZE, BASELINE, COMMANDS, FOLDER = "plan", "parameters", "baseline", "commands", "folder"
 LOSSES, SECONDS, REASON, DUPLICATE = "losses", "seconds", "reason", "duplicate_of"
+THREADS = "threads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class TrialRecord:
         duplicate_of: number of the trial whose result this proposal took over.
         reason: why it failed.
         commands: the fairseq-train command of each seed.
+        threads: CPU threads of a training.
         folder: where its files are.
     """
 
@@ -59,6 +61,7 @@ class TrialRecord:
     duplicate_of: int | None
     reason: str | None
     commands: tuple[tuple[str, ...], ...]
+    threads: int
     folder: str | None
 
     @property
@@ -113,6 +116,7 @@ def read_trial(trial: FrozenTrial, objective: str) -> TrialRecord:
         duplicate_of=attrs.get(DUPLICATE),
         reason=attrs.get(REASON),
         commands=tuple(tuple(command) for command in attrs.get(COMMANDS, ())),
+        threads=attrs.get(THREADS, 1),
         folder=attrs.get(FOLDER),
     )
 

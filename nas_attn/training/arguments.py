@@ -101,9 +101,24 @@ def evaluation_command(
     return command
 
 
-def shell_text(command: Sequence[str]) -> str:
-    """A command as one line to paste into a shell."""
-    return shlex.join(command)
+def shell_text(command: Sequence[str], threads: int | None = None) -> str:
+    """A command as one line to paste into a shell.
+
+    Args:
+        command: the argument list.
+        threads: CPU threads to run it with; sums differ in the last bits with their number.
+    """
+    prefix = "" if threads is None else f"OMP_NUM_THREADS={threads} "
+    return prefix + shlex.join(command)
+
+
+def reproduction(command: Sequence[str], save_dir: str) -> list[str]:
+    """A training command with a checkpoint folder of its own.
+
+    In the folder of the finished training it would find nothing left to do.
+    """
+    at = list(command).index("--save-dir") + 1
+    return [*command[:at], save_dir, *command[at + 1 :]]
 
 
 def check_arguments(config: TrainingConfig) -> list[Fault]:

@@ -252,7 +252,7 @@ def write_trial_files(job: TrialJob, plan: dict[str, Any]) -> None:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "plan.json", plan)
-    commands = "".join(shell_text(run.command) + "\n" for run in job.runs)
+    commands = "".join(shell_text(run.command, job.threads) + "\n" for run in job.runs)
     (folder / "commands.sh").write_text(commands, encoding="utf-8")
 
 

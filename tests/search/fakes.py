@@ -37,7 +37,11 @@ def make_conductor(folder: Path, space: SearchSpace | None = None, **settings: o
 
     def build_job(number: int, plan: AttentionPlan) -> TrialJob:
         trial = folder / f"{number:05d}"
-        run = SeedRun(seed=1, folder=str(trial / "seed-1"), command=("fairseq-train", plan.dumps()))
+        run = SeedRun(
+            seed=1,
+            folder=str(trial / "seed-1"),
+            command=("fairseq-train", plan.dumps(), "--save-dir", "x"),
+        )
         total = make_sizer().size(plan).total
         return TrialJob(
             number=number, folder=str(trial), metric="loss", parameters=total, runs=(run,)

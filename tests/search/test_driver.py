@@ -38,7 +38,7 @@ def test_a_whole_search(sampler: str, tmp_path: Path) -> None:
     for trial in done:
         assert trial.plan is not None
         assert trial.parameters == 3000 + count_plan(trial.plan, SHAPES)
-        assert trial.commands == ((("fairseq-train", trial.plan.dumps())),)
+        assert trial.commands == (("fairseq-train", trial.plan.dumps(), "--save-dir", "x"),)
     points = {t.number: (t.parameters, t.loss) for t in done}
     on_front = {t.number for t in front(trials)}
     for number, point in points.items():

@@ -182,7 +182,7 @@ def test_one_training_in_a_folder(tmp_path: Path) -> None:
         second.poll()
     assert second._process is None
     first.stop()
-    assert finish(second).losses == (1.0,)
+    assert finish(second).losses == (2.0,)
 
 
 def test_reports_survive_half_lines_and_repeats(tmp_path: Path) -> None:
