@@ -227,7 +227,7 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
         config = StudyConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(str(path), faults_of(error)) from None
-    faults = _check_data(config.data)
+    faults = _check_data(config.data, config.training.task)
     faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
     space_config, space_key = _load_space(config.space, faults)
     if faults or space_config is None:
@@ -275,18 +275,24 @@ def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceCon
         return None, "space"
 
 
-def _check_data(data: DataConfig) -> list[Fault]:
+def _check_data(data: DataConfig, task: str) -> list[Fault]:
     if data.folder.is_dir():
         try:
-            load_dictionaries(load_prepared(data.folder))
+            prepared = load_prepared(data.folder)
+            load_dictionaries(prepared)
         except DataError as error:
             return [Fault("data.folder", str(error))]
+        if (task == "translation") != bool(prepared.languages):
+            return [Fault("data.folder", f"{data.folder} is no data set for {task}")]
         made_from = read_manifest(data.folder).get("origin") or data.origin
         if data.origin and made_from != data.origin:
             message = f"{data.folder} was made from {made_from}; remove it or name another folder"
             return [Fault("data.folder", message)]
         return []
     if data.text is not None:
+        if (task == "translation") != bool(data.text.languages):
+            message = "must name source and target for translation, and nothing else"
+            return [Fault("data.text.languages", message)]
         try:
             find_split_files(data.text.folder, data.text.languages or ["txt"])
         except DataError as error:

@@ -139,6 +139,17 @@ def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -
     assert job.parameters == high
 
 
+def test_the_data_must_suit_the_task(
+    tmp_path: Path, tiny_language: PreparedData, tiny_translation: PreparedData
+) -> None:
+    with pytest.raises(ConfigError, match=r"data\.folder: .* is no data set for translation"):
+        load_study(str(write(tmp_path, tiny_language.folder)))
+    text = {"folder": str(tmp_path), "languages": ["en", "de"]}
+    changes = {"training/task": "language_modeling", "data/text": text}
+    with pytest.raises(ConfigError, match=r"data\.text\.languages: must name source and target"):
+        load_study(str(write(tmp_path, tmp_path / "absent", changes)))
+
+
 def test_all_faults_in_one_message(tmp_path: Path, tiny_translation: PreparedData) -> None:
     changes = {
         "data/folder": "/nowhere",

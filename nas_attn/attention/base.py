@@ -131,8 +131,8 @@ class Attention(nn.Module):
             Output (B, T, embed_dim) and, if asked for, weights (B, n, T, S); else None.
         """
         if is_causal and (key_padding_mask is not None or attn_mask is not None):
-            future = torch.ones(query.size(1), key.size(1), dtype=torch.bool, device=query.device)
-            causal = future.triu(1)
+            square = torch.ones(query.size(1), key.size(1), dtype=torch.bool, device=query.device)
+            causal = square.triu(1)
             if attn_mask is None:
                 attn_mask = causal
             elif attn_mask.dtype == torch.bool:

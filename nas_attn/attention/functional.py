@@ -69,8 +69,8 @@ def attend(
     key_width, value_width, length = keys.size(-1), values.size(-1), keys.size(2)
     if need_weights or (key_width != value_width and length <= FOLD_MAX_LENGTH):
         if is_causal:
-            future = torch.ones(queries.size(2), length, dtype=torch.bool, device=keys.device)
-            mask = future.tril()
+            square = torch.ones(queries.size(2), length, dtype=torch.bool, device=keys.device)
+            mask = square.tril()
         return _attend_explicitly(queries, keys, values, scale, mask, dropout, need_weights)
     width = max(key_width, value_width)
     output = F.scaled_dot_product_attention(

@@ -120,7 +120,7 @@ class Conductor:
         for trial in trials:
             if trial.state != TrialState.RUNNING:
                 continue
-            if trial.plan is None:
+            if trial.plan is None or trial.duplicate_of is not None:
                 self.record.fail(trial.number, "the driver died before the trial was planned")
             else:
                 self._resumed.append(trial)
