@@ -192,3 +192,39 @@ def test_ctrl_c_leaves_a_search_that_goes_on(
     assert driver.returncode == 130
     assert "the same command goes on" in output
     assert "report:" in run(*arguments)
+
+
+@pytest.mark.slow
+def test_a_language_model_search(tmp_path: Path, tiny_language: PreparedData) -> None:
+    """Per layer, with the random sampler, on the loss that cross-entropy logs; then the report."""
+    study = {
+        "name": "language",
+        "data": {"folder": str(tiny_language.folder)},
+        "training": {
+            "task": "language_modeling",
+            "arguments": {
+                "decoder-layers": 2,
+                "decoder-embed-dim": 16,
+                "decoder-attention-heads": 4,
+                "tokens-per-sample": 32,
+                "optimizer": "adam",
+                "lr": 0.003,
+                "max-tokens": 512,
+                "max-epoch": 1,
+            },
+        },
+        "space": "collaborative_per_layer",
+        "objectives": {"loss": "loss", "parameters": "attention"},
+        "search": {"trials": 2, "startup_trials": 0, "sampler": "random"},
+    }
+    path = tmp_path / "language.yaml"
+    path.write_text(yaml.safe_dump(study))
+    runs = ["--runs", str(tmp_path / "runs")]
+    assert "report:" in run("search", str(path), *runs)
+    out = tmp_path / "report"
+    run("report", str(path), *runs, "--out", str(out))
+    table = pd.read_csv(out / "front.csv")
+    assert table["baseline"].any()
+    assert (table["parameters"] == table["attention"]).all()
+    assert "fairseq-eval-lm" in (out / "index.html").read_text()
+    assert "complete" in run("status", str(path), *runs)
