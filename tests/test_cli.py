@@ -127,6 +127,12 @@ def test_nothing_to_report(tmp_path: Path, tiny_translation: PreparedData) -> No
         assert "no search has run in" in run(command, path, *runs, status=1)
 
 
+def test_a_ray_address_where_nothing_is(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    path = str(write(tmp_path, tiny_translation.folder))
+    arguments = ["search", path, "--runs", str(tmp_path / "runs"), "--address", "127.0.0.1:1"]
+    assert "nothing answers at the Ray address 127.0.0.1:1" in run(*arguments, status=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_a_real_search_survives_kill_9(

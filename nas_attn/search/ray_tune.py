@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import time
 from typing import Any
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
+CONNECT_SECONDS = 10.0
 
 
 def train_trial(config: dict[str, Any]) -> None:
@@ -113,12 +115,14 @@ class RayExecutor:
             options |= {"address": "local", "include_dashboard": False}
             options |= {"object_store_memory": OBJECT_STORE_BYTES}
         else:
+            _check_reachable(address)
             options["address"] = address
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SearchError(
-                f"cannot reach Ray at {address or 'this machine'}: {error}"
+                f"cannot join Ray at {address or 'this machine'}: {error} (if the cluster asks for "
+                "a token, set RAY_AUTH_MODE=token)"
             ) from error
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         fits = int(resources.get("CPU", 1) / config.threads)
@@ -148,3 +152,14 @@ class RayExecutor:
                 tuner.fit()
             finally:
                 ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits for minutes on an address where nothing listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as "auto"
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise SearchError(f"nothing answers at the Ray address {address}: {error}") from None
