@@ -93,7 +93,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"training/arguments/save-dir": "x"}, "training.arguments.save-dir", "set by nas-attn itself"),
     ({"training/arguments/max-epoch": None}, "training.arguments", "give max-epoch or max-update"),
     ({"training/size": "iwslt"}, "training.size", "no size 'iwslt'; it has iwslt_de_en"),
-    ({"training/seeds": [1, 1]}, "training", "the same seed stands twice"),
+    ({"training/seeds": [1, 1]}, "training.seeds", "the same seed stands twice"),
     (
         {"space/schemes/collaborative": {"shared_dim": 4}},
         "space.schemes.collaborative.shared_dim",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from nas_attn.section import Scalar, Section
 from nas_attn.training.data import Subword
@@ -19,21 +19,27 @@ FilePath = Annotated[Path, BeforeValidator(_to_path)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) != len(values):
+        raise ValueError("the same seed stands twice")
+    return values
+
+
+def _two_or_none(languages: list[str]) -> list[str]:
+    if len(languages) not in (0, 2):
+        raise ValueError("must be a source and a target, or left out")
+    return languages
+
+
 class TextConfig(Section):
     """Text to make the data set from."""
 
     folder: FilePath
     """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
-    languages: Annotated[list[str], Field(max_length=2, default_factory=list)]
+    languages: Annotated[list[str], Field(default_factory=list), AfterValidator(_two_or_none)]
     """Source and target for translation; left out for language modelling."""
     vocab_size: Annotated[int, Field(ge=8)] = 8000
     subword: Subword = "bpe"
-
-    @model_validator(mode="after")
-    def _two_or_none(self) -> TextConfig:
-        if len(self.languages) == 1:
-            raise ValueError("languages must be a source and a target, or left out")
-        return self
 
 
 class DemoTextConfig(Section):
@@ -73,11 +79,7 @@ class TrainingConfig(Section):
     """fairseq's name of the size: `iwslt_de_en` of `transformer_iwslt_de_en`; empty for base."""
     arguments: dict[str, Scalar]
     """Flags of fairseq-train without dashes; `true` for a flag that takes no value."""
-    seeds: Annotated[list[int], Field(min_length=1, default_factory=lambda: [1])]
+    seeds: Annotated[
+        list[int], Field(min_length=1, default_factory=lambda: [1]), AfterValidator(_distinct)
+    ]
     """Each trial is trained once for each seed; its loss is the mean."""
-
-    @model_validator(mode="after")
-    def _distinct_seeds(self) -> TrainingConfig:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("the same seed stands twice")
-        return self
