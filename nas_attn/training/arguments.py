@@ -40,6 +40,7 @@ RESERVED = frozenset(
         "source-lang",
         "target-lang",
         "task",
+        "update-epoch-batch-itr",
         "user-dir",
     }
 )
@@ -77,6 +78,8 @@ def training_command(
     command += _flags(config)
     command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
     command += ["--best-checkpoint-metric", metric]
+    # Else batches depend on the epoch that a process started in, and resuming changes the result.
+    command += ["--update-epoch-batch-itr", "True"]
     # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
     command += ["--required-batch-size-multiple", "1", "--log-format", "simple"]
     return command

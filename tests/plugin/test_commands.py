@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from nas_attn.attention import SCHEMES
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.training.arguments import plugin_folder, training_command
+from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
 from tests.conftest import ROOT
 
@@ -137,6 +140,33 @@ def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
         if epochs == 1:
             first = num_updates(tmp_path / "checkpoint_last.pt")
     assert num_updates(tmp_path / "checkpoint_last.pt") == 2 * first
+
+
+def test_resuming_is_exact(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    """A search's training that stops after an epoch and goes on ends with the very same weights."""
+    plan = AttentionPlan.uniform(AttentionChoice.of("collaborative", shared_dim=4))
+    arguments = {
+        **dict(flag.removeprefix("--").split("=") for flag in COMMON if "=" in flag),
+        "share-all-embeddings": True,
+        "criterion": "label_smoothed_cross_entropy",
+        "optimizer": "adam",
+        "lr": 0.003,
+        "max-tokens": 512,
+    }
+    weights = []
+    for name, epochs in (("unbroken", [3]), ("broken", [1, 3])):
+        for max_epoch in epochs:
+            config = TrainingConfig(arguments={**arguments, "max-epoch": max_epoch})
+            command = training_command(
+                config, tiny_translation, plan, seed=1, metric="loss", save_dir=tmp_path / name
+            )
+            command.remove("--user-dir")
+            command.remove(str(plugin_folder()))
+            fairseq("train", command[1:])
+        state = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)
+        weights.append(state["model"])
+    for key, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][key]), key
 
 
 def test_checkpoints_need_only_what_is_allowed(
