@@ -189,7 +189,13 @@ def test_ctrl_c_leaves_a_search_that_goes_on(
 ) -> None:
     path = write(tmp_path, tiny_translation.folder, {"search/trials": 1})
     arguments = ["search", str(path), "--runs", str(tmp_path / "runs")]
-    driver = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Shells start background jobs with SIGINT ignored; the driver is to see a terminal's.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "runs").glob("small/trials/*/seed-1/train.log")):
         assert driver.poll() is None
         time.sleep(0.1)
