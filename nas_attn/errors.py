@@ -16,10 +16,6 @@ class DataError(NasAttnError):
     """Text or a binarised data set is missing, misaligned or unreadable."""
 
 
-class TrainingError(NasAttnError):
-    """A fairseq training could not be started, or ended without a usable result."""
-
-
 class SearchError(NasAttnError):
     """A search cannot start, continue or be read."""
 

@@ -111,7 +111,7 @@ def test_starting_is_light() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_no_assertion_or_print_for_users() -> None:
+def test_nothing_prints_or_evaluates() -> None:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (

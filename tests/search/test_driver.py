@@ -12,7 +12,7 @@ from nas_attn.errors import SearchError
 from nas_attn.pareto import dominates
 from nas_attn.search.driver import lock_run_folder
 from nas_attn.search.record import Record, TrialRecord, front, open_storage
-from tests.search.fakes import SHAPES, FakeExecutor, loss_of, make_conductor, make_space
+from tests.search.fakes import SHAPES, FakeExecutor, make_conductor, make_space
 
 SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random"]
 
@@ -162,10 +162,3 @@ def test_storages_by_url(tmp_path: Path) -> None:
         Record("two", open_storage(url, tmp_path), "total")
     with pytest.raises(SearchError, match="cannot open the storage nosuch"):
         open_storage("nosuch://x", tmp_path)
-
-
-def test_fake_losses_are_a_function_of_the_plan(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path)
-    job = conductor.next_job()
-    assert job is not None
-    assert loss_of(job) == loss_of(job)
