@@ -76,8 +76,6 @@ class FairseqAttention(nn.Module):
                 "prev_key_padding_mask": key_padding_mask,
             }
             self._set_input_buffer(incremental_state, state)
-        if attn_mask is not None and attn_mask.dim() == 3:
-            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         output, weights = self.attention.attend(
             self.attention.queries(query.transpose(0, 1)),
             keys,

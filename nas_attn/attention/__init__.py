@@ -2,15 +2,29 @@
 
 from nas_attn.attention.base import Attention
 from nas_attn.attention.collaborative import CollaborativeAttention
+from nas_attn.attention.grouped_query import GroupedQueryAttention
+from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
+from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
 from nas_attn.attention.multi_head import MultiHeadAttention
+from nas_attn.attention.multi_query import MultiQueryAttention
+from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.registry import SCHEMES, Scheme, build_attention, get_scheme
+from nas_attn.attention.shared_key_value import SharedKeyValueAttention
+from nas_attn.attention.single_head import SingleHeadAttention
 
 __all__ = [
     "SCHEMES",
     "Attention",
     "CollaborativeAttention",
+    "GroupedQueryAttention",
+    "HeadEmbeddingAddAttention",
+    "HeadEmbeddingMulAttention",
     "MultiHeadAttention",
+    "MultiQueryAttention",
+    "ReducedKeyAttention",
     "Scheme",
+    "SharedKeyValueAttention",
+    "SingleHeadAttention",
     "build_attention",
     "get_scheme",
 ]

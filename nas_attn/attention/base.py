@@ -1,12 +1,13 @@
 """The contract of an attention scheme: three maps, attention, an output map.
 
-Shape legend: B batch, T query length, S key length, n heads, g_k key heads, g_v value heads.
+Shape legend: B batch, T query length, S key length, n heads, g_k key heads, g_v value heads,
+h = embed_dim / n head width.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,12 @@ from nas_attn.errors import PlanError
 class Attention(nn.Module):
     """Multi-headed attention whose heads may share weights.
 
-    A scheme says how `queries`, `keys` and `values` are made; everything else is common. What an
-    incremental decoder caches is exactly what `keys` and `values` return.
+    A scheme says how `queries`, `keys` and `values` are made and what `mix_values` does to the
+    heads' outputs; everything else is common. What an incremental decoder caches is exactly what
+    `keys` and `values` return.
+
+    Called as `torch.nn.MultiheadAttention(batch_first=True)` is, and fit to stand in its place in
+    torch's own `TransformerEncoderLayer` and `TransformerDecoderLayer`.
 
     Args:
         embed_dim: width of queries and of the output.
@@ -28,6 +33,7 @@ class Attention(nn.Module):
         vdim: width of the values' input, `embed_dim` if left out.
         dropout: probability of dropping an attention weight in training.
         bias: whether projections have biases.
+        joined_dim: width of what `mix_values` returns, heads side by side; `embed_dim` if left out.
 
     Raises:
         PlanError: `num_heads` does not divide `embed_dim`.
@@ -35,6 +41,10 @@ class Attention(nn.Module):
 
     reference: ClassVar[str]
     """Paper and equation that the scheme follows."""
+
+    batch_first = True
+    in_proj_bias = None
+    """torch's Transformer layers look for fused weights here; there are none."""
 
     def __init__(
         self,
@@ -45,6 +55,7 @@ class Attention(nn.Module):
         vdim: int | None = None,
         dropout: float = 0.0,
         bias: bool = True,
+        joined_dim: int | None = None,
     ) -> None:
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
@@ -55,8 +66,9 @@ class Attention(nn.Module):
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
         self.dropout = dropout
+        self.bias = bias
         self.scale = self.head_dim**-0.5
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.out_proj = nn.Linear(joined_dim or embed_dim, embed_dim, bias=bias)
 
     @abstractmethod
     def queries(self, query: Tensor) -> Tensor:
@@ -68,11 +80,23 @@ class Attention(nn.Module):
 
     @abstractmethod
     def values(self, value: Tensor) -> Tensor:
-        """(B, S, vdim) to (B, g_v, S, head width)."""
+        """(B, S, vdim) to (B, g_v, S, h)."""
+
+    def mix_values(self, heads: Tensor) -> Tensor:
+        """What the scheme does to the heads' outputs (B, n, T, h) before the output projection."""
+        return heads
 
     @abstractmethod
     def cache_size(self) -> int:
         """Numbers that incremental decoding keeps for each token."""
+
+    @abstractmethod
+    def effective_parameters(self) -> int:
+        """Dimension of the set of functions that the parameters reach, dropout aside.
+
+        Parameters less those that are dead (the softmax or another bias absorbs them) or redundant
+        (a change of one is undone by another): the rank of the outputs' Jacobian.
+        """
 
     def attend(
         self,
@@ -89,7 +113,17 @@ class Attention(nn.Module):
 
         Returns:
             Output (B, T, embed_dim) and, if asked for, weights (B, n, T, S).
+
+        Raises:
+            ValueError: `attn_mask` has another mask for each head, but the scheme has one map.
         """
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
+        if attn_mask is not None and attn_mask.dim() == 4 and queries.size(1) < attn_mask.size(1):
+            raise ValueError(
+                f"{type(self).__name__} has one attention map for all heads: give attn_mask as "
+                "(time, source)"
+            )
         heads, weights = attend(
             queries,
             keys,
@@ -100,35 +134,37 @@ class Attention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
         )
-        joined = heads.transpose(1, 2).flatten(2)  # (B, T, embed_dim)
+        joined = self.mix_values(heads).transpose(1, 2).flatten(2)  # (B, T, joined width)
         output: Tensor = self.out_proj(joined)
-        return output, weights
+        return output, None if weights is None else weights.expand(-1, self.num_heads, -1, -1)
 
     def forward(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        *,
         key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
         attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
         is_causal: bool = False,
-        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from `query` to `key` and `value`, as batch-first `torch.nn.MultiheadAttention`.
+        """Attend from `query` to `key` and `value`; the call of `torch.nn.MultiheadAttention`.
 
         Args:
             query: (B, T, embed_dim).
             key: (B, S, kdim).
             value: (B, S, vdim).
-            key_padding_mask: bool (B, S), true at keys to leave out.
-            attn_mask: (T, S) or (B, n, T, S); bool, true where attention is not allowed, or float,
-                added to the scores.
-            is_causal: position t attends to positions 0..t. Replaces a causal `attn_mask`.
-            need_weights: also return the weights of every head.
+            key_padding_mask: (B, S); bool, true at keys to leave out, or float, -inf there.
+            need_weights: also return the weights. Without them attention is faster.
+            attn_mask: (T, S), (B * n, T, S) or (B, n, T, S); bool, true where attention is not
+                allowed, or float, added to the scores.
+            average_attn_weights: return the mean over heads instead of the weights of every head.
+            is_causal: position t attends to positions 0..t, whatever `attn_mask` says of them.
 
         Returns:
-            Output (B, T, embed_dim) and, if asked for, weights (B, n, T, S); else None.
+            Output (B, T, embed_dim), and the weights: (B, T, S), (B, n, T, S) without averaging,
+            or None if they are not asked for.
         """
         if is_causal and (key_padding_mask is not None or attn_mask is not None):
             square = torch.ones(query.size(1), key.size(1), dtype=torch.bool, device=query.device)
@@ -140,7 +176,7 @@ class Attention(nn.Module):
             else:
                 attn_mask = attn_mask.masked_fill(causal, float("-inf"))
             is_causal = False
-        return self.attend(
+        output, weights = self.attend(
             self.queries(query),
             self.keys(key),
             self.values(value),
@@ -149,14 +185,47 @@ class Attention(nn.Module):
             is_causal=is_causal,
             need_weights=need_weights,
         )
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(dim=1)
+        return output, weights
 
-    def split_heads(self, joined: Tensor) -> Tensor:
-        """(B, T, n * width) to (B, n, T, width)."""
-        batch, time, width = joined.shape
-        heads = joined.view(batch, time, self.num_heads, width // self.num_heads)
-        return heads.transpose(1, 2)
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by `torch.jit.script`, which understands neither these classes nor says so."""
+        raise NotImplementedError(
+            "nas-attn attention does not support TorchScript; use torch.jit.trace, torch.compile "
+            "or torch.export"
+        )
+
+
+def split_heads(joined: Tensor, num_heads: int) -> Tensor:
+    """(B, T, num_heads * width) to (B, num_heads, T, width)."""
+    batch, time, width = joined.shape
+    return joined.view(batch, time, num_heads, width // num_heads).transpose(1, 2)
 
 
 def init_projection(projection: nn.Linear, gain: float = 1.0) -> None:
     """Xavier-uniform weights, as fairseq initialises attention; biases are left alone."""
     nn.init.xavier_uniform_(projection.weight, gain=gain)
+
+
+def init_as_multi_head(projection: nn.Linear, embed_dim: int, *, one_matrix: bool) -> None:
+    """Draw a projection of fewer heads as multi-head attention draws its own.
+
+    A head then starts alike whether it is shared or not.
+
+    Args:
+        projection: from any width to that of one or several heads.
+        embed_dim: width of all heads together.
+        one_matrix: inputs are equally wide, so fairseq counts query, key and value projection as
+            one matrix, which makes each smaller by the square root of two.
+    """
+    inputs = projection.in_features
+    gain = ((inputs + projection.out_features) / (inputs + embed_dim)) ** 0.5
+    init_projection(projection, gain * (2**-0.5 if one_matrix else 1.0))
+
+
+def init_output(projection: nn.Linear) -> None:
+    """Xavier-uniform weights and a zero bias, as fairseq initialises the output projection."""
+    init_projection(projection)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)

@@ -8,7 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nas_attn.attention.base import Attention, init_projection
+from nas_attn.attention.base import (
+    Attention,
+    init_as_multi_head,
+    init_output,
+    init_projection,
+    split_heads,
+)
+from nas_attn.attention.effective import mixed_product_dimension, product_dimension
 from nas_attn.errors import PlanError
 
 MixingInit = Literal["xavier", "heads"]
@@ -30,6 +37,10 @@ class CollaborativeOptions:
         default="xavier",
         metadata={"help": "mixing vectors at the start: xavier, or heads (each its own columns)"},
     )
+    num_value_heads: int | None = field(
+        default=None,
+        metadata={"help": "value heads, each shared by a group of heads; one a head by default"},
+    )
 
 
 class CollaborativeAttention(Attention):
@@ -38,6 +49,9 @@ class CollaborativeAttention(Attention):
     Scores of head i are (m_i * (x W_Q + b_Q)) (y W_K + b_K)^T / sqrt(embed_dim / num_heads), with a
     mixing vector m_i of width D. Values and output projection are those of multi-head attention. At
     D = embed_dim and `mixing_init="heads"` it computes what multi-head attention computes.
+
+    With fewer value heads (ours, not the paper's) groups of heads share a value projection, as in
+    grouped-query attention, and the cache shrinks from D + embed_dim to D + num_value_heads * h.
 
     The mixing acts on the query, so one shared key a token is cached. With a content bias the
     scores gain y v_i under the same scale: keys are widened by y V^T (n numbers) and the query of
@@ -53,10 +67,12 @@ class CollaborativeAttention(Attention):
             of the biases b_Q and b_K.
         mixing_init: `xavier` draws the mixing matrix (authors' translation code); `heads` sets
             row i to one on the i-th of `num_heads` equal blocks and to zero elsewhere.
+        num_value_heads: must divide `num_heads`, which is the default.
         kdim, vdim, dropout, bias: as in `Attention`.
 
     Raises:
-        PlanError: `shared_dim` is not positive, or `mixing_init` is unknown or does not divide it.
+        PlanError: `shared_dim` is not positive, `mixing_init` is unknown or does not divide it, or
+            `num_value_heads` does not divide `num_heads`.
     """
 
     reference = "Cordonnier, Loukas and Jaggi 2020, arXiv 2006.16362, section 3"
@@ -69,6 +85,7 @@ class CollaborativeAttention(Attention):
         shared_dim: int | None = None,
         content_bias: bool = False,
         mixing_init: MixingInit = "xavier",
+        num_value_heads: int | None = None,
         kdim: int | None = None,
         vdim: int | None = None,
         dropout: float = 0.0,
@@ -86,10 +103,17 @@ class CollaborativeAttention(Attention):
                 f"mixing_init heads needs a shared_dim that {num_heads} heads divide, "
                 f"but it is {shared_dim}"
             )
+        if num_value_heads is None:
+            num_value_heads = num_heads
+        if num_value_heads < 1 or num_heads % num_value_heads:
+            raise PlanError(
+                f"num_value_heads must divide {num_heads} heads, but is {num_value_heads}"
+            )
         self.shared_dim = shared_dim
+        self.num_value_heads = num_value_heads
         self.mixing_init = mixing_init
         self.k_proj = nn.Linear(self.kdim, shared_dim, bias=bias and not content_bias)
-        self.v_proj = nn.Linear(self.vdim, embed_dim, bias=bias)
+        self.v_proj = nn.Linear(self.vdim, num_value_heads * self.head_dim, bias=bias)
         self.q_proj = nn.Linear(embed_dim, shared_dim, bias=bias and not content_bias)
         self.mixing = nn.Parameter(torch.empty(num_heads, shared_dim))
         self.content_bias = nn.Linear(self.kdim, num_heads, bias=False) if content_bias else None
@@ -98,7 +122,7 @@ class CollaborativeAttention(Attention):
     def reset_parameters(self) -> None:
         full_width = self.shared_dim == self.embed_dim == self.kdim
         init_projection(self.k_proj, 2**-0.5 if full_width else 1.0)
-        init_projection(self.v_proj, 2**-0.5 if self.vdim == self.embed_dim else 1.0)
+        init_as_multi_head(self.v_proj, self.embed_dim, one_matrix=self.vdim == self.embed_dim)
         init_projection(self.q_proj, 2**-0.5 if full_width else 1.0)
         if self.mixing_init == "xavier":
             nn.init.xavier_uniform_(self.mixing)
@@ -109,9 +133,7 @@ class CollaborativeAttention(Attention):
                 self.mixing.copy_(eye.repeat_interleave(block, dim=1))
         if self.content_bias is not None:
             nn.init.zeros_(self.content_bias.weight)
-        init_projection(self.out_proj)
-        if self.out_proj.bias is not None:
-            nn.init.zeros_(self.out_proj.bias)
+        init_output(self.out_proj)
 
     def queries(self, query: Tensor) -> Tensor:
         mixed: Tensor = self.q_proj(query)[:, None] * self.mixing[:, None]  # (B, n, T, D)
@@ -127,8 +149,18 @@ class CollaborativeAttention(Attention):
         return shared[:, None]
 
     def values(self, value: Tensor) -> Tensor:
-        return self.split_heads(self.v_proj(value))
+        return split_heads(self.v_proj(value), self.num_value_heads)
 
     def cache_size(self) -> int:
         biases = 0 if self.content_bias is None else self.num_heads
-        return self.shared_dim + biases + self.embed_dim
+        return self.shared_dim + biases + self.num_value_heads * self.head_dim
+
+    def effective_parameters(self) -> int:
+        """D rank-one score terms with two scalings each, the content biases, grouped values."""
+        content = self.content_bias is not None
+        rows = self.embed_dim + (self.bias and not content)
+        scores = mixed_product_dimension(rows, self.kdim, self.num_heads, self.shared_dim)
+        biases = self.num_heads * self.kdim if content else 0
+        width = self.num_heads // self.num_value_heads * self.embed_dim
+        outputs = self.num_value_heads * product_dimension(self.vdim, width, self.head_dim)
+        return scores + biases + outputs + self.embed_dim * self.bias

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -32,13 +32,24 @@ def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
         )
 
 
+class AttentionSize(NamedTuple):
+    """Parameters of attention modules, output projections included."""
+
+    parameters: int
+    """All of them, trained or not."""
+    effective: int
+    """Those that act: see `Attention.effective_parameters`."""
+
+
 @lru_cache(maxsize=4096)
-def count_choice(choice: AttentionChoice, shape: SiteShape) -> int:
-    """Parameters of one attention module, output projection included."""
-    return sum(parameter.numel() for parameter in build_on_meta(choice, shape).parameters())
+def count_choice(choice: AttentionChoice, shape: SiteShape) -> AttentionSize:
+    """Parameters of one attention module."""
+    module = build_on_meta(choice, shape)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return AttentionSize(parameters, module.effective_parameters())
 
 
-def count_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
+def count_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> AttentionSize:
     """Parameters of all attention modules of a model.
 
     Args:
@@ -48,11 +59,12 @@ def count_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
     Raises:
         PlanError: the plan does not fit the shapes.
     """
-    return sum(
+    sizes = [
         count_choice(choice, shape)
         for site, shape in shapes.items()
         for choice in plan.layers(site, shape.num_layers)
-    )
+    ]
+    return AttentionSize(sum(s.parameters for s in sizes), sum(s.effective for s in sizes))
 
 
 def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
@@ -66,27 +78,36 @@ class ModelSize(NamedTuple):
     """Parameters of a whole model, shared ones counted once."""
 
     attention: int
-    """Projections, mixing and biases of all attention modules, output projections included."""
+    """Projections, mixing, embeddings and biases of attention, output projections included."""
     non_embedding: int
     """All but token and position tables and the projection onto the vocabulary."""
     total: int
+    effective: int
+    """`total` less the dead and redundant parameters of attention."""
 
 
 def count_model(model: nn.Module) -> ModelSize:
     """Count a built model's parameters; works on the meta device.
 
-    Embeddings are `torch.nn.Embedding` tables and modules named `output_projection`.
+    Embeddings are `torch.nn.Embedding` tables, modules named `output_projection`, and the weight of
+    a masked language model's `lm_head`.
     """
-    attention = (m for m in model.modules() if isinstance(m, Attention))
-    embeddings = (
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "output_projection"
-    )
-    total = _count_unique([model])
-    return ModelSize(_count_unique(attention), total - _count_unique(embeddings), total)
+    attention = [m for m in model.modules() if isinstance(m, Attention)]
+    raw = _count_unique(p for module in attention for p in module.parameters())
+    redundant = raw - sum(module.effective_parameters() for module in attention)
+    total = _count_unique(model.parameters())
+    embeddings = _count_unique(_embeddings(model))
+    return ModelSize(raw, total - embeddings, total, total - redundant)
 
 
-def _count_unique(modules: Iterable[nn.Module]) -> int:
-    parameters = {p for module in modules for p in module.parameters()}
-    return sum(parameter.numel() for parameter in parameters)
+def _embeddings(model: nn.Module) -> Iterator[nn.Parameter]:
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) or last == "output_projection":
+            yield from module.parameters()
+        elif last == "lm_head":
+            yield module.get_parameter("weight")
+
+
+def _count_unique(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in set(parameters))

@@ -10,7 +10,20 @@ from typing import Any
 
 from nas_attn.attention.base import Attention
 from nas_attn.attention.collaborative import CollaborativeAttention, CollaborativeOptions
+from nas_attn.attention.grouped_query import GroupedQueryAttention, GroupedQueryOptions
+from nas_attn.attention.head_embedding_add import (
+    HeadEmbeddingAddAttention,
+    HeadEmbeddingAddOptions,
+)
+from nas_attn.attention.head_embedding_mul import (
+    HeadEmbeddingMulAttention,
+    HeadEmbeddingMulOptions,
+)
 from nas_attn.attention.multi_head import MultiHeadAttention, MultiHeadOptions
+from nas_attn.attention.multi_query import MultiQueryAttention, MultiQueryOptions
+from nas_attn.attention.reduced_key import ReducedKeyAttention, ReducedKeyOptions
+from nas_attn.attention.shared_key_value import SharedKeyValueAttention, SharedKeyValueOptions
+from nas_attn.attention.single_head import SingleHeadAttention, SingleHeadOptions
 from nas_attn.errors import PlanError
 
 
@@ -40,6 +53,13 @@ class Scheme:
 SCHEMES: dict[str, Scheme] = {
     "multi_head": Scheme(MultiHeadAttention, MultiHeadOptions),
     "collaborative": Scheme(CollaborativeAttention, CollaborativeOptions),
+    "head_embedding_add": Scheme(HeadEmbeddingAddAttention, HeadEmbeddingAddOptions),
+    "head_embedding_mul": Scheme(HeadEmbeddingMulAttention, HeadEmbeddingMulOptions),
+    "grouped_query": Scheme(GroupedQueryAttention, GroupedQueryOptions),
+    "multi_query": Scheme(MultiQueryAttention, MultiQueryOptions),
+    "single_head": Scheme(SingleHeadAttention, SingleHeadOptions),
+    "reduced_key": Scheme(ReducedKeyAttention, ReducedKeyOptions),
+    "shared_key_value": Scheme(SharedKeyValueAttention, SharedKeyValueOptions),
 }
 """Every scheme by the name that plans, flags, architectures and search spaces use."""
 

@@ -14,8 +14,8 @@ class ObjectivesConfig(Section):
 
     loss: str = "nll_loss"
     """A validation metric that fairseq logs (`nll_loss` for label-smoothed criteria, in bits)."""
-    parameters: Literal["attention", "non_embedding", "total"] = "total"
-    """Which parameters count."""
+    parameters: Literal["attention", "non_embedding", "total", "effective"] = "total"
+    """Which parameters count; `effective` is the total less attention's dead and redundant ones."""
 
 
 class SearchConfig(Section):

@@ -9,20 +9,34 @@ from pydantic import Discriminator, Field, Tag
 from nas_attn.section import Scalar, Section
 
 
+Fractions = Annotated[list[float | int], Field(min_length=1)]
+
+
 class FractionsOfWidth(Section):
     """Option values given as fractions of the site's `embed_dim`."""
 
-    fraction_of_embed_dim: Annotated[list[float | int], Field(min_length=1)]
+    fraction_of_embed_dim: Fractions
+
+
+class FractionsOfHeads(Section):
+    """Option values given as fractions of the site's `num_heads`."""
+
+    fraction_of_num_heads: Fractions
 
 
 def _kind(value: Any) -> str:
-    return "[fractions]" if isinstance(value, dict | FractionsOfWidth) else "[values]"
+    if isinstance(value, FractionsOfHeads):
+        return "[heads]"
+    if isinstance(value, dict | FractionsOfWidth):
+        return "[heads]" if "fraction_of_num_heads" in dict(value) else "[width]"
+    return "[values]"
 
 
 # Tags in brackets name no key of the file, so they are left out of key paths.
 Domain = Annotated[
     Annotated[list[Scalar], Field(min_length=1), Tag("[values]")]
-    | Annotated[FractionsOfWidth, Tag("[fractions]")],
+    | Annotated[FractionsOfWidth, Tag("[width]")]
+    | Annotated[FractionsOfHeads, Tag("[heads]")],
     Discriminator(_kind),
 ]
 """Values that an option may take."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nas_attn.errors import ConfigError, Fault
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan, OptionValue, SiteShape
-from nas_attn.space.config import FractionsOfWidth, Schemes, SpaceConfig
+from nas_attn.space.config import FractionsOfHeads, FractionsOfWidth, Schemes, SpaceConfig
 
 
 @dataclass(frozen=True)
@@ -195,18 +195,26 @@ class SearchSpace:
     def _resolve(
         self, key: str, domain: object, site: str, faults: list[Fault]
     ) -> tuple[OptionValue, ...]:
+        shape = self.shapes[site]
         if isinstance(domain, FractionsOfWidth):
-            width = self.shapes[site].embed_dim
-            key = f"{key}.fraction_of_embed_dim"
-            values: list[OptionValue] = []
-            for fraction in domain.fraction_of_embed_dim:
-                value = fraction * width
-                if value < 1 or value != int(value):
-                    message = f"{fraction} of the width {width} of {site} is no whole number"
-                    faults.append(Fault(key, message))
-                values.append(int(value))
+            fractions, name, size = domain.fraction_of_embed_dim, "embed_dim", shape.embed_dim
+        elif isinstance(domain, FractionsOfHeads):
+            fractions, name, size = domain.fraction_of_num_heads, "num_heads", shape.num_heads
         else:
-            values = list(domain)  # type: ignore[call-overload]
+            return self._distinct(key, list(domain), faults)  # type: ignore[call-overload]
+        key = f"{key}.fraction_of_{name}"
+        values: list[OptionValue] = []
+        for fraction in fractions:
+            value = fraction * size
+            if value < 1 or value != int(value):
+                message = f"{fraction} of the {name} {size} of {site} is no whole number"
+                faults.append(Fault(key, message))
+            values.append(int(value))
+        return self._distinct(key, values, faults)
+
+    def _distinct(
+        self, key: str, values: list[OptionValue], faults: list[Fault]
+    ) -> tuple[OptionValue, ...]:
         if len(set(values)) != len(values):
             faults.append(Fault(key, "the same value stands twice"))
         return tuple(values)

@@ -107,15 +107,18 @@ class Sizer:
     def of(cls, args: argparse.Namespace, dictionaries: Sequence[Any]) -> Sizer:
         """Measure the model of parsed fairseq arguments (see `build_on_meta`)."""
         size = count_model(build_on_meta(args, dictionaries))
-        non_embedding = size.non_embedding - size.attention
-        rest = ModelSize(0, non_embedding, size.total - size.attention)
+        total = size.total - size.attention
+        rest = ModelSize(0, size.non_embedding - size.attention, total, effective=total)
         return cls(site_shapes(args), rest)
 
     def size(self, plan: AttentionPlan) -> ModelSize:
         """The model's size under a plan."""
         attention = count_plan(plan, self.shapes)
         return ModelSize(
-            attention, self.rest.non_embedding + attention, self.rest.total + attention
+            attention.parameters,
+            self.rest.non_embedding + attention.parameters,
+            self.rest.total + attention.parameters,
+            self.rest.effective + attention.effective,
         )
 
 

@@ -1,77 +1,149 @@
 """The schemes as the papers write them: loops over batch, head, query and key, no sharing tricks.
 
-Each function takes the module only for its weights and returns what the module should.
+Each function takes the module only for its weights and returns what the module should. For single
+tokens x (of the query's input) and y (of the keys' and values'), a scheme is the score of head i
+before scaling, and the value of head i.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nas_attn.attention import Attention, CollaborativeAttention, MultiHeadAttention
-
-Score = Callable[[Tensor, Tensor, int], Tensor]
-
-
-def multi_head_score(module: MultiHeadAttention, x: Tensor, y: Tensor, head: int) -> Tensor:
-    """(x W_Q^i + b_Q^i) (y W_K^i + b_K^i)^T for single tokens x and y."""
-    rows = slice(head * module.head_dim, (head + 1) * module.head_dim)
-    query = module.q_proj.weight[rows] @ x + module.q_proj.bias[rows]
-    key = module.k_proj.weight[rows] @ y + module.k_proj.bias[rows]
-    return query @ key
+Score = Callable[[Any, Tensor, Tensor, int], Tensor]
+Value = Callable[[Any, Tensor, int], Tensor]
 
 
-def collaborative_score(module: CollaborativeAttention, x: Tensor, y: Tensor, head: int) -> Tensor:
+def apply(projection: nn.Linear, x: Tensor, block: int = 0, blocks: int = 1) -> Tensor:
+    """One of several equal blocks of rows of a projection, applied to a token."""
+    size = projection.out_features // blocks
+    outputs = []
+    for row in range(block * size, (block + 1) * size):
+        output = projection.weight[row] @ x
+        outputs.append(output if projection.bias is None else output + projection.bias[row])
+    return torch.stack(outputs)
+
+
+def grouped_query_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """Ainslie et al. 2023: own queries; heads of a group attend to the same keys."""
+    group = head * module.num_groups // module.num_heads
+    query = apply(module.q_proj, x, head, module.num_heads)
+    return query @ apply(module.k_proj, y, group, module.num_groups)
+
+
+def grouped_query_value(module: Any, y: Tensor, head: int) -> Tensor:
+    group = head * module.num_groups // module.num_heads
+    return apply(module.v_proj, y, group, module.num_groups)
+
+
+def collaborative_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
     """Cordonnier et al. 2020: x W_Q diag(m_i) W_K^T y^T, plus y v_i with a content bias."""
-    query, key = module.q_proj.weight @ x, module.k_proj.weight @ y
-    if module.content_bias is None:
-        query, key = query + module.q_proj.bias, key + module.k_proj.bias
-    score = query @ torch.diag(module.mixing[head]) @ key
+    score = apply(module.q_proj, x) @ torch.diag(module.mixing[head]) @ apply(module.k_proj, y)
     if module.content_bias is not None:
         score = score + module.content_bias.weight[head] @ y
     return score
 
 
-SCORES: dict[str, Score] = {
-    "multi_head": multi_head_score,
-    "collaborative": collaborative_score,
+def collaborative_value(module: Any, y: Tensor, head: int) -> Tensor:
+    group = head * module.num_value_heads // module.num_heads
+    return apply(module.v_proj, y, group, module.num_value_heads)
+
+
+def head_embedding_add_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """Xue and Aletras 2023, MHE-ADD, key embedding and all."""
+    query = apply(module.q_proj, x) + module.query_embedding[head]
+    return query @ (apply(module.k_proj, y) + module.key_embedding[head])
+
+
+def head_embedding_add_value(module: Any, y: Tensor, head: int) -> Tensor:
+    return apply(module.v_proj, y) + module.value_embedding[head]
+
+
+def head_embedding_mul_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """Xue and Aletras 2023, MHE-MUL, with 1 + e or e."""
+    query = apply(module.q_proj, x) * (module.offset + module.query_embedding[head])
+    return query @ (apply(module.k_proj, y) * (module.offset + module.key_embedding[head]))
+
+
+def head_embedding_mul_value(module: Any, y: Tensor, head: int) -> Tensor:
+    return apply(module.v_proj, y) * (module.offset + module.value_embedding[head])
+
+
+def single_head_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """The same for every head."""
+    return apply(module.q_proj, x) @ apply(module.k_proj, y)
+
+
+def single_head_value(module: Any, y: Tensor, head: int) -> Tensor:
+    return apply(module.v_proj, y)
+
+
+def reduced_key_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """Own queries and keys, narrower than values."""
+    query = apply(module.q_proj, x, head, module.num_heads)
+    return query @ apply(module.k_proj, y, head, module.num_heads)
+
+
+def reduced_key_value(module: Any, y: Tensor, head: int) -> Tensor:
+    return apply(module.v_proj, y, head, module.num_heads)
+
+
+def shared_key_value_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """One projection gives the key and the value of a head."""
+    query = apply(module.q_proj, x, head, module.num_heads)
+    return query @ apply(module.kv_proj, y, head, module.num_heads)
+
+
+def shared_key_value_value(module: Any, y: Tensor, head: int) -> Tensor:
+    return apply(module.kv_proj, y, head, module.num_heads)
+
+
+NAIVE: dict[str, tuple[Score, Value]] = {
+    "multi_head": (grouped_query_score, grouped_query_value),
+    "collaborative": (collaborative_score, collaborative_value),
+    "head_embedding_add": (head_embedding_add_score, head_embedding_add_value),
+    "head_embedding_mul": (head_embedding_mul_score, head_embedding_mul_value),
+    "grouped_query": (grouped_query_score, grouped_query_value),
+    "multi_query": (grouped_query_score, grouped_query_value),
+    "single_head": (single_head_score, single_head_value),
+    "reduced_key": (reduced_key_score, reduced_key_value),
+    "shared_key_value": (shared_key_value_score, shared_key_value_value),
 }
 
 
 def naive_attention(
-    scheme: str, module: Attention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
+    scheme: str, module: Any, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
 ) -> Tensor:
     """Attend token by token.
 
     Args:
-        allowed: bool (batch, time, source), true where a query may attend to a key.
+        allowed: bool (batch, time, source), true where a query may attend to a key. A query
+            that may attend nowhere gets heads of zeros, and of added value embeddings.
 
     Returns:
         (batch, time, embed_dim).
     """
+    score, head_value = NAIVE[scheme]
+    heads = 1 if getattr(module, "narrow_output", False) else module.num_heads
     outputs = []
     for b in range(query.size(0)):
         for t in range(query.size(1)):
-            heads = []
-            for head in range(module.num_heads):
-                rows = slice(head * module.head_dim, (head + 1) * module.head_dim)
-                keys = [s for s in range(key.size(1)) if allowed[b, t, s]]
-                if not keys:
-                    heads.append(query.new_zeros(module.head_dim))
+            joined = []
+            for head in range(heads):
+                tokens = [s for s in range(key.size(1)) if allowed[b, t, s]]
+                if not tokens:
+                    nothing = query.new_zeros(module.head_dim)
+                    if scheme == "head_embedding_add":
+                        nothing = nothing + module.value_embedding[head]
+                    joined.append(nothing)
                     continue
-                scores = torch.stack(
-                    [SCORES[scheme](module, query[b, t], key[b, s], head) for s in keys]
-                )
+                scores = torch.stack([score(module, query[b, t], key[b, s], head) for s in tokens])
                 weights = torch.softmax(scores / math.sqrt(module.head_dim), dim=0)
-                values = torch.stack(
-                    [
-                        module.v_proj.weight[rows] @ value[b, s] + module.v_proj.bias[rows]
-                        for s in keys
-                    ]
-                )
-                heads.append(weights @ values)
-            outputs.append(module.out_proj(torch.cat(heads)))
+                values = torch.stack([head_value(module, value[b, s], head) for s in tokens])
+                joined.append(weights @ values)
+            outputs.append(apply(module.out_proj, torch.cat(joined)))
     return torch.stack(outputs).view(*query.shape[:2], -1)

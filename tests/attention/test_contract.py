@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,62 +13,129 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
-from tests.attention.naive import SCORES, naive_attention
+from tests.attention.naive import NAIVE, naive_attention
 
-CASES: list[tuple[str, dict[str, object]]] = [
-    ("multi_head", {}),
-    ("collaborative", {"shared_dim": 5}),
-    ("collaborative", {"shared_dim": 3}),
-    ("collaborative", {"shared_dim": 1}),
-    ("collaborative", {"shared_dim": 4, "content_bias": True}),
-    ("collaborative", {"shared_dim": 12, "mixing_init": "heads"}),
+Options = dict[str, object]
+Choose = Callable[[int, int], Options]
+
+CASES: list[tuple[str, str, Choose]] = [
+    ("multi_head", "", lambda d, n: {}),
+    ("collaborative", "default", lambda d, n: {}),
+    ("collaborative", "odd", lambda d, n: {"shared_dim": 5}),
+    ("collaborative", "one", lambda d, n: {"shared_dim": 1}),
+    ("collaborative", "head-width", lambda d, n: {"shared_dim": d // n}),
+    ("collaborative", "content", lambda d, n: {"shared_dim": 4, "content_bias": True}),
+    ("collaborative", "heads", lambda d, n: {"shared_dim": d, "mixing_init": "heads"}),
+    ("collaborative", "one-value-head", lambda d, n: {"shared_dim": 3, "num_value_heads": 1}),
+    (
+        "collaborative",
+        "grouped-values",
+        lambda d, n: {"content_bias": True, "num_value_heads": largest_divisor(n)},
+    ),
+    ("head_embedding_add", "", lambda d, n: {}),
+    ("head_embedding_mul", "", lambda d, n: {}),
+    ("head_embedding_mul", "plain", lambda d, n: {"plain_embedding": True}),
+    ("grouped_query", "default", lambda d, n: {}),
+    ("grouped_query", "divisor", lambda d, n: {"num_groups": largest_divisor(n)}),
+    ("multi_query", "", lambda d, n: {}),
+    ("single_head", "", lambda d, n: {}),
+    ("single_head", "narrow", lambda d, n: {"narrow_output": True}),
+    ("reduced_key", "default", lambda d, n: {}),
+    ("reduced_key", "wide", lambda d, n: {"key_dim": d + n}),
+    ("shared_key_value", "", lambda d, n: {}),
 ]
-"""(scheme, options) at embed_dim 12 and 3 heads."""
+"""(scheme, name, options for embed_dim d and n heads)."""
 
-EQUALS_MULTI_HEAD: dict[str, dict[str, object]] = {
-    "multi_head": {},
-    "collaborative": {"shared_dim": 12, "mixing_init": "heads"},
+SPECIAL_CASES: dict[str, tuple[int, Options]] = {
+    "multi_head": (4, {}),
+    "collaborative": (4, {"shared_dim": 16, "mixing_init": "heads"}),
+    "head_embedding_add": (1, {}),
+    "head_embedding_mul": (1, {}),
+    "grouped_query": (4, {"num_groups": 4}),
+    "multi_query": (1, {}),
+    "single_head": (1, {}),
+    "reduced_key": (4, {"key_dim": 16}),
+    "shared_key_value": (4, {}),
 }
-"""Options that make a scheme compute multi-head attention from multi-head weights."""
+"""Heads and options with which a scheme computes multi-head attention from its weights."""
 
-EMBED_DIM, NUM_HEADS = 12, 3
-ids = [f"{scheme}-{'-'.join(map(str, options.values()))}" for scheme, options in CASES]
-every_case = pytest.mark.parametrize(("scheme", "options"), CASES, ids=ids)
+EMBED_DIM, NUM_HEADS = 16, 4
+every_case = pytest.mark.parametrize(
+    ("scheme", "choose"),
+    [(scheme, choose) for scheme, _, choose in CASES],
+    ids=["-".join(filter(None, case[:2])) for case in CASES],
+)
 
 
-def make(scheme: str, options: dict[str, object], **sizes: object) -> Attention:
+def largest_divisor(number: int) -> int:
+    """The largest proper divisor, or one."""
+    return max([k for k in range(1, number) if number % k == 0], default=1)
+
+
+def make(
+    scheme: str,
+    options: Options | None = None,
+    embed_dim: int = EMBED_DIM,
+    num_heads: int = NUM_HEADS,
+    **sizes: object,
+) -> Attention:
     torch.manual_seed(5)
-    module = build_attention(scheme, EMBED_DIM, NUM_HEADS, **sizes, **options).double().eval()
-    for parameter in module.parameters():  # no parameter may be zero, or its term goes untested
-        if parameter.dim() == 1 or not parameter.any():
+    module = build_attention(scheme, embed_dim, num_heads, **sizes, **(options or {}))
+    module = module.double().eval()
+    for name, parameter in module.named_parameters():
+        # No parameter may be zero or nearly so, or its term goes untested.
+        if parameter.dim() == 1 or "embedding" in name or not parameter.any():
             nn.init.normal_(parameter, std=0.5)
     return module
 
 
-def inputs(batch: int, time: int, source: int, kdim: int = EMBED_DIM) -> tuple[Tensor, Tensor]:
+def inputs(
+    batch: int, time: int, source: int, embed_dim: int = EMBED_DIM, kdim: int | None = None
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch + 10 * time + 100 * source)
-    query = torch.randn(batch, time, EMBED_DIM, dtype=torch.double, generator=generator)
-    return query, torch.randn(batch, source, kdim, dtype=torch.double, generator=generator)
+    query = torch.randn(batch, time, embed_dim, dtype=torch.double, generator=generator)
+    width = kdim or embed_dim
+    return query, torch.randn(batch, source, width, dtype=torch.double, generator=generator)
 
 
 def test_tables_cover_the_registry() -> None:
-    assert {scheme for scheme, _ in CASES} == set(SCHEMES) == set(EQUALS_MULTI_HEAD) == set(SCORES)
+    assert {scheme for scheme, _, _ in CASES} == set(SCHEMES) == set(NAIVE)
+    assert set(SCHEMES) == set(SPECIAL_CASES)
 
 
 @every_case
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     batch=st.integers(1, 3),
     time=st.integers(1, 5),
     extra=st.integers(0, 3),
-    kind=st.sampled_from(["none", "padding", "mask", "causal", "causal and padding", "float"]),
+    num_heads=st.integers(1, 4),
+    head_dim=st.integers(1, 5),
+    kdim=st.none() | st.integers(2, 9),
+    bias=st.booleans(),
+    kind=st.sampled_from(
+        ["none", "padding", "mask", "causal", "causal and padding", "float", "incremental"]
+    ),
 )
 def test_equals_the_naive_reference(
-    scheme: str, options: dict[str, object], batch: int, time: int, extra: int, kind: str
+    scheme: str,
+    choose: Choose,
+    batch: int,
+    time: int,
+    extra: int,
+    num_heads: int,
+    head_dim: int,
+    kdim: int | None,
+    bias: bool,
+    kind: str,
 ) -> None:
-    source = time if "causal" in kind else time + extra
-    module = make(scheme, options)
-    query, key = inputs(batch, time, source)
+    """Outputs and gradients of inputs and parameters, float64, to 1e-10."""
+    width = num_heads * head_dim
+    one_by_one = kind == "incremental"
+    source = time if "causal" in kind or one_by_one else time + extra
+    options = choose(width, num_heads)
+    module = make(scheme, options, width, num_heads, kdim=kdim, vdim=kdim, bias=bias)
+    query, key = inputs(batch, time, source, width, kdim)
     allowed = torch.ones(batch, time, source, dtype=torch.bool)
     arguments: dict[str, object] = {}
     if "padding" in kind:
@@ -77,7 +148,7 @@ def test_equals_the_naive_reference(
         allowed &= ~mask
         as_float = torch.zeros(time, source, dtype=torch.double).masked_fill(mask, float("-inf"))
         arguments["attn_mask"] = as_float if kind == "float" else mask
-    if "causal" in kind:
+    if "causal" in kind or one_by_one:
         allowed &= torch.ones(time, source, dtype=torch.bool).tril()
         arguments["is_causal"] = True
     outcomes = []
@@ -86,103 +157,94 @@ def test_equals_the_naive_reference(
         module.zero_grad()
         if naive:
             output = naive_attention(scheme, module, x, y, y, allowed)
+        elif one_by_one:
+            output = attend_step_by_step(module, x, y)
         else:
-            output, _ = module(x, y, y, **arguments)
-        (
-            output * torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)
-        ).sum().backward()
-        gradients = [x.grad, y.grad, *(p.grad for p in module.parameters())]
+            output, _ = module(x, y, y, need_weights=False, **arguments)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)
+        (output * weights).sum().backward()
+        gradients = [t.grad for t in (x, y, *module.parameters())]
         zeros = [torch.zeros_like(t) for t in (x, y, *module.parameters())]
-        outcomes.append(
-            [
-                output.detach(),
-                *(z if g is None else g for g, z in zip(gradients, zeros, strict=True)),
-            ]
-        )
+        told = [z if g is None else g for g, z in zip(gradients, zeros, strict=True)]
+        outcomes.append([output.detach(), *told])
     for expected, found in zip(*outcomes, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
+def attend_step_by_step(module: Attention, query: Tensor, key: Tensor) -> Tensor:
+    """Incremental decoding: each step adds its token to the cached keys and values."""
+    keys, values = module.keys(key[:, :0]), module.values(key[:, :0])
+    outputs = []
+    for step in range(query.size(1)):
+        token = key[:, step : step + 1]
+        keys = torch.cat([keys, module.keys(token)], dim=2)
+        values = torch.cat([values, module.values(token)], dim=2)
+        output, _ = module.attend(module.queries(query[:, step : step + 1]), keys, values)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1)
+
+
 @every_case
-def test_weights_are_returned_when_asked(scheme: str, options: dict[str, object]) -> None:
-    module = make(scheme, options)
+def test_weights_are_returned_when_asked(scheme: str, choose: Choose) -> None:
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
     query, key = inputs(2, 4, 6)
     padding = torch.zeros(2, 6, dtype=torch.bool)
     padding[1, 4:] = True
-    plain, none = module(query, key, key, key_padding_mask=padding)
-    output, weights = module(query, key, key, key_padding_mask=padding, need_weights=True)
+    plain, none = module(query, key, key, key_padding_mask=padding, need_weights=False)
+    output, weights = module(query, key, key, padding, average_attn_weights=False)
+    _, mean = module(query, key, key, padding)
     assert none is None
     assert weights.shape == (2, NUM_HEADS, 4, 6)
     torch.testing.assert_close(output, plain, rtol=0, atol=1e-12)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, NUM_HEADS, 4, dtype=torch.double))
+    torch.testing.assert_close(mean, weights.mean(dim=1), rtol=0, atol=0)
     assert not weights[1, :, :, 4:].any()
 
 
 @every_case
 def test_long_sequences_take_another_path_to_the_same_result(
-    scheme: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    scheme: str, choose: Choose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = make(scheme, options)
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
     query, _ = inputs(2, 9, 9)
-    short, _ = module(query, query, query, is_causal=True)
+    short, _ = module(query, query, query, is_causal=True, need_weights=False)
     monkeypatch.setattr("nas_attn.attention.functional.FOLD_MAX_LENGTH", 4)
-    long, _ = module(query, query, query, is_causal=True)
+    long, _ = module(query, query, query, is_causal=True, need_weights=False)
     torch.testing.assert_close(long, short, rtol=0, atol=1e-12)
 
 
 @every_case
-def test_a_query_that_may_attend_nowhere_gets_the_output_bias(
-    scheme: str, options: dict[str, object]
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_a_query_that_may_attend_nowhere_gets_a_constant(
+    scheme: str, choose: Choose, need_weights: bool
 ) -> None:
-    module = make(scheme, options)
+    """The output bias, and what the scheme adds to heads; never NaN, in no gradient."""
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
     query, key = inputs(2, 3, 4)
     padding = torch.zeros(2, 4, dtype=torch.bool)
     padding[1] = True
     query.requires_grad_()
-    output, _ = module(query, key, key, key_padding_mask=padding)
+    output, _ = module(query, key, key, padding, need_weights)
     output.sum().backward()
-    torch.testing.assert_close(output[1], module.out_proj.bias.expand(3, -1))
-    assert query.grad is not None
-    assert query.grad.isfinite().all()
+    nothing = module.mix_values(torch.zeros(1, NUM_HEADS, 1, EMBED_DIM // NUM_HEADS).double())
+    if scheme == "single_head":
+        nothing = module.mix_values(torch.zeros(1, 1, 1, EMBED_DIM // NUM_HEADS).double())
+    expected = module.out_proj(nothing.transpose(1, 2).flatten(2))[0]
+    torch.testing.assert_close(output[1], expected.expand(3, -1))
+    for tensor in (query, *module.parameters()):
+        assert tensor.grad is None or tensor.grad.isfinite().all()
 
 
 @every_case
-def test_keys_and_values_of_another_width(scheme: str, options: dict[str, object]) -> None:
-    if options.get("mixing_init") == "heads":
-        options = {**options, "mixing_init": "xavier"}
-    module = make(scheme, options, kdim=7, vdim=7)
-    query, key = inputs(2, 3, 5, kdim=7)
-    output, _ = module(query, key, key)
-    expected = naive_attention(
-        scheme, module, query, key, key, torch.ones(2, 3, 5, dtype=torch.bool)
-    )
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
-
-
-@every_case
-def test_cache_size_is_what_keys_and_values_return(scheme: str, options: dict[str, object]) -> None:
-    module = make(scheme, options)
+def test_cache_size_is_what_keys_and_values_return(scheme: str, choose: Choose) -> None:
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
     _, key = inputs(1, 1, 1)
     assert module.cache_size() == module.keys(key).numel() + module.values(key).numel()
 
 
 @every_case
-def test_step_by_step_equals_all_at_once(scheme: str, options: dict[str, object]) -> None:
-    module = make(scheme, options)
-    query, _ = inputs(2, 6, 6)
-    whole, _ = module(query, query, query, is_causal=True)
-    keys, values = module.keys(query[:, :0]), module.values(query[:, :0])
-    for step in range(6):
-        token = query[:, step : step + 1]
-        keys = torch.cat([keys, module.keys(token)], dim=2)
-        values = torch.cat([values, module.values(token)], dim=2)
-        output, _ = module.attend(module.queries(token), keys, values)
-        torch.testing.assert_close(output, whole[:, step : step + 1], rtol=0, atol=1e-12)
-
-
-@every_case
-def test_attention_dropout_acts_in_training_only(scheme: str, options: dict[str, object]) -> None:
-    module = make(scheme, options, dropout=0.5)
+def test_attention_dropout_acts_in_training_only(scheme: str, choose: Choose) -> None:
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS), dropout=0.5)
     query, _ = inputs(2, 6, 6)
     first, _ = module(query, query, query)
     second, _ = module(query, query, query)
@@ -199,40 +261,150 @@ def test_attention_dropout_acts_in_training_only(scheme: str, options: dict[str,
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_special_case_equals_torch_multi_head_attention(scheme: str) -> None:
-    reference = nn.MultiheadAttention(EMBED_DIM, NUM_HEADS, batch_first=True).double()
+    num_heads, options = SPECIAL_CASES[scheme]
+    reference = nn.MultiheadAttention(EMBED_DIM, num_heads, batch_first=True).double()
     nn.init.normal_(reference.in_proj_bias)
     nn.init.normal_(reference.out_proj.bias)
-    module = make(scheme, EQUALS_MULTI_HEAD[scheme])
+    module = build_attention(scheme, EMBED_DIM, num_heads, **options).double()
+    query_rows, key_rows, value_rows = (
+        slice(EMBED_DIM * part, EMBED_DIM * (part + 1)) for part in range(3)
+    )
+    rows = {"q_proj": query_rows, "k_proj": key_rows, "v_proj": value_rows}
     with torch.no_grad():
-        names = ("q_proj", "k_proj", "v_proj")
-        for index, name in enumerate(names):
-            rows = slice(index * EMBED_DIM, (index + 1) * EMBED_DIM)
-            getattr(module, name).weight.copy_(reference.in_proj_weight[rows])
-            getattr(module, name).bias.copy_(reference.in_proj_bias[rows])
+        if scheme == "shared_key_value":
+            reference.in_proj_weight[value_rows] = reference.in_proj_weight[key_rows]
+            reference.in_proj_bias[value_rows] = reference.in_proj_bias[key_rows]
+            rows = {"q_proj": query_rows, "kv_proj": key_rows}
+        for name, part in rows.items():
+            getattr(module, name).weight.copy_(reference.in_proj_weight[part])
+            getattr(module, name).bias.copy_(reference.in_proj_bias[part])
         module.out_proj.load_state_dict(reference.out_proj.state_dict())
+        for name, parameter in module.named_parameters():
+            if "embedding" in name:
+                parameter.zero_()
     query, key = inputs(3, 4, 5)
     padding = torch.zeros(3, 5, dtype=torch.bool)
     padding[2, 3:] = True
-    gradients = []
-    for attention in (reference, module):
-        x = query.clone().requires_grad_()
-        output, _ = attention(x, key, key, key_padding_mask=padding, need_weights=False)
-        output.square().sum().backward()
-        gradients.append((output.detach(), x.grad))
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for arguments in (
+        {"key_padding_mask": padding},
+        {"attn_mask": torch.ones(4, 5, dtype=torch.bool).triu(1)},
+        {"average_attn_weights": False},
+    ):
+        results = []
+        for attention in (reference, module):
+            x = query.clone().requires_grad_()
+            output, weights = attention(x, key, key, **arguments)
+            output.square().sum().backward()
+            results.append((output.detach(), weights.detach(), x.grad))
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @every_case
-def test_state_dict_round_trip_and_no_dead_gradients(
-    scheme: str, options: dict[str, object]
-) -> None:
-    module = make(scheme, options)
-    twin = make(scheme, options)
+def test_state_dict_round_trip_and_gradients(scheme: str, choose: Choose) -> None:
+    """Every parameter that may be trained is reached; one that is dead may not be."""
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    twin = make(scheme, choose(EMBED_DIM, NUM_HEADS))
     nn.init.normal_(twin.out_proj.weight)
     twin.load_state_dict(module.state_dict())
     query, key = inputs(2, 4, 6)
     output, _ = module(query, key, key)
     assert torch.equal(output, twin(query, key, key)[0])
     output.sum().backward()
-    assert all(parameter.grad is not None for parameter in module.parameters())
+    untrained = {name for name, p in module.named_parameters() if not p.requires_grad}
+    assert untrained == ({"key_embedding"} if scheme == "head_embedding_add" else set())
+    assert {name for name, p in module.named_parameters() if p.grad is None} == untrained
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(scheme: str, choose: Choose, dtype: torch.dtype) -> None:
+    """Weights in 16 bit, and autocast over float32 weights, near the float64 result."""
+    exact = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    query, key = inputs(2, 5, 7)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 5:] = True
+    expected = exact(query, key, key, key_padding_mask=padding)[0].detach()
+    tolerance = (0.04 if dtype == torch.bfloat16 else 0.01) * float(expected.abs().max())
+    half = make(scheme, choose(EMBED_DIM, NUM_HEADS)).to(dtype)
+    single = make(scheme, choose(EMBED_DIM, NUM_HEADS)).float()
+    low_key = key.to(dtype)
+    for need_weights in (False, True):
+        found, _ = half(query.to(dtype), low_key, low_key, padding, need_weights)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+        with torch.autocast("cpu", dtype):
+            single_key = key.float()
+            found, _ = single(query.float(), single_key, single_key, padding, need_weights)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+        found.sum().backward()
+        grads = [p.grad for p in single.parameters() if p.requires_grad]
+        assert all(g is not None and g.isfinite().all() for g in grads)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_case
+def test_cuda_agrees_with_cpu(scheme: str, choose: Choose) -> None:
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    query, key = inputs(2, 5, 7)
+    expected, _ = module(query, key, key, need_weights=False)
+    module.cuda()
+    there = key.cuda()
+    found, _ = module(query.cuda(), there, there, need_weights=False)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@every_case
+def test_tracing_works_and_scripting_is_refused(scheme: str, choose: Choose) -> None:
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    query, _ = inputs(2, 5, 5)
+
+    class Self(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = module
+
+        def forward(self, x: Tensor) -> Any:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    traced = torch.jit.trace(Self(), query)
+    torch.testing.assert_close(traced(query + 1), Self()(query + 1), rtol=0, atol=1e-12)
+    with pytest.raises(NotImplementedError, match="does not support TorchScript"):
+        torch.jit.script(Self())
+
+
+@every_case
+@pytest.mark.parametrize("training", [True, False])
+def test_stands_in_torch_transformer_layers(scheme: str, choose: Choose, training: bool) -> None:
+    """In torch's own layers, masks and all, as `torch.nn.MultiheadAttention` does."""
+    query, key = inputs(2, 5, 6)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    encoder = nn.TransformerEncoderLayer(EMBED_DIM, NUM_HEADS, 8, 0.0, batch_first=True).double()
+    decoder = nn.TransformerDecoderLayer(EMBED_DIM, NUM_HEADS, 8, 0.0, batch_first=True).double()
+    for layer in (encoder, decoder):
+        layer.self_attn = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+        layer.train(training)
+    decoder.multihead_attn = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    attended, _ = encoder.self_attn(query, query, query, padding, False, is_causal=True)
+    hidden = encoder.norm1(query + attended)
+    expected = encoder.norm2(hidden + encoder.linear2(encoder.linear1(hidden).relu()))
+    found = encoder(query, src_mask=causal, src_key_padding_mask=padding, is_causal=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    decoder(query, key, tgt_mask=causal, tgt_key_padding_mask=padding, tgt_is_causal=True)
+
+
+@every_case
+def test_masks_of_single_heads(scheme: str, choose: Choose) -> None:
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    query, _ = inputs(2, 5, 5)
+    mask = torch.rand(2 * NUM_HEADS, 5, 5) < 0.3
+    if scheme == "single_head":
+        with pytest.raises(ValueError, match=re.escape("attn_mask as (time, source)")):
+            module(query, query, query, attn_mask=mask)
+        return
+    _, weights = module(query, query, query, attn_mask=mask, average_attn_weights=False)
+    assert not weights[mask.view_as(weights)].any()

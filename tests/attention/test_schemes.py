@@ -4,8 +4,15 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from nas_attn.attention import CollaborativeAttention, MultiHeadAttention, build_attention
+from nas_attn.attention import (
+    SCHEMES,
+    Attention,
+    CollaborativeAttention,
+    MultiHeadAttention,
+    build_attention,
+)
 from nas_attn.attention.functional import merge_masks
 from nas_attn.errors import PlanError
 from tests.attention.test_contract import inputs, make
@@ -25,7 +32,7 @@ def test_block_of_ones_equals_multi_head_in_outputs_and_gradients() -> None:
     results = []
     for module in (plain, shared):
         x = query.clone().requires_grad_()
-        output, _ = module(x, x, x, is_causal=True)
+        output, _ = module(x, x, x, is_causal=True, need_weights=False)
         output.square().sum().backward()
         weights = [getattr(module, name).weight.grad for name in ("q_proj", "k_proj", "v_proj")]
         results.append([output.detach(), x.grad, *weights, module.q_proj.bias.grad])
@@ -49,29 +56,30 @@ def test_shared_columns_may_be_permuted_and_rescaled(shared_dim: int) -> None:
     torch.testing.assert_close(module(query, key, key)[0], before, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scheme", ["multi_head", "collaborative"])
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"shared_key_value"}))
 def test_the_key_bias_changes_nothing(scheme: str) -> None:
-    module = make(scheme, {})
+    module = make(scheme)
     query, key = inputs(2, 4, 6)
     before, _ = module(query, key, key)
+    assert module.k_proj.bias.any()
     torch.nn.init.zeros_(module.k_proj.bias)
     torch.testing.assert_close(module(query, key, key)[0], before, rtol=0, atol=1e-12)
 
 
 def test_content_bias_replaces_the_query_bias() -> None:
     """v_i = W_K^i b_Q^i and no biases give multi-head attention's weights (paper 1)."""
-    plain = make("multi_head", {})
-    shared = make("collaborative", {"shared_dim": 12, "mixing_init": "heads", "content_bias": True})
+    plain = make("multi_head")
+    shared = make("collaborative", {"shared_dim": 16, "mixing_init": "heads", "content_bias": True})
     with torch.no_grad():
         for name in ("q_proj", "k_proj"):
             getattr(shared, name).weight.copy_(getattr(plain, name).weight)
-        for head in range(3):
+        for head in range(4):
             rows = slice(4 * head, 4 * head + 4)
             bias = plain.q_proj.bias[rows] @ plain.k_proj.weight[rows]
             shared.content_bias.weight[head].copy_(bias)
     query, key = inputs(2, 4, 6)
-    _, expected = plain(query, key, key, need_weights=True)
-    _, found = shared(query, key, key, need_weights=True)
+    _, expected = plain(query, key, key, average_attn_weights=False)
+    _, found = shared(query, key, key, average_attn_weights=False)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -93,12 +101,188 @@ def test_default_shared_dimension_is_a_quarter() -> None:
         ({"shared_dim": True}, "shared_dim must be a whole number, but is True"),
         ({"mixing_init": "ones"}, "mixing_init must be xavier or heads, but is 'ones'"),
         ({"mixing_init": "heads", "shared_dim": 10}, "8 heads divide"),
-        ({"shared": 3}, "unknown option 'shared'; it has shared_dim, content_bias, mixing_init"),
+        ({"num_value_heads": 3}, "num_value_heads must divide 8 heads, but is 3"),
+        (
+            {"shared": 3},
+            "unknown option 'shared'; it has shared_dim, content_bias, mixing_init, num",
+        ),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError, match=f"^collaborative: .*{message}"):
         build_attention("collaborative", 512, 8, **options)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "message"),
+    [
+        ("grouped_query", {"num_groups": 3}, "num_groups must divide 8 heads, but is 3"),
+        ("grouped_query", {"num_groups": 0}, "num_groups must divide 8 heads, but is 0"),
+        ("reduced_key", {"key_dim": 12}, "8 heads do not divide a key_dim of 12"),
+        ("reduced_key", {"key_dim": 0}, "8 heads do not divide a key_dim of 0"),
+        ("shared_key_value", {"vdim": 256}, "keys and values are one"),
+        ("multi_query", {"num_groups": 1}, "unknown option 'num_groups'; it has no options"),
+        ("head_embedding_mul", {"plain_embedding": 1}, "plain_embedding must be true or false"),
+    ],
+)
+def test_bad_options_of_other_schemes(
+    scheme: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(PlanError, match=f"^{scheme}: .*{message}"):
+        build_attention(scheme, 512, 8, **options)
+
+
+def same_outputs(left: Attention, right: Attention) -> None:
+    """Over self and cross attention, with every kind of mask; input gradients too."""
+    query, key = inputs(2, 5, 5)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    for arguments in (
+        {},
+        {"key_padding_mask": padding},
+        {"is_causal": True},
+        {"is_causal": True, "key_padding_mask": padding},
+    ):
+        for source in (query, key):
+            results = []
+            for module in (left, right):
+                x, y = query.clone().requires_grad_(), source.clone().requires_grad_()
+                output, weights = module(x, y, y, average_attn_weights=False, **arguments)
+                output.square().sum().backward()
+                results.append([output.detach(), weights.detach(), x.grad, y.grad])
+            for expected, found in zip(*results, strict=True):
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_multiplied_embeddings_are_collaborative_attention_of_head_width() -> None:
+    """m_i = (1 + e_i^Q)(1 + e_i^K); the value factor goes into the output projection."""
+    embedded = make("head_embedding_mul")
+    shared = make("collaborative", {"shared_dim": 4, "num_value_heads": 1})
+    state = {name: p for name, p in embedded.state_dict().items() if "embedding" not in name}
+    with torch.no_grad():
+        mixing = (1 + embedded.query_embedding) * (1 + embedded.key_embedding)
+        scaled = embedded.out_proj.weight * (1 + embedded.value_embedding).flatten()
+        shared.load_state_dict({**state, "mixing": mixing, "out_proj.weight": scaled})
+    same_outputs(embedded, shared)
+
+
+def test_plain_embeddings_are_a_shift_of_the_others() -> None:
+    plain, shifted = (
+        make("head_embedding_mul", {"plain_embedding": True}),
+        make("head_embedding_mul"),
+    )
+    state = shifted.state_dict()
+    plain.load_state_dict({k: v + 1 if "embedding" in k else v for k, v in state.items()})
+    same_outputs(plain, shifted)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_grouped_query_attention_is_multi_head_attention_of_repeated_heads(groups: int) -> None:
+    grouped, plain = make("grouped_query", {"num_groups": groups}), make("multi_head")
+    state = grouped.state_dict()
+    for name in ("k_proj", "v_proj"):
+        for part in (f"{name}.weight", f"{name}.bias"):
+            heads = state[part].unflatten(0, (groups, 4))
+            state[part] = heads.repeat_interleave(4 // groups, dim=0).flatten(0, 1)
+    plain.load_state_dict(state)
+    same_outputs(grouped, plain)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "other", "other_options"),
+    [
+        ("multi_query", {}, "grouped_query", {"num_groups": 1}),
+        ("grouped_query", {"num_groups": 4}, "multi_head", {}),
+        ("reduced_key", {"key_dim": 16}, "multi_head", {}),
+        ("collaborative", {"num_value_heads": 4}, "collaborative", {}),
+    ],
+)
+def test_one_function_under_two_names(
+    scheme: str, options: dict[str, object], other: str, other_options: dict[str, object]
+) -> None:
+    """The same parameters under the same names, and the same outputs."""
+    left, right = make(scheme, options), make(other, other_options)
+    right.load_state_dict(left.state_dict())
+    same_outputs(left, right)
+    torch.manual_seed(4)
+    first = build_attention(scheme, 16, 4, **options)
+    torch.manual_seed(4)
+    second = build_attention(other, 16, 4, **other_options)
+    same = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)  # drawn alike, too
+
+
+@pytest.mark.parametrize("scheme", ["head_embedding_add", "head_embedding_mul"])
+def test_embeddings_of_zero_are_a_single_head(scheme: str) -> None:
+    embedded, single = make(scheme), make("single_head")
+    single.load_state_dict(
+        {name: p for name, p in embedded.state_dict().items() if "embedding" not in name}
+    )
+    for name in ("query", "key", "value"):
+        nn.init.zeros_(getattr(embedded, f"{name}_embedding"))
+    same_outputs(embedded, single)
+
+
+def test_a_narrow_output_is_the_sum_of_the_blocks() -> None:
+    wide, narrow = make("single_head"), make("single_head", {"narrow_output": True})
+    state = wide.state_dict()
+    state["out_proj.weight"] = state["out_proj.weight"].unflatten(1, (4, 4)).sum(dim=1)
+    narrow.load_state_dict(state)
+    same_outputs(wide, narrow)
+
+
+def test_one_head_has_its_embeddings_on_top() -> None:
+    sizes = {
+        scheme: sum(p.numel() for p in build_attention(scheme, 16, 1).parameters())
+        for scheme in ("single_head", "head_embedding_add", "head_embedding_mul", "multi_head")
+    }
+    assert sizes["single_head"] == sizes["multi_head"]
+    assert sizes["head_embedding_add"] == sizes["head_embedding_mul"]
+    assert sizes["head_embedding_add"] == sizes["single_head"] + 3 * 16
+
+
+def test_added_key_embeddings_are_dead_and_value_embeddings_a_shift() -> None:
+    module = make("head_embedding_add")
+    query, key = inputs(2, 4, 6)
+    before, _ = module(query, key, key)
+    assert not module.key_embedding.requires_grad
+    nn.init.normal_(module.key_embedding)
+    assert torch.equal(module(query, key, key)[0], before)
+    shift = module.out_proj.weight @ module.value_embedding.flatten()
+    with torch.no_grad():
+        module.out_proj.bias += shift
+        module.value_embedding.zero_()
+    torch.testing.assert_close(module(query, key, key)[0], before, rtol=0, atol=1e-12)
+
+
+def test_an_optimiser_leaves_the_dead_embedding_alone() -> None:
+    module = make("head_embedding_add").float().train()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    query = torch.randn(2, 5, 16)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(query, query, query)[0].square().sum().backward()
+        optimizer.step()
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(before) - {"key_embedding"}
+
+
+def test_keys_and_values_that_are_one_are_given_once() -> None:
+    module = make("shared_key_value")
+    query, key = inputs(2, 4, 6)
+    with pytest.raises(ValueError, match="pass the same tensor as key and value"):
+        module(query, key, key.clone())
+
+
+def test_shared_projections_start_as_multi_head_ones() -> None:
+    """A head starts alike whether it is shared or not: the same bound of the uniform weights."""
+    bound = float(build_attention("multi_head", 512, 8).k_proj.weight.detach().abs().max())
+    for scheme in ("grouped_query", "multi_query", "single_head", "head_embedding_add"):
+        module = build_attention(scheme, 512, 8)
+        for name in ("k_proj", "v_proj"):
+            found = float(getattr(module, name).weight.detach().abs().max())
+            assert found == pytest.approx(bound, rel=1e-3)
 
 
 def test_bad_sizes_and_names_are_refused() -> None:

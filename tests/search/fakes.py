@@ -29,7 +29,7 @@ def make_space(decide: str = "site", schemes: object = SPACE) -> SearchSpace:
 
 
 def make_sizer() -> Sizer:
-    return Sizer(SHAPES, ModelSize(0, 1000, 3000))
+    return Sizer(SHAPES, ModelSize(0, 1000, 3000, 3000))
 
 
 def make_conductor(folder: Path, space: SearchSpace | None = None, **settings: object) -> Conductor:

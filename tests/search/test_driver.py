@@ -37,7 +37,7 @@ def test_a_whole_search(sampler: str, tmp_path: Path) -> None:
     assert str(first.plan) == "everywhere multi_head"
     for trial in done:
         assert trial.plan is not None
-        assert trial.parameters == 3000 + count_plan(trial.plan, SHAPES)
+        assert trial.parameters == 3000 + count_plan(trial.plan, SHAPES).parameters
         assert trial.commands == (("fairseq-train", trial.plan.dumps(), "--save-dir", "x"),)
     points = {t.number: (t.parameters, t.loss) for t in done}
     on_front = {t.number for t in front(trials)}

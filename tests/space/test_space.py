@@ -123,7 +123,12 @@ def test_order(values: tuple[object, ...], ordered: bool) -> None:
         (
             {"schemes": {"collaborative": {"shared_dim": {"fraction_of_embed_dim": [0.3]}}}},
             "schemes.collaborative.shared_dim.fraction_of_embed_dim",
-            "0.3 of the width 64 of encoder_self is no whole number",
+            "0.3 of the embed_dim 64 of encoder_self is no whole number",
+        ),
+        (
+            {"schemes": {"grouped_query": {"num_groups": {"fraction_of_num_heads": [0.3]}}}},
+            "schemes.grouped_query.num_groups.fraction_of_num_heads",
+            "0.3 of the num_heads 4 of encoder_self is no whole number",
         ),
         (
             {"schemes": {"collaborative": {"shared_dim": [4, 4]}}},

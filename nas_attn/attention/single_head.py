@@ -1,0 +1,95 @@
+"""Single-head attention: one narrow head, whose output stands in for those of all heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from nas_attn.attention.base import Attention, init_as_multi_head, init_output
+from nas_attn.attention.effective import product_dimension
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleHeadOptions:
+    """Options of single-head attention."""
+
+    narrow_output: bool = field(
+        default=False,
+        metadata={"help": "project the one head's output, not its copies for all heads"},
+    )
+
+
+class SingleHeadAttention(Attention):
+    """One head of width h = embed_dim / num_heads, its output repeated for every head.
+
+    The baseline of the head-embedding paper: head embeddings of zero give this function, and the
+    paper's "3nd more parameters than single-head attention" holds with W_O of embed_dim squared. Of
+    those n blocks only the sum acts, so `narrow_output` gives the same functions with a W_O of h
+    rows. Weights are returned as n equal maps.
+
+    Args:
+        embed_dim: width of queries and of the output.
+        num_heads: n; must divide `embed_dim`.
+        narrow_output: project the head itself, with (n - 1) * h * embed_dim fewer parameters.
+        kdim, vdim, dropout, bias: as in `Attention`.
+    """
+
+    reference = "Xue and Aletras 2023, arXiv 2310.07911 (its single-head baseline)"
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        narrow_output: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            embed_dim,
+            num_heads,
+            kdim=kdim,
+            vdim=vdim,
+            dropout=dropout,
+            bias=bias,
+            joined_dim=embed_dim // num_heads if narrow_output else None,
+        )
+        self.narrow_output = narrow_output
+        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=bias)
+        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        one_matrix = self.kdim == self.vdim == self.embed_dim
+        for projection in (self.k_proj, self.v_proj, self.q_proj):
+            init_as_multi_head(projection, self.embed_dim, one_matrix=one_matrix)
+        init_output(self.out_proj)
+
+    def queries(self, query: Tensor) -> Tensor:
+        """(B, T, embed_dim) to (B, 1, T, h)."""
+        projected: Tensor = self.q_proj(query)
+        return projected[:, None]
+
+    def keys(self, key: Tensor) -> Tensor:
+        projected: Tensor = self.k_proj(key)
+        return projected[:, None]
+
+    def values(self, value: Tensor) -> Tensor:
+        projected: Tensor = self.v_proj(value)
+        return projected[:, None]
+
+    def mix_values(self, heads: Tensor) -> Tensor:
+        return heads if self.narrow_output else heads.expand(-1, self.num_heads, -1, -1)
+
+    def cache_size(self) -> int:
+        return 2 * self.head_dim
+
+    def effective_parameters(self) -> int:
+        """As multi-head attention with one head: only the sum of W_O's blocks acts."""
+        scores = product_dimension(self.embed_dim + self.bias, self.kdim, self.head_dim)
+        outputs = product_dimension(self.vdim, self.embed_dim, self.head_dim)
+        return scores + outputs + self.embed_dim * self.bias
