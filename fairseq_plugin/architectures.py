@@ -1,8 +1,8 @@
 """Architectures: for every attention scheme, fairseq's Transformers in fairseq's own sizes.
 
 `transformer_iwslt_de_en` becomes `<scheme>_transformer_iwslt_de_en`, and so for all sizes of
-`transformer` and `transformer_lm`. The scheme's options are flags; `--attention-plan` sets scheme
-and options for every site and layer and is stored in the checkpoint as JSON.
+`transformer`, `transformer_lm` and `roberta`. The scheme's options are flags; `--attention-plan`
+sets scheme and options for every site and layer and is stored in the checkpoint as JSON.
 """
 
 from __future__ import annotations
@@ -15,144 +15,26 @@ from dataclasses import fields
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.distributed import fsdp_wrap
 from fairseq.models import (
     ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_INV_REGISTRY,
     register_model,
     register_model_architecture,
 )
-from fairseq.models.transformer import (
-    TransformerConfig,
-    TransformerDecoderBase,
-    TransformerEncoderBase,
-    TransformerModel,
-)
+from fairseq.models.roberta import model as roberta
+from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer_lm import (
     TransformerLanguageModel,
     TransformerLanguageModelConfig,
     base_lm_architecture,
 )
-from fairseq.modules import transformer_layer
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import nn
 
-from nas_attn.attention import SCHEMES, build_attention
+from nas_attn.attention import SCHEMES
 from nas_attn.errors import PlanError
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 
-from .adapter import FairseqAttention
-
-
-class PlannedEncoderLayer(transformer_layer.TransformerEncoderLayerBase):
-    """fairseq's encoder layer with the attention that a plan chooses."""
-
-    def __init__(self, cfg: Any, self_choice: AttentionChoice, return_fc: bool = False) -> None:
-        self.self_choice = self_choice
-        super().__init__(cfg, return_fc)
-
-    def build_self_attention(self, embed_dim: int, cfg: Any) -> FairseqAttention:
-        return _build(self.self_choice, embed_dim, cfg.encoder.attention_heads, cfg)
-
-
-class PlannedDecoderLayer(transformer_layer.TransformerDecoderLayerBase):
-    """fairseq's decoder layer with the attention that a plan chooses."""
-
-    def __init__(
-        self,
-        cfg: Any,
-        self_choice: AttentionChoice,
-        encoder_choice: AttentionChoice | None,
-    ) -> None:
-        self.self_choice = self_choice
-        self.encoder_choice = encoder_choice
-        super().__init__(cfg, no_encoder_attn=encoder_choice is None)
-
-    def build_self_attention(
-        self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
-    ) -> FairseqAttention:
-        if add_bias_kv or add_zero_attn:
-            raise PlanError("nas-attn attention has neither add_bias_kv nor add_zero_attn")
-        return _build(self.self_choice, embed_dim, cfg.decoder.attention_heads, cfg)
-
-    def build_encoder_attention(self, embed_dim: int, cfg: Any) -> FairseqAttention:
-        assert self.encoder_choice is not None
-        return _build(
-            self.encoder_choice,
-            embed_dim,
-            cfg.decoder.attention_heads,
-            cfg,
-            encoder_dim=cfg.encoder.embed_dim,
-        )
-
-
-class PlannedEncoder(TransformerEncoderBase):
-    """fairseq's encoder, each layer built for its own choice."""
-
-    def __init__(
-        self, cfg: Any, dictionary: Any, embed_tokens: nn.Module, plan: AttentionPlan
-    ) -> None:
-        self._choices = iter(plan.layers("encoder_self", cfg.encoder.layers))
-        super().__init__(cfg, dictionary, embed_tokens)
-        del self._choices
-
-    def build_encoder_layer(self, cfg: Any) -> nn.Module:
-        layer = PlannedEncoderLayer(cfg, next(self._choices), return_fc=self.return_fc)
-        return _wrap(layer, cfg)
-
-
-class PlannedDecoder(TransformerDecoderBase):
-    """fairseq's decoder, each layer built for its own choices."""
-
-    def __init__(
-        self,
-        cfg: Any,
-        dictionary: Any,
-        embed_tokens: nn.Module,
-        plan: AttentionPlan,
-        no_encoder_attn: bool = False,
-    ) -> None:
-        layers = cfg.decoder.layers
-        encoder_choices: tuple[AttentionChoice | None, ...] = (None,) * layers
-        if not no_encoder_attn:
-            encoder_choices = plan.layers("encoder_decoder", layers)
-        self_choices = plan.layers("decoder_self", layers)
-        self._choices = iter(zip(self_choices, encoder_choices, strict=True))
-        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
-        del self._choices
-
-    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
-        return _wrap(PlannedDecoderLayer(cfg, *next(self._choices)), cfg)
-
-
-def _build(
-    choice: AttentionChoice,
-    embed_dim: int,
-    num_heads: int,
-    cfg: Any,
-    encoder_dim: int | None = None,
-) -> FairseqAttention:
-    if cfg.quant_noise.pq > 0:
-        raise PlanError("nas-attn attention does not support --quant-noise-pq")
-    attention = build_attention(
-        choice.scheme,
-        embed_dim,
-        num_heads,
-        kdim=encoder_dim,
-        vdim=encoder_dim,
-        dropout=cfg.attention_dropout,
-        **dict(choice.options),
-    )
-    return FairseqAttention(attention, encoder_decoder_attention=encoder_dim is not None)
-
-
-def _wrap(layer: nn.Module, cfg: Any) -> nn.Module:
-    """Activation checkpointing and FSDP, as fairseq wraps its own layers."""
-    if cfg.checkpoint_activations:
-        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
-    min_params = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
-    wrapped: nn.Module = fsdp_wrap(layer, min_num_params=min_params)
-    return wrapped
+from .layers import PlannedDecoder, PlannedEncoder
 
 
 def _add_plan_args(parser: Any, scheme: str) -> None:
@@ -248,6 +130,49 @@ class PlannedLanguageModel(TransformerLanguageModel):
         return cls(decoder)
 
 
+class PlannedRobertaEncoder(roberta.RobertaEncoder):
+    """fairseq's RoBERTa encoder with the attention that a plan chooses."""
+
+    def __init__(self, args: Any, dictionary: Any, plan: AttentionPlan) -> None:
+        self._plan = plan
+        super().__init__(args, dictionary)
+
+    def build_encoder(self, args: Any, dictionary: Any, embed_tokens: nn.Module) -> PlannedEncoder:
+        cfg = TransformerConfig.from_namespace(args)
+        return PlannedEncoder(cfg, dictionary, embed_tokens, self._plan)
+
+
+class PlannedRoberta(roberta.RobertaModel):
+    """Masked language model with classification heads; registered once for each scheme.
+
+    Weights start as fairseq starts RoBERTa's: every linear map normal with deviation 0.02.
+    """
+
+    scheme: str
+    sites = ("encoder_self",)
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        roberta.RobertaModel.add_args(parser)
+        _add_plan_args(parser, cls.scheme)
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> PlannedRoberta:
+        roberta.base_architecture(args)
+        if args.mha_heads_to_keep != -1 or args.mha_reg_scale_factor != 0.0:
+            raise PlanError("--mha-heads-to-keep and --mha-reg-scale-factor prune stock heads only")
+        if getattr(args, "max_positions", None) is None:
+            args.max_positions = args.tokens_per_sample
+        plan = _resolve_plan(args, cls.scheme, cls.sites)
+        return cls(args, PlannedRobertaEncoder(args, task.source_dictionary, plan))
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> PlannedRoberta:
+        """Initialise, unless the model has no storage: fairseq's function needs numbers."""
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            super().apply(fn)
+        return self
+
+
 def _stock_sizes(model: str) -> Iterator[tuple[str, Callable[[Any], None]]]:
     for size in ARCH_MODEL_INV_REGISTRY[model]:
         yield size, ARCH_CONFIG_REGISTRY[size]
@@ -276,3 +201,4 @@ def _register(
 for _scheme in SCHEMES:
     _register("transformer", PlannedTransformer, _scheme)
     _register("transformer_lm", PlannedLanguageModel, _scheme, base_lm_architecture)
+    _register("roberta", PlannedRoberta, _scheme)

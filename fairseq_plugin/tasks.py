@@ -16,6 +16,8 @@ from typing import Any
 import torch.distributed as dist
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from nas_attn.attention.counting import count_model
@@ -62,3 +64,13 @@ class ReportedTranslationTask(ReportingTask, TranslationTask):
 @register_task("reported_language_modeling", dataclass=LanguageModelingConfig)
 class ReportedLanguageModelingTask(ReportingTask, LanguageModelingTask):
     """fairseq's `language_modeling`, reported."""
+
+
+@register_task("reported_masked_lm", dataclass=MaskedLMConfig)
+class ReportedMaskedLMTask(ReportingTask, MaskedLMTask):
+    """fairseq's `masked_lm`, reported."""
+
+
+@register_task("reported_sentence_prediction", dataclass=SentencePredictionConfig)
+class ReportedSentencePredictionTask(ReportingTask, SentencePredictionTask):
+    """fairseq's `sentence_prediction`, reported."""

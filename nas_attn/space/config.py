@@ -8,7 +8,6 @@ from pydantic import Discriminator, Field, Tag
 
 from nas_attn.section import Scalar, Section
 
-
 Fractions = Annotated[list[float | int], Field(min_length=1)]
 
 

@@ -186,6 +186,33 @@ def prepare(
     return PreparedData(folder=folder, languages=tuple(languages))
 
 
+def prepare_classification(corpus: Corpus, folder: Path, *, vocab_size: int) -> Path:
+    """Make a data set for fairseq's `sentence_prediction` of words and labels.
+
+    `input0` in it is a data set of its own, on which a model can be trained as a masked language
+    model first.
+
+    Args:
+        corpus: for each split the lines and their labels, one word each.
+        folder: where the data set goes; made with its parents.
+        vocab_size: words, at most.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: SentencePiece or fairseq-preprocess refused the text.
+    """
+    text = {split: [lines] for split, (lines, _) in corpus.items()}
+    prepare(text, (), folder / "input0", vocab_size=vocab_size, subword="word")
+    pieces = folder / "label" / "pieces"
+    pieces.mkdir(parents=True)
+    for split, (_, labels) in corpus.items():
+        (pieces / f"{split}.txt").write_text("".join(f"{label}\n" for label in labels))
+    _binarise(folder / "label", pieces, (), ["txt"], workers=1)
+    return folder
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What `prepare` wrote about a data set; empty for one made otherwise."""
     try:

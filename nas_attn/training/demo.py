@@ -1,17 +1,18 @@
-"""The demo's translation corpus, generated from a seed.
+"""Corpora generated from a seed: the demo's translation task, and a classification task.
 
-The source is a set of distinct made-up words in random order; the target is their translations in
-alphabetical order. To say the next word a decoder must find, among all source words, the smallest
-that it has not said yet: every step is an act of attention over content, and the fewer query/key
-dimensions attention has, the fewer words it can tell apart.
+Translation: the source is a set of distinct made-up words in random order; the target is their
+translations in alphabetical order. To say the next word a decoder must find, among all source
+words, the smallest that it has not said yet: every step is an act of attention over content, and
+the fewer query/key dimensions attention has, the fewer words it can tell apart.
+
+Classification: does one of two given words stand before the other?
 """
 
 from __future__ import annotations
 
 import random
 
-CONSONANTS = "bdfgklmnprst"
-VOWELS = "aeiou"
+WORDS = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
 LANGUAGES = ("src", "tgt")
 VALID_SENTENCES = 800
 TEST_SENTENCES = 400
@@ -28,15 +29,42 @@ def make_demo_corpus(seed: int, train_sentences: int) -> dict[str, list[list[str
     Returns:
         For each split the source and the target lines.
     """
-    words = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
     generator = random.Random(seed)
-    sizes = {"train": train_sentences, "valid": VALID_SENTENCES, "test": TEST_SENTENCES}
     corpus: dict[str, list[list[str]]] = {}
-    for split, sentences in sizes.items():
+    for split, sentences in _sizes(train_sentences).items():
         sources, targets = [], []
         for _ in range(sentences):
-            said = generator.sample(words, generator.randint(MIN_WORDS, MAX_WORDS))
+            said = generator.sample(WORDS, generator.randint(MIN_WORDS, MAX_WORDS))
             sources.append(" ".join(said))
             targets.append(" ".join(word + "n" for word in sorted(said)))
         corpus[split] = [sources, targets]
     return corpus
+
+
+def make_classification_corpus(seed: int, train_sentences: int) -> dict[str, list[list[str]]]:
+    """Generate sentences that all hold the first two words, and labels.
+
+    Args:
+        seed: the same seed gives the same text.
+        train_sentences: sentences to train on.
+
+    Returns:
+        For each split the sentences and their labels, `before` if the first word of `WORDS` stands
+        before the second one, else `after`; both are as frequent.
+    """
+    generator = random.Random(seed)
+    corpus: dict[str, list[list[str]]] = {}
+    for split, sentences in _sizes(train_sentences).items():
+        lines, labels = [], []
+        for _ in range(sentences):
+            others = generator.sample(WORDS[2:], generator.randint(MIN_WORDS, MAX_WORDS) - 2)
+            said = [*WORDS[:2], *others]
+            generator.shuffle(said)
+            lines.append(" ".join(said))
+            labels.append("before" if said.index(WORDS[0]) < said.index(WORDS[1]) else "after")
+        corpus[split] = [lines, labels]
+    return corpus
+
+
+def _sizes(train_sentences: int) -> dict[str, int]:
+    return {"train": train_sentences, "valid": VALID_SENTENCES, "test": TEST_SENTENCES}

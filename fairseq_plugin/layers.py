@@ -1,0 +1,128 @@
+"""fairseq's Transformer encoder and decoder, each layer built with the attention a plan chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.distributed import fsdp_wrap
+from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules import transformer_layer
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from torch import nn
+
+from nas_attn.attention import build_attention
+from nas_attn.errors import PlanError
+from nas_attn.plan import AttentionChoice, AttentionPlan
+
+from .adapter import FairseqAttention
+
+
+class PlannedEncoderLayer(transformer_layer.TransformerEncoderLayerBase):
+    """fairseq's encoder layer with the attention that a plan chooses."""
+
+    def __init__(self, cfg: Any, self_choice: AttentionChoice, return_fc: bool = False) -> None:
+        self.self_choice = self_choice
+        super().__init__(cfg, return_fc)
+
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> FairseqAttention:
+        return _build(self.self_choice, embed_dim, cfg.encoder.attention_heads, cfg)
+
+
+class PlannedDecoderLayer(transformer_layer.TransformerDecoderLayerBase):
+    """fairseq's decoder layer with the attention that a plan chooses."""
+
+    def __init__(
+        self,
+        cfg: Any,
+        self_choice: AttentionChoice,
+        encoder_choice: AttentionChoice | None,
+    ) -> None:
+        self.self_choice = self_choice
+        self.encoder_choice = encoder_choice
+        super().__init__(cfg, no_encoder_attn=encoder_choice is None)
+
+    def build_self_attention(
+        self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
+    ) -> FairseqAttention:
+        if add_bias_kv or add_zero_attn:
+            raise PlanError("nas-attn attention has neither add_bias_kv nor add_zero_attn")
+        return _build(self.self_choice, embed_dim, cfg.decoder.attention_heads, cfg)
+
+    def build_encoder_attention(self, embed_dim: int, cfg: Any) -> FairseqAttention:
+        assert self.encoder_choice is not None
+        return _build(
+            self.encoder_choice,
+            embed_dim,
+            cfg.decoder.attention_heads,
+            cfg,
+            encoder_dim=cfg.encoder.embed_dim,
+        )
+
+
+class PlannedEncoder(TransformerEncoderBase):
+    """fairseq's encoder, each layer built for its own choice."""
+
+    def __init__(
+        self, cfg: Any, dictionary: Any, embed_tokens: nn.Module, plan: AttentionPlan
+    ) -> None:
+        self._choices = iter(plan.layers("encoder_self", cfg.encoder.layers))
+        super().__init__(cfg, dictionary, embed_tokens)
+        del self._choices
+
+    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+        layer = PlannedEncoderLayer(cfg, next(self._choices), return_fc=self.return_fc)
+        return _wrap(layer, cfg)
+
+
+class PlannedDecoder(TransformerDecoderBase):
+    """fairseq's decoder, each layer built for its own choices."""
+
+    def __init__(
+        self,
+        cfg: Any,
+        dictionary: Any,
+        embed_tokens: nn.Module,
+        plan: AttentionPlan,
+        no_encoder_attn: bool = False,
+    ) -> None:
+        layers = cfg.decoder.layers
+        encoder_choices: tuple[AttentionChoice | None, ...] = (None,) * layers
+        if not no_encoder_attn:
+            encoder_choices = plan.layers("encoder_decoder", layers)
+        self_choices = plan.layers("decoder_self", layers)
+        self._choices = iter(zip(self_choices, encoder_choices, strict=True))
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
+        del self._choices
+
+    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
+        return _wrap(PlannedDecoderLayer(cfg, *next(self._choices)), cfg)
+
+
+def _build(
+    choice: AttentionChoice,
+    embed_dim: int,
+    num_heads: int,
+    cfg: Any,
+    encoder_dim: int | None = None,
+) -> FairseqAttention:
+    if cfg.quant_noise.pq > 0:
+        raise PlanError("nas-attn attention does not support --quant-noise-pq")
+    attention = build_attention(
+        choice.scheme,
+        embed_dim,
+        num_heads,
+        kdim=encoder_dim,
+        vdim=encoder_dim,
+        dropout=cfg.attention_dropout,
+        **dict(choice.options),
+    )
+    return FairseqAttention(attention, encoder_decoder_attention=encoder_dim is not None)
+
+
+def _wrap(layer: nn.Module, cfg: Any) -> nn.Module:
+    """Activation checkpointing and FSDP, as fairseq wraps its own layers."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    min_params = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
+    wrapped: nn.Module = fsdp_wrap(layer, min_num_params=min_params)
+    return wrapped

@@ -1,0 +1,298 @@
+"""Try everything: fairseq's commands on every scheme, on made-up data and tiny models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nas_attn.attention.registry import SCHEMES
+from nas_attn.errors import NasAttnError
+from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
+from nas_attn.training.arguments import plugin_folder
+from nas_attn.training.data import prepare, prepare_classification
+from nas_attn.training.demo import LANGUAGES, make_classification_corpus, make_demo_corpus
+
+logger = logging.getLogger(__name__)
+
+Task = Literal["translation", "language_modeling", "masked_lm"]
+TASKS: tuple[Task, ...] = ("translation", "language_modeling", "masked_lm")
+
+MIXED = "mixed_plan"
+"""Stands for a plan with another scheme in every layer of every site."""
+
+TEST_SENTENCES = 61
+
+COMMON = [
+    "--optimizer=adam", "--lr=0.003", "--num-workers=0", "--no-epoch-checkpoints", "--seed=1",
+    "--required-batch-size-multiple=1", "--update-epoch-batch-itr=True", "--log-format=simple",
+    "--dropout=0.1", "--attention-dropout=0.1",
+]  # fmt: skip
+ENCODER = ["--encoder-embed-dim=16", "--encoder-ffn-embed-dim=16", "--encoder-attention-heads=4"]
+DECODER = ["--decoder-embed-dim=16", "--decoder-ffn-embed-dim=16", "--decoder-attention-heads=4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of one command.
+
+    Args:
+        scheme: name of the scheme, or `MIXED`.
+        task: fairseq's name of the task.
+        step: such as train, resume, generate.
+        seconds: that the command took.
+        fault: what is wrong; None if it works.
+    """
+
+    scheme: str
+    task: str
+    step: str
+    seconds: float
+    fault: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A command and what its output must show."""
+
+    name: str
+    task: str
+    module: str
+    arguments: tuple[str, ...]
+    proof: Callable[[str], str | None]
+
+
+def examine(
+    schemes: Sequence[str], tasks: Sequence[Task], folder: Path, *, workers: int = 1
+) -> Iterator[Finding]:
+    """Train, resume, and generate or evaluate with every scheme on every task.
+
+    A masked language model is also fine-tuned as a classifier. Commands are those that a person
+    would type; each is a process of its own.
+
+    Args:
+        schemes: names in the registry, or `MIXED`.
+        tasks: what to train.
+        folder: for data, checkpoints and logs; made if it is not there.
+        workers: commands at a time, one thread each.
+
+    Yields:
+        A finding for each command, as they end. After a fault the rest of the task is left out.
+
+    Raises:
+        NasAttnError: a scheme is unknown.
+    """
+    for scheme in schemes:
+        if scheme not in SCHEMES and scheme != MIXED:
+            offer = ", ".join([*SCHEMES, MIXED])
+            raise NasAttnError(f"unknown scheme {scheme!r}; there are {offer}")
+    data = _prepare(folder / "data", tasks)
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(_run_steps, scheme, steps_of(scheme, task, data[task], folder), folder)
+            for scheme in schemes
+            for task in tasks
+        ]
+        try:
+            for job in as_completed(jobs):
+                yield from job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def steps_of(scheme: str, task: Task, data: Path, folder: Path) -> list[Step]:
+    """The commands that try one scheme on one task."""
+    save = folder / f"{scheme}-{task}"
+    last = f"--path={save}/checkpoint_last.pt"
+    every = "--required-batch-size-multiple=1"
+    if task == "translation":
+        training = _training(scheme, "transformer", SITES, data, save)
+        training += [*_layers(scheme, "encoder"), *_layers(scheme, "decoder"), *ENCODER, *DECODER]
+        training += ["--share-all-embeddings", "--max-tokens=512"]
+        training += ["--criterion=label_smoothed_cross_entropy", "--label-smoothing=0.1"]
+        decoding = [str(data), last, every, "--gen-subset=test", "--batch-size=7", "--beam=5"]
+        decoding += ["--max-len-b=12", "--scoring=sacrebleu"]
+        ending = Step(
+            name="generate",
+            task=task,
+            module="generate",
+            arguments=tuple(decoding),
+            proof=_all_decoded,
+        )
+        return [*_train_and_resume(task, training), ending]
+    if task == "language_modeling":
+        training = _training(scheme, "transformer_lm", ("decoder_self",), data, save)
+        training += [*_layers(scheme, "decoder"), *DECODER, "--task=language_modeling"]
+        training += ["--share-decoder-input-output-embed", "--tokens-per-sample=32"]
+        training += ["--sample-break-mode=none", "--max-tokens=512"]
+        scoring = [str(data), last, every, "--batch-size=4", "--tokens-per-sample=32"]
+        ending = Step(
+            name="eval",
+            task=task,
+            module="eval_lm",
+            arguments=tuple(scoring),
+            proof=_shows(r"Perplexity: [\d.]+"),
+        )
+        return [*_train_and_resume(task, training), ending]
+    return _masked_steps(scheme, data, save)
+
+
+def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
+    every = "--required-batch-size-multiple=1"
+    text = data / "input0"
+    shared = [*_layers(scheme, "encoder"), *ENCODER, "--max-positions=64"]
+    training = _training(scheme, "roberta", ("encoder_self",), text, save)
+    training += [*shared, "--task=masked_lm", "--criterion=masked_lm", "--tokens-per-sample=64"]
+    training += ["--sample-break-mode=complete", "--max-tokens=512"]
+    last = f"{save}/checkpoint_last.pt"
+    validation = [str(text), f"--path={last}", every, "--task=masked_lm", "--criterion=masked_lm"]
+    validation += ["--valid-subset=test", "--batch-size=32"]
+    # bos, the symbol that every sentence begins with, has index 0 in fairseq's dictionaries.
+    classes = ["--task=sentence_prediction", "--criterion=sentence_prediction", "--num-classes=2"]
+    classes += ["--init-token=0", "--batch-size=32"]
+    fine = save.with_name(save.name + "-classifier")
+    tuning = _training(scheme, "roberta", ("encoder_self",), data, fine)
+    tuning += [*shared, *classes, f"--restore-file={last}", "--reset-optimizer"]
+    tuning += ["--reset-dataloader", "--reset-meters", "--reset-lr-scheduler", "--max-epoch=1"]
+    tuning += ["--best-checkpoint-metric=accuracy", "--maximize-best-checkpoint-metric"]
+    judging = [str(data), f"--path={fine}/checkpoint_last.pt", every, *classes]
+    judging += ["--valid-subset=test"]
+    task = "sentence_prediction"
+    return [
+        *_train_and_resume("masked_lm", training),
+        Step(
+            name="eval",
+            task="masked_lm",
+            module="validate",
+            arguments=tuple(validation),
+            proof=_shows(r"test \| .*loss [\d.]+"),
+        ),
+        Step(
+            name="fine-tune",
+            task=task,
+            module="train",
+            arguments=tuple(tuning),
+            proof=_shows(rf"Loaded checkpoint {re.escape(last)}"),
+        ),
+        Step(
+            name="eval",
+            task=task,
+            module="validate",
+            arguments=tuple(judging),
+            proof=_shows(r"test \| .*accuracy [\d.]+"),
+        ),
+    ]
+
+
+def _prepare(folder: Path, tasks: Sequence[Task]) -> dict[Task, Path]:
+    corpus = make_demo_corpus(seed=3, train_sentences=300)
+    labelled = make_classification_corpus(seed=3, train_sentences=300)
+    for generated in (corpus, labelled):
+        for split in ("valid", "test"):
+            generated[split] = [side[:TEST_SENTENCES] for side in generated[split]]
+    target = {split: [sides[1]] for split, sides in corpus.items()}
+    data: dict[Task, Path] = {}
+    for task in tasks:
+        data[task] = folder / task
+        if task == "translation":
+            prepare(corpus, LANGUAGES, data[task], vocab_size=200, subword="word")
+        elif task == "language_modeling":
+            prepare(target, (), data[task], vocab_size=200, subword="word")
+        else:
+            prepare_classification(labelled, data[task], vocab_size=200)
+    return data
+
+
+def _training(scheme: str, family: str, sites: Sequence[str], data: Path, save: Path) -> list[str]:
+    if scheme != MIXED:
+        return [str(data), f"--arch={scheme}_{family}", f"--save-dir={save}", *COMMON]
+    choices = [AttentionChoice(name) for name in SCHEMES]
+    # Rotated, so that a layer has another scheme at each of its sites.
+    plan = AttentionPlan.of(
+        {site: choices[turn:] + choices[:turn] for turn, site in enumerate(sites)}
+    )
+    arch = f"--arch=multi_head_{family}"
+    return [str(data), arch, "--attention-plan", plan.dumps(), f"--save-dir={save}", *COMMON]
+
+
+def _layers(scheme: str, side: str) -> list[str]:
+    return [f"--{side}-layers={len(SCHEMES) if scheme == MIXED else 1}"]
+
+
+def _train_and_resume(task: Task, training: list[str]) -> list[Step]:
+    first = Step(
+        name="train",
+        task=task,
+        module="train",
+        arguments=(*training, "--max-epoch=1"),
+        proof=_shows(r"done training"),
+    )
+    second = Step(
+        name="resume",
+        task=task,
+        module="train",
+        arguments=(*training, "--max-epoch=2"),
+        proof=_shows(r"Loaded checkpoint \S+ \(epoch 2 @ [1-9]\d* updates\)"),
+    )
+    return [first, second]
+
+
+def _shows(pattern: str) -> Callable[[str], str | None]:
+    def proof(output: str) -> str | None:
+        return None if re.search(pattern, output) else f"the output lacks {pattern}"
+
+    return proof
+
+
+def _all_decoded(output: str) -> str | None:
+    decoded = output.count("\nH-")
+    if decoded != TEST_SENTENCES:
+        return f"{decoded} of {TEST_SENTENCES} sentences were decoded"
+    return _shows(r"BLEU4? = [\d.]+")(output)
+
+
+def _run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]:
+    findings = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    for step in steps:
+        command = [sys.executable, "-m", f"fairseq_cli.{step.module}", *step.arguments]
+        command += ["--user-dir", str(plugin_folder())]
+        began = time.time()
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        log = folder / f"{scheme}-{step.task}-{step.name}.log"
+        log.write_text(json.dumps(command) + "\n" + done.stdout, encoding="utf-8")
+        fault = step.proof(done.stdout)
+        if done.returncode != 0:
+            fault = f"exit status {done.returncode}: {_last_line(done.stdout)}"
+        seconds = time.time() - began
+        told = "works" if fault is None else fault
+        logger.info("%s: %s %s: %s (%.0f s)", scheme, step.task, step.name, told, seconds)
+        finding = Finding(
+            scheme=scheme, task=step.task, step=step.name, seconds=seconds, fault=fault
+        )
+        findings.append(finding)
+        if fault is not None:
+            break
+    return findings
+
+
+def _last_line(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
