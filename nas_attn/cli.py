@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn.errors import ConfigError, NasAttnError
+from nas_attn.errors import ConfigError, NasAttnError, PlanError
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
@@ -186,22 +187,101 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
         console.print(f"{config.objectives.parameters} parameters: {low:,} to {high:,}")
 
 
-@app.command()
-def spaces() -> None:
-    """List the shipped search spaces and studies."""
-    from nas_attn.study import load_space_config, shipped_folder, shipped_names
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def spaces(
+    context: typer.Context,
+    arch: Annotated[
+        str, typer.Option(help="fairseq's architecture that the spaces are measured on.")
+    ] = "transformer_wmt_en_de",
+) -> None:
+    """List the shipped search spaces with their sizes, and the shipped studies.
 
-    for folder in ("search_spaces", "studies"):
-        console.print(f"[bold]{folder}[/bold] in {shipped_folder(folder)}", soft_wrap=True)
-        table = Table(box=None, show_header=False)
-        table.add_column(no_wrap=True)
-        for name in shipped_names(folder):
-            if folder == "search_spaces":
-                description = load_space_config(name).description
-            else:
-                description = _study_description(shipped_folder(folder) / f"{name}.yaml")
-            table.add_row(name, Text(description.strip()))
-        console.print(table)
+    A space's size is its number of plans, and its parameters are the fewest and the most that a
+    model can have, embeddings left out. Every other flag goes to fairseq:
+
+    nas-attn spaces --arch transformer_lm_gpt2_small --decoder-layers 6
+    """
+    from nas_attn.study import load_space_config, measure_space, shipped_folder, shipped_names
+    from nas_attn.training.model import Sizer, blank_dictionary, parse_architecture
+
+    try:
+        args = parse_architecture(f"multi_head_{arch}", context.args)
+        sizer = Sizer.of(args, [blank_dictionary(8)])
+    except ValueError as error:
+        raise NasAttnError(str(error)) from None
+    table = Table(box=None, title=f"search spaces over {arch}", title_justify="left")
+    table.add_column("space")
+    for column in ("plans", "fewest", "most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in shipped_names("search_spaces"):
+        config = load_space_config(name)
+        about = Text(name, style="bold").append(f"\n{config.description.strip()}", style="not bold")
+        try:
+            size, low, high = measure_space(config, sizer)
+        except (ConfigError, PlanError) as error:
+            table.add_row(about.append(f"\n{error}", style="red"), "-", "-", "-")
+            continue
+        plans = f"{size:,}" if size < 1e9 else f"{size:.1e}"
+        table.add_row(about, plans, f"{low:,}", f"{high:,}")
+    console.print(table)
+    console.print("\n[bold]studies[/bold]")
+    table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    for name in shipped_names("studies"):
+        description = _study_description(shipped_folder("studies") / f"{name}.yaml")
+        table.add_row(name, Text(description.strip()))
+    console.print(table)
+
+
+@app.command()
+def doctor(
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="Try this scheme only, or mixed_plan. Repeatable.", show_default="all"),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Try this task only. Repeatable.", show_default="all"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Commands at a time.", show_default="CPUs")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep data, checkpoints and logs here.")
+    ] = None,
+) -> None:
+    """Try fairseq's commands with every scheme, on made-up data and tiny models.
+
+    Trains, resumes, and generates or evaluates: translation, language modelling, and masked
+    language modelling with fine-tuning as a classifier. mixed_plan has another scheme in every
+    layer of every site. All of it takes about ten minutes on two cores.
+    """
+    import tempfile
+
+    from nas_attn.attention import SCHEMES
+    from nas_attn.display import findings_table
+    from nas_attn.training.doctor import MIXED, TASKS, examine
+
+    for name, version in _versions().items():
+        console.print(f"{name} {version}", end="  ", highlight=False)
+    console.print(f"\n{_machine()}", highlight=False)
+    folder = keep or Path(tempfile.mkdtemp(prefix="nas-attn-doctor-"))
+    schemes = scheme or [*SCHEMES, MIXED]
+    cpus = len(os.sched_getaffinity(0))
+    findings = sorted(
+        examine(schemes, task or TASKS, folder, workers=workers or cpus),
+        key=lambda finding: schemes.index(finding.scheme),
+    )
+    console.print(findings_table(findings))
+    faults = [finding for finding in findings if finding.fault is not None]
+    for finding in faults:
+        log = folder / f"{finding.scheme}-{finding.task}-{finding.step}.log"
+        _say_error(NasAttnError(f"{finding.scheme} {finding.task} {finding.step}: see {log}"))
+    if faults:
+        sys.exit(1)
+    console.print(f"{len(findings)} commands, all work", highlight=False)
+    if keep is None:
+        shutil.rmtree(folder)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -219,6 +299,9 @@ def count(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count a model's parameters exactly, without building it in memory.
+
+    Effective parameters are all of them less attention's dead and redundant ones, which change
+    nothing that the others could not.
 
     Every other flag goes to fairseq, so a model is described as for fairseq-train:
 
@@ -240,6 +323,7 @@ def count(
     table.add_row("attention", f"{size.attention:,}")
     table.add_row("without embeddings", f"{size.non_embedding:,}")
     table.add_row("total", f"{size.total:,}")
+    table.add_row("effective", f"{size.effective:,}")
     console.print(table)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -11,6 +13,7 @@ from rich.text import Text
 
 from nas_attn.search.driver import Snapshot
 from nas_attn.search.record import TrialRecord
+from nas_attn.training.doctor import Finding
 
 MAX_FRONT_ROWS = 12
 
@@ -85,7 +88,7 @@ def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, lo
         rows = [rows[round(i * last / (MAX_FRONT_ROWS - 1))] for i in range(MAX_FRONT_ROWS)]
     title = "front so far" if len(rows) == len(front) else f"front so far ({len(front)} points)"
     table = Table(title=title, title_justify="left", expand=False, box=None)
-    for name in ("trial", "parameters", "change", loss, "change"):
+    for name in ("trial", "parameters", "change", "effective", loss, "change"):
         table.add_column(name, justify="right")
     table.add_column("plan", overflow="fold")
     for trial in rows:
@@ -97,10 +100,33 @@ def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, lo
             str(trial.number),
             f"{trial.parameters:,}",
             smaller or "baseline",
+            "" if trial.size is None else f"{trial.size.effective:,}",
             f"{trial.loss:.4f}",
             worse,
             Text(str(trial.plan)),
         )
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What works: schemes in rows, tasks in columns."""
+    table = Table(box=box.HORIZONTALS, show_lines=True)
+    table.add_column("scheme")
+    tasks = list(dict.fromkeys(finding.task for finding in findings))
+    for task in tasks:
+        table.add_column(task.replace("_", " "))
+    for scheme in dict.fromkeys(finding.scheme for finding in findings):
+        cells = []
+        for task in tasks:
+            cell = Text()
+            for finding in findings:
+                if (finding.scheme, finding.task) == (scheme, task):
+                    works = finding.fault is None
+                    cell.append("\n" if cell else "")
+                    cell.append(f"{finding.step} {'ok' if works else 'FAILED'}")
+                    cell.stylize("green" if works else "red", len(cell) - (2 if works else 6))
+            cells.append(cell)
+        table.add_row(scheme, *cells)
     return table
 
 

@@ -88,7 +88,10 @@ class Study:
             DataError: the data set is not prepared.
         """
         data = load_prepared(self.config.data.folder)
-        return Sizer.of(training_arguments(self.config.training), load_dictionaries(data))
+        return Sizer.of(
+            training_arguments(self.config.training),
+            load_dictionaries(data, self.config.training.task),
+        )
 
     def prepare_data(self, *, workers: int = 1) -> PreparedData:
         """Make the data set if it is not there.
@@ -249,6 +252,20 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
     return Study(config, space, runs)
 
 
+def measure_space(config: SpaceConfig, sizer: Sizer) -> tuple[int, int, int]:
+    """How large a space is over a model.
+
+    Returns:
+        The number of plans, and the fewest and the most parameters, embeddings left out.
+
+    Raises:
+        ConfigError: the space does not fit the model.
+    """
+    space = SearchSpace(config, sizer.shapes)
+    proposer = StratifiedProposer(space, lambda plan: sizer.size(plan).non_embedding, seed=0)
+    return space.size, proposer.low, proposer.high
+
+
 def load_space_config(name: str) -> SpaceConfig:
     """Load a search-space file by path or shipped name.
 
@@ -279,7 +296,7 @@ def _check_data(data: DataConfig, task: str) -> list[Fault]:
     if data.folder.is_dir():
         try:
             prepared = load_prepared(data.folder)
-            load_dictionaries(prepared)
+            load_dictionaries(prepared, task)
         except DataError as error:
             return [Fault("data.folder", str(error))]
         if (task == "translation") != bool(prepared.languages):

@@ -85,15 +85,16 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
         f"{trained} trials of {seeds} trained in {hours:.2f} hours of training time; "
         f"{on_front} on the front.",
         "",
-        f"| trial | plan | {context.objective} parameters | change | {context.loss} | change |",
-        "|---:|---|---:|---:|---:|---:|",
+        f"| trial | plan | {context.objective} parameters | change | effective, total "
+        f"| {context.loss} | change |",
+        "|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in chosen.to_dict("records"):
         mark = f" ({_baseline_mark(row)})" if row["baseline"] else ""
         plan = str(row["plan"]).replace("|", "\\|")
         lines.append(
             f"| {row['trial']}{mark} | {plan} | {row['parameters']:,} | {_percent(row)} "
-            f"| {row['loss']:.4f} | {_loss_change(row)} |"
+            f"| {row['effective']:,} | {row['loss']:.4f} | {_loss_change(row)} |"
         )
     if noise is not None and on_front > 1:
         losses = chosen[chosen["on_front"]]["loss"]
@@ -173,6 +174,7 @@ def _render(
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "parameters": row["parameters"],
                 "parameters_change": _percent(row),
+                "effective": row["effective"],
                 "loss": f"{row['loss']:.4f}",
                 "loss_change": _loss_change(row),
             }
@@ -193,6 +195,7 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "reason": trial.reason,
         "commands": reproduction_texts(trial),
         "parameters": "" if trial.parameters is None else f"{trial.parameters:,}",
+        "effective": "" if trial.size is None else f"{trial.size.effective:,}",
         "loss": "" if trial.loss is None else f"{trial.loss:.4f}",
         "spread": ", ".join(f"{loss:.4f}" for loss in trial.losses),
         "seconds": f"{trial.seconds:.0f}" if trial.seconds else "",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from nas_attn.attention.counting import ModelSize
 from nas_attn.search.record import TrialRecord, front
 from nas_attn.training.arguments import reproduction, shell_text
 
@@ -28,8 +29,8 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row for each trial.
 
     Columns: trial, state, baseline, on_front, plan, parameters (the objective), attention,
-    non_embedding, total, loss (mean over seeds), loss_std (over seeds), seeds, seconds,
-    duplicate_of, reason, command (of the first seed), folder.
+    non_embedding, total, effective (see `ModelSize`), loss (mean over seeds), loss_std (over
+    seeds), seeds, seconds, duplicate_of, reason, command (of the first seed), folder.
     """
     on_front = {trial.number for trial in front(list(trials))}
     rows = [
@@ -40,9 +41,8 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "on_front": trial.number in on_front,
             "plan": "" if trial.plan is None else str(trial.plan),
             "parameters": trial.parameters,
-            "attention": None if trial.size is None else trial.size.attention,
-            "non_embedding": None if trial.size is None else trial.size.non_embedding,
-            "total": None if trial.size is None else trial.size.total,
+            **dict.fromkeys(ModelSize._fields),
+            **({} if trial.size is None else trial.size._asdict()),
             "loss": trial.loss,
             "loss_std": statistics.stdev(trial.losses) if len(trial.losses) > 1 else None,
             "seeds": len(trial.losses),
@@ -54,7 +54,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
         }
         for trial in trials
     ]
-    whole = ["parameters", "attention", "non_embedding", "total", "duplicate_of"]
+    whole = ["parameters", *ModelSize._fields, "duplicate_of"]
     table = pd.DataFrame(rows)
     return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
 

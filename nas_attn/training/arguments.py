@@ -16,7 +16,11 @@ from nas_attn.training.data import PreparedData
 
 BASELINE_SCHEME = "multi_head"
 
-FAMILIES = {"translation": "transformer", "language_modeling": "transformer_lm"}
+FAMILIES = {
+    "translation": "transformer",
+    "language_modeling": "transformer_lm",
+    "masked_lm": "roberta",
+}
 """fairseq's model family of each task."""
 
 RESERVED = frozenset(
@@ -88,12 +92,19 @@ def training_command(
 def evaluation_command(
     config: TrainingConfig, data: PreparedData, checkpoint: Path, subset: str
 ) -> list[str]:
-    """fairseq-generate with corpus BLEU (beam 5), or fairseq-eval-lm, on one subset."""
-    tool = "fairseq-generate" if data.languages else "fairseq-eval-lm"
-    command = [tool, str(data.folder), "--user-dir", str(plugin_folder())]
-    command += ["--path", str(checkpoint), "--gen-subset", subset]
+    """The command that evaluates a checkpoint on one subset.
+
+    fairseq-generate with corpus BLEU (beam 5), fairseq-eval-lm, or fairseq-validate.
+    """
+    tools = {"translation": "generate", "language_modeling": "eval-lm", "masked_lm": "validate"}
+    command = [f"fairseq-{tools[config.task]}", str(data.folder)]
+    command += ["--user-dir", str(plugin_folder()), "--path", str(checkpoint)]
     command += ["--required-batch-size-multiple", "1"]
-    if not data.languages:
+    if config.task == "masked_lm":
+        command += ["--task", "masked_lm", "--criterion", "masked_lm"]
+        return [*command, "--valid-subset", subset, "--batch-size", "32"]
+    command += ["--gen-subset", subset]
+    if config.task == "language_modeling":
         tokens = config.arguments.get("tokens-per-sample", 512)
         return [*command, "--batch-size", "32", "--tokens-per-sample", str(tokens)]
     command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]

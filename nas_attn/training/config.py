@@ -37,7 +37,7 @@ class TextConfig(Section):
     folder: FilePath
     """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
     languages: Annotated[list[str], Field(default_factory=list), AfterValidator(_two_or_none)]
-    """Source and target for translation; left out for language modelling."""
+    """Source and target for translation; left out for language models."""
     vocab_size: Annotated[int, Field(ge=8)] = 8000
     subword: Subword = "bpe"
 
@@ -74,7 +74,7 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """A fairseq training, as one would start it by hand."""
 
-    task: Literal["translation", "language_modeling"] = "translation"
+    task: Literal["translation", "language_modeling", "masked_lm"] = "translation"
     size: str = ""
     """fairseq's name of the size: `iwslt_de_en` of `transformer_iwslt_de_en`; empty for base."""
     arguments: dict[str, Scalar]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.errors import NasAttnError
@@ -24,8 +23,8 @@ from nas_attn.training.demo import LANGUAGES, make_classification_corpus, make_d
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["translation", "language_modeling", "masked_lm"]
-TASKS: tuple[Task, ...] = ("translation", "language_modeling", "masked_lm")
+TASKS = ("translation", "language_modeling", "masked_lm")
+"""fairseq's names of what is tried; a masked language model is fine-tuned as a classifier, too."""
 
 MIXED = "mixed_plan"
 """Stands for a plan with another scheme in every layer of every site."""
@@ -72,7 +71,7 @@ class Step:
 
 
 def examine(
-    schemes: Sequence[str], tasks: Sequence[Task], folder: Path, *, workers: int = 1
+    schemes: Sequence[str], tasks: Sequence[str], folder: Path, *, workers: int = 1
 ) -> Iterator[Finding]:
     """Train, resume, and generate or evaluate with every scheme on every task.
 
@@ -81,7 +80,7 @@ def examine(
 
     Args:
         schemes: names in the registry, or `MIXED`.
-        tasks: what to train.
+        tasks: some of `TASKS`.
         folder: for data, checkpoints and logs; made if it is not there.
         workers: commands at a time, one thread each.
 
@@ -89,16 +88,16 @@ def examine(
         A finding for each command, as they end. After a fault the rest of the task is left out.
 
     Raises:
-        NasAttnError: a scheme is unknown.
+        NasAttnError: a scheme or a task is unknown.
     """
-    for scheme in schemes:
-        if scheme not in SCHEMES and scheme != MIXED:
-            offer = ", ".join([*SCHEMES, MIXED])
-            raise NasAttnError(f"unknown scheme {scheme!r}; there are {offer}")
+    for given, known in ((schemes, (*SCHEMES, MIXED)), (tasks, TASKS)):
+        for name in given:
+            if name not in known:
+                raise NasAttnError(f"cannot try {name!r}; there are {', '.join(known)}")
     data = _prepare(folder / "data", tasks)
     with ThreadPoolExecutor(workers) as pool:
         jobs = [
-            pool.submit(_run_steps, scheme, steps_of(scheme, task, data[task], folder), folder)
+            pool.submit(run_steps, scheme, steps_of(scheme, task, data[task], folder), folder)
             for scheme in schemes
             for task in tasks
         ]
@@ -109,7 +108,7 @@ def examine(
             pool.shutdown(cancel_futures=True)
 
 
-def steps_of(scheme: str, task: Task, data: Path, folder: Path) -> list[Step]:
+def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
     """The commands that try one scheme on one task."""
     save = folder / f"{scheme}-{task}"
     last = f"--path={save}/checkpoint_last.pt"
@@ -193,14 +192,14 @@ def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
     ]
 
 
-def _prepare(folder: Path, tasks: Sequence[Task]) -> dict[Task, Path]:
+def _prepare(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
     corpus = make_demo_corpus(seed=3, train_sentences=300)
     labelled = make_classification_corpus(seed=3, train_sentences=300)
     for generated in (corpus, labelled):
         for split in ("valid", "test"):
             generated[split] = [side[:TEST_SENTENCES] for side in generated[split]]
     target = {split: [sides[1]] for split, sides in corpus.items()}
-    data: dict[Task, Path] = {}
+    data: dict[str, Path] = {}
     for task in tasks:
         data[task] = folder / task
         if task == "translation":
@@ -228,7 +227,7 @@ def _layers(scheme: str, side: str) -> list[str]:
     return [f"--{side}-layers={len(SCHEMES) if scheme == MIXED else 1}"]
 
 
-def _train_and_resume(task: Task, training: list[str]) -> list[Step]:
+def _train_and_resume(task: str, training: list[str]) -> list[Step]:
     first = Step(
         name="train",
         task=task,
@@ -260,7 +259,8 @@ def _all_decoded(output: str) -> str | None:
     return _shows(r"BLEU4? = [\d.]+")(output)
 
 
-def _run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]:
+def run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]:
+    """Run commands one after the other, up to the first fault; logs go into the folder."""
     findings = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     for step in steps:

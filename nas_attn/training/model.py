@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,27 +18,46 @@ from nas_attn.training.data import PreparedData
 
 def site_shapes(args: argparse.Namespace) -> dict[str, SiteShape]:
     """The attention sites of the model that parsed fairseq arguments describe."""
-    decoder = SiteShape(
-        num_layers=args.decoder_layers,
-        embed_dim=args.decoder_embed_dim,
-        num_heads=args.decoder_attention_heads,
-    )
-    if not hasattr(args, "encoder_layers"):
-        return {"decoder_self": decoder}
-    encoder = SiteShape(
-        num_layers=args.encoder_layers,
-        embed_dim=args.encoder_embed_dim,
-        num_heads=args.encoder_attention_heads,
-    )
-    shapes = {"encoder_self": encoder, "decoder_self": decoder}
-    if not getattr(args, "no_cross_attention", False):
-        shapes["encoder_decoder"] = SiteShape(
-            num_layers=decoder.num_layers,
-            embed_dim=decoder.embed_dim,
-            num_heads=decoder.num_heads,
-            kdim=None if encoder.embed_dim == decoder.embed_dim else encoder.embed_dim,
+    shapes = {
+        f"{side}_self": SiteShape(
+            num_layers=getattr(args, f"{side}_layers"),
+            embed_dim=getattr(args, f"{side}_embed_dim"),
+            num_heads=getattr(args, f"{side}_attention_heads"),
         )
+        for side in ("encoder", "decoder")
+        if hasattr(args, f"{side}_layers")
+    }
+    if len(shapes) == 2 and not getattr(args, "no_cross_attention", False):
+        encoder, decoder = shapes["encoder_self"], shapes["decoder_self"]
+        kdim = None if encoder.embed_dim == decoder.embed_dim else encoder.embed_dim
+        shapes["encoder_decoder"] = replace(decoder, kdim=kdim)
     return shapes
+
+
+def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
+    """Parse flags of fairseq-train for one of the plugin's architectures.
+
+    Args:
+        arch: such as collaborative_transformer_wmt_en_de.
+        flags: without a task they are those of the task that the architecture is made for.
+
+    Raises:
+        ValueError: there is no such architecture, or fairseq refuses a flag.
+    """
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
+    sites = getattr(ARCH_MODEL_REGISTRY.get(arch), "sites", None)
+    if sites is None:
+        raise ValueError(
+            f"{arch} is no architecture of the plugin; they are named SCHEME_FAIRSEQ-ARCHITECTURE, "
+            "such as collaborative_transformer_wmt_en_de"
+        )
+    if not any(flag.startswith("--task") for flag in flags):
+        tasks = {("decoder_self",): "language_modeling", ("encoder_self",): "masked_lm"}
+        flags = ["--task", tasks.get(sites, "translation"), *flags]
+    return parse_arguments(arch, flags)
 
 
 def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
@@ -46,7 +65,7 @@ def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torc
 
     Args:
         args: parsed fairseq arguments of one of the plugin's architectures.
-        dictionaries: of the source and the target; once for language models.
+        dictionaries: of the source and the target; one for language models.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -76,8 +95,8 @@ def blank_dictionary(size: int) -> Any:
     return dictionary
 
 
-def load_dictionaries(data: PreparedData) -> list[Any]:
-    """The dictionaries of a data set: source and target, or one.
+def load_dictionaries(data: PreparedData, task: str) -> list[Any]:
+    """The dictionaries of a data set as a task has them: source and target, or one.
 
     Raises:
         DataError: the folder lacks a dictionary.
@@ -88,7 +107,10 @@ def load_dictionaries(data: PreparedData) -> list[Any]:
     for name in names:
         if not (data.folder / name).is_file():
             raise DataError(f"data folder {data.folder} lacks {name}")
-    return [Dictionary.load(str(data.folder / name)) for name in names]
+    dictionaries = [Dictionary.load(str(data.folder / name)) for name in names]
+    if task == "masked_lm":
+        dictionaries[0].add_symbol("<mask>")
+    return dictionaries
 
 
 @dataclass(frozen=True)
@@ -136,9 +158,7 @@ def count_architecture(
     Raises:
         ValueError: fairseq or a scheme refuses the flags.
     """
-    if "transformer_lm" in arch and not any(flag.startswith("--task") for flag in flags):
-        flags = ["--task", "language_modeling", *flags]
-    args = parse_arguments(arch, flags)
+    args = parse_architecture(arch, flags)
     dictionaries = [blank_dictionary(vocab)]
     if target_vocab is not None:
         dictionaries.append(blank_dictionary(target_vocab))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn.attention import (
     SCHEMES,
@@ -81,6 +82,51 @@ def test_content_bias_replaces_the_query_bias() -> None:
     _, expected = plain(query, key, key, average_attn_weights=False)
     _, found = shared(query, key, key, average_attn_weights=False)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_heads_that_share_columns_are_represented_exactly() -> None:
+    """Heads that each pick 8 of 16 shared columns, at the scale of multi-head attention.
+
+    The scale sqrt(shared_dim / num_heads) of another implementation would be off by sqrt(2).
+    """
+    left, right = (torch.randn(32, 16, dtype=torch.double) for _ in range(2))
+    plain = build_attention("multi_head", 32, 4, bias=False).double()
+    shared = build_attention("collaborative", 32, 4, shared_dim=16, bias=False).double()
+    with torch.no_grad():
+        shared.q_proj.weight.copy_(left.T)
+        shared.k_proj.weight.copy_(right.T)
+        shared.mixing.zero_()
+        for head in range(4):
+            columns, weights = torch.randperm(16)[:8], torch.randn(8, dtype=torch.double)
+            shared.mixing[head, columns] = weights
+            rows = slice(8 * head, 8 * head + 8)
+            plain.q_proj.weight[rows] = (left[:, columns] * weights).T
+            plain.k_proj.weight[rows] = right[:, columns].T
+    query = torch.randn(2, 5, 32, dtype=torch.double)
+    _, expected = plain(query, query, query, average_attn_weights=False)
+    _, found = shared(query, query, query, average_attn_weights=False)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    shared.scale = (shared.shared_dim / shared.num_heads) ** -0.5
+    _, other = shared(query, query, query, average_attn_weights=False)
+    centred = [w.log() - w.log().mean(-1, keepdim=True) for w in (other.detach(), found.detach())]
+    ratio = (centred[0] / centred[1])[0, 0, 0, 0]
+    assert float(ratio) == pytest.approx(1.41421, abs=1e-5)
+
+
+def score_multiply_adds(module: Attention, length: int) -> int:
+    """Multiply-adds of all batched products (scores and values; projections are other calls)."""
+    query = torch.randn(1, length, module.embed_dim)
+    with FlopCounterMode(display=False) as counter:
+        module(query, query, query)
+    return int(counter.get_flop_counts()["Global"][torch.ops.aten.bmm]) // 2
+
+
+def test_score_multiply_adds_of_the_base_model() -> None:
+    """18 layers at length 30: H times dearer at full width, equal at a head's width."""
+    plain = 18 * score_multiply_adds(MultiHeadAttention(512, 8), 30)
+    for shared_dim, extra in ((512, 58_060_800), (64, 0)):
+        shared = CollaborativeAttention(512, 8, shared_dim=shared_dim)
+        assert 18 * score_multiply_adds(shared, 30) - plain == extra
 
 
 def test_scale_does_not_depend_on_the_shared_dimension() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from nas_attn.training.model import (
     blank_dictionary,
     build_on_meta,
     count_architecture,
+    parse_architecture,
 )
 
 TINY = [
@@ -27,6 +31,7 @@ TINY = [
     "--encoder-ffn-embed-dim=8", "--decoder-ffn-embed-dim=8", "--encoder-attention-heads=4",
     "--decoder-attention-heads=4",
 ]  # fmt: skip
+TINY_ROBERTA = [*(flag for flag in TINY if "encoder" in flag), "--max-positions=16"]
 TINY_LM = [flag for flag in TINY if "encoder" not in flag]
 
 
@@ -39,6 +44,9 @@ def test_names(scheme: str) -> None:
         "transformer_vaswani_wmt_en_de_big",
         "transformer_lm",
         "transformer_lm_gpt2_small",
+        "roberta",
+        "roberta_base",
+        "roberta_large",
     ):
         assert f"{scheme}_{size}" in ARCH_CONFIG_REGISTRY
         assert ARCH_MODEL_REGISTRY[f"{scheme}_{size}"].scheme == scheme
@@ -56,6 +64,11 @@ def test_names(scheme: str) -> None:
         ("collaborative", ["--shared-dim=256", "--content-bias"], 56_289_280),
         ("collaborative", ["--shared-dim=128", "--content-bias"], 53_911_552),
         ("collaborative", ["--shared-dim=64", "--content-bias"], 52_722_688),
+        ("reduced_key", ["--key-dim=256"], 56_187_904),
+        ("reduced_key", ["--key-dim=128"], 53_824_000),
+        ("reduced_key", ["--key-dim=64"], 52_642_048),
+        ("head_embedding_add", [], 48_532_864),
+        ("head_embedding_mul", [], 48_532_864),
     ],
 )
 def test_totals_of_the_base_model(arch: str, flags: list[str], total: int) -> None:
@@ -65,11 +78,37 @@ def test_totals_of_the_base_model(arch: str, flags: list[str], total: int) -> No
     assert size.non_embedding == total - 32768 * 512
 
 
-def test_totals_of_the_iwslt_model() -> None:
+@pytest.mark.parametrize(
+    ("dim", "total"),
+    [(512, 60_940_288), (256, 56_200_192), (128, 53_830_144), (64, 52_645_120)],
+)
+def test_totals_with_collaborative_encoders_only(dim: int, total: int) -> None:
+    """The rest keeps its heads, with keys as narrow."""
+    plan = AttentionPlan.of({"encoder_self": AttentionChoice.of("collaborative", shared_dim=dim)})
+    flags = ["--share-all-embeddings", f"--key-dim={dim}", f"--attention-plan={plan.dumps()}"]
+    size = count_architecture("reduced_key_transformer_wmt_en_de", 32768, None, flags)
+    assert size.total == total
+
+
+@pytest.mark.parametrize(
+    ("arch", "total"),
+    [
+        ("multi_head_transformer_iwslt_de_en", 39_469_056),
+        ("multi_head_transformer", 52_064_256),
+        ("head_embedding_add_transformer_iwslt_de_en", 28_859_136),
+        ("head_embedding_mul_transformer", 39_681_408),
+    ],
+)
+def test_totals_with_the_iwslt_dictionaries(arch: str, total: int) -> None:
+    size = count_architecture(arch, 8848, 6632, ["--share-decoder-input-output-embed"])
+    assert size.total == total
+
+
+def test_effective_parameters_of_a_model() -> None:
     size = count_architecture(
-        "multi_head_transformer_iwslt_de_en", 8848, 6632, ["--share-decoder-input-output-embed"]
+        "head_embedding_add_transformer_wmt_en_de", 32768, None, ["--share-all-embeddings"]
     )
-    assert size.total == 39_469_056
+    assert size.total - size.effective == 18 * (362_688 - 353_280)
 
 
 def test_our_baseline_counts_as_fairseq_counts() -> None:
@@ -82,6 +121,59 @@ def test_our_baseline_counts_as_fairseq_counts() -> None:
             model = build_on_meta(args, [blank_dictionary(50)])
             sizes.append(sum(p.numel() for p in set(model.parameters())))
         assert sizes[0] == sizes[1]
+
+
+def build(arch: str, flags: list[str]) -> Any:
+    """A model with weights, and a dictionary of 30 types."""
+    args = parse_architecture(arch, flags)
+    dictionary = blank_dictionary(30)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    torch.manual_seed(1)
+    return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+
+
+def test_our_roberta_is_fairseqs() -> None:
+    """The same weights give the same features, predictions and classes."""
+    ours = build("multi_head_roberta", [*TINY_ROBERTA, "--dropout=0"]).eval()
+    args = parse_arguments("roberta", ["--task=masked_lm", *TINY_ROBERTA, "--dropout=0"])
+    task = SimpleNamespace(source_dictionary=blank_dictionary(30))
+    stock = ARCH_MODEL_REGISTRY["roberta"].build_model(args, task).eval()
+    for model in (ours, stock):
+        model.register_classification_head("classes", num_classes=3)
+    state = {name.replace(".attention.", "."): p for name, p in ours.state_dict().items()}
+    stock.load_state_dict(state)
+    tokens = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 2, 1, 1]])
+    for arguments in ({}, {"classification_head_name": "classes"}):
+        with torch.no_grad():
+            expected, found = (model(tokens, **arguments)[0] for model in (stock, ours))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert float(ours.encoder.sentence_encoder.layers[0].self_attn.attention.q_proj.bias.max()) == 0
+
+
+@pytest.mark.parametrize("flag", ["--mha-heads-to-keep=2", "--mha-reg-scale-factor=0.1"])
+def test_fairseqs_own_head_pruning_is_refused(flag: str) -> None:
+    with pytest.raises(PlanError, match="prune stock heads only"):
+        build("multi_query_roberta", [*TINY_ROBERTA, flag])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_alignment_weights_of_every_scheme(scheme: str) -> None:
+    """--print-alignment and alignment heads ask the decoder for cross-attention weights."""
+    model = build(f"{scheme}_transformer", TINY).eval()
+    source = torch.tensor([[5, 6, 7, 2], [1, 8, 9, 2]])
+    _, extra = model(source, torch.tensor([4, 3]), source[:, 1:], alignment_layer=1)
+    (weights,) = extra["attn"]
+    assert weights.shape == (2, 3, 4)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3))
+    assert not weights[1, :, 0].any()  # padding
+
+
+def test_scripting_is_refused_with_a_word_on_what_to_do() -> None:
+    model = build("multi_head_transformer", TINY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(NotImplementedError, match="does not support TorchScript"):
+            torch.jit.script(model)
 
 
 def test_a_plan_reaches_every_site_and_layer(tmp_path: Path) -> None:
@@ -107,6 +199,21 @@ def test_a_plan_reaches_every_site_and_layer(tmp_path: Path) -> None:
     assert dict(stored.sites)["decoder_self"] == (
         AttentionChoice.of("collaborative", shared_dim=2),
     )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("family", "flags"), [("transformer", TINY), ("transformer_lm", TINY_LM), ("roberta", [])]
+)
+def test_sizes_by_addition_equal_built_models_of_every_scheme(
+    scheme: str, family: str, flags: list[str]
+) -> None:
+    flags = flags or TINY_ROBERTA
+    args = parse_architecture(f"multi_head_{family}", flags)
+    sizer = Sizer.of(args, [blank_dictionary(50)])
+    plan = AttentionPlan.uniform(AttentionChoice(scheme), tuple(sizer.shapes))
+    expected = count_architecture(f"{scheme}_{family}", 50, None, flags)
+    assert sizer.size(plan) == expected
 
 
 def test_sizes_by_addition_equal_built_models() -> None:
@@ -171,16 +278,30 @@ def test_quantisation_noise_is_refused() -> None:
         build_on_meta(args, [blank_dictionary(50)])
 
 
-def test_activation_checkpointing_gives_the_same_output() -> None:
-    dictionary = blank_dictionary(30)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_activation_checkpointing_gives_the_same_output_and_gradients(scheme: str) -> None:
     source = torch.tensor([[5, 6, 7, 2]])
-    outputs = []
+    results = []
     for flags in ([], ["--checkpoint-activations"]):
-        args = parse_arguments("collaborative_transformer", [*TINY, "--dropout=0", *flags])
-        task = type("Task", (), {"source_dictionary": dictionary, "target_dictionary": dictionary})
-        torch.manual_seed(1)
-        model = ARCH_MODEL_REGISTRY["collaborative_transformer"].build_model(args, task)
+        model = build(f"{scheme}_transformer", [*TINY, "--dropout=0", *flags])
         output, _ = model(source, torch.tensor([4]), source)
-        output.sum().backward()
-        outputs.append(output)
-    assert torch.equal(*outputs)
+        output.square().sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([output, *gradients])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_layer_drop(scheme: str) -> None:
+    """A dropped layer is left out in training and kept in evaluation."""
+    model = build(f"{scheme}_roberta", [*TINY_ROBERTA, "--dropout=0", "--encoder-layerdrop=1"])
+    tokens = torch.tensor([[0, 5, 6, 7, 2]])
+    layer = model.encoder.sentence_encoder.layers
+    calls = []
+    for module in layer.children():
+        module.register_forward_hook(lambda *_: calls.append(1))
+    model.train()(tokens)
+    assert not calls
+    model.eval()(tokens)
+    assert len(calls) == 2

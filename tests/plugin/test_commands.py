@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.arguments import plugin_folder, training_command
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
+from nas_attn.training.doctor import TASKS, examine
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -31,12 +31,13 @@ TRAINING = [
     "--no-epoch-checkpoints", "--required-batch-size-multiple=1", "--log-format=json",
 ]  # fmt: skip
 TRANSLATION = ["--criterion=label_smoothed_cross_entropy", *COMMON, *TRAINING]
-LANGUAGE = [
-    "--task=language_modeling", "--tokens-per-sample=32", "--sample-break-mode=none",
-    *[flag for flag in COMMON if "encoder" not in flag and "share" not in flag],
-    "--share-decoder-input-output-embed", *TRAINING,
-]  # fmt: skip
-FLAGS = {"multi_head": [], "collaborative": ["--shared-dim=4", "--content-bias"]}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="fairseq wants a GPU for it")
+EVERY = [AttentionChoice(scheme) for scheme in SCHEMES]
+MIXED = AttentionPlan.of(
+    {"encoder_self": EVERY, "decoder_self": EVERY[1:] + EVERY[:1], "encoder_decoder": EVERY[::-1]}
+)
+"""Every scheme at every site, another one in each layer."""
+DEEP = [f"--{side}-layers={len(EVERY)}" for side in ("encoder", "decoder")]
 
 
 def fairseq(
@@ -58,58 +59,45 @@ def num_updates(checkpoint: Path) -> int:
     return int(state["optimizer_history"][-1]["num_updates"])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_translation(scheme: str, tiny_translation: PreparedData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [*SCHEMES, "mixed_plan"])
+def test_every_task(scheme: str, tmp_path: Path) -> None:
+    """Train, resume, generate or evaluate; a classifier from the masked language model."""
+    findings = list(examine([scheme], TASKS, tmp_path, workers=2))
+    assert [f"{f.task} {f.step}: {f.fault}" for f in findings if f.fault] == []
+    steps = {(finding.task, finding.step) for finding in findings}
+    assert steps == {
+        ("translation", "train"), ("translation", "resume"), ("translation", "generate"),
+        ("language_modeling", "train"), ("language_modeling", "resume"),
+        ("language_modeling", "eval"),
+        ("masked_lm", "train"), ("masked_lm", "resume"), ("masked_lm", "eval"),
+        ("sentence_prediction", "fine-tune"), ("sentence_prediction", "eval"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "memory-efficient-fp16",
+        pytest.param("fp16", marks=needs_gpu),
+        pytest.param("bf16", marks=needs_gpu),
+    ],
+)
+def test_training_in_half_precision_and_interactive(
+    precision: str, tiny_translation: PreparedData, tmp_path: Path
+) -> None:
+    """A plan of every scheme, with layer drop and activation checkpointing on top."""
     data = str(tiny_translation.folder)
-    arguments = [
-        data,
-        f"--arch={scheme}_transformer",
-        f"--save-dir={tmp_path}",
-        *FLAGS[scheme],
-        *TRANSLATION,
-    ]
-    fairseq("train", [*arguments, "--max-epoch=1"])
+    arguments = [data, "--arch=multi_head_transformer", "--attention-plan", MIXED.dumps()]
+    arguments += [*TRANSLATION, *DEEP, f"--save-dir={tmp_path}", "--max-epoch=1", f"--{precision}"]
+    arguments += ["--encoder-layerdrop=0.2", "--decoder-layerdrop=0.2", "--checkpoint-activations"]
+    fairseq("train", arguments)
     last = tmp_path / "checkpoint_last.pt"
-    first = num_updates(last)
-    resumed = fairseq("train", [*arguments, "--max-epoch=2"])
-    assert f"Loaded checkpoint {last}" in resumed
-    assert num_updates(last) == 2 * first
-    decoding = [
-        data,
-        f"--path={last}",
-        "--beam=5",
-        "--max-len-b=12",
-        "--required-batch-size-multiple=1",
-    ]
-    output = fairseq(
-        "generate", [*decoding, "--gen-subset=test", "--batch-size=7", "--scoring=sacrebleu"]
-    )
-    assert output.count("\nH-") == 61  # every sentence of the set, none dropped
-    assert re.search(r"BLEU4? = [\d.]+", output)
-    interactive = fairseq("interactive", decoding, stdin="ba ta si\nfo ku\n")
-    assert interactive.count("\nH-") == 2
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_language_model(scheme: str, tiny_language: PreparedData, tmp_path: Path) -> None:
-    data = str(tiny_language.folder)
-    arguments = [
-        data,
-        f"--arch={scheme}_transformer_lm",
-        f"--save-dir={tmp_path}",
-        *FLAGS[scheme],
-        *LANGUAGE,
-    ]
-    fairseq("train", [*arguments, "--max-epoch=1"])
-    last = tmp_path / "checkpoint_last.pt"
-    first = num_updates(last)
-    fairseq("train", [*arguments, "--max-epoch=2"])
-    assert num_updates(last) == 2 * first
-    output = fairseq(
-        "eval_lm", [data, f"--path={last}", "--batch-size=4", "--tokens-per-sample=32",
-                    "--required-batch-size-multiple=1"],
-    )  # fmt: skip
-    assert re.search(r"Perplexity: [\d.]+", output)
+    state = torch.load(last, weights_only=True)
+    stored = AttentionPlan.parse(state["cfg"]["model"].attention_plan)
+    assert stored == MIXED  # a checkpoint explains itself
+    decoding = [data, f"--path={last}", "--beam=5", "--max-len-b=12"]
+    output = fairseq("interactive", decoding, stdin="ba ta si\nfo ku\n")
+    assert output.count("\nH-") == 2
 
 
 def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
@@ -118,8 +106,9 @@ def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [
-        str(tiny_translation.folder), "--arch=collaborative_transformer", "--shared-dim=4",
-        *TRANSLATION, f"--save-dir={tmp_path}", "--user-dir=fairseq_plugin",
+        str(tiny_translation.folder), "--arch=multi_head_transformer",
+        "--attention-plan", MIXED.dumps(), *TRANSLATION, *DEEP,
+        f"--save-dir={tmp_path}", "--user-dir=fairseq_plugin",
         "--distributed-world-size=2", "--distributed-no-spawn", "--distributed-backend=gloo",
         "--ddp-backend=legacy_ddp",
     ]  # fmt: skip
