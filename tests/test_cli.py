@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from nas_attn.attention import SCHEMES
 from nas_attn.search.record import Record, open_storage
+from nas_attn.study import shipped_folder, shipped_names
 from nas_attn.training.data import PreparedData, load_prepared
 from tests.test_study import write
 
@@ -36,6 +39,7 @@ def test_help_names_every_command() -> None:
         "status",
         "check",
         "spaces",
+        "doctor",
         "count",
         "prepare",
         "plugin-dir",
@@ -53,6 +57,7 @@ def test_count_as_json() -> None:
         "attention": 18 * 657_664,
         "non_embedding": 53_842_432 - 32768 * 512,
         "total": 53_842_432,
+        "effective": 53_842_432 - 18 * (657_664 - 624_000),
     }
 
 
@@ -88,9 +93,30 @@ def test_the_plugin_folder_is_printed() -> None:
 
 def test_spaces_and_check(tmp_path: Path, tiny_translation: PreparedData) -> None:
     text = run("spaces")
-    assert "collaborative_per_site" in text
+    for name in shipped_names("search_spaces"):
+        assert name in text
+    assert {f"{scheme}.yaml" for scheme in SCHEMES} <= {
+        path.name for path in shipped_folder("search_spaces").iterdir()
+    }
+    assert re.search(r"single_head +27 +27,599,232 +44,138,496", text)
     assert "multi30k_en_de" in text
+    narrow = run("spaces", "--arch", "transformer_lm", "--decoder-embed-dim=24",
+                 "--decoder-attention-heads=3")  # fmt: skip
+    assert re.search(r"reduced_key +- +- +-", narrow)
+    assert re.search(r"multi_query +2 ", narrow)
+    assert "no architecture of the plugin" in run("spaces", "--arch", "lstm", status=1)
     assert "27 plans; 3 trials" in run("check", str(write(tmp_path, tiny_translation.folder)))
+
+
+@pytest.mark.slow
+def test_doctor(tmp_path: Path) -> None:
+    keep = tmp_path / "doctor"
+    text = run("doctor", "--scheme", "multi_query", "--task", "language_modeling", "--keep",
+               str(keep))  # fmt: skip
+    assert "3 commands, all work" in text
+    assert "train ok" in text
+    assert (keep / "multi_query-language_modeling" / "checkpoint_last.pt").is_file()
+    assert "cannot try 'glue'" in run("doctor", "--task", "glue", status=1)
 
 
 def test_preparing_files(tmp_path: Path) -> None:
@@ -207,25 +233,47 @@ def test_ctrl_c_leaves_a_search_that_goes_on(
 
 
 @pytest.mark.slow
-def test_a_language_model_search(tmp_path: Path, tiny_language: PreparedData) -> None:
-    """Per layer, with the random sampler, on the loss that cross-entropy logs; then the report."""
+@pytest.mark.parametrize(
+    ("task", "side", "criterion", "space", "tool"),
+    [
+        (
+            "language_modeling",
+            "decoder",
+            "cross_entropy",
+            "collaborative_per_layer",
+            "fairseq-eval-lm",
+        ),
+        ("masked_lm", "encoder", "masked_lm", "all_schemes", "fairseq-validate"),
+    ],
+)
+def test_a_language_model_search(
+    task: str,
+    side: str,
+    criterion: str,
+    space: str,
+    tool: str,
+    tmp_path: Path,
+    tiny_language: PreparedData,
+) -> None:
+    """With the random sampler, on the loss that these criteria log; then the report."""
     study = {
         "name": "language",
         "data": {"folder": str(tiny_language.folder)},
         "training": {
-            "task": "language_modeling",
+            "task": task,
             "arguments": {
-                "decoder-layers": 2,
-                "decoder-embed-dim": 16,
-                "decoder-attention-heads": 4,
+                f"{side}-layers": 2,
+                f"{side}-embed-dim": 64,
+                f"{side}-attention-heads": 4,
                 "tokens-per-sample": 32,
+                "criterion": criterion,
                 "optimizer": "adam",
                 "lr": 0.003,
                 "max-tokens": 512,
                 "max-epoch": 1,
             },
         },
-        "space": "collaborative_per_layer",
+        "space": space,
         "objectives": {"loss": "loss", "parameters": "attention"},
         "search": {"trials": 2, "startup_trials": 0, "sampler": "random"},
     }
@@ -238,5 +286,7 @@ def test_a_language_model_search(tmp_path: Path, tiny_language: PreparedData) ->
     table = pd.read_csv(out / "front.csv")
     assert table["baseline"].any()
     assert (table["parameters"] == table["attention"]).all()
-    assert "fairseq-eval-lm" in (out / "index.html").read_text()
+    assert (table["effective"] < table["total"]).all()
+    assert tool in (out / "index.html").read_text()
+    assert "effective, total" in (out / "summary.md").read_text()
     assert "complete" in run("status", str(path), *runs)
