@@ -123,8 +123,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
                 if (finding.scheme, finding.task) == (scheme, task):
                     works = finding.fault is None
                     cell.append("\n" if cell else "")
-                    cell.append(f"{finding.step} {'ok' if works else 'FAILED'}")
-                    cell.stylize("green" if works else "red", len(cell) - (2 if works else 6))
+                    cell.append(f"{finding.step} ")
+                    cell.append(*((finding.shown or "ok", "green") if works else ("FAILED", "red")))
             cells.append(cell)
         table.add_row(scheme, *cells)
     return table

@@ -30,14 +30,20 @@ MIXED = "mixed_plan"
 """Stands for a plan with another scheme in every layer of every site."""
 
 TEST_SENTENCES = 61
+LEAST_ACCURACY = 75
+"""Percent of the classifier on a task in which guessing gives 50."""
 
 COMMON = [
     "--optimizer=adam", "--lr=0.003", "--num-workers=0", "--no-epoch-checkpoints", "--seed=1",
     "--required-batch-size-multiple=1", "--update-epoch-batch-itr=True", "--log-format=simple",
-    "--dropout=0.1", "--attention-dropout=0.1",
+    "--dropout=0", "--attention-dropout=0.1",
 ]  # fmt: skip
 ENCODER = ["--encoder-embed-dim=16", "--encoder-ffn-embed-dim=16", "--encoder-attention-heads=4"]
 DECODER = ["--decoder-embed-dim=16", "--decoder-ffn-embed-dim=16", "--decoder-attention-heads=4"]
+
+
+Proof = Callable[[str], str]
+"""Takes a command's output and returns what it shows, or raises `Unproven`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class Finding:
         task: fairseq's name of the task.
         step: such as train, resume, generate.
         seconds: that the command took.
+        shown: figures that the command printed.
         fault: what is wrong; None if it works.
     """
 
@@ -56,6 +63,7 @@ class Finding:
     task: str
     step: str
     seconds: float
+    shown: str
     fault: str | None
 
 
@@ -67,7 +75,7 @@ class Step:
     task: str
     module: str
     arguments: tuple[str, ...]
-    proof: Callable[[str], str | None]
+    proof: Proof
 
 
 def examine(
@@ -139,7 +147,7 @@ def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
             task=task,
             module="eval_lm",
             arguments=tuple(scoring),
-            proof=_shows(r"Perplexity: [\d.]+"),
+            proof=_shows(r"Perplexity: ([\d.]+)", "ppl"),
         )
         return [*_train_and_resume(task, training), ending]
     return _masked_steps(scheme, data, save)
@@ -148,7 +156,9 @@ def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
 def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
     every = "--required-batch-size-multiple=1"
     text = data / "input0"
-    shared = [*_layers(scheme, "encoder"), *ENCODER, "--max-positions=64"]
+    shared = [*_layers(scheme, "encoder"), "--encoder-embed-dim=32", "--encoder-ffn-embed-dim=64"]
+    shared += ["--encoder-attention-heads=4", "--max-positions=64", "--encoder-normalize-before"]
+    shared += ["--clip-norm=1"]
     training = _training(scheme, "roberta", ("encoder_self",), text, save)
     training += [*shared, "--task=masked_lm", "--criterion=masked_lm", "--tokens-per-sample=64"]
     training += ["--sample-break-mode=complete", "--max-tokens=512"]
@@ -161,7 +171,8 @@ def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
     fine = save.with_name(save.name + "-classifier")
     tuning = _training(scheme, "roberta", ("encoder_self",), data, fine)
     tuning += [*shared, *classes, f"--restore-file={last}", "--reset-optimizer"]
-    tuning += ["--reset-dataloader", "--reset-meters", "--reset-lr-scheduler", "--max-epoch=1"]
+    tuning += ["--reset-dataloader", "--reset-meters", "--reset-lr-scheduler"]
+    tuning += ["--lr=0.001", "--max-epoch=8"]
     tuning += ["--best-checkpoint-metric=accuracy", "--maximize-best-checkpoint-metric"]
     judging = [str(data), f"--path={fine}/checkpoint_last.pt", every, *classes]
     judging += ["--valid-subset=test"]
@@ -173,7 +184,7 @@ def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
             task="masked_lm",
             module="validate",
             arguments=tuple(validation),
-            proof=_shows(r"test \| .*loss [\d.]+"),
+            proof=_shows(r"test \| .*ppl ([\d.]+)", "ppl"),
         ),
         Step(
             name="fine-tune",
@@ -187,17 +198,16 @@ def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
             task=task,
             module="validate",
             arguments=tuple(judging),
-            proof=_shows(r"test \| .*accuracy [\d.]+"),
+            proof=_has_learnt,
         ),
     ]
 
 
 def _prepare(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
     corpus = make_demo_corpus(seed=3, train_sentences=300)
-    labelled = make_classification_corpus(seed=3, train_sentences=300)
-    for generated in (corpus, labelled):
-        for split in ("valid", "test"):
-            generated[split] = [side[:TEST_SENTENCES] for side in generated[split]]
+    for split in ("valid", "test"):
+        corpus[split] = [side[:TEST_SENTENCES] for side in corpus[split]]
+    labelled = make_classification_corpus(seed=3, train_sentences=3000)
     target = {split: [sides[1]] for split, sides in corpus.items()}
     data: dict[str, Path] = {}
     for task in tasks:
@@ -245,18 +255,34 @@ def _train_and_resume(task: str, training: list[str]) -> list[Step]:
     return [first, second]
 
 
-def _shows(pattern: str) -> Callable[[str], str | None]:
-    def proof(output: str) -> str | None:
-        return None if re.search(pattern, output) else f"the output lacks {pattern}"
+class Unproven(Exception):
+    """A command's output lacks what it must show."""
+
+
+def _shows(pattern: str, unit: str = "") -> Proof:
+    """Look for a pattern; what it captures is shown with its unit."""
+
+    def proof(output: str) -> str:
+        found = re.search(pattern, output)
+        if found is None:
+            raise Unproven(f"the output lacks {pattern}")
+        return " ".join([unit, *found.groups()]).strip()
 
     return proof
 
 
-def _all_decoded(output: str) -> str | None:
+def _all_decoded(output: str) -> str:
     decoded = output.count("\nH-")
     if decoded != TEST_SENTENCES:
-        return f"{decoded} of {TEST_SENTENCES} sentences were decoded"
-    return _shows(r"BLEU4? = [\d.]+")(output)
+        raise Unproven(f"{decoded} of {TEST_SENTENCES} sentences were decoded")
+    return _shows(r"BLEU4? = ([\d.]+)", "BLEU")(output)
+
+
+def _has_learnt(output: str) -> str:
+    shown = _shows(r"test \| .*accuracy ([\d.]+)", "accuracy")(output)
+    if float(shown.split()[1]) < LEAST_ACCURACY:
+        raise Unproven(f"{shown}, but at least {LEAST_ACCURACY} of 100 should be told right")
+    return shown
 
 
 def run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]:
@@ -278,16 +304,25 @@ def run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]
         )
         log = folder / f"{scheme}-{step.task}-{step.name}.log"
         log.write_text(json.dumps(command) + "\n" + done.stdout, encoding="utf-8")
-        fault = step.proof(done.stdout)
+        shown, fault = "", None
+        try:
+            shown = step.proof(done.stdout)
+        except Unproven as error:
+            fault = str(error)
         if done.returncode != 0:
             fault = f"exit status {done.returncode}: {_last_line(done.stdout)}"
-        seconds = time.time() - began
-        told = "works" if fault is None else fault
-        logger.info("%s: %s %s: %s (%.0f s)", scheme, step.task, step.name, told, seconds)
         finding = Finding(
-            scheme=scheme, task=step.task, step=step.name, seconds=seconds, fault=fault
+            scheme=scheme,
+            task=step.task,
+            step=step.name,
+            seconds=time.time() - began,
+            shown=shown,
+            fault=fault,
         )
         findings.append(finding)
+        told = (shown or "ok") if fault is None else fault
+        about = (scheme, step.task, step.name, told, finding.seconds)
+        logger.info("%s: %s %s: %s (%.0f s)", *about)
         if fault is not None:
             break
     return findings

@@ -9,18 +9,23 @@ import pytest
 from nas_attn.attention import SCHEMES
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionPlan
-from nas_attn.training.doctor import MIXED, Step, examine, run_steps, steps_of
+from nas_attn.training.doctor import MIXED, Step, Unproven, examine, run_steps, steps_of
 
 pytestmark = pytest.mark.slow
 
 
 def step(name: str, *arguments: str, fault: str | None = None) -> Step:
+    def proof(output: str) -> str:
+        if fault is not None:
+            raise Unproven(fault)
+        return "shown"
+
     return Step(
         name=name,
         task="translation",
         module="preprocess",
         arguments=arguments,
-        proof=lambda output: fault,
+        proof=proof,
     )
 
 
@@ -28,7 +33,7 @@ def test_faults_end_a_task(tmp_path: Path) -> None:
     steps = [step("first", "--help"), step("second", "--no-such-flag"), step("third", "--help")]
     findings = run_steps("multi_head", steps, tmp_path)
     assert [finding.step for finding in findings] == ["first", "second"]
-    assert findings[0].fault is None
+    assert (findings[0].fault, findings[0].shown) == (None, "shown")
     assert findings[1].fault is not None
     assert findings[1].fault.startswith("exit status 2: ")
     assert "no-such-flag" in findings[1].fault
@@ -45,13 +50,20 @@ def test_a_command_that_ends_well_must_also_show_its_work(tmp_path: Path) -> Non
 def test_proofs(tmp_path: Path) -> None:
     generate = steps_of("multi_head", "translation", tmp_path, tmp_path)[-1]
     decoded = "".join(f"\nH-{index}\t-0.5\tba" for index in range(61))
-    assert generate.proof(decoded + "\nGenerate test: BLEU = 3.20 12/3") is None
-    assert generate.proof(decoded[:-20] + "BLEU = 3.20") == "60 of 61 sentences were decoded"
-    assert generate.proof(decoded) is not None
-    resume = steps_of("multi_head", "masked_lm", tmp_path, tmp_path)[1]
-    assert resume.proof("Loaded checkpoint /x/checkpoint_last.pt (epoch 2 @ 12 updates)") is None
-    assert resume.proof("Loaded checkpoint /x/checkpoint_last.pt (epoch 2 @ 0 updates)")
-    assert resume.proof("done training")
+    assert generate.proof(decoded + "\nGenerate test: BLEU = 3.20 12/3") == "BLEU 3.20"
+    _, resume, _, tune, judge = steps_of("multi_head", "masked_lm", tmp_path, tmp_path)
+    loaded = "Loaded checkpoint /x/checkpoint_last.pt (epoch 2 @ {} updates)"
+    assert resume.proof(loaded.format(12)) == ""
+    assert judge.proof("x | test | valid | loss 0.1 | accuracy 75.0 | wps 3") == "accuracy 75.0"
+    for proof, output, message in (
+        (generate.proof, decoded[:-20] + "BLEU = 3.20", "60 of 61 sentences were decoded"),
+        (generate.proof, decoded, "the output lacks"),
+        (resume.proof, loaded.format(0), "the output lacks"),
+        (tune.proof, loaded.format(12), "the output lacks"),
+        (judge.proof, "x | test | valid | accuracy 74.9 |", "at least 75 of 100"),
+    ):
+        with pytest.raises(Unproven, match=message):
+            proof(output)
 
 
 def test_the_mixed_plan_has_another_scheme_in_every_layer_and_site(tmp_path: Path) -> None:
