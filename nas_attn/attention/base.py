@@ -44,7 +44,9 @@ class Attention(nn.Module):
 
     batch_first = True
     in_proj_bias = None
-    """torch's Transformer layers look for fused weights here; there are none."""
+    _qkv_same_embed_dim = False
+    """What torch's Transformer layers ask of their attention: these answers keep them from looking
+    for fused weights, which there are not."""
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
         self.dropout = dropout
-        self.bias = bias
+        self.has_bias = bias
         self.scale = self.head_dim**-0.5
         self.out_proj = nn.Linear(joined_dim or embed_dim, embed_dim, bias=bias)
 

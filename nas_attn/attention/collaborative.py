@@ -158,9 +158,9 @@ class CollaborativeAttention(Attention):
     def effective_parameters(self) -> int:
         """D rank-one score terms with two scalings each, the content biases, grouped values."""
         content = self.content_bias is not None
-        rows = self.embed_dim + (self.bias and not content)
+        rows = self.embed_dim + (self.has_bias and not content)
         scores = mixed_product_dimension(rows, self.kdim, self.num_heads, self.shared_dim)
         biases = self.num_heads * self.kdim if content else 0
         width = self.num_heads // self.num_value_heads * self.embed_dim
         outputs = self.num_value_heads * product_dimension(self.vdim, width, self.head_dim)
-        return scores + biases + outputs + self.embed_dim * self.bias
+        return scores + biases + outputs + self.embed_dim * self.has_bias

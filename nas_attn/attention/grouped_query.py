@@ -84,7 +84,7 @@ class GroupedQueryAttention(Attention):
     def effective_parameters(self) -> int:
         """The query bias acts as a row of W_Q; the key bias is dead; b_O absorbs the value bias."""
         width = self.num_heads // self.num_groups * self.embed_dim
-        rows = width + self.num_heads // self.num_groups * self.bias
+        rows = width + self.num_heads // self.num_groups * self.has_bias
         scores = product_dimension(rows, self.kdim, self.head_dim)
         outputs = product_dimension(self.vdim, width, self.head_dim)
-        return self.num_groups * (scores + outputs) + self.embed_dim * self.bias
+        return self.num_groups * (scores + outputs) + self.embed_dim * self.has_bias

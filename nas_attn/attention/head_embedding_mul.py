@@ -70,7 +70,7 @@ class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
 
     def effective_parameters(self) -> int:
         """Of e^Q and e^K only the product acts; W_O can undo e^V."""
-        rows = self.embed_dim + self.bias
+        rows = self.embed_dim + self.has_bias
         scores = mixed_product_dimension(rows, self.kdim, self.num_heads, self.head_dim)
         outputs = product_dimension(self.vdim, self.num_heads * self.embed_dim, self.head_dim)
-        return scores + outputs + self.embed_dim * self.bias
+        return scores + outputs + self.embed_dim * self.has_bias

@@ -96,6 +96,6 @@ class ReducedKeyAttention(Attention):
     def effective_parameters(self) -> int:
         """As multi-head attention, with heads of two widths."""
         key_width = self.key_dim // self.num_heads
-        scores = product_dimension(self.embed_dim + self.bias, self.kdim, key_width)
+        scores = product_dimension(self.embed_dim + self.has_bias, self.kdim, key_width)
         outputs = product_dimension(self.vdim, self.embed_dim, self.head_dim)
-        return self.num_heads * (scores + outputs) + self.embed_dim * self.bias
+        return self.num_heads * (scores + outputs) + self.embed_dim * self.has_bias

@@ -85,6 +85,6 @@ class SharedKeyValueAttention(Attention):
 
     def effective_parameters(self) -> int:
         """W_KV meets W_Q and W_O, so both share one change of basis; its bias is absorbed."""
-        outputs = 2 * self.embed_dim + self.bias
+        outputs = 2 * self.embed_dim + self.has_bias
         shared = product_dimension(self.kdim, outputs, self.head_dim)
-        return self.num_heads * shared + self.embed_dim * self.bias
+        return self.num_heads * shared + self.embed_dim * self.has_bias

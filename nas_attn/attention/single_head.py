@@ -90,6 +90,6 @@ class SingleHeadAttention(Attention):
 
     def effective_parameters(self) -> int:
         """As multi-head attention with one head: only the sum of W_O's blocks acts."""
-        scores = product_dimension(self.embed_dim + self.bias, self.kdim, self.head_dim)
+        scores = product_dimension(self.embed_dim + self.has_bias, self.kdim, self.head_dim)
         outputs = product_dimension(self.vdim, self.embed_dim, self.head_dim)
-        return scores + outputs + self.embed_dim * self.bias
+        return scores + outputs + self.embed_dim * self.has_bias

@@ -376,6 +376,22 @@ def test_tracing_works_and_scripting_is_refused(scheme: str, choose: Choose) -> 
 
 
 @every_case
+def test_compiling_and_exporting_work(scheme: str, choose: Choose) -> None:
+    """In one graph each, without a fall back to Python."""
+    module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    query, _ = inputs(2, 5, 5)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    arguments = {"key_padding_mask": padding, "need_weights": False, "is_causal": True}
+    expected, _ = module(query, query, query, **arguments)
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query, query, query, **arguments)[0], expected)
+    exported = torch.export.export(module, (query, query, query), arguments).module()
+    torch.testing.assert_close(exported(query, query, query, **arguments)[0], expected)
+
+
+@every_case
 @pytest.mark.parametrize("training", [True, False])
 def test_stands_in_torch_transformer_layers(scheme: str, choose: Choose, training: bool) -> None:
     """In torch's own layers, masks and all, as `torch.nn.MultiheadAttention` does."""
@@ -395,6 +411,9 @@ def test_stands_in_torch_transformer_layers(scheme: str, choose: Choose, trainin
     found = encoder(query, src_mask=causal, src_key_padding_mask=padding, is_causal=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     decoder(query, key, tgt_mask=causal, tgt_key_padding_mask=padding, tgt_is_causal=True)
+    stack = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False).train(training)
+    found = stack(query, mask=causal, src_key_padding_mask=padding)
+    torch.testing.assert_close(found, encoder(encoder(query, causal, padding), causal, padding))
 
 
 @every_case
