@@ -7,13 +7,22 @@ h = embed_dim / n head width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NoReturn, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention.functional import attend, merge_masks
 from nas_attn.errors import PlanError
+
+
+class CommonArguments(TypedDict, total=False):
+    """What every scheme takes and passes on to `Attention`."""
+
+    kdim: int | None
+    vdim: int | None
+    dropout: float
+    bias: bool
 
 
 class Attention(nn.Module):

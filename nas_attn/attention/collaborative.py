@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention.base import (
     Attention,
+    CommonArguments,
     init_as_multi_head,
     init_output,
     init_projection,
@@ -86,12 +87,9 @@ class CollaborativeAttention(Attention):
         content_bias: bool = False,
         mixing_init: MixingInit = "xavier",
         num_value_heads: int | None = None,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
+        super().__init__(embed_dim, num_heads, **common)
         if shared_dim is None:
             shared_dim = max(1, embed_dim // 4)
         if shared_dim < 1:
@@ -112,9 +110,9 @@ class CollaborativeAttention(Attention):
         self.shared_dim = shared_dim
         self.num_value_heads = num_value_heads
         self.mixing_init = mixing_init
-        self.k_proj = nn.Linear(self.kdim, shared_dim, bias=bias and not content_bias)
-        self.v_proj = nn.Linear(self.vdim, num_value_heads * self.head_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, shared_dim, bias=bias and not content_bias)
+        self.k_proj = nn.Linear(self.kdim, shared_dim, bias=self.has_bias and not content_bias)
+        self.v_proj = nn.Linear(self.vdim, num_value_heads * self.head_dim, bias=self.has_bias)
+        self.q_proj = nn.Linear(embed_dim, shared_dim, bias=self.has_bias and not content_bias)
         self.mixing = nn.Parameter(torch.empty(num_heads, shared_dim))
         self.content_bias = nn.Linear(self.kdim, num_heads, bias=False) if content_bias else None
         self.reset_parameters()

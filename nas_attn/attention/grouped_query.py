@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Unpack
 
 from torch import Tensor, nn
 
-from nas_attn.attention.base import Attention, init_as_multi_head, init_output, split_heads
+from nas_attn.attention.base import (
+    Attention,
+    CommonArguments,
+    init_as_multi_head,
+    init_output,
+    split_heads,
+)
 from nas_attn.attention.effective import product_dimension
 from nas_attn.errors import PlanError
 
@@ -47,20 +54,17 @@ class GroupedQueryAttention(Attention):
         num_heads: int,
         *,
         num_groups: int | None = None,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
+        super().__init__(embed_dim, num_heads, **common)
         if num_groups is None:
             num_groups = 1 if num_heads % 2 else num_heads // 2
         if num_groups < 1 or num_heads % num_groups:
             raise PlanError(f"num_groups must divide {num_heads} heads, but is {num_groups}")
         self.num_groups = num_groups
-        self.k_proj = nn.Linear(self.kdim, num_groups * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(self.vdim, num_groups * self.head_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.k_proj = nn.Linear(self.kdim, num_groups * self.head_dim, bias=self.has_bias)
+        self.v_proj = nn.Linear(self.vdim, num_groups * self.head_dim, bias=self.has_bias)
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

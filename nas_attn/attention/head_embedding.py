@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from nas_attn.attention.base import Attention, init_as_multi_head, init_output
+from nas_attn.attention.base import Attention, CommonArguments, init_as_multi_head, init_output
 
 EMBEDDING_STD = 0.02
 """Standard deviation of head embeddings at the start; the paper's is not known."""
@@ -22,20 +24,11 @@ class HeadEmbeddingAttention(Attention):
         kdim, vdim, dropout, bias: as in `Attention`.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
-        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=bias)
+    def __init__(self, embed_dim: int, num_heads: int, **common: Unpack[CommonArguments]) -> None:
+        super().__init__(embed_dim, num_heads, **common)
+        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=self.has_bias)
+        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=self.has_bias)
+        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=self.has_bias)
         self.query_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.key_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.value_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))

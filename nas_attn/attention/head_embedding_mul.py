@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from nas_attn.attention.base import CommonArguments
 from nas_attn.attention.effective import mixed_product_dimension, product_dimension
 from nas_attn.attention.head_embedding import HeadEmbeddingAttention
 
@@ -46,13 +48,10 @@ class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
         num_heads: int,
         *,
         plain_embedding: bool = False,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
+        **common: Unpack[CommonArguments],
     ) -> None:
         self.offset = 0.0 if plain_embedding else 1.0
-        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
+        super().__init__(embed_dim, num_heads, **common)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
+from nas_attn.attention.base import CommonArguments
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 
 
@@ -21,22 +23,5 @@ class MultiHeadAttention(GroupedQueryAttention):
 
     reference = "Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2"
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(
-            embed_dim,
-            num_heads,
-            num_groups=num_heads,
-            kdim=kdim,
-            vdim=vdim,
-            dropout=dropout,
-            bias=bias,
-        )
+    def __init__(self, embed_dim: int, num_heads: int, **common: Unpack[CommonArguments]) -> None:
+        super().__init__(embed_dim, num_heads, num_groups=num_heads, **common)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
+from nas_attn.attention.base import CommonArguments
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 
 
@@ -20,16 +22,5 @@ class MultiQueryAttention(GroupedQueryAttention):
 
     reference = "Shazeer 2019, arXiv 1911.02150, section 3"
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(
-            embed_dim, num_heads, num_groups=1, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias
-        )
+    def __init__(self, embed_dim: int, num_heads: int, **common: Unpack[CommonArguments]) -> None:
+        super().__init__(embed_dim, num_heads, num_groups=1, **common)

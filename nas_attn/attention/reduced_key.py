@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from nas_attn.attention.base import (
     Attention,
+    CommonArguments,
     init_as_multi_head,
     init_output,
     init_projection,
@@ -56,20 +58,17 @@ class ReducedKeyAttention(Attention):
         num_heads: int,
         *,
         key_dim: int | None = None,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
+        **common: Unpack[CommonArguments],
     ) -> None:
-        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
+        super().__init__(embed_dim, num_heads, **common)
         if key_dim is None:
             key_dim = num_heads * max(1, self.head_dim // 4)
         if key_dim < 1 or key_dim % num_heads:
             raise PlanError(f"{num_heads} heads do not divide a key_dim of {key_dim}")
         self.key_dim = key_dim
-        self.k_proj = nn.Linear(self.kdim, key_dim, bias=bias)
-        self.v_proj = nn.Linear(self.vdim, embed_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, key_dim, bias=bias)
+        self.k_proj = nn.Linear(self.kdim, key_dim, bias=self.has_bias)
+        self.v_proj = nn.Linear(self.vdim, embed_dim, bias=self.has_bias)
+        self.q_proj = nn.Linear(embed_dim, key_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

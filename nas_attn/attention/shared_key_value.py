@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from nas_attn.attention.base import Attention, init_as_multi_head, init_output, split_heads
+from nas_attn.attention.base import (
+    Attention,
+    CommonArguments,
+    init_as_multi_head,
+    init_output,
+    split_heads,
+)
 from nas_attn.attention.effective import product_dimension
 from nas_attn.errors import PlanError
 
@@ -31,21 +37,14 @@ class SharedKeyValueAttention(Attention):
 
     reference = "Xue and Aletras 2023, arXiv 2310.07911 (its shared key-value baseline)"
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(embed_dim, num_heads, kdim=kdim, vdim=vdim, dropout=dropout, bias=bias)
+    def __init__(self, embed_dim: int, num_heads: int, **common: Unpack[CommonArguments]) -> None:
+        super().__init__(embed_dim, num_heads, **common)
         if self.kdim != self.vdim:
-            raise PlanError(f"keys and values are one, but kdim {kdim} and vdim {vdim} differ")
-        self.kv_proj = nn.Linear(self.kdim, embed_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+            raise PlanError(
+                f"keys and values are one, but kdim {self.kdim} is not vdim {self.vdim}"
+            )
+        self.kv_proj = nn.Linear(self.kdim, embed_dim, bias=self.has_bias)
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

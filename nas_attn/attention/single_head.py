@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Unpack
 
 from torch import Tensor, nn
 
-from nas_attn.attention.base import Attention, init_as_multi_head, init_output
+from nas_attn.attention.base import Attention, CommonArguments, init_as_multi_head, init_output
 from nas_attn.attention.effective import product_dimension
 
 
@@ -43,24 +44,18 @@ class SingleHeadAttention(Attention):
         num_heads: int,
         *,
         narrow_output: bool = False,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
+        **common: Unpack[CommonArguments],
     ) -> None:
         super().__init__(
             embed_dim,
             num_heads,
-            kdim=kdim,
-            vdim=vdim,
-            dropout=dropout,
-            bias=bias,
             joined_dim=embed_dim // num_heads if narrow_output else None,
+            **common,
         )
         self.narrow_output = narrow_output
-        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=self.has_bias)
+        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=self.has_bias)
+        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
