@@ -17,7 +17,6 @@ import torch.distributed as dist
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
-from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from nas_attn.attention.counting import count_model
@@ -69,8 +68,3 @@ class ReportedLanguageModelingTask(ReportingTask, LanguageModelingTask):
 @register_task("reported_masked_lm", dataclass=MaskedLMConfig)
 class ReportedMaskedLMTask(ReportingTask, MaskedLMTask):
     """fairseq's `masked_lm`, reported."""
-
-
-@register_task("reported_sentence_prediction", dataclass=SentencePredictionConfig)
-class ReportedSentencePredictionTask(ReportingTask, SentencePredictionTask):
-    """fairseq's `sentence_prediction`, reported."""

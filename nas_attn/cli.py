@@ -224,13 +224,14 @@ def spaces(
         plans = f"{size:,}" if size < 1e9 else f"{size:.1e}"
         table.add_row(about, plans, f"{low:,}", f"{high:,}")
     console.print(table)
-    console.print("\n[bold]studies[/bold]")
-    table = Table(box=None, show_header=False)
+    table = Table(box=None, title="studies", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     for name in shipped_names("studies"):
         description = _study_description(shipped_folder("studies") / f"{name}.yaml")
         table.add_row(name, Text(description.strip()))
     console.print(table)
+    for folder in ("search_spaces", "studies"):
+        console.print(f"{folder}: {shipped_folder(folder)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -262,16 +263,14 @@ def doctor(
     from nas_attn.display import findings_table
     from nas_attn.training.doctor import MIXED, TASKS, examine
 
-    for name, version in _versions().items():
-        console.print(f"{name} {version}", end="  ", highlight=False)
-    console.print(f"\n{_machine()}", highlight=False)
+    if keep is not None and keep.exists():
+        raise NasAttnError(f"{keep} exists; remove it or name another folder")
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    console.print(f"{versions}; {_machine()}", highlight=False)
     folder = keep or Path(tempfile.mkdtemp(prefix="nas-attn-doctor-"))
     schemes = scheme or [*SCHEMES, MIXED]
     cpus = len(os.sched_getaffinity(0))
-    findings = sorted(
-        examine(schemes, task or TASKS, folder, workers=workers or cpus),
-        key=lambda finding: schemes.index(finding.scheme),
-    )
+    findings = list(examine(schemes, task or TASKS, folder, workers=workers or cpus))
     console.print(findings_table(findings))
     faults = [finding for finding in findings if finding.fault is not None]
     for finding in faults:

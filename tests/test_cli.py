@@ -116,6 +116,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert "3 commands, all work" in text
     assert "train ok" in text
     assert (keep / "multi_query-language_modeling" / "checkpoint_last.pt").is_file()
+    assert "exists; remove it" in run("doctor", "--keep", str(keep), status=1)
     assert "cannot try 'glue'" in run("doctor", "--task", "glue", status=1)
 
 

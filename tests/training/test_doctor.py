@@ -50,7 +50,7 @@ def test_a_command_that_ends_well_must_also_show_its_work(tmp_path: Path) -> Non
 def test_proofs(tmp_path: Path) -> None:
     generate = steps_of("multi_head", "translation", tmp_path, tmp_path)[-1]
     decoded = "".join(f"\nH-{index}\t-0.5\tba" for index in range(61))
-    assert generate.proof(decoded + "\nGenerate test: BLEU = 3.20 12/3") == "BLEU 3.20"
+    assert generate.proof(decoded + "\nGenerate test: BLEU = 3.20 12/3") == "61 sentences"
     _, resume, _, tune, judge = steps_of("multi_head", "masked_lm", tmp_path, tmp_path)
     loaded = "Loaded checkpoint /x/checkpoint_last.pt (epoch 2 @ {} updates)"
     assert resume.proof(loaded.format(12)) == ""
