@@ -288,6 +288,8 @@ def test_a_language_model_search(
     assert table["baseline"].any()
     assert (table["parameters"] == table["attention"]).all()
     assert (table["effective"] < table["total"]).all()
+    redundant = table["total"] - table["effective"]
+    assert (table["parameters"] - table["effective_parameters"] == redundant).all()
     assert tool in (out / "index.html").read_text()
-    assert "effective, total" in (out / "summary.md").read_text()
+    assert "of them effective" in (out / "summary.md").read_text()
     assert "complete" in run("status", str(path), *runs)

@@ -85,6 +85,13 @@ class ModelSize(NamedTuple):
     effective: int
     """`total` less the dead and redundant parameters of attention."""
 
+    def acting(self, name: str) -> int:
+        """One of the other counts, less the dead and redundant parameters of attention."""
+        if name == "effective":
+            return self.effective
+        count: int = getattr(self, name)
+        return count - (self.total - self.effective)
+
 
 def count_model(model: nn.Module) -> ModelSize:
     """Count a built model's parameters; works on the meta device.

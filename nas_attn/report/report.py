@@ -85,7 +85,7 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
         f"{trained} trials of {seeds} trained in {hours:.2f} hours of training time; "
         f"{on_front} on the front.",
         "",
-        f"| trial | plan | {context.objective} parameters | change | effective, total "
+        f"| trial | plan | {context.objective} parameters | change | of them effective "
         f"| {context.loss} | change |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
@@ -94,7 +94,7 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
         plan = str(row["plan"]).replace("|", "\\|")
         lines.append(
             f"| {row['trial']}{mark} | {plan} | {row['parameters']:,} | {_percent(row)} "
-            f"| {row['effective']:,} | {row['loss']:.4f} | {_loss_change(row)} |"
+            f"| {row['effective_parameters']:,} | {row['loss']:.4f} | {_loss_change(row)} |"
         )
     if noise is not None and on_front > 1:
         losses = chosen[chosen["on_front"]]["loss"]
@@ -174,7 +174,7 @@ def _render(
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "parameters": row["parameters"],
                 "parameters_change": _percent(row),
-                "effective": row["effective"],
+                "effective": row["effective_parameters"],
                 "loss": f"{row['loss']:.4f}",
                 "loss_change": _loss_change(row),
             }
@@ -195,7 +195,7 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "reason": trial.reason,
         "commands": reproduction_texts(trial),
         "parameters": "" if trial.parameters is None else f"{trial.parameters:,}",
-        "effective": "" if trial.size is None else f"{trial.size.effective:,}",
+        "effective": "" if trial.effective is None else f"{trial.effective:,}",
         "loss": "" if trial.loss is None else f"{trial.loss:.4f}",
         "spread": ", ".join(f"{loss:.4f}" for loss in trial.losses),
         "seconds": f"{trial.seconds:.0f}" if trial.seconds else "",

@@ -28,9 +28,10 @@ def noise_of(trials: Sequence[TrialRecord]) -> float | None:
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row for each trial.
 
-    Columns: trial, state, baseline, on_front, plan, parameters (the objective), attention,
-    non_embedding, total, effective (see `ModelSize`), loss (mean over seeds), loss_std (over
-    seeds), seeds, seconds, duplicate_of, reason, command (of the first seed), folder.
+    Columns: trial, state, baseline, on_front, plan, parameters (the objective),
+    effective_parameters (those of them that act), attention, non_embedding, total, effective (see
+    `ModelSize`), loss (mean over seeds), loss_std (over seeds), seeds, seconds, duplicate_of,
+    reason, command (of the first seed), folder.
     """
     on_front = {trial.number for trial in front(list(trials))}
     rows = [
@@ -41,6 +42,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "on_front": trial.number in on_front,
             "plan": "" if trial.plan is None else str(trial.plan),
             "parameters": trial.parameters,
+            "effective_parameters": trial.effective,
             **dict.fromkeys(ModelSize._fields),
             **({} if trial.size is None else trial.size._asdict()),
             "loss": trial.loss,
@@ -54,7 +56,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
         }
         for trial in trials
     ]
-    whole = ["parameters", *ModelSize._fields, "duplicate_of"]
+    whole = ["parameters", "effective_parameters", *ModelSize._fields, "duplicate_of"]
     table = pd.DataFrame(rows)
     return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
 

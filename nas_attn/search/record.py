@@ -38,6 +38,7 @@ class TrialRecord:
         plan: the plan; None if the driver died before it was planned.
         size: exact parameters.
         parameters: the one of `size` that is an objective.
+        effective: those of `parameters` that are neither dead nor redundant.
         losses: best validation loss of each seed; empty unless complete.
         loss: mean of `losses`, the objective; None unless complete.
         seconds: training time.
@@ -54,6 +55,7 @@ class TrialRecord:
     plan: AttentionPlan | None
     size: ModelSize | None
     parameters: int | None
+    effective: int | None
     losses: tuple[float, ...]
     loss: float | None
     seconds: float
@@ -109,6 +111,7 @@ def read_trial(trial: FrozenTrial, objective: str) -> TrialRecord:
         plan=AttentionPlan.from_json(attrs[PLAN]) if PLAN in attrs else None,
         size=size,
         parameters=None if size is None else getattr(size, objective),
+        effective=None if size is None else size.acting(objective),
         losses=tuple(attrs.get(LOSSES, ())),
         loss=trial.values[0] if trial.state == TrialState.COMPLETE else None,
         seconds=float(attrs.get(SECONDS, 0.0)),

@@ -7,7 +7,13 @@ import torch
 from torch.func import functional_call, jacrev
 
 from nas_attn.attention import SCHEMES, build_attention
-from nas_attn.attention.counting import build_on_meta, count_cache, count_choice, count_plan
+from nas_attn.attention.counting import (
+    ModelSize,
+    build_on_meta,
+    count_cache,
+    count_choice,
+    count_plan,
+)
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 D, N, H = 512, 8, 64
@@ -173,6 +179,12 @@ def test_effective_parameters_are_the_rank_of_the_jacobian(
 
 def test_every_scheme_stands_in_the_rank_test() -> None:
     assert {scheme for scheme, _ in RANK_CASES} == set(SCHEMES)
+
+
+def test_dead_and_redundant_parameters_are_taken_off_any_count() -> None:
+    size = ModelSize(attention=50, non_embedding=80, total=200, effective=190)
+    found = [size.acting(name) for name in size._fields]
+    assert found == [40, 70, 190, 190]
 
 
 def test_counts_need_no_storage() -> None:
