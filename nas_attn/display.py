@@ -100,7 +100,7 @@ def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, lo
             str(trial.number),
             f"{trial.parameters:,}",
             smaller or "baseline",
-            f"{trial.effective:,}",
+            "" if trial.effective is None else f"{trial.effective:,}",
             f"{trial.loss:.4f}",
             worse,
             Text(str(trial.plan)),

@@ -82,12 +82,12 @@ class ModelSize(NamedTuple):
     non_embedding: int
     """All but token and position tables and the projection onto the vocabulary."""
     total: int
-    effective: int
-    """`total` less the dead and redundant parameters of attention."""
+    effective: int | None
+    """`total` less the dead and redundant parameters of attention; None in records without it."""
 
-    def acting(self, name: str) -> int:
+    def acting(self, name: str) -> int | None:
         """One of the other counts, less the dead and redundant parameters of attention."""
-        if name == "effective":
+        if name == "effective" or self.effective is None:
             return self.effective
         count: int = getattr(self, name)
         return count - (self.total - self.effective)

@@ -94,7 +94,7 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
         plan = str(row["plan"]).replace("|", "\\|")
         lines.append(
             f"| {row['trial']}{mark} | {plan} | {row['parameters']:,} | {_percent(row)} "
-            f"| {row['effective_parameters']:,} | {row['loss']:.4f} | {_loss_change(row)} |"
+            f"| {_effective(row)} | {row['loss']:.4f} | {_loss_change(row)} |"
         )
     if noise is not None and on_front > 1:
         losses = chosen[chosen["on_front"]]["loss"]
@@ -174,7 +174,7 @@ def _render(
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "parameters": row["parameters"],
                 "parameters_change": _percent(row),
-                "effective": row["effective_parameters"],
+                "effective": _effective(row),
                 "loss": f"{row['loss']:.4f}",
                 "loss_change": _loss_change(row),
             }
@@ -204,6 +204,11 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
 
 def _baseline_mark(row: dict[Any, Any]) -> str:
     return "baseline" if row["on_front"] else "baseline, dominated"
+
+
+def _effective(row: dict[Any, Any]) -> str:
+    count = row["effective_parameters"]
+    return "" if pd.isna(count) else f"{count:,}"
 
 
 def _percent(row: dict[Any, Any]) -> str:

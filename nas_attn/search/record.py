@@ -104,7 +104,8 @@ def read_trial(trial: FrozenTrial, objective: str) -> TrialRecord:
         objective: which parameters are the second objective.
     """
     attrs = trial.user_attrs
-    size = ModelSize(**attrs[SIZE]) if SIZE in attrs else None
+    # Studies that began before effective parameters were counted go on without them.
+    size = ModelSize(**{"effective": None, **attrs[SIZE]}) if SIZE in attrs else None
     return TrialRecord(
         number=trial.number,
         state=trial.state,

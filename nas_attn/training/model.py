@@ -140,7 +140,7 @@ class Sizer:
             attention.parameters,
             self.rest.non_embedding + attention.parameters,
             self.rest.total + attention.parameters,
-            self.rest.effective + attention.effective,
+            self.rest.total + attention.effective,
         )
 
 

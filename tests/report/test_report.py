@@ -5,15 +5,17 @@ from __future__ import annotations
 import html.parser
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, write_report
 from nas_attn.report.tables import front_table, noise_of, trials_table
-from nas_attn.search.record import TrialRecord
+from nas_attn.search.record import SIZE, TrialRecord, read_trial
 from tests.search.fakes import FakeExecutor, make_conductor
 
 HOSTILE = "<script>alert(1)</script>|`rm`"
@@ -123,3 +125,26 @@ def test_noise_is_pooled(trials: list[TrialRecord]) -> None:
 def test_an_empty_study_has_an_empty_table() -> None:
     assert trials_table([]).empty
     assert front_table([]).empty
+
+
+def test_effective_parameters_stand_beside_the_objective(
+    trials: list[TrialRecord], tmp_path: Path
+) -> None:
+    write_report(trials, context(), tmp_path)
+    table = pd.read_csv(tmp_path / "trials.csv").dropna(subset=["effective"])
+    assert (table["effective_parameters"] == table["effective"]).all()  # the objective is the total
+    assert (table["effective"] < table["total"]).all()
+    baseline = next(trial for trial in trials if trial.is_baseline)
+    assert f"| {baseline.effective:,} |" in (tmp_path / "summary.md").read_text()
+    assert f">{baseline.effective:,}<" in (tmp_path / "index.html").read_text()
+
+
+def test_records_from_before_effective_parameters_are_read(
+    trials: list[TrialRecord], tmp_path: Path
+) -> None:
+    size = {"attention": 1, "non_embedding": 2, "total": 3}
+    old = optuna.trial.create_trial(values=[1.0, 3.0], user_attrs={SIZE: size})
+    found = read_trial(old, "total")
+    assert (found.parameters, found.effective) == (3, None)
+    page = write_report([replace(trial, effective=None) for trial in trials], context(), tmp_path)
+    assert page.is_file()
