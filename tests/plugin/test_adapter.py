@@ -142,6 +142,42 @@ def test_every_scheme_decodes_as_it_trains(scheme: str) -> None:
     same(decode(ours, x, None, stay), whole.flatten(0, 1))
 
 
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_follows_beam_search(scheme: str, cross: bool) -> None:
+    """Each step's output is that of the whole history of its hypothesis, computed afresh."""
+    torch.manual_seed(3)
+    attention = build_attention(scheme, WIDTH, HEADS).double()
+    ours = FairseqAttention(attention, encoder_decoder_attention=cross).eval()
+    x, y = tokens(5), tokens(4)
+    padding = torch.zeros(3, 4, dtype=torch.bool)
+    padding[1, 2:] = True
+    orders = [torch.tensor(o) for o in ([0, 1, 2], [2, 2, 0], [1, 0, 0], [0, 2], [1, 0])]
+    state: dict[str, Any] = {}
+    rows = torch.arange(3)
+    history = x[:0]
+    for step, order in enumerate(orders):
+        if step:
+            ours.reorder_incremental_state(state, order)
+        rows, history = rows[order], history[:, order]
+        token = x[step : step + 1, : order.numel()]
+        history = torch.cat([history, token])
+        source = y[:, rows] if cross else history
+        mask = padding[rows] if cross else None
+        given = source if cross else token
+        output, _ = ours(
+            token,
+            given,
+            given,
+            key_padding_mask=mask,
+            incremental_state=state,
+            static_kv=cross,
+            need_weights=False,
+        )
+        expected, _ = ours(token, source, source, key_padding_mask=mask, need_weights=False)
+        same(output, expected)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_cache_holds_shared_heads_once(scheme: str) -> None:
     attention = build_attention(scheme, WIDTH, HEADS).double()
