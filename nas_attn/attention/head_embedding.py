@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention.base import Attention, CommonArguments, init_as_multi_head, init_output
+from nas_attn.errors import PlanError
 
-EMBEDDING_STD = 0.02
-"""Standard deviation of head embeddings at the start; the paper's is not known."""
+EMBEDDING_STD = 0.5
+"""Deviation of head embeddings at the start. The paper's is not known; with small ones heads start
+alike and part late (measured in studies/README.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEmbeddingOptions:
+    """Options of both forms."""
+
+    embedding_std: float = field(
+        default=EMBEDDING_STD,
+        metadata={"help": f"deviation of head embeddings at the start ({EMBEDDING_STD})"},
+    )
 
 
 class HeadEmbeddingAttention(Attention):
@@ -21,11 +34,25 @@ class HeadEmbeddingAttention(Attention):
     Args:
         embed_dim: width of queries and of the output.
         num_heads: n; must divide `embed_dim`.
+        embedding_std: deviation of the embeddings at the start; larger ones set heads apart.
         kdim, vdim, dropout, bias: as in `Attention`.
+
+    Raises:
+        PlanError: `embedding_std` is negative.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, **common: Unpack[CommonArguments]) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        embedding_std: float = EMBEDDING_STD,
+        **common: Unpack[CommonArguments],
+    ) -> None:
         super().__init__(embed_dim, num_heads, **common)
+        if embedding_std < 0:
+            raise PlanError(f"embedding_std must not be negative, but is {embedding_std}")
+        self.embedding_std = embedding_std
         self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=self.has_bias)
         self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=self.has_bias)
         self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=self.has_bias)
@@ -39,7 +66,7 @@ class HeadEmbeddingAttention(Attention):
         for projection in (self.k_proj, self.v_proj, self.q_proj):
             init_as_multi_head(projection, self.embed_dim, one_matrix=one_matrix)
         for embedding in (self.query_embedding, self.key_embedding, self.value_embedding):
-            nn.init.normal_(embedding, std=EMBEDDING_STD)
+            nn.init.normal_(embedding, std=self.embedding_std)
         init_output(self.out_proj)
 
     def keys(self, key: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nas_attn.attention.effective import product_dimension
-from nas_attn.attention.head_embedding import HeadEmbeddingAttention
+from nas_attn.attention.head_embedding import HeadEmbeddingAttention, HeadEmbeddingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadEmbeddingAddOptions:
-    """Added head embeddings have no options of their own."""
+class HeadEmbeddingAddOptions(HeadEmbeddingOptions):
+    """Options of added head embeddings."""
 
 
 class HeadEmbeddingAddAttention(HeadEmbeddingAttention):

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from nas_attn.attention.base import CommonArguments
 from nas_attn.attention.effective import mixed_product_dimension, product_dimension
-from nas_attn.attention.head_embedding import HeadEmbeddingAttention
+from nas_attn.attention.head_embedding import (
+    EMBEDDING_STD,
+    HeadEmbeddingAttention,
+    HeadEmbeddingOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadEmbeddingMulOptions:
+class HeadEmbeddingMulOptions(HeadEmbeddingOptions):
     """Options of multiplied head embeddings."""
 
     plain_embedding: bool = field(
@@ -26,8 +30,8 @@ class HeadEmbeddingMulOptions:
 class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
     """Head i attends with q * f(e_i^Q) to k * f(e_i^K) and v * f(e_i^V); q, k and v are shared.
 
-    f(e) = 1 + e, so small embeddings start near single-head attention; which form the paper has is
-    not known, so f(e) = e is the option `plain_embedding`, with embeddings that start around one.
+    f(e) = 1 + e, so embeddings of zero are single-head attention; which form the paper has is not
+    known, so f(e) = e is the option `plain_embedding`, with embeddings that start around one.
     The factors of query and key meet in the score, q . diag(f(e_i^Q) f(e_i^K)) . k, so this is
     collaborative attention with a shared dimension of one head's width and
     m_i = f(e_i^Q) f(e_i^K): the key itself is cached once. The factor of the value scales head i's
@@ -37,6 +41,7 @@ class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
         embed_dim: width of queries and of the output.
         num_heads: n; must divide `embed_dim`.
         plain_embedding: f(e) = e.
+        embedding_std: deviation of the embeddings at the start, around zero or, if plain, one.
         kdim, vdim, dropout, bias: as in `Attention`.
     """
 
@@ -48,10 +53,11 @@ class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
         num_heads: int,
         *,
         plain_embedding: bool = False,
+        embedding_std: float = EMBEDDING_STD,
         **common: Unpack[CommonArguments],
     ) -> None:
         self.offset = 0.0 if plain_embedding else 1.0
-        super().__init__(embed_dim, num_heads, **common)
+        super().__init__(embed_dim, num_heads, embedding_std=embedding_std, **common)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -169,6 +169,7 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         ("shared_key_value", {"vdim": 256}, "keys and values are one"),
         ("multi_query", {"num_groups": 1}, "unknown option 'num_groups'; it has no options"),
         ("head_embedding_mul", {"plain_embedding": 1}, "plain_embedding must be true or false"),
+        ("head_embedding_add", {"embedding_std": -1}, "embedding_std must not be negative"),
     ],
 )
 def test_bad_options_of_other_schemes(
@@ -267,6 +268,24 @@ def test_embeddings_of_zero_are_a_single_head(scheme: str) -> None:
     for name in ("query", "key", "value"):
         nn.init.zeros_(getattr(embedded, f"{name}_embedding"))
     same_outputs(embedded, single)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "mean"),
+    [
+        ("head_embedding_add", {}, 0),
+        ("head_embedding_mul", {}, 0),
+        ("head_embedding_mul", {"plain_embedding": True}, 1),
+    ],
+)
+def test_embeddings_start_with_the_deviation_asked(
+    scheme: str, options: dict[str, object], mean: float
+) -> None:
+    module = build_attention(scheme, 512, 8, embedding_std=0.1, **options)
+    for name in ("query", "key", "value"):
+        embedding = getattr(module, f"{name}_embedding").detach()
+        assert float(embedding.mean()) == pytest.approx(mean, abs=0.02)
+        assert float(embedding.std()) == pytest.approx(0.1, rel=0.2)
 
 
 def test_a_narrow_output_is_the_sum_of_the_blocks() -> None:
