@@ -16,7 +16,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.arguments import plugin_folder, training_command
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
-from nas_attn.training.doctor import TASKS, examine
+from nas_attn.training.doctor import TASKS, Finding, examine
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -59,12 +59,22 @@ def num_updates(checkpoint: Path) -> int:
     return int(state["optimizer_history"][-1]["num_updates"])
 
 
-@pytest.mark.parametrize("scheme", [*SCHEMES, "mixed_plan"])
-def test_every_task(scheme: str, tmp_path: Path) -> None:
+ROWS = (*SCHEMES, "mixed_plan")
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
+    """What the doctor finds; all at once, so that both cores have work to the end."""
+    return list(examine(ROWS, TASKS, tmp_path_factory.mktemp("doctor"), workers=2))
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("scheme", ROWS)
+def test_every_task(scheme: str, findings: list[Finding]) -> None:
     """Train, resume, generate or evaluate; a classifier from the masked language model."""
-    findings = list(examine([scheme], TASKS, tmp_path, workers=2))
-    assert [f"{f.task} {f.step}: {f.fault}" for f in findings if f.fault] == []
-    steps = {(finding.task, finding.step) for finding in findings}
+    row = [finding for finding in findings if finding.scheme == scheme]
+    assert [f"{f.task} {f.step}: {f.fault}" for f in row if f.fault] == []
+    steps = {(finding.task, finding.step) for finding in row}
     assert steps == {
         ("translation", "train"), ("translation", "resume"), ("translation", "generate"),
         ("language_modeling", "train"), ("language_modeling", "resume"),
