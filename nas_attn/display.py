@@ -116,18 +116,16 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for task in tasks:
         table.add_column(task.replace("_", " "))
     for scheme in dict.fromkeys(finding.scheme for finding in findings):
-        cells = []
-        for task in tasks:
-            cell = Text()
-            for finding in findings:
-                if (finding.scheme, finding.task) == (scheme, task):
-                    works = finding.fault is None
-                    cell.append("\n" if cell else "")
-                    cell.append(f"{finding.step} ")
-                    cell.append(*((finding.shown or "ok", "green") if works else ("FAILED", "red")))
-            cells.append(cell)
-        table.add_row(scheme, *cells)
+        row = [finding for finding in findings if finding.scheme == scheme]
+        cells = [[_step_text(finding) for finding in row if finding.task == task] for task in tasks]
+        table.add_row(scheme, *(Text("\n").join(lines) for lines in cells))
     return table
+
+
+def _step_text(finding: Finding) -> Text:
+    if finding.fault is not None:
+        return Text.assemble(f"{finding.step} ", ("FAILED", "red"))
+    return Text.assemble(f"{finding.step} ", (finding.shown or "ok", "green"))
 
 
 def duration(seconds: float) -> str:
