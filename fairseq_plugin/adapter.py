@@ -6,6 +6,7 @@ attention itself is batch-first and stateless.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,29 @@ from fairseq.incremental_decoding_utils import with_incremental_state
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention
+from nas_attn.attention.cache import Cache
 
-IncrementalState = dict[str, dict[str, Tensor | None]]
+IncrementalState = dict[str, dict[str, Any]]
+
+
+@dataclass
+class Decoded:
+    """What one attention module keeps while a batch of hypotheses is decoded."""
+
+    keys: Cache
+    values: Cache
+    padding: Tensor | None
+    """Bool or None, (rows, length), true at keys to leave out."""
+    beams: int = 1
+    """Hypotheses that share a row: those of one sentence share what comes from the encoder."""
 
 
 @with_incremental_state
 class FairseqAttention(nn.Module):
     """An attention scheme as fairseq's Transformer layers call it.
 
-    Incremental decoding caches what the scheme's `keys` and `values` return: shared heads once.
+    Incremental decoding caches what the scheme's `keys` and `values` return: shared heads once, and
+    those that come from the encoder once for all hypotheses of a sentence.
 
     Args:
         attention: the scheme's module.
@@ -35,6 +50,11 @@ class FairseqAttention(nn.Module):
         self.embed_dim = attention.embed_dim
         self.num_heads = attention.num_heads
         self.head_dim = attention.head_dim
+        self.beam_size = 1
+
+    def set_beam_size(self, beam_size: int) -> None:
+        """Expect the hypotheses of a sentence side by side in a batch, as beam search has them."""
+        self.beam_size = beam_size
 
     def forward(
         self,
@@ -56,60 +76,115 @@ class FairseqAttention(nn.Module):
         """
         if before_softmax:
             raise NotImplementedError("nas-attn attention does not return scores before softmax")
-        buffer = {} if incremental_state is None else self._get_input_buffer(incremental_state)
-        if static_kv and "prev_key" in buffer:
-            keys, values = buffer["prev_key"], buffer["prev_value"]
-            key_padding_mask = buffer["prev_key_padding_mask"]
+        time, batch, width = query.shape
+        query = query.transpose(0, 1)
+        need_weights = need_weights or need_head_weights
+        if incremental_state is None:
+            keys, values = self._project(key, value)
         else:
-            keys = self.attention.keys(key.transpose(0, 1))
-            values = self.attention.values(value.transpose(0, 1))
-            if "prev_key" in buffer:
-                key_padding_mask = _join_padding(
-                    buffer["prev_key_padding_mask"], key_padding_mask, buffer["prev_key"], keys
-                )
-                keys = torch.cat([buffer["prev_key"], keys], dim=2)
-                values = torch.cat([buffer["prev_value"], values], dim=2)
-        if incremental_state is not None:
-            state = {
-                "prev_key": keys,
-                "prev_value": values,
-                "prev_key_padding_mask": key_padding_mask,
-            }
-            self._set_input_buffer(incremental_state, state)
+            decoded = self._decoded(incremental_state)
+            if decoded is None:
+                decoded = self._begin(key, value, key_padding_mask)
+                self.set_incremental_state(incremental_state, "attn_state", decoded)
+            elif not static_kv:
+                self._continue(decoded, key, value, key_padding_mask)
+            keys, values = decoded.keys.tokens, decoded.values.tokens
+            key_padding_mask = decoded.padding
+            # To attention, hypotheses that share keys are so many more queries.
+            query = query.reshape(keys.size(0), -1, width)
         output, weights = self.attention.attend(
-            self.attention.queries(query.transpose(0, 1)),
+            query,
             keys,
             values,
             key_padding_mask=key_padding_mask,
             attn_mask=attn_mask,
-            need_weights=need_weights or need_head_weights,
+            need_weights=need_weights,
         )
-        if weights is not None:
-            # (heads, batch, time, source) for each head, else (batch, time, source).
-            weights = weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
-        return output.transpose(0, 1), weights
+        output = output.reshape(batch, time, width).transpose(0, 1)
+        if weights is None:
+            return output, None
+        weights = weights.unflatten(2, (-1, time)).transpose(1, 2).flatten(0, 1)
+        # (heads, batch, time, source) for each head, else (batch, time, source).
+        return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
+
+    def _project(self, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert key is not None and value is not None
+        key_rows = key.transpose(0, 1)
+        value_rows = key_rows if value is key else value.transpose(0, 1)
+        return self.attention.keys(key_rows), self.attention.values(value_rows)
+
+    def _begin(self, key: Tensor | None, value: Tensor | None, padding: Tensor | None) -> Decoded:
+        beams = 1
+        if self.encoder_decoder_attention and self.beam_size > 1 and key is value:
+            one_each = slice(None, None, self.beam_size)
+            if _is_repeated(key, self.beam_size) and (
+                padding is None or _is_repeated(padding.t(), self.beam_size)
+            ):
+                beams = self.beam_size
+                key = value = key[:, one_each]
+                padding = None if padding is None else padding[one_each]
+        keys, values = self._project(key, value)
+        return Decoded(Cache(keys), Cache(values), padding, beams)
+
+    def _continue(
+        self, decoded: Decoded, key: Tensor | None, value: Tensor | None, padding: Tensor | None
+    ) -> None:
+        keys, values = self._project(key, value)
+        decoded.padding = _join_padding(decoded.padding, padding, decoded.keys.tokens, keys)
+        decoded.keys.append(keys)
+        decoded.values.append(values)
 
     def reorder_incremental_state(
         self, incremental_state: IncrementalState, new_order: Tensor
     ) -> IncrementalState:
         """Follow beam search: keep the cached hypotheses named by `new_order` (batch)."""
-        buffer = self._get_input_buffer(incremental_state)
-        if buffer:
-            state = {
-                name: None if cached is None else cached.index_select(0, new_order)
-                for name, cached in buffer.items()
-            }
-            self._set_input_buffer(incremental_state, state)
+        decoded = self._decoded(incremental_state)
+        if decoded is None:
+            return incremental_state
+        rows = new_order
+        if decoded.beams > 1:
+            rows = new_order // decoded.beams
+            if rows.numel() % decoded.beams == 0 and _is_repeated(rows[None], decoded.beams):
+                rows = rows[:: decoded.beams]
+            else:
+                decoded.beams = 1
+        if not torch.equal(rows, torch.arange(decoded.keys.tokens.size(0), device=rows.device)):
+            decoded.keys.reorder(rows)
+            decoded.values.reorder(rows)
+            if decoded.padding is not None:
+                decoded.padding = decoded.padding.index_select(0, rows)
         return incremental_state
 
+    def _decoded(self, incremental_state: IncrementalState | None) -> Decoded | None:
+        decoded: Decoded | None = self.get_incremental_state(incremental_state, "attn_state")
+        return decoded
+
     def _get_input_buffer(self, incremental_state: IncrementalState | None) -> dict[str, Any]:
-        state: dict[str, Any] | None = self.get_incremental_state(incremental_state, "attn_state")
-        return {} if state is None else state
+        """What fairseq's layers look for: cached keys, values and padding, by its names."""
+        decoded = self._decoded(incremental_state)
+        if decoded is None:
+            return {}
+        return {
+            "prev_key": decoded.keys.tokens,
+            "prev_value": decoded.values.tokens,
+            "prev_key_padding_mask": decoded.padding,
+        }
 
     def _set_input_buffer(
         self, incremental_state: IncrementalState, buffer: dict[str, Tensor | None]
     ) -> None:
-        self.set_incremental_state(incremental_state, "attn_state", buffer)
+        keys, values = buffer["prev_key"], buffer["prev_value"]
+        assert keys is not None and values is not None
+        decoded = Decoded(Cache(keys), Cache(values), buffer.get("prev_key_padding_mask"))
+        self.set_incremental_state(incremental_state, "attn_state", decoded)
+
+
+def _is_repeated(tensor: Tensor, times: int) -> bool:
+    """Whether a tensor's second axis repeats each of its entries so many times."""
+    if tensor.size(1) % times:
+        return False
+    grouped = tensor.unflatten(1, (-1, times))
+    return bool((grouped == grouped[:, :, :1]).all())
 
 
 def _join_padding(

@@ -12,7 +12,8 @@ from typing import ClassVar, NoReturn, TypedDict
 import torch
 from torch import Tensor, nn
 
-from nas_attn.attention.functional import attend, merge_masks
+from nas_attn.attention.functional import Form, attend
+from nas_attn.attention.masks import causal_mask, merge_masks
 from nas_attn.errors import PlanError
 
 
@@ -51,6 +52,9 @@ class Attention(nn.Module):
     reference: ClassVar[str]
     """Paper and equation that the scheme follows."""
 
+    form: Form | None = None
+    """How attention is computed; None takes the fastest way for shapes and device."""
+
     batch_first = True
     in_proj_bias = None
     _qkv_same_embed_dim = False
@@ -83,7 +87,11 @@ class Attention(nn.Module):
 
     @abstractmethod
     def queries(self, query: Tensor) -> Tensor:
-        """(B, T, embed_dim) to (B, n, T, key width)."""
+        """(B, T, embed_dim) to (B, n, T, key width), or one head if `query_shifts` tells them apart."""
+
+    def query_shifts(self) -> Tensor | None:
+        """(n, key width), what each head adds to the one query of all; None if heads have their own."""
+        return None
 
     @abstractmethod
     def keys(self, key: Tensor) -> Tensor:
@@ -111,7 +119,7 @@ class Attention(nn.Module):
 
     def attend(
         self,
-        queries: Tensor,
+        query: Tensor,
         keys: Tensor,
         values: Tensor,
         *,
@@ -120,17 +128,20 @@ class Attention(nn.Module):
         is_causal: bool = False,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend with projected queries, keys and values; masks as in `forward`.
+        """Attend from `query` (B, T, embed_dim) to projected keys and values; masks as in `forward`.
 
         Returns:
             Output (B, T, embed_dim) and, if asked for, weights (B, n, T, S).
 
         Raises:
-            ValueError: `attn_mask` has another mask for each head, but the scheme has one map.
+            ValueError: `attn_mask` has another mask for each head, but the scheme has one map; or
+                `form` cannot do what is asked.
         """
+        queries, shifts = self.queries(query), self.query_shifts()
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
-        if attn_mask is not None and attn_mask.dim() == 4 and queries.size(1) < attn_mask.size(1):
+        one_map = queries.size(1) == 1 and shifts is None
+        if attn_mask is not None and attn_mask.dim() == 4 and attn_mask.size(1) > 1 and one_map:
             raise ValueError(
                 f"{type(self).__name__} has one attention map for all heads: give attn_mask as "
                 "(time, source)"
@@ -140,10 +151,12 @@ class Attention(nn.Module):
             keys,
             values,
             scale=self.scale,
+            shifts=shifts,
             mask=merge_masks(key_padding_mask, attn_mask),
             is_causal=is_causal,
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
+            form=self.form,
         )
         joined = self.mix_values(heads).transpose(1, 2).flatten(2)  # (B, T, joined width)
         output: Tensor = self.out_proj(joined)
@@ -178,8 +191,7 @@ class Attention(nn.Module):
             or None if they are not asked for.
         """
         if is_causal and (key_padding_mask is not None or attn_mask is not None):
-            square = torch.ones(query.size(1), key.size(1), dtype=torch.bool, device=query.device)
-            causal = square.triu(1)
+            causal = causal_mask(query.size(1), key.size(1), query.device)
             if attn_mask is None:
                 attn_mask = causal
             elif attn_mask.dtype == torch.bool:
@@ -188,7 +200,7 @@ class Attention(nn.Module):
                 attn_mask = attn_mask.masked_fill(causal, float("-inf"))
             is_causal = False
         output, weights = self.attend(
-            self.queries(query),
+            query,
             self.keys(key),
             self.values(value),
             key_padding_mask=key_padding_mask,

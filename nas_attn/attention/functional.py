@@ -1,6 +1,8 @@
 """Scaled dot-product attention over heads that may share keys and values.
 
 `attend` is the one place that decides how attention is computed; schemes only say what is attended.
+Each way of computing it is a *form*. All forms are exact: they differ in the order of operations, in
+time and in memory. `choose_form` picks the fastest by shapes, device and type.
 
 Shape legend: B batch, n query heads, T query length, S key length, g_k key heads, g_v value heads,
 d_k key width, d_v value width.
@@ -8,34 +10,49 @@ d_k key width, d_v value width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FOLD_MAX_LENGTH = 256
-"""Longest key sequence for which one batched product over all heads beats padding widths to use
-the fused kernel (CPU, float32)."""
+from nas_attn.attention.blockwise import attend_blockwise
+from nas_attn.attention.masks import causal_mask, rows_without_keys
+
+Form = Literal["fused", "rows", "explicit", "blockwise", "shared_scores"]
+"""How attention is computed:
+
+`fused`: torch's fused kernel for every head; unequal widths are padded with zeros.
+`rows`: the same, the heads that share a key and a value stacked as rows of one query.
+`explicit`: all scores at once, softmax, product with the values.
+`blockwise`: `explicit` for some rows of one head at a time, recomputed for gradients.
+`shared_scores`: for queries that are one query shifted for each head, one softmax for all heads.
+"""
+
+FORMS: tuple[Form, ...] = get_args(Form)
+
+EXPLICIT_MAX_SCORES = 192 * 192
+"""Most scores of a head for which computing all at once is faster than block by block (CPU)."""
+
+SHARED_SCORES_MIN_QUERIES = 24
+"""Fewest queries that make up for weighting the values for every head (CPU)."""
+
+MAX_KEY_BIAS_SPREAD = 80.0
+"""Largest spread of a head's key bias for which `shared_scores` keeps its precision: e^-80 is the
+least share of a weight that can be lost, and float32 and bfloat16 hold e^-87."""
 
 
-def merge_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
-    """Join a padding mask and an attention mask into one that broadcasts to (B, n, T, S).
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What is asked of a form: `attend`'s arguments besides queries, keys and values."""
 
-    Args:
-        key_padding_mask: bool (B, S), true at keys to leave out.
-        attn_mask: (T, S) or (B, n, T, S); bool, true where attention is *not* allowed, or float,
-            added to the scores. (The conventions of `torch.nn.MultiheadAttention`.)
-
-    Returns:
-        None; a bool tensor, true where attention is *allowed*; or a float tensor to add.
-    """
-    allowed = None if key_padding_mask is None else ~key_padding_mask.bool()[:, None, None, :]
-    if attn_mask is None:
-        return allowed
-    if attn_mask.dim() == 2:
-        attn_mask = attn_mask[None, None]
-    if attn_mask.dtype == torch.bool:
-        return ~attn_mask if allowed is None else allowed & ~attn_mask
-    return attn_mask if allowed is None else attn_mask.masked_fill(~allowed, float("-inf"))
+    scale: float
+    shifts: Tensor | None = None
+    mask: Tensor | None = None
+    is_causal: bool = False
+    dropout: float = 0.0
+    need_weights: bool = False
 
 
 def attend(
@@ -44,70 +61,227 @@ def attend(
     values: Tensor,
     *,
     scale: float,
+    shifts: Tensor | None = None,
     mask: Tensor | None = None,
     is_causal: bool = False,
     dropout: float = 0.0,
     need_weights: bool = False,
+    form: Form | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with every query head; heads of keys and values are shared evenly among query heads.
 
     A row that may attend to nothing yields zeros.
 
     Args:
-        queries: (B, n, T, d_k).
-        keys: (B, g_k, S, d_k), g_k divides n.
-        values: (B, g_v, S, d_v), g_v divides n.
+        queries: (B, n, T, d_k); (B, 1, T, d_k) with `shifts`.
+        keys: (B, g_k, S, d_k), g_k divides n; one head with `shifts`.
+        values: (B, g_v, S, d_v), g_v divides n; one head with `shifts`.
         scale: factor of the scores before the softmax.
+        shifts: (n, d_k), added to the one query to give that of each head.
         mask: what `merge_masks` returns.
         is_causal: position t attends to keys 0..t; needs T = S and no `mask`.
         dropout: probability of dropping an attention weight.
         need_weights: also return the weights.
+        form: how to compute it; the fastest by `choose_form` if left out.
 
     Returns:
         Head outputs (B, n, T, d_v), and the weights (B, n, T, S) after dropout or None.
+
+    Raises:
+        ValueError: the form does not do what is asked.
     """
-    key_width, value_width, length = keys.size(-1), values.size(-1), keys.size(2)
-    if need_weights or (key_width != value_width and length <= FOLD_MAX_LENGTH):
-        if is_causal:
-            square = torch.ones(queries.size(2), length, dtype=torch.bool, device=keys.device)
-            mask = square.tril()
-        return _attend_explicitly(queries, keys, values, scale, mask, dropout, need_weights)
+    call = Call(
+        scale=scale,
+        shifts=shifts,
+        mask=mask,
+        is_causal=is_causal,
+        dropout=dropout,
+        need_weights=need_weights,
+    )
+    if form is None:
+        form = choose_form(queries, keys, values, call)
+    else:
+        refusal = _refusal(form, queries, keys, values, call)
+        if refusal:
+            raise ValueError(f"attention of the form {form} {refusal}")
+    if form == "shared_scores":
+        return _attend_with_shared_scores(queries, keys, values, call), None
+    if shifts is not None:
+        queries = queries + shifts[:, None]
+    if form == "explicit":
+        return _attend_explicitly(queries, keys, values, call)
+    if form == "blockwise":
+        how = (call.mask, call.is_causal, call.scale)
+        return attend_blockwise(queries, keys, values, *how), None
+    if form == "rows":
+        return _attend_with_rows(queries, keys, values, call), None
+    return _attend_fused(queries, keys, values, call), None
+
+
+def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Form:
+    """The fastest form that does what is asked without losing precision.
+
+    Thresholds were measured by `nas-attn bench attention` on CPUs; elsewhere torch's fused kernels
+    are taken. What looks at numbers or is differentiated by hand is left to eager execution.
+    """
+    if call.need_weights:
+        return "explicit"
+    on_cpu, eager = keys.device.type == "cpu", _is_eager()
+    num_queries = queries.size(2)
+    if (
+        num_queries >= SHARED_SCORES_MIN_QUERIES
+        and on_cpu
+        and eager
+        and not _refusal("shared_scores", queries, keys, values, call)
+    ):
+        return "shared_scores"
+    if keys.size(-1) == values.size(-1):
+        shared = keys.size(1) < _num_heads(queries, call) and (keys.size(1) == 1 or num_queries == 1)
+        return "rows" if shared and not _refusal("rows", queries, keys, values, call) else "fused"
+    few = num_queries * keys.size(2) <= EXPLICIT_MAX_SCORES
+    if on_cpu and (few or call.dropout > 0.0):
+        return "explicit"
+    if on_cpu and eager and not _refusal("blockwise", queries, keys, values, call):
+        return "blockwise"
+    return "fused"
+
+
+def _refusal(form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> str:
+    """Why a form cannot do what is asked; empty if it can."""
+    if form == "explicit":
+        return ""
+    if call.need_weights:
+        return "forms no weights"
+    if form == "fused":
+        return ""
+    mask = call.mask
+    if form == "rows":
+        if keys.size(1) != values.size(1) or keys.size(-1) != values.size(-1):
+            return "needs as many value heads as key heads, and as wide"
+        row_masks = mask is not None and (mask.size(1) > 1 or mask.size(2) > 1)
+        return "needs a mask that is one for all rows" if call.is_causal or row_masks else ""
+    if call.dropout > 0.0:
+        return "drops no weights"
+    if mask is not None and mask.requires_grad:
+        return "does not differentiate masks"
+    if form == "shared_scores":
+        if call.shifts is None:
+            return "needs one query that heads shift"
+        if mask is not None and mask.size(1) > 1:
+            return "needs a mask that is one for all heads"
+        return "needs more range than float16 has" if keys.dtype == torch.float16 else ""
+    whole = {queries.dtype, keys.dtype, values.dtype} in ({torch.float32}, {torch.float64})
+    return "" if whole else "needs float32 or float64"
+
+
+def _is_eager() -> bool:
+    """Whether tensors are numbers here, and not recorded by a compiler, tracer or transform."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+    key_width, value_width = keys.size(-1), values.size(-1)
     width = max(key_width, value_width)
+    # torch's CPU kernel reads grouped heads where they are, and its CUDA kernels only some of them.
+    fewer = 1 < keys.size(1) == values.size(1) < queries.size(1)
+    grouped = bool(fewer) and keys.device.type == "cpu"
+    num_heads = keys.size(1) if grouped else queries.size(1)
     output = F.scaled_dot_product_attention(
         _widen(queries, width),
-        _expand_heads(_widen(keys, width), queries.size(1)),
-        _expand_heads(_widen(values, width), queries.size(1)),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=is_causal,
-        scale=scale,
+        _expand_heads(_widen(keys, width), num_heads),
+        _expand_heads(_widen(values, width), num_heads),
+        attn_mask=call.mask,
+        dropout_p=call.dropout,
+        is_causal=call.is_causal,
+        scale=call.scale,
+        enable_gqa=grouped,
     )
-    return output[..., :value_width], None
+    return output[..., :value_width]
+
+
+def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+    batch, heads, time, width = queries.shape
+    groups = keys.size(1)
+    output = F.scaled_dot_product_attention(
+        queries.reshape(batch, groups, heads // groups * time, width),
+        keys,
+        values,
+        attn_mask=call.mask,
+        dropout_p=call.dropout,
+        scale=call.scale,
+    )
+    return output.reshape(batch, heads, time, width)
 
 
 def _attend_explicitly(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scale: float,
-    mask: Tensor | None,
-    dropout: float,
-    need_weights: bool,
+    queries: Tensor, keys: Tensor, values: Tensor, call: Call
 ) -> tuple[Tensor, Tensor | None]:
-    scores = _grouped_product(queries * scale, keys.transpose(-1, -2))  # (B, n, T, S)
+    if keys.numel() < queries.numel():
+        keys = keys * call.scale
+    else:
+        queries = queries * call.scale
+    scores = _grouped_product(queries, keys.transpose(-1, -2))  # (B, n, T, S)
+    mask = call.mask
+    if call.is_causal:
+        mask = ~causal_mask(queries.size(2), keys.size(2), keys.device)[None, None]
     if mask is None:
         weights = torch.softmax(scores, dim=-1)
     else:
+        nowhere = rows_without_keys(mask)
+        # Softmax over -inf alone would be NaN, in the gradient too: open such rows, then zero them.
         if mask.dtype == torch.bool:
-            nowhere = ~mask.any(dim=-1, keepdim=True)
             scores = scores.masked_fill(~(mask | nowhere), float("-inf"))
         else:
-            nowhere = (mask == float("-inf")).all(dim=-1, keepdim=True)
             scores = scores + mask.masked_fill(nowhere, 0.0)
-        # Softmax over -inf alone would be NaN, in the gradient too: open such rows, then zero them.
         weights = torch.softmax(scores, dim=-1).masked_fill(nowhere, 0.0)
-    weights = F.dropout(weights, dropout) if dropout > 0.0 else weights
-    return _grouped_product(weights, values), weights if need_weights else None
+    weights = F.dropout(weights, call.dropout) if call.dropout > 0.0 else weights
+    return _grouped_product(weights, values), weights if call.need_weights else None
+
+
+def _attend_with_shared_scores(
+    queries: Tensor, keys: Tensor, values: Tensor, call: Call
+) -> Tensor:
+    """One softmax for all heads.
+
+    The score of head i is q k_j + c_i k_j with the shift c_i, so its weight of key j is p_j w_ij /
+    sum_j p_j w_ij with p = softmax(q k_j) and w_ij = exp(c_i k_j): heads weight keys and values
+    before the one product with p, and share scores, softmax and p. Terms are positive, so nothing
+    cancels; but p_j and w_ij may underflow where their product does not. It cannot while the
+    spread of c_i k_j over j is bounded, and beyond the bound each head gets its own scores.
+    """
+    shifts = call.shifts
+    assert shifts is not None
+    precise = torch.promote_types(keys.dtype, torch.float32)
+    with torch.autocast(keys.device.type, enabled=False):
+        bias = keys.squeeze(1).to(precise) @ (shifts.to(precise) * call.scale).t()  # (B, S, n)
+    low, high = bias.detach().aminmax(dim=1, keepdim=True)
+    if bias.numel() and float((high - low).max()) > MAX_KEY_BIAS_SPREAD:
+        return _attend_fused(queries + shifts[:, None], keys, values, call)
+    # A one beside the values sums the weights in the same product.
+    ones = values.new_ones(*values.shape[:-1], 1)
+    with_one = torch.cat([values, ones], dim=-1).transpose(1, 2)  # (B, S, 1, d_v + 1)
+    weights = torch.exp(bias - (low + high) / 2).to(values.dtype)
+    weighted = (weights[..., None] * with_one).flatten(2)[:, None]  # (B, 1, S, n (d_v + 1))
+    one_head = replace(call, shifts=None)
+    few = queries.size(2) * keys.size(2) <= EXPLICIT_MAX_SCORES
+    if few or _refusal("blockwise", queries, keys, weighted, one_head):
+        sums, _ = _attend_explicitly(queries, keys, weighted, one_head)
+    else:
+        sums = attend_blockwise(
+            queries, keys, weighted, call.mask, call.is_causal, call.scale
+        )
+    sums = sums.squeeze(1).unflatten(-1, (shifts.size(0), -1))  # (B, T, n, d_v + 1)
+    totals = sums[..., -1:]
+    totals = totals.masked_fill(totals == 0.0, 1.0)  # of rows that may attend to nothing
+    return (sums[..., :-1] / totals).transpose(1, 2)
+
+
+def _num_heads(queries: Tensor, call: Call) -> int:
+    return queries.size(1) if call.shifts is None else call.shifts.size(0)
 
 
 def _grouped_product(left: Tensor, right: Tensor) -> Tensor:

@@ -42,8 +42,12 @@ class HeadEmbeddingAddAttention(HeadEmbeddingAttention):
         self.key_embedding.requires_grad_(False)
 
     def queries(self, query: Tensor) -> Tensor:
-        shifted: Tensor = self.q_proj(query)[:, None] + self.query_embedding[:, None]
-        return shifted  # (B, n, T, h)
+        """(B, T, embed_dim) to (B, 1, T, h), before the heads' shifts."""
+        projected: Tensor = self.q_proj(query)
+        return projected[:, None]
+
+    def query_shifts(self) -> Tensor:
+        return self.query_embedding
 
     def mix_values(self, heads: Tensor) -> Tensor:
         return heads + self.value_embedding[:, None]

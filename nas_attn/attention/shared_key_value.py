@@ -63,9 +63,9 @@ class SharedKeyValueAttention(Attention):
         return value.new_empty(value.size(0), self.num_heads, value.size(1), 0)
 
     def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, **masks: Any
+        self, query: Tensor, keys: Tensor, values: Tensor, **masks: Any
     ) -> tuple[Tensor, Tensor | None]:
-        return super().attend(queries, keys, keys, **masks)
+        return super().attend(query, keys, keys, **masks)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *masks: Any, **more: Any

@@ -14,7 +14,7 @@ from nas_attn.attention import (
     MultiHeadAttention,
     build_attention,
 )
-from nas_attn.attention.functional import merge_masks
+from nas_attn.attention.masks import merge_masks
 from nas_attn.errors import PlanError
 from tests.attention.test_contract import inputs, make
 

@@ -1,0 +1,56 @@
+"""What incremental decoding keeps of the tokens so far, with room for those to come."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MIN_ROOM = 16
+"""Fewest tokens that a cache makes room for once it grows."""
+
+
+class Cache:
+    """Keys, or values, of the tokens so far: (batch, heads, length, width), shared heads once.
+
+    New tokens are written behind the old ones and room doubles when it is full, so a step costs
+    what it adds, not what is there. Where gradients are recorded nothing is written over: tokens
+    are joined anew.
+
+    Args:
+        tokens: those of the first step.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._room = tokens
+        self._length = tokens.size(2)
+
+    @property
+    def tokens(self) -> Tensor:
+        """All tokens so far, (batch, heads, length, width); a view into the room."""
+        return self._room[:, :, : self._length]
+
+    def append(self, tokens: Tensor) -> None:
+        """Add the tokens of a step, (batch, heads, steps, width)."""
+        length = self._length + tokens.size(2)
+        if tokens.requires_grad or self._room.requires_grad:
+            self._room = torch.cat([self.tokens, tokens], dim=2)
+        else:
+            if length > self._room.size(2):
+                room = self._new_room(self._room.size(0), max(MIN_ROOM, 2 * length))
+                room[:, :, : self._length] = self.tokens
+                self._room = room
+            self._room[:, :, self._length : length] = tokens
+        self._length = length
+
+    def reorder(self, order: Tensor) -> None:
+        """Keep the rows of the batch that `order` (new batch) names, in its order."""
+        if self._room.requires_grad:
+            self._room = self._room.index_select(0, order)
+            return
+        room = self._new_room(order.numel(), self._room.size(2))
+        torch.index_select(self.tokens, 0, order, out=room[:, :, : self._length])
+        self._room = room
+
+    def _new_room(self, batch: int, length: int) -> Tensor:
+        _, heads, _, width = self._room.shape
+        return self._room.new_empty(batch, heads, length, width)
