@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from nas_attn.attention import Attention
 from nas_attn.attention.cache import Cache
 
+from .beams import follow
+
 IncrementalState = dict[str, dict[str, Any]]
 
 
@@ -28,15 +30,16 @@ class Decoded:
     padding: Tensor | None
     """Bool or None, (rows, length), true at keys to leave out."""
     beams: int = 1
-    """Hypotheses that share a row: those of one sentence share what comes from the encoder."""
+    """Hypotheses that share a row: those of a sentence share what comes from the encoder."""
 
 
 @with_incremental_state
 class FairseqAttention(nn.Module):
     """An attention scheme as fairseq's Transformer layers call it.
 
-    Incremental decoding caches what the scheme's `keys` and `values` return: shared heads once, and
-    those that come from the encoder once for all hypotheses of a sentence.
+    Incremental decoding caches what the scheme's `keys` and `values` return: shared heads once. Keys
+    that come from the encoder may have fewer rows than queries, each for as many hypotheses side by
+    side (see `PlannedEncoder.reorder_encoder_out`).
 
     Args:
         attention: the scheme's module.
@@ -50,11 +53,6 @@ class FairseqAttention(nn.Module):
         self.embed_dim = attention.embed_dim
         self.num_heads = attention.num_heads
         self.head_dim = attention.head_dim
-        self.beam_size = 1
-
-    def set_beam_size(self, beam_size: int) -> None:
-        """Expect the hypotheses of a sentence side by side in a batch, as beam search has them."""
-        self.beam_size = beam_size
 
     def forward(
         self,
@@ -84,14 +82,15 @@ class FairseqAttention(nn.Module):
         else:
             decoded = self._decoded(incremental_state)
             if decoded is None:
-                decoded = self._begin(key, value, key_padding_mask)
+                first = (Cache(tensor) for tensor in self._project(key, value))
+                decoded = Decoded(*first, key_padding_mask, beams=batch // key.size(1))
                 self.set_incremental_state(incremental_state, "attn_state", decoded)
             elif not static_kv:
                 self._continue(decoded, key, value, key_padding_mask)
             keys, values = decoded.keys.tokens, decoded.values.tokens
             key_padding_mask = decoded.padding
-            # To attention, hypotheses that share keys are so many more queries.
-            query = query.reshape(keys.size(0), -1, width)
+        # To attention, hypotheses that share keys are so many more queries.
+        query = query.reshape(keys.size(0), -1, width)
         output, weights = self.attention.attend(
             query,
             keys,
@@ -113,19 +112,6 @@ class FairseqAttention(nn.Module):
         value_rows = key_rows if value is key else value.transpose(0, 1)
         return self.attention.keys(key_rows), self.attention.values(value_rows)
 
-    def _begin(self, key: Tensor | None, value: Tensor | None, padding: Tensor | None) -> Decoded:
-        beams = 1
-        if self.encoder_decoder_attention and self.beam_size > 1 and key is value:
-            one_each = slice(None, None, self.beam_size)
-            if _is_repeated(key, self.beam_size) and (
-                padding is None or _is_repeated(padding.t(), self.beam_size)
-            ):
-                beams = self.beam_size
-                key = value = key[:, one_each]
-                padding = None if padding is None else padding[one_each]
-        keys, values = self._project(key, value)
-        return Decoded(Cache(keys), Cache(values), padding, beams)
-
     def _continue(
         self, decoded: Decoded, key: Tensor | None, value: Tensor | None, padding: Tensor | None
     ) -> None:
@@ -141,18 +127,11 @@ class FairseqAttention(nn.Module):
         decoded = self._decoded(incremental_state)
         if decoded is None:
             return incremental_state
-        rows = new_order
-        if decoded.beams > 1:
-            rows = new_order // decoded.beams
-            if rows.numel() % decoded.beams == 0 and _is_repeated(rows[None], decoded.beams):
-                rows = rows[:: decoded.beams]
-            else:
-                decoded.beams = 1
-        if not torch.equal(rows, torch.arange(decoded.keys.tokens.size(0), device=rows.device)):
-            decoded.keys.reorder(rows)
-            decoded.values.reorder(rows)
-            if decoded.padding is not None:
-                decoded.padding = decoded.padding.index_select(0, rows)
+        rows, decoded.beams = follow(new_order, decoded.beams)
+        decoded.keys.reorder(rows)
+        decoded.values.reorder(rows)
+        if decoded.padding is not None:
+            decoded.padding = decoded.padding.index_select(0, rows)
         return incremental_state
 
     def _decoded(self, incremental_state: IncrementalState | None) -> Decoded | None:
@@ -177,14 +156,6 @@ class FairseqAttention(nn.Module):
         assert keys is not None and values is not None
         decoded = Decoded(Cache(keys), Cache(values), buffer.get("prev_key_padding_mask"))
         self.set_incremental_state(incremental_state, "attn_state", decoded)
-
-
-def _is_repeated(tensor: Tensor, times: int) -> bool:
-    """Whether a tensor's second axis repeats each of its entries so many times."""
-    if tensor.size(1) % times:
-        return False
-    grouped = tensor.unflatten(1, (-1, times))
-    return bool((grouped == grouped[:, :, :1]).all())
 
 
 def _join_padding(

@@ -97,10 +97,6 @@ class PlannedTransformer(TransformerModel):
             cfg, tgt_dict, embed_tokens, plan, no_encoder_attn=cfg.no_cross_attention
         )
 
-    def set_beam_size(self, beam_size: int) -> None:
-        """Called by fairseq's beam search: hypotheses of a sentence will share what they can."""
-        self.decoder.set_beam_size(beam_size)
-
 
 class PlannedLanguageModel(TransformerLanguageModel):
     """Decoder-only Transformer; registered once for each scheme."""

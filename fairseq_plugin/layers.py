@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
 from fairseq.modules import transformer_layer
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from nas_attn.attention import build_attention
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
 from .adapter import FairseqAttention
+from .beams import follow, repeats
 
 
 class PlannedEncoderLayer(transformer_layer.TransformerEncoderLayerBase):
@@ -59,6 +61,12 @@ class PlannedDecoderLayer(transformer_layer.TransformerDecoderLayerBase):
         )
 
 
+class EncoderOut(dict[str, list[Tensor]]):
+    """What fairseq's encoders return, each row of it for so many hypotheses side by side."""
+
+    beams = 1
+
+
 class PlannedEncoder(TransformerEncoderBase):
     """fairseq's encoder, each layer built for its own choice."""
 
@@ -72,6 +80,25 @@ class PlannedEncoder(TransformerEncoderBase):
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         layer = PlannedEncoderLayer(cfg, next(self._choices), return_fc=self.return_fc)
         return _wrap(layer, cfg)
+
+    def reorder_encoder_out(
+        self, encoder_out: dict[str, list[Tensor]], new_order: Tensor
+    ) -> dict[str, list[Tensor]]:
+        """Follow beam search, without repeating a sentence for each of its hypotheses.
+
+        fairseq first repeats every sentence, and then copies all rows at every step. Here rows stay
+        single (our cross-attention understands that) and move only when a sentence has ended.
+        """
+        sentences = encoder_out["encoder_out"][0].size(1)
+        beams = getattr(encoder_out, "beams", 1)
+        if beams == 1 and not self.cfg.cross_self_attention:
+            beams = repeats(new_order, sentences)
+        rows, beams = follow(new_order, beams)
+        kept = EncoderOut(encoder_out)
+        if not torch.equal(rows, torch.arange(sentences, device=rows.device)):
+            kept.update(super().reorder_encoder_out(encoder_out, rows))
+        kept.beams = beams
+        return kept
 
 
 class PlannedDecoder(TransformerDecoderBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MIN_ROOM = 16
+MIN_ROOM = 32
 """Fewest tokens that a cache makes room for once it grows."""
 
 
@@ -13,8 +13,9 @@ class Cache:
     """Keys, or values, of the tokens so far: (batch, heads, length, width), shared heads once.
 
     New tokens are written behind the old ones and room doubles when it is full, so a step costs
-    what it adds, not what is there. Where gradients are recorded nothing is written over: tokens
-    are joined anew.
+    what it adds, not what is there. Rows are put in another order where they are, head by head, as
+    fresh memory costs more than a copy. Where gradients are recorded nothing is written over:
+    tokens are joined anew.
 
     Args:
         tokens: those of the first step.
@@ -26,7 +27,7 @@ class Cache:
 
     @property
     def tokens(self) -> Tensor:
-        """All tokens so far, (batch, heads, length, width); a view into the room."""
+        """All tokens so far, (batch, heads, length, width); a view, good until the next change."""
         return self._room[:, :, : self._length]
 
     def append(self, tokens: Tensor) -> None:
@@ -44,12 +45,18 @@ class Cache:
 
     def reorder(self, order: Tensor) -> None:
         """Keep the rows of the batch that `order` (new batch) names, in its order."""
-        if self._room.requires_grad:
+        rows, kept = self._room.size(0), order.numel()
+        if kept > rows or self._room.requires_grad:
             self._room = self._room.index_select(0, order)
             return
-        room = self._new_room(order.numel(), self._room.size(2))
-        torch.index_select(self.tokens, 0, order, out=room[:, :, : self._length])
-        self._room = room
+        moved = (order != torch.arange(kept, device=order.device)).nonzero().squeeze(1)
+        few = 2 * moved.numel() < kept
+        for head in self.tokens.unbind(1):
+            if few:
+                head.index_copy_(0, moved, head.index_select(0, order[moved]))
+            else:
+                head[:kept] = head.index_select(0, order)
+        self._room = self._room[:kept]
 
     def _new_room(self, batch: int, length: int) -> Tensor:
         _, heads, _, width = self._room.shape
