@@ -37,19 +37,28 @@ class Decoded:
 class FairseqAttention(nn.Module):
     """An attention scheme as fairseq's Transformer layers call it.
 
-    Incremental decoding caches what the scheme's `keys` and `values` return: shared heads once. Keys
-    that come from the encoder may have fewer rows than queries, each for as many hypotheses side by
-    side (see `PlannedEncoder.reorder_encoder_out`).
+    Incremental decoding caches what the scheme's `keys` and `values` return: shared heads once.
+    Keys that come from the encoder may have fewer rows than queries, each for as many hypotheses
+    side by side (see `PlannedEncoder.reorder_encoder_out`).
 
     Args:
         attention: the scheme's module.
         encoder_decoder_attention: keys and values come from the encoder and never grow.
+        decoder_self_attention: a square `attn_mask` is fairseq's mask of future tokens, so that
+            they need not be looked at.
     """
 
-    def __init__(self, attention: Attention, *, encoder_decoder_attention: bool = False) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        *,
+        encoder_decoder_attention: bool = False,
+        decoder_self_attention: bool = False,
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.encoder_decoder_attention = encoder_decoder_attention
+        self.decoder_self_attention = decoder_self_attention
         self.embed_dim = attention.embed_dim
         self.num_heads = attention.num_heads
         self.head_dim = attention.head_dim
@@ -91,12 +100,19 @@ class FairseqAttention(nn.Module):
             key_padding_mask = decoded.padding
         # To attention, hypotheses that share keys are so many more queries.
         query = query.reshape(keys.size(0), -1, width)
+        is_causal = (
+            self.decoder_self_attention
+            and attn_mask is not None
+            and attn_mask.size(0) == attn_mask.size(1)
+            and key_padding_mask is None
+        )
         output, weights = self.attention.attend(
             query,
             keys,
             values,
             key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
+            attn_mask=None if is_causal else attn_mask,
+            is_causal=is_causal,
             need_weights=need_weights,
         )
         output = output.reshape(batch, time, width).transpose(0, 1)

@@ -48,7 +48,13 @@ class PlannedDecoderLayer(transformer_layer.TransformerDecoderLayerBase):
     ) -> FairseqAttention:
         if add_bias_kv or add_zero_attn:
             raise PlanError("nas-attn attention has neither add_bias_kv nor add_zero_attn")
-        return _build(self.self_choice, embed_dim, cfg.decoder.attention_heads, cfg)
+        return _build(
+            self.self_choice,
+            embed_dim,
+            cfg.decoder.attention_heads,
+            cfg,
+            decoder_self_attention=True,
+        )
 
     def build_encoder_attention(self, embed_dim: int, cfg: Any) -> FairseqAttention:
         assert self.encoder_choice is not None
@@ -131,6 +137,7 @@ def _build(
     num_heads: int,
     cfg: Any,
     encoder_dim: int | None = None,
+    decoder_self_attention: bool = False,
 ) -> FairseqAttention:
     if cfg.quant_noise.pq > 0:
         raise PlanError("nas-attn attention does not support --quant-noise-pq")
@@ -143,7 +150,11 @@ def _build(
         dropout=cfg.attention_dropout,
         **dict(choice.options),
     )
-    return FairseqAttention(attention, encoder_decoder_attention=encoder_dim is not None)
+    return FairseqAttention(
+        attention,
+        encoder_decoder_attention=encoder_dim is not None,
+        decoder_self_attention=decoder_self_attention,
+    )
 
 
 def _wrap(layer: nn.Module, cfg: Any) -> nn.Module:

@@ -83,14 +83,14 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.has_bias = bias
         self.scale = self.head_dim**-0.5
-        self.out_proj = nn.Linear(joined_dim or embed_dim, embed_dim, bias=bias)
+        self.out_proj = Projection(joined_dim or embed_dim, embed_dim, bias=bias)
 
     @abstractmethod
     def queries(self, query: Tensor) -> Tensor:
-        """(B, T, embed_dim) to (B, n, T, key width), or one head if `query_shifts` tells them apart."""
+        """(B, T, embed_dim) to (B, n, T, key width); one head where `query_shifts` makes n of it."""
 
     def query_shifts(self) -> Tensor | None:
-        """(n, key width), what each head adds to the one query of all; None if heads have their own."""
+        """(n, key width), what heads add to one query; None if each has a query of its own."""
         return None
 
     @abstractmethod
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         is_causal: bool = False,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from `query` (B, T, embed_dim) to projected keys and values; masks as in `forward`.
+        """Attend from a query (B, T, embed_dim) to what `keys` and `values` made; masks as in `forward`.
 
         Returns:
             Output (B, T, embed_dim) and, if asked for, weights (B, n, T, S).
@@ -218,6 +218,19 @@ class Attention(nn.Module):
             "nas-attn attention does not support TorchScript; use torch.jit.trace, torch.compile "
             "or torch.export"
         )
+
+
+class Projection(nn.Linear):
+    """`torch.nn.Linear`, with results in the memory order of its input.
+
+    fairseq's tensors are (time, batch, width), and attention sees them transposed: projected as
+    they lie, they need no copy.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3 and not input.is_contiguous():
+            return super().forward(input.transpose(0, 1)).transpose(0, 1)
+        return super().forward(input)
 
 
 def split_heads(joined: Tensor, num_heads: int) -> Tensor:

@@ -33,7 +33,8 @@ def attend_blockwise(
 
     Differentiable once, but not for the mask.
     """
-    output: Tensor = _Blockwise.apply(queries, keys, values, mask, is_causal, scale)
+    apply: Any = _Blockwise.apply
+    output: Tensor = apply(queries, keys, values, mask, is_causal, scale)
     return output
 
 
@@ -72,7 +73,7 @@ class _Blockwise(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, mask, output = ctx.saved_tensors
         to_queries = torch.empty(queries.shape, dtype=queries.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nas_attn.attention.base import (
     Attention,
     CommonArguments,
+    Projection,
     init_as_multi_head,
     init_output,
     init_projection,
@@ -110,11 +111,11 @@ class CollaborativeAttention(Attention):
         self.shared_dim = shared_dim
         self.num_value_heads = num_value_heads
         self.mixing_init = mixing_init
-        self.k_proj = nn.Linear(self.kdim, shared_dim, bias=self.has_bias and not content_bias)
-        self.v_proj = nn.Linear(self.vdim, num_value_heads * self.head_dim, bias=self.has_bias)
-        self.q_proj = nn.Linear(embed_dim, shared_dim, bias=self.has_bias and not content_bias)
+        self.k_proj = Projection(self.kdim, shared_dim, bias=self.has_bias and not content_bias)
+        self.v_proj = Projection(self.vdim, num_value_heads * self.head_dim, bias=self.has_bias)
+        self.q_proj = Projection(embed_dim, shared_dim, bias=self.has_bias and not content_bias)
         self.mixing = nn.Parameter(torch.empty(num_heads, shared_dim))
-        self.content_bias = nn.Linear(self.kdim, num_heads, bias=False) if content_bias else None
+        self.content_bias = Projection(self.kdim, num_heads, bias=False) if content_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

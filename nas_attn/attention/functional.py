@@ -136,8 +136,11 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Fo
     ):
         return "shared_scores"
     if keys.size(-1) == values.size(-1):
-        shared = keys.size(1) < _num_heads(queries, call) and (keys.size(1) == 1 or num_queries == 1)
-        return "rows" if shared and not _refusal("rows", queries, keys, values, call) else "fused"
+        num_heads = queries.size(1) if call.shifts is None else call.shifts.size(0)
+        stackable = num_heads > keys.size(1) and (keys.size(1) == 1 or num_queries == 1)
+        if stackable and not _refusal("rows", queries, keys, values, call):
+            return "rows"
+        return "fused"
     few = num_queries * keys.size(2) <= EXPLICIT_MAX_SCORES
     if on_cpu and (few or call.dropout > 0.0):
         return "explicit"
@@ -178,7 +181,7 @@ def _is_eager() -> bool:
     """Whether tensors are numbers here, and not recorded by a compiler, tracer or transform."""
     return not (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
     )
 
@@ -242,9 +245,7 @@ def _attend_explicitly(
     return _grouped_product(weights, values), weights if call.need_weights else None
 
 
-def _attend_with_shared_scores(
-    queries: Tensor, keys: Tensor, values: Tensor, call: Call
-) -> Tensor:
+def _attend_with_shared_scores(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
     """One softmax for all heads.
 
     The score of head i is q k_j + c_i k_j with the shift c_i, so its weight of key j is p_j w_ij /
@@ -259,7 +260,7 @@ def _attend_with_shared_scores(
     with torch.autocast(keys.device.type, enabled=False):
         bias = keys.squeeze(1).to(precise) @ (shifts.to(precise) * call.scale).t()  # (B, S, n)
     low, high = bias.detach().aminmax(dim=1, keepdim=True)
-    if bias.numel() and float((high - low).max()) > MAX_KEY_BIAS_SPREAD:
+    if float((high - low).max()) > MAX_KEY_BIAS_SPREAD:
         return _attend_fused(queries + shifts[:, None], keys, values, call)
     # A one beside the values sums the weights in the same product.
     ones = values.new_ones(*values.shape[:-1], 1)
@@ -271,17 +272,14 @@ def _attend_with_shared_scores(
     if few or _refusal("blockwise", queries, keys, weighted, one_head):
         sums, _ = _attend_explicitly(queries, keys, weighted, one_head)
     else:
-        sums = attend_blockwise(
-            queries, keys, weighted, call.mask, call.is_causal, call.scale
-        )
-    sums = sums.squeeze(1).unflatten(-1, (shifts.size(0), -1))  # (B, T, n, d_v + 1)
+        sums = attend_blockwise(queries, keys, weighted, call.mask, call.is_causal, call.scale)
+    batch, _, time, width = sums.shape
+    num_heads = shifts.size(0)
+    sums = sums.view(batch, time, num_heads, width // num_heads)
     totals = sums[..., -1:]
     totals = totals.masked_fill(totals == 0.0, 1.0)  # of rows that may attend to nothing
-    return (sums[..., :-1] / totals).transpose(1, 2)
-
-
-def _num_heads(queries: Tensor, call: Call) -> int:
-    return queries.size(1) if call.shifts is None else call.shifts.size(0)
+    heads = sums[..., :-1] / totals  # (B, T, n, d_v)
+    return heads.transpose(1, 2)
 
 
 def _grouped_product(left: Tensor, right: Tensor) -> Tensor:

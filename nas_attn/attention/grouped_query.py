@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_attn.attention.base import (
     Attention,
     CommonArguments,
+    Projection,
     init_as_multi_head,
     init_output,
     split_heads,
@@ -62,9 +63,9 @@ class GroupedQueryAttention(Attention):
         if num_groups < 1 or num_heads % num_groups:
             raise PlanError(f"num_groups must divide {num_heads} heads, but is {num_groups}")
         self.num_groups = num_groups
-        self.k_proj = nn.Linear(self.kdim, num_groups * self.head_dim, bias=self.has_bias)
-        self.v_proj = nn.Linear(self.vdim, num_groups * self.head_dim, bias=self.has_bias)
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=self.has_bias)
+        self.k_proj = Projection(self.kdim, num_groups * self.head_dim, bias=self.has_bias)
+        self.v_proj = Projection(self.vdim, num_groups * self.head_dim, bias=self.has_bias)
+        self.q_proj = Projection(embed_dim, embed_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

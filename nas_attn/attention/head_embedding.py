@@ -8,7 +8,13 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from nas_attn.attention.base import Attention, CommonArguments, init_as_multi_head, init_output
+from nas_attn.attention.base import (
+    Attention,
+    CommonArguments,
+    Projection,
+    init_as_multi_head,
+    init_output,
+)
 from nas_attn.errors import PlanError
 
 EMBEDDING_STD = 0.5
@@ -53,9 +59,9 @@ class HeadEmbeddingAttention(Attention):
         if embedding_std < 0:
             raise PlanError(f"embedding_std must not be negative, but is {embedding_std}")
         self.embedding_std = embedding_std
-        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=self.has_bias)
-        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=self.has_bias)
-        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=self.has_bias)
+        self.k_proj = Projection(self.kdim, self.head_dim, bias=self.has_bias)
+        self.v_proj = Projection(self.vdim, self.head_dim, bias=self.has_bias)
+        self.q_proj = Projection(embed_dim, self.head_dim, bias=self.has_bias)
         self.query_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.key_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.value_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))

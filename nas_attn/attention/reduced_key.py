@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_attn.attention.base import (
     Attention,
     CommonArguments,
+    Projection,
     init_as_multi_head,
     init_output,
     init_projection,
@@ -66,9 +67,9 @@ class ReducedKeyAttention(Attention):
         if key_dim < 1 or key_dim % num_heads:
             raise PlanError(f"{num_heads} heads do not divide a key_dim of {key_dim}")
         self.key_dim = key_dim
-        self.k_proj = nn.Linear(self.kdim, key_dim, bias=self.has_bias)
-        self.v_proj = nn.Linear(self.vdim, embed_dim, bias=self.has_bias)
-        self.q_proj = nn.Linear(embed_dim, key_dim, bias=self.has_bias)
+        self.k_proj = Projection(self.kdim, key_dim, bias=self.has_bias)
+        self.v_proj = Projection(self.vdim, embed_dim, bias=self.has_bias)
+        self.q_proj = Projection(embed_dim, key_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_attn.attention.base import (
     Attention,
     CommonArguments,
+    Projection,
     init_as_multi_head,
     init_output,
     split_heads,
@@ -43,8 +44,8 @@ class SharedKeyValueAttention(Attention):
             raise PlanError(
                 f"keys and values are one, but kdim {self.kdim} is not vdim {self.vdim}"
             )
-        self.kv_proj = nn.Linear(self.kdim, embed_dim, bias=self.has_bias)
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=self.has_bias)
+        self.kv_proj = Projection(self.kdim, embed_dim, bias=self.has_bias)
+        self.q_proj = Projection(embed_dim, embed_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

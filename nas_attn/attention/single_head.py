@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nas_attn.attention.base import Attention, CommonArguments, init_as_multi_head, init_output
+from nas_attn.attention.base import (
+    Attention,
+    CommonArguments,
+    Projection,
+    init_as_multi_head,
+    init_output,
+)
 from nas_attn.attention.effective import product_dimension
 
 
@@ -53,9 +59,9 @@ class SingleHeadAttention(Attention):
             **common,
         )
         self.narrow_output = narrow_output
-        self.k_proj = nn.Linear(self.kdim, self.head_dim, bias=self.has_bias)
-        self.v_proj = nn.Linear(self.vdim, self.head_dim, bias=self.has_bias)
-        self.q_proj = nn.Linear(embed_dim, self.head_dim, bias=self.has_bias)
+        self.k_proj = Projection(self.kdim, self.head_dim, bias=self.has_bias)
+        self.v_proj = Projection(self.vdim, self.head_dim, bias=self.has_bias)
+        self.q_proj = Projection(embed_dim, self.head_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -185,7 +185,7 @@ def test_the_cache_holds_shared_heads_once(scheme: str) -> None:
     x = tokens(5)
     state: dict[str, Any] = {}
     ours(x, x, x, incremental_state=state, need_weights=False)
-    (buffer,) = state.values()
+    buffer = ours._get_input_buffer(state)
     cached = sum(t.numel() for t in (buffer["prev_key"], buffer["prev_value"]))
     assert cached == 3 * 5 * attention.cache_size()
 

@@ -1,0 +1,1 @@
+"""How fast attention is: modules by themselves, and within fairseq's commands."""
