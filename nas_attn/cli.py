@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import logging
 import os
@@ -11,9 +12,10 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -41,7 +43,12 @@ app = typer.Typer(
     "a budget, get the Pareto front of loss against parameters.",
     epilog="Begin with: nas-attn search demo",
 )
+bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, on this machine.")
+app.add_typer(bench, name="bench")
 console = Console()
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")
@@ -378,6 +385,97 @@ def prepare(
             workers=cpus,
         )
     console.print(f"data set: {made.folder}", highlight=False, soft_wrap=True)
+
+
+@bench.command("attention")
+def bench_attention(
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="Time this scheme only. Repeatable.", show_default="all"),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BATCHxTOKENS",
+            help="Time this shape. Repeatable.",
+            show_default="16x32, 8x128, 4x512, 1x2048, 1x4096",
+        ),
+    ] = None,
+    decoding_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BATCHxTOKENS",
+            help="Decode a step after so many tokens. Repeatable.",
+            show_default="16x512",
+        ),
+    ] = None,
+    forms: Annotated[
+        bool,
+        typer.Option(help="Time each scheme in every form too, and as its paper writes it."),
+    ] = False,
+    causal: Annotated[bool, typer.Option(help="Attend to earlier positions only.")] = False,
+    embed_dim: Annotated[int, typer.Option(min=1, help="Width.")] = 512,
+    num_heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 8,
+    threads: Annotated[
+        int, typer.Option(min=1, help="PyTorch's threads. With one, CPU time is taken.")
+    ] = 1,
+    device: Annotated[Device, typer.Option(help="Where.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Numbers.")] = "float32",
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="For each shape and phase, about; five rounds at least.")
+    ] = 20.0,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where attention.csv and attention.png go.")
+    ] = Path("runs/bench"),
+) -> None:
+    """Time every attention scheme against torch's and fairseq's own attention.
+
+    Forward, forward and backward, and a step of decoding. All take turns within the run. A figure is
+    the time over that of multi-head attention on torch's scaled_dot_product_attention; of decoding,
+    over that of fairseq's MultiheadAttention: below 1 is faster. Takes about four minutes.
+    """
+    import torch
+
+    from nas_attn.attention import get_scheme
+    from nas_attn.benchmark.attention import DECODING_SHAPES, SHAPES, Setting, Shape, time_attention
+    from nas_attn.benchmark.figure import write_figure
+    from nas_attn.display import timings_table
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NasAttnError("PyTorch finds no CUDA device here")
+    if embed_dim % num_heads:
+        raise NasAttnError(f"{num_heads} heads do not divide a width of {embed_dim}")
+    for name in scheme or ():
+        get_scheme(name)
+    try:
+        shapes = [Shape.parse(text) for text in shape or ()] or SHAPES
+        decoding = [Shape.parse(text) for text in decoding_shape or ()] or DECODING_SHAPES
+    except ValueError as error:
+        raise NasAttnError(str(error)) from None
+    setting = Setting(
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        device=device,
+        dtype=getattr(torch, dtype),
+        threads=threads,
+        seconds=seconds,
+        causal=causal,
+    )
+    clock = "CPU time" if device == "cpu" and threads == 1 else "wall time"
+    about = (torch.__version__, _machine(), threads, clock, embed_dim, num_heads, dtype)
+    console.print(
+        "torch {}; {}; {} thread(s), {}; width {}, {} heads, {}".format(*about), highlight=False
+    )
+    timings = list(time_attention(setting, shapes, decoding, scheme or (), forms=forms))
+    console.print(timings_table(timings))
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(timing) for timing in timings]
+    with (out / "attention.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_figure(timings, out / "attention.png")
+    console.print(f"written: {out}/attention.csv, {out}/attention.png", highlight=False)
 
 
 @app.command("plugin-dir")

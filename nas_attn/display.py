@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from nas_attn.benchmark.attention import Timing
 from nas_attn.search.driver import Snapshot
 from nas_attn.search.record import TrialRecord
 from nas_attn.training.doctor import Finding
@@ -120,6 +121,25 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         cells = [[_step_text(finding) for finding in row if finding.task == task] for task in tasks]
         table.add_row(scheme, *(Text("\n").join(lines) for lines in cells))
     return table
+
+
+def timings_table(timings: Sequence[Timing]) -> Table:
+    """Times over the baseline's, with their spread: contenders in rows, phases and shapes beside."""
+    table = Table(box=box.HORIZONTALS)
+    table.add_column("time / baseline's")
+    columns = list(dict.fromkeys((t.phase, t.batch, t.length) for t in timings))
+    for phase, batch, length in columns:
+        table.add_column(f"{phase.replace('_', ' ')}\n{batch}x{length}", justify="right")
+    cells = {(t.contender, t.phase, t.batch, t.length): t for t in timings}
+    for name in dict.fromkeys(timing.contender for timing in timings):
+        row = [cells.get((name, *column)) for column in columns]
+        table.add_row(name, *("" if t is None else _ratio_text(t) for t in row))
+    return table
+
+
+def _ratio_text(timing: Timing) -> Text:
+    style = "green" if timing.ratio < 0.97 else "red" if timing.ratio > 1.03 else ""
+    return Text.assemble((f"{timing.ratio:.2f}", style), (f" \u00b1{timing.spread:.0%}", "dim"))
 
 
 def _step_text(finding: Finding) -> Text:

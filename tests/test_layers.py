@@ -16,7 +16,7 @@ LAYERS = {
     "__init__": 0, "errors": 0, "plan": 0, "section": 0,
     "attention": 1, "space": 1, "pareto": 1,
     "training": 2,
-    "search": 3,
+    "search": 3, "benchmark": 3,
     "report": 4,
     "study": 5,
     "display": 6,

@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
     @abstractmethod
     def queries(self, query: Tensor) -> Tensor:
-        """(B, T, embed_dim) to (B, n, T, key width); one head where `query_shifts` makes n of it."""
+        """(B, T, embed_dim) to (B, n, T, key width); one head if `query_shifts` makes n of it."""
 
     def query_shifts(self) -> Tensor | None:
         """(n, key width), what heads add to one query; None if each has a query of its own."""
@@ -128,7 +128,9 @@ class Attention(nn.Module):
         is_causal: bool = False,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from a query (B, T, embed_dim) to what `keys` and `values` made; masks as in `forward`.
+        """Attend from a query (B, T, embed_dim) to what `keys` and `values` returned.
+
+        Masks are those of `forward`.
 
         Returns:
             Output (B, T, embed_dim) and, if asked for, weights (B, n, T, S).

@@ -1,8 +1,8 @@
 """Scaled dot-product attention over heads that may share keys and values.
 
-`attend` is the one place that decides how attention is computed; schemes only say what is attended.
-Each way of computing it is a *form*. All forms are exact: they differ in the order of operations, in
-time and in memory. `choose_form` picks the fastest by shapes, device and type.
+`attend` is the one place that decides how attention is computed; schemes only say what is
+attended. Each way of computing it is a *form*. All forms are exact: they differ in the order of
+operations, in time and in memory. `choose_form` picks the fastest by shapes, device and type.
 
 Shape legend: B batch, n query heads, T query length, S key length, g_k key heads, g_v value heads,
 d_k key width, d_v value width.
@@ -37,6 +37,9 @@ EXPLICIT_MAX_SCORES = 192 * 192
 
 SHARED_SCORES_MIN_QUERIES = 24
 """Fewest queries that make up for weighting the values for every head (CPU)."""
+
+SHARED_SCORES_MIN_WORK = 2**24
+"""Fewest products of all heads' scores that make up for more and smaller operations (CPU)."""
 
 MAX_KEY_BIAS_SPREAD = 80.0
 """Largest spread of a head's key bias for which `shared_scores` keeps its precision: e^-80 is the
@@ -127,21 +130,23 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Fo
     if call.need_weights:
         return "explicit"
     on_cpu, eager = keys.device.type == "cpu", _is_eager()
-    num_queries = queries.size(2)
+    num_queries, num_keys = queries.size(2), keys.size(2)
+    num_heads = queries.size(1) if call.shifts is None else call.shifts.size(0)
+    work = queries.size(0) * num_heads * num_queries * num_keys * keys.size(-1)
     if (
         num_queries >= SHARED_SCORES_MIN_QUERIES
+        and work >= SHARED_SCORES_MIN_WORK
         and on_cpu
         and eager
         and not _refusal("shared_scores", queries, keys, values, call)
     ):
         return "shared_scores"
     if keys.size(-1) == values.size(-1):
-        num_heads = queries.size(1) if call.shifts is None else call.shifts.size(0)
         stackable = num_heads > keys.size(1) and (keys.size(1) == 1 or num_queries == 1)
         if stackable and not _refusal("rows", queries, keys, values, call):
             return "rows"
         return "fused"
-    few = num_queries * keys.size(2) <= EXPLICIT_MAX_SCORES
+    few = num_queries * num_keys <= EXPLICIT_MAX_SCORES
     if on_cpu and (few or call.dropout > 0.0):
         return "explicit"
     if on_cpu and eager and not _refusal("blockwise", queries, keys, values, call):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nas_attn.attention import Attention
 from nas_attn.attention.counting import ModelSize, count_model, count_plan
 from nas_attn.errors import DataError, PlanError
 from nas_attn.plan import AttentionPlan, SiteShape
@@ -163,3 +164,19 @@ def count_architecture(
     if target_vocab is not None:
         dictionaries.append(blank_dictionary(target_vocab))
     return count_model(build_on_meta(args, dictionaries))
+
+
+def stock_attention(embed_dim: int, num_heads: int) -> torch.nn.Module:
+    """fairseq's own self-attention."""
+    from fairseq.modules import MultiheadAttention
+
+    module: torch.nn.Module = MultiheadAttention(embed_dim, num_heads, self_attention=True)
+    return module
+
+
+def fairseq_attention(attention: Attention) -> torch.nn.Module:
+    """A scheme behind the interface of fairseq's attention, as its decoder's layers call it."""
+    from fairseq_plugin.adapter import FairseqAttention
+
+    module: torch.nn.Module = FairseqAttention(attention, decoder_self_attention=True)
+    return module
