@@ -430,9 +430,9 @@ def bench_attention(
 ) -> None:
     """Time every attention scheme against torch's and fairseq's own attention.
 
-    Forward, forward and backward, and a step of decoding. All take turns within the run. A figure is
-    the time over that of multi-head attention on torch's scaled_dot_product_attention; of decoding,
-    over that of fairseq's MultiheadAttention: below 1 is faster. Takes about four minutes.
+    Forward, forward and backward, and a step of decoding. All take turns within the run. A number
+    is the time over that of multi-head attention on torch's scaled_dot_product_attention, when
+    decoding over that of fairseq's MultiheadAttention: below 1 is faster. Takes about four minutes.
     """
     import torch
 

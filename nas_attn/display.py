@@ -124,7 +124,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def timings_table(timings: Sequence[Timing]) -> Table:
-    """Times over the baseline's, with their spread: contenders in rows, phases and shapes beside."""
+    """Times over the baseline's, with their spread, by contender, phase and shape."""
     table = Table(box=box.HORIZONTALS)
     table.add_column("time / baseline's")
     columns = list(dict.fromkeys((t.phase, t.batch, t.length) for t in timings))

@@ -67,6 +67,6 @@ def write_figure(timings: Sequence[Timing], path: Path) -> None:
         if index == 0:
             axes.set_ylabel("time / time of the baseline")
     figure.legend(
-        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8
+        list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=8
     )
     figure.savefig(path, dpi=140)
