@@ -478,6 +478,64 @@ def bench_attention(
     console.print(f"written: {out}/attention.csv, {out}/attention.png", highlight=False)
 
 
+@bench.command(
+    "fairseq", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def bench_fairseq(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="A binarised translation data set.")],
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="Time this scheme. Repeatable.", show_default="all")
+    ] = None,
+    arch: Annotated[str, typer.Option(help="fairseq's architecture.")] = "transformer",
+    rounds: Annotated[int, typer.Option(min=1, help="Times that everything is generated.")] = 3,
+    training_rounds: Annotated[
+        int, typer.Option(min=1, help="Times that everything is trained, a few updates each.")
+    ] = 3,
+    beam: Annotated[int, typer.Option(min=1, help="Hypotheses of a sentence.")] = 5,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of every translation.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="PyTorch's threads.")] = 2,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where checkpoints, logs and fairseq.csv go.")
+    ] = Path("runs/bench-fairseq"),
+) -> None:
+    """Time fairseq-train and fairseq-generate with every scheme against stock fairseq.
+
+    Models are hardly trained and translations equally long. A number is the speed over that of
+    fairseq's own Transformer of the same size: above 1 is faster. A Transformer of base size takes
+    about a minute a scheme and round on two cores. Every other flag goes to fairseq-train:
+
+    nas-attn bench fairseq data-bin/my_data --max-tokens 1024 --share-all-embeddings
+    """
+    from nas_attn.attention import SCHEMES
+    from nas_attn.benchmark.commands import time_commands
+    from nas_attn.display import speeds_table
+
+    if not data.is_dir():
+        raise NasAttnError(f"there is no data set {data}; nas-attn prepare makes one")
+    speeds = time_commands(
+        data,
+        out,
+        scheme or list(SCHEMES),
+        arch=arch,
+        flags=context.args,
+        rounds=rounds,
+        training_rounds=training_rounds,
+        beam=beam,
+        length=length,
+        threads=threads,
+    )
+    console.print(speeds_table(speeds))
+    with (out / "fairseq.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["contender", "measure", "round", "value"])
+        for speed in speeds:
+            for measure in ("words_a_second", "decoding", "command"):
+                for turn, value in enumerate(getattr(speed, measure)):
+                    writer.writerow([speed.contender, measure, turn, value])
+    console.print(f"written: {out}/fairseq.csv", highlight=False)
+
+
 @app.command("plugin-dir")
 def plugin_dir() -> None:
     """Print the plugin's folder, for fairseq's --user-dir."""

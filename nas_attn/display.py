@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_attn.benchmark.attention import Timing
+from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.search.driver import Snapshot
 from nas_attn.search.record import TrialRecord
 from nas_attn.training.doctor import Finding
@@ -134,6 +136,26 @@ def timings_table(timings: Sequence[Timing]) -> Table:
     for name in dict.fromkeys(timing.contender for timing in timings):
         row = [cells.get((name, *column)) for column in columns]
         table.add_row(name, *("" if t is None else _ratio_text(t) for t in row))
+    return table
+
+
+def speeds_table(speeds: Sequence[Speed]) -> Table:
+    """Speeds of fairseq's commands and how many times stock fairseq's they are, medians."""
+    table = Table(box=box.HORIZONTALS)
+    table.add_column("model")
+    for title in ("fairseq-train\nwords/s", "fairseq-generate\nsentences/s", "whole command"):
+        table.add_column(title, justify="right")
+        table.add_column("/ stock", justify="right")
+    stock = speeds[0]
+    for speed in speeds:
+        cells = [speed.contender]
+        for measure in ("words_a_second", "decoding", "command"):
+            values = getattr(speed, measure)
+            cells += [
+                f"{statistics.median(values):.1f}",
+                f"{ratio(values, getattr(stock, measure)):.2f}",
+            ]
+        table.add_row(*cells)
     return table
 
 

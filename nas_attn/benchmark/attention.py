@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -338,7 +338,7 @@ def _decode(module: Any, shape: Shape, setting: Setting) -> float:
 def _time(
     phase: str,
     shape: Shape,
-    turns: dict[str, Callable[[], float]],
+    turns: Mapping[str, Callable[[], float]],
     baseline: str,
     setting: Setting,
 ) -> Iterator[Timing]:

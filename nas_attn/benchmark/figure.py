@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nas_attn.benchmark.attention import Timing
 
@@ -31,7 +32,7 @@ def write_figure(timings: Sequence[Timing], path: Path) -> None:
     phases = list(dict.fromkeys(timing.phase for timing in timings))
     figure = Figure(figsize=(1.5 + 4.6 * len(phases), 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    handles = {}
+    handles: dict[str, Any] = {}
     for index, phase in enumerate(phases):
         axes = figure.add_subplot(1, len(phases), index + 1)
         of_phase = [timing for timing in timings if timing.phase == phase]

@@ -1,0 +1,166 @@
+"""Speed of fairseq's own commands, with its own Transformer and with every scheme in its place.
+
+Models are of one size and hardly trained, and every translation is made equally long: then speed
+depends on the attention, not on what was learnt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nas_attn.attention import get_scheme
+from nas_attn.errors import NasAttnError
+from nas_attn.training.arguments import plugin_folder
+
+logger = logging.getLogger(__name__)
+
+STOCK = "fairseq"
+UPDATES, FIRST_UPDATES = 16, 4
+"""Of a training, and those at its start that are not counted."""
+
+TRAINING = (
+    "--optimizer=adam", "--lr=0.0005", "--criterion=label_smoothed_cross_entropy",
+    "--label-smoothing=0.1", "--dropout=0.1", "--seed=1", "--log-format=json", "--log-interval=1",
+    "--no-epoch-checkpoints", "--no-save-optimizer-state", "--disable-validation",
+)  # fmt: skip
+
+
+@dataclass
+class Speed:
+    """What fairseq's commands printed for one contender, a number for each round.
+
+    Args:
+        contender: a scheme, or `fairseq` for the stock Transformer.
+    """
+
+    contender: str
+    words_a_second: list[float] = field(default_factory=list)
+    """Of fairseq-train: target tokens, median over updates."""
+    decoding: list[float] = field(default_factory=list)
+    """Sentences a second of fairseq-generate, decoding alone, as it prints them."""
+    command: list[float] = field(default_factory=list)
+    """Sentences a second of the whole fairseq-generate command, from start to exit."""
+
+
+def time_commands(
+    data: Path,
+    folder: Path,
+    schemes: Sequence[str],
+    *,
+    arch: str = "transformer",
+    flags: Sequence[str] = (),
+    rounds: int = 3,
+    training_rounds: int = 3,
+    beam: int = 5,
+    length: int = 16,
+    threads: int = 2,
+) -> list[Speed]:
+    """Run fairseq-train and fairseq-generate for stock fairseq and every scheme, in turns.
+
+    Args:
+        data: a binarised translation data set; its test side is translated.
+        folder: for checkpoints and logs.
+        schemes: names of schemes.
+        arch: fairseq's name of the architecture.
+        flags: further flags of fairseq-train, such as --share-all-embeddings.
+        rounds: times that everything is generated.
+        training_rounds: times that everything is trained; at least once, for the checkpoint.
+        beam: hypotheses of a sentence.
+        length: tokens of every translation.
+        threads: of PyTorch.
+
+    Raises:
+        NasAttnError: a command failed, or there is no such scheme.
+    """
+    speeds = [Speed(contender) for contender in (STOCK, *schemes)]
+    for scheme in schemes:
+        get_scheme(scheme)
+    for turn in range(max(1, training_rounds)):
+        for speed in speeds:
+            name = arch if speed.contender == STOCK else f"{speed.contender}_{arch}"
+            save = folder / speed.contender
+            output, _ = _run(
+                "train",
+                [str(data), "--arch", name, *TRAINING, *flags, "--max-update", str(UPDATES)]
+                + ["--no-save"] * bool(turn)
+                + ["--save-dir", str(save), "--restore-file", "none.pt"],
+                folder / f"{speed.contender}-train-{turn}.log",
+                threads,
+            )
+            speed.words_a_second.append(_words_a_second(output))
+            logger.info("train %s: %.0f words/s", speed.contender, speed.words_a_second[-1])
+    for turn in range(rounds):
+        for speed in speeds:
+            checkpoint = folder / speed.contender / "checkpoint_last.pt"
+            lengths = ["--max-len-a=0", f"--max-len-b={length}", f"--min-len={length}"]
+            output, seconds = _run(
+                "generate",
+                [
+                    str(data),
+                    "--path",
+                    str(checkpoint),
+                    f"--beam={beam}",
+                    "--max-tokens=2000",
+                    *lengths,
+                ],
+                folder / f"{speed.contender}-generate-{turn}.log",
+                threads,
+            )
+            found = re.search(r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s", output)
+            if found is None:
+                raise NasAttnError(f"fairseq-generate with {checkpoint} printed no speed")
+            speed.decoding.append(float(found[2]))
+            speed.command.append(int(found[1].replace(",", "")) / seconds)
+            about = (speed.contender, speed.decoding[-1], speed.command[-1])
+            logger.info("generate %s: %.2f sentences/s, whole command %.2f", *about)
+    return speeds
+
+
+def ratio(values: Sequence[float], stock: Sequence[float]) -> float:
+    """Of the medians."""
+    return statistics.median(values) / statistics.median(stock)
+
+
+def _words_a_second(output: str) -> float:
+    """Median over updates; fairseq prints the rate of each one as JSON."""
+    rates = [
+        float(json.loads(found)["wps"])
+        for found in re.findall(r"\| train_inner \| (\{.*\})", output)
+    ]
+    counted = rates[FIRST_UPDATES:]
+    if not counted:
+        raise NasAttnError("fairseq-train printed no speed")
+    return statistics.median(counted)
+
+
+def _run(module: str, arguments: list[str], log: Path, threads: int) -> tuple[str, float]:
+    """Run a fairseq command; returns its output and the seconds it took."""
+    command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments]
+    command += ["--required-batch-size-multiple=1", "--user-dir", str(plugin_folder())]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    began = time.perf_counter()
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(done.stdout, encoding="utf-8")
+    if done.returncode != 0:
+        raise NasAttnError(f"fairseq-{module} failed with exit status {done.returncode}: see {log}")
+    return done.stdout, seconds

@@ -1,0 +1,133 @@
+"""The bench commands, on sizes that take no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from nas_attn.attention.functional import FORMS
+from nas_attn.benchmark.attention import (
+    BASELINE,
+    ReferenceModule,
+    SchemeModule,
+    Setting,
+    Shape,
+    contenders,
+)
+from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.training.data import PreparedData
+from tests.test_cli import run
+
+SMALL = ["--embed-dim=16", "--num-heads=4", "--seconds=0", "--decoding-shape=2x5"]
+
+
+def test_attention_table_and_figure(tmp_path: Path) -> None:
+    text = run("bench", "attention", *SMALL, "--shape=2x6", "--forms", "--out", str(tmp_path))
+    assert "5 rounds" in text
+    table = pd.read_csv(tmp_path / "attention.csv")
+    assert set(table["phase"]) == {"forward", "forward_backward", "decode"}
+    at = table.set_index(["phase", "contender"])
+    assert at.loc[("forward", BASELINE), "ratio"] == at.loc[("decode", "fairseq"), "ratio"] == 1.0
+    names = set(table["contender"])
+    assert {"torch module", "multi_query", "multi_query: reference", "multi_query: rows"} <= names
+    assert "multi_query: shared_scores" not in names  # it cannot
+    assert (table["median_ms"] > 0).all()
+    assert (table["spread"] >= 0).all()
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_contenders_compute_what_they_are_named_for(causal: bool) -> None:
+    """The reference of a scheme and its forms agree, and all stock attentions with one another."""
+    torch.manual_seed(1)
+    setting = Setting(embed_dim=16, num_heads=4, dtype=torch.float64)
+    field = contenders(setting, forms=True)
+    x = setting.tensor(2, 7, 16)
+    for name, module in field.items():
+        if not isinstance(module, ReferenceModule):
+            continue
+        expected = module(x, causal)
+        for form in (None, *FORMS):
+            twin = field[name.replace(": reference", "" if form is None else f": {form}")]
+            assert isinstance(twin, SchemeModule)
+            twin.attention.load_state_dict(module.attention.state_dict())
+            try:
+                found = twin(x, causal)
+            except ValueError:
+                continue
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    base, ours = field[BASELINE], field["multi_head"]
+    state = base.state_dict()
+    ours.attention.load_state_dict(state)
+    field["fairseq"].attention.load_state_dict(state)
+    torch_state = {
+        "in_proj_weight": torch.cat([state[f"{n}_proj.weight"] for n in "qkv"]),
+        "in_proj_bias": torch.cat([state[f"{n}_proj.bias"] for n in "qkv"]),
+        "out_proj.weight": state["out_proj.weight"],
+        "out_proj.bias": state["out_proj.bias"],
+    }
+    field["torch module"].load_state_dict(torch_state)
+    for module in (ours, field["fairseq"], field["torch module"]):
+        torch.testing.assert_close(module(x, causal), base(x, causal), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape=16by32"], "a shape is BATCHxLENGTH, such as 16x32, but '16by32' was given"),
+        (["--scheme=multihead"], "unknown scheme 'multihead'"),
+        (["--num-heads=5"], "5 heads do not divide a width of 16"),
+        pytest.param(
+            ["--device=cuda"],
+            "PyTorch finds no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_what_cannot_be_timed(arguments: list[str], message: str, tmp_path: Path) -> None:
+    command = ["bench", "attention", *SMALL, *arguments, "--out", str(tmp_path / "out")]
+    assert message in run(*command, status=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shapes_are_read() -> None:
+    assert Shape.parse("16x32") == Shape(16, 32)
+    for text in ("16", "x3", "0x4", "3x-1"):
+        with pytest.raises(ValueError, match="a shape is"):
+            Shape.parse(text)
+
+
+@pytest.mark.slow
+def test_fairseq_commands(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    sizes = [
+        f"--{side}-{size}"
+        for side in ("encoder", "decoder")
+        for size in ("layers=1", "embed-dim=16", "ffn-embed-dim=16", "attention-heads=4")
+    ]
+    text = run(
+        "bench", "fairseq", str(tiny_translation.folder), "--scheme=multi_query", "--rounds=1",
+        "--training-rounds=1", "--threads=1", "--out", str(tmp_path), "--max-tokens=256",
+        "--share-all-embeddings", *sizes,
+    )  # fmt: skip
+    assert "multi_query" in text
+    table = pd.read_csv(tmp_path / "fairseq.csv")
+    assert set(table["contender"]) == {"fairseq", "multi_query"}
+    assert set(table["measure"]) == {"words_a_second", "decoding", "command"}
+    assert (table["value"] > 0).all()
+    missing = run("bench", "fairseq", str(tmp_path / "nowhere"), status=1)
+    assert "nas-attn prepare makes one" in missing
+
+
+def test_a_failing_command_names_its_log(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    command = ["bench", "fairseq", str(tiny_translation.folder), "--scheme=multi_query"]
+    text = run(*command, "--max-tokens=much", "--out", str(tmp_path), status=1)
+    assert "fairseq-train failed with exit status 2" in text
+    assert "invalid int value" in (tmp_path / "fairseq-train-0.log").read_text()
+
+
+def test_ratios_are_of_medians() -> None:
+    assert ratio([2.0, 9.0, 4.0], [1.0, 2.0, 8.0]) == 2.0
+    assert Speed("fairseq").decoding == []
