@@ -133,11 +133,11 @@ class FusedMultiHead(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
-        heads = (
+        query, key, value = (
             projection(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended = F.scaled_dot_product_attention(*heads, is_causal=causal)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         output: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return output
 
@@ -210,7 +210,7 @@ class ReferenceModule(nn.Module):
 def usual_schemes(setting: Setting) -> dict[str, Callable[[], Attention]]:
     """Every scheme at its usual sizes: how to build it, by the name under which it is timed."""
     width, heads = setting.embed_dim, setting.num_heads
-    sizes: dict[str, list[dict[str, int]]] = {
+    sizes: dict[str, list[dict[str, Any]]] = {
         "collaborative": [{"shared_dim": width // 4}, {"shared_dim": width // heads}],
         "grouped_query": [{"num_groups": 1 if heads % 2 else 2}],
     }

@@ -215,7 +215,5 @@ def test_transforms_and_compilers_get_forms_that_they_can_follow(scheme: str) ->
 
 
 def test_causal_mask_hides_later_positions() -> None:
-    assert causal_mask(2, 3, torch.device("cpu")).tolist() == [
-        [False, True, True],
-        [False, False, True],
-    ]
+    mask = causal_mask(2, 3, torch.device("cpu"))
+    assert mask.tolist() == [[False, True, True], [False, False, True]]
