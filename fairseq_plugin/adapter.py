@@ -170,7 +170,8 @@ class FairseqAttention(nn.Module):
     ) -> None:
         keys, values = buffer["prev_key"], buffer["prev_value"]
         assert keys is not None and values is not None
-        decoded = Decoded(Cache(keys), Cache(values), buffer.get("prev_key_padding_mask"))
+        caches = (Cache(tensor.clone()) for tensor in (keys, values))  # they write in place
+        decoded = Decoded(*caches, buffer.get("prev_key_padding_mask"))
         self.set_incremental_state(incremental_state, "attn_state", decoded)
 
 

@@ -134,10 +134,10 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Fo
     num_heads = queries.size(1) if call.shifts is None else call.shifts.size(0)
     work = queries.size(0) * num_heads * num_queries * num_keys * keys.size(-1)
     if (
-        num_queries >= SHARED_SCORES_MIN_QUERIES
-        and work >= SHARED_SCORES_MIN_WORK
-        and on_cpu
+        on_cpu
         and eager
+        and num_queries >= SHARED_SCORES_MIN_QUERIES
+        and work >= SHARED_SCORES_MIN_WORK
         and not _refusal("shared_scores", queries, keys, values, call)
     ):
         return "shared_scores"
