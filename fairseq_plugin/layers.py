@@ -96,12 +96,15 @@ class PlannedEncoder(TransformerEncoderBase):
         single (our cross-attention understands that) and move only when a sentence has ended.
         """
         sentences = encoder_out["encoder_out"][0].size(1)
+        single = torch.arange(sentences, device=new_order.device)
         beams = getattr(encoder_out, "beams", 1)
-        if beams == 1 and not self.cfg.cross_self_attention:
-            beams = repeats(new_order, sentences)
-        rows, beams = follow(new_order, beams)
+        times = repeats(new_order, sentences)
+        if beams == 1 and times > 1 and not self.cfg.cross_self_attention:
+            rows, beams = single, times
+        else:
+            rows, beams = follow(new_order, beams)
         kept = EncoderOut(encoder_out)
-        if not torch.equal(rows, torch.arange(sentences, device=rows.device)):
+        if not torch.equal(rows, single):
             kept.update(super().reorder_encoder_out(encoder_out, rows))
         kept.beams = beams
         return kept

@@ -128,7 +128,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 def timings_table(timings: Sequence[Timing]) -> Table:
     """Times over the baseline's, with their spread, by contender, phase and shape."""
     table = Table(box=box.HORIZONTALS)
-    table.add_column("time / baseline's")
+    table.add_column("time / baseline's", no_wrap=True)
     columns = list(dict.fromkeys((t.phase, t.batch, t.length) for t in timings))
     for phase, batch, length in columns:
         table.add_column(f"{phase.replace('_', ' ')}\n{batch}x{length}", justify="right")

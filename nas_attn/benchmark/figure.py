@@ -37,9 +37,14 @@ def write_figure(timings: Sequence[Timing], path: Path) -> None:
         axes = figure.add_subplot(1, len(phases), index + 1)
         of_phase = [timing for timing in timings if timing.phase == phase]
         shapes = list(dict.fromkeys((timing.batch, timing.length) for timing in of_phase))
+        abreast = 0.8 / len(names) if len(shapes) == 1 else 0.0  # else they would hide each other
         for name in names:
             points = [
-                (shapes.index((t.batch, t.length)), t.ratio, t.ratio * t.spread / 2)
+                (
+                    shapes.index((t.batch, t.length)) + abreast * names.index(name),
+                    t.ratio,
+                    t.ratio * t.spread / 2,
+                )
                 for t in of_phase
                 if t.contender == name
             ]

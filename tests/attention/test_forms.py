@@ -194,6 +194,7 @@ def test_memory_grows_with_the_length_and_not_its_square(scheme: str) -> None:
     assert saved_numbers(module, torch.randn(1, 1024, 64)) > 8 * 1024 * 1024
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("scheme", ["collaborative", "head_embedding_add"])
 def test_transforms_and_compilers_get_forms_that_they_can_follow(scheme: str) -> None:
     """Long sequences take fast forms in eager execution only."""
