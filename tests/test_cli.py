@@ -40,6 +40,7 @@ def test_help_names_every_command() -> None:
         "check",
         "spaces",
         "doctor",
+        "bench",
         "count",
         "prepare",
         "plugin-dir",

@@ -179,6 +179,45 @@ def test_every_scheme_follows_beam_search(scheme: str, cross: bool) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_hypotheses_may_share_rows_of_the_encoder(scheme: str) -> None:
+    """Three sentences for six hypotheses: as with rows repeated, weights too; kept once."""
+    torch.manual_seed(3)
+    attention = build_attention(scheme, WIDTH, HEADS).double()
+    ours = FairseqAttention(attention, encoder_decoder_attention=True).eval()
+    x, y = tokens(1, batch=6), tokens(4)
+    padding = torch.zeros(3, 4, dtype=torch.bool)
+    padding[1, 2:] = True
+    every = torch.tensor([0, 0, 1, 1, 2, 2])
+    state: dict[str, Any] = {}
+    results = [
+        ours(x, rows, rows, mask, state, static_kv=True, need_head_weights=True)
+        for rows, mask, state in ((y, padding, state), (y[:, every], padding[every], {}))
+    ]
+    same(results[0][0], results[1][0])
+    same(results[0][1], results[1][1])
+    kept = ours._get_input_buffer(state)
+    assert kept["prev_key"].numel() + kept["prev_value"].numel() == 3 * 4 * attention.cache_size()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_future_mask_is_a_flag_of_decoders(scheme: str) -> None:
+    torch.manual_seed(3)
+    attention = build_attention(scheme, WIDTH, HEADS).double()
+    plain = FairseqAttention(attention).eval()
+    flagged = FairseqAttention(attention, decoder_self_attention=True).eval()
+    x = tokens(5)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    for mask in (None, padding):
+        arguments = {"attn_mask": causal(5), "key_padding_mask": mask, "need_weights": False}
+        same(flagged(x, x, x, **arguments)[0], plain(x, x, x, **arguments)[0])
+    longer = torch.cat([torch.zeros(5, 2).double(), causal(5)], dim=1)
+    y = torch.cat([tokens(2), x])
+    expected = plain(x, y, y, attn_mask=longer, need_weights=False)[0]
+    same(flagged(x, y, y, attn_mask=longer, need_weights=False)[0], expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_cache_holds_shared_heads_once(scheme: str) -> None:
     attention = build_attention(scheme, WIDTH, HEADS).double()
     ours = FairseqAttention(attention).eval()
