@@ -430,9 +430,10 @@ def bench_attention(
 ) -> None:
     """Time every attention scheme against torch's and fairseq's own attention.
 
-    Forward, forward and backward, and a step of decoding. All take turns within the run. A number
-    is the time over that of multi-head attention on torch's scaled_dot_product_attention, when
-    decoding over that of fairseq's MultiheadAttention: below 1 is faster. Takes about four minutes.
+    Forward, forward and backward, a step of decoding, and reordering what that keeps. All take
+    turns within the run. A number is the time over that of multi-head attention on torch's
+    scaled_dot_product_attention, when decoding over that of fairseq's MultiheadAttention: below 1
+    is faster. Takes about four minutes.
     """
     import torch
 
@@ -469,7 +470,9 @@ def bench_attention(
     timings = list(time_attention(setting, shapes, decoding, scheme or (), forms=forms))
     console.print(timings_table(timings))
     out.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(timing) for timing in timings]
+    common = {"device": device, "dtype": dtype, "threads": threads, "torch": torch.__version__}
+    common |= {"embed_dim": embed_dim, "num_heads": num_heads}
+    rows = [asdict(timing) | common for timing in timings]
     with (out / "attention.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -24,7 +24,7 @@ from nas_attn.training.model import fairseq_attention, stock_attention
 
 logger = logging.getLogger(__name__)
 
-PHASES = ("forward", "forward_backward", "decode")
+PHASES = ("forward", "forward_backward", "decode", "reorder")
 BASELINE, STOCK = "torch sdpa", "fairseq"
 
 LONGEST_EXPLICIT = 2048
@@ -98,8 +98,8 @@ class Timing:
     """What one contender took for one shape and phase.
 
     Args:
-        phase: forward, forward_backward (with gradients of inputs and weights) or decode (one step
-            after `length` tokens).
+        phase: forward, forward_backward (with gradients of inputs and weights), decode (one step
+            after `length` tokens) or reorder (of what that step keeps, as beam search does).
         batch, length, causal: what was computed.
         contender: its name.
         median_ms: milliseconds, median over rounds.
@@ -295,6 +295,10 @@ def time_attention(
             for name, module in decoders.items()
         }
         yield from _time("decode", shape, steps, STOCK, setting)
+        orders = {
+            name: partial(_reorder, module, shape, setting) for name, module in decoders.items()
+        }
+        yield from _time("reorder", shape, orders, STOCK, setting)
 
 
 def _works(module: nn.Module, x: Tensor, causal: bool) -> bool:
@@ -335,6 +339,21 @@ def _decode(module: Any, shape: Shape, setting: Setting) -> float:
     return statistics.median(taken[1:])
 
 
+def _reorder(module: Any, shape: Shape, setting: Setting) -> float:
+    """Seconds to put all hypotheses in another order, median of some in a row."""
+    state: dict[str, Any] = {}
+    prefix = setting.tensor(shape.length, shape.batch, setting.embed_dim)
+    taken = []
+    with torch.no_grad():
+        module(prefix, prefix, prefix, incremental_state=state, need_weights=False)
+        for _ in range(1 + DECODING_STEPS):
+            order = torch.randint(shape.batch, (shape.batch,), device=setting.device)
+            began = setting.now()
+            module.reorder_incremental_state(state, order)
+            taken.append(setting.now() - began)
+    return statistics.median(taken[1:])
+
+
 def _time(
     phase: str,
     shape: Shape,
@@ -364,7 +383,7 @@ def _time(
             phase=phase,
             batch=shape.batch,
             length=shape.length,
-            causal=setting.causal and phase != "decode",
+            causal=setting.causal and phase in PHASES[:2],
             contender=name,
             median_ms=median * 1e3,
             spread=(high - low) / median,

@@ -12,6 +12,7 @@ TITLES = {
     "forward": "forward",
     "forward_backward": "forward and backward",
     "decode": "one decoding step",
+    "reorder": "reordering hypotheses",
 }
 
 

@@ -28,7 +28,7 @@ def test_attention_table_and_figure(tmp_path: Path) -> None:
     text = run("bench", "attention", *SMALL, "--shape=2x6", "--forms", "--out", str(tmp_path))
     assert "5 rounds" in text
     table = pd.read_csv(tmp_path / "attention.csv")
-    assert set(table["phase"]) == {"forward", "forward_backward", "decode"}
+    assert set(table["phase"]) == {"forward", "forward_backward", "decode", "reorder"}
     at = table.set_index(["phase", "contender"])
     assert at.loc[("forward", BASELINE), "ratio"] == at.loc[("decode", "fairseq"), "ratio"] == 1.0
     names = set(table["contender"])
