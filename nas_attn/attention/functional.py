@@ -237,7 +237,7 @@ def _attend_explicitly(
     if call.is_causal:
         mask = ~causal_mask(queries.size(2), keys.size(2), keys.device)[None, None]
     if mask is None:
-        weights = torch.softmax(scores, dim=-1)
+        weights = _softmax(scores)
     else:
         nowhere = rows_without_keys(mask)
         # Softmax over -inf alone would be NaN, in the gradient too: open such rows, then zero them.
@@ -245,9 +245,17 @@ def _attend_explicitly(
             scores = scores.masked_fill(~(mask | nowhere), float("-inf"))
         else:
             scores = scores + mask.masked_fill(nowhere, 0.0)
-        weights = torch.softmax(scores, dim=-1).masked_fill(nowhere, 0.0)
+        weights = _softmax(scores).masked_fill(nowhere, 0.0)
     weights = F.dropout(weights, call.dropout) if call.dropout > 0.0 else weights
     return _grouped_product(weights, values), weights if call.need_weights else None
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over keys; where the scores are, if nobody needs them: fresh memory costs more than this."""
+    kept = torch.is_grad_enabled() or torch.is_autocast_enabled(scores.device.type)
+    if kept or not _is_eager():
+        return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)
 
 
 def _attend_with_shared_scores(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:

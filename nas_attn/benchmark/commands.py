@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nas_attn.attention import get_scheme
 from nas_attn.errors import NasAttnError
-from nas_attn.training.arguments import plugin_folder
+from nas_attn.training.process import Finished, run_fairseq
 
 logger = logging.getLogger(__name__)
 
 STOCK = "fairseq"
+TRANSLATED = r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s"
+"""What fairseq-generate prints at its end."""
+
 UPDATES, FIRST_UPDATES = 16, 4
 """Of a training, and those at its start that are not counted."""
 
@@ -89,7 +88,7 @@ def time_commands(
         for speed in speeds:
             name = arch if speed.contender == STOCK else f"{speed.contender}_{arch}"
             save = folder / speed.contender
-            output, _ = _run(
+            trained = _run(
                 "train",
                 [str(data), "--arch", name, *TRAINING, *flags, "--max-update", str(UPDATES)]
                 + ["--no-save"] * bool(turn)
@@ -97,13 +96,13 @@ def time_commands(
                 folder / f"{speed.contender}-train-{turn}.log",
                 threads,
             )
-            speed.words_a_second.append(_words_a_second(output))
+            speed.words_a_second.append(_words_a_second(trained.output))
             logger.info("train %s: %.0f words/s", speed.contender, speed.words_a_second[-1])
     for turn in range(rounds):
         for speed in speeds:
             checkpoint = folder / speed.contender / "checkpoint_last.pt"
             lengths = ["--max-len-a=0", f"--max-len-b={length}", f"--min-len={length}"]
-            output, seconds = _run(
+            generated = _run(
                 "generate",
                 [
                     str(data),
@@ -116,11 +115,13 @@ def time_commands(
                 folder / f"{speed.contender}-generate-{turn}.log",
                 threads,
             )
-            found = re.search(r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s", output)
+            found = re.search(
+                r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s", generated.output
+            )
             if found is None:
                 raise NasAttnError(f"fairseq-generate with {checkpoint} printed no speed")
             speed.decoding.append(float(found[2]))
-            speed.command.append(int(found[1].replace(",", "")) / seconds)
+            speed.command.append(int(found[1].replace(",", "")) / generated.seconds)
             about = (speed.contender, speed.decoding[-1], speed.command[-1])
             logger.info("generate %s: %.2f sentences/s, whole command %.2f", *about)
     return speeds
@@ -143,24 +144,10 @@ def _words_a_second(output: str) -> float:
     return statistics.median(counted)
 
 
-def _run(module: str, arguments: list[str], log: Path, threads: int) -> tuple[str, float]:
-    """Run a fairseq command; returns its output and the seconds it took."""
-    command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments]
-    command += ["--required-batch-size-multiple=1", "--user-dir", str(plugin_folder())]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
-    began = time.perf_counter()
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+def _run(module: str, arguments: list[str], log: Path, threads: int) -> Finished:
+    done = run_fairseq(
+        module, [*arguments, "--required-batch-size-multiple=1"], log, threads=threads
     )
-    seconds = time.perf_counter() - began
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(done.stdout, encoding="utf-8")
-    if done.returncode != 0:
-        raise NasAttnError(f"fairseq-{module} failed with exit status {done.returncode}: see {log}")
-    return done.stdout, seconds
+    if done.status != 0:
+        raise NasAttnError(f"fairseq-{module} failed with exit status {done.status}: see {log}")
+    return done

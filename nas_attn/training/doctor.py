@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +12,9 @@ from pathlib import Path
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import plugin_folder
 from nas_attn.training.data import prepare, prepare_classification
 from nas_attn.training.demo import LANGUAGES, make_classification_corpus, make_demo_corpus
+from nas_attn.training.process import run_fairseq
 
 logger = logging.getLogger(__name__)
 
@@ -289,34 +284,21 @@ def _has_learnt(output: str) -> str:
 def run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]:
     """Run commands one after the other, up to the first fault; logs go into the folder."""
     findings = []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     for step in steps:
-        command = [sys.executable, "-m", f"fairseq_cli.{step.module}", *step.arguments]
-        command += ["--user-dir", str(plugin_folder())]
-        began = time.time()
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
         log = folder / f"{scheme}-{step.task}-{step.name}.log"
-        log.write_text(json.dumps(command) + "\n" + done.stdout, encoding="utf-8")
+        done = run_fairseq(step.module, step.arguments, log)
         shown, fault = "", None
         try:
-            shown = step.proof(done.stdout)
+            shown = step.proof(done.output)
         except Unproven as error:
             fault = str(error)
-        if done.returncode != 0:
-            fault = f"exit status {done.returncode}: {_last_line(done.stdout)}"
+        if done.status != 0:
+            fault = f"exit status {done.status}: {_last_line(done.output)}"
         finding = Finding(
             scheme=scheme,
             task=step.task,
             step=step.name,
-            seconds=time.time() - began,
+            seconds=done.seconds,
             shown=shown,
             fault=fault,
         )
