@@ -59,6 +59,8 @@ class FairseqAttention(nn.Module):
         self.attention = attention
         self.encoder_decoder_attention = encoder_decoder_attention
         self.decoder_self_attention = decoder_self_attention
+        self.query_padding_mask: Tensor | None = None
+        """Bool or None, (batch, time): queries that are padding, where keys come from elsewhere."""
         self.embed_dim = attention.embed_dim
         self.num_heads = attention.num_heads
         self.head_dim = attention.head_dim
@@ -98,6 +100,9 @@ class FairseqAttention(nn.Module):
                 self._continue(decoded, key, value, key_padding_mask)
             keys, values = decoded.keys.tokens, decoded.values.tokens
             key_padding_mask = decoded.padding
+        if getattr(self.attention, "is_recording", False):
+            of_queries = self.query_padding_mask if static_kv else key_padding_mask
+            self.attention.query_padding_mask = of_queries
         # To attention, hypotheses that share keys are so many more queries.
         query = query.reshape(keys.size(0), -1, width)
         is_causal = (

@@ -66,6 +66,12 @@ class PlannedDecoderLayer(transformer_layer.TransformerDecoderLayerBase):
             encoder_dim=cfg.encoder.embed_dim,
         )
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's; attention to the encoder is also told which queries are padding."""
+        if self.encoder_attn is not None:
+            self.encoder_attn.query_padding_mask = kwargs.get("self_attn_padding_mask")
+        return super().forward(x, *args, **kwargs)
+
 
 class EncoderOut(dict[str, list[Tensor]]):
     """What fairseq's encoders return, each row of it for so many hypotheses side by side."""

@@ -2,7 +2,8 @@
 
 The file is named by the environment variable `NAS_ATTN_REPORT`; without it the tasks are fairseq's
 own. A line is a JSON object: time (seconds since the epoch), num_updates, parameters (attention,
-non_embedding, total) and metrics.
+non_embedding, total, effective), phase of pruning (null where
+nothing is pruned) and metrics.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from nas_attn.attention.counting import count_model
+from nas_attn.attention.pruning import Phase, PrunableAttention
 
 REPORT_VARIABLE = "NAS_ATTN_REPORT"
 
@@ -41,10 +43,17 @@ class ReportingTask:
             "time": time.time(),
             "num_updates": int(stats["num_updates"]),
             "parameters": count_model(model)._asdict(),
+            "phase": _phase(model),
             "metrics": metrics,
         }
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _phase(model: Any) -> str | None:
+    prunable = (module for module in model.modules() if isinstance(module, PrunableAttention))
+    phases = {int(module.schedule[0]) for module in prunable if module.is_prunable}
+    return Phase(min(phases)).name.lower() if phases else None
 
 
 def _is_number(value: Any) -> bool:

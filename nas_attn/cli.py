@@ -387,6 +387,36 @@ def prepare(
     console.print(f"data set: {made.folder}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def prune(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Of a training whose vote is over.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the smaller checkpoint goes.")],
+) -> None:
+    """Cut out of a checkpoint what its training has voted out and masked.
+
+    The smaller model computes the same; fairseq's commands load it with the plugin as any other.
+    The optimiser's state is left out.
+    """
+    from nas_attn.training.pruning import prune_checkpoint
+
+    if out.exists():
+        raise NasAttnError(f"{out} exists; remove it or name another file")
+    pruned = prune_checkpoint(checkpoint, out)
+    table = Table(box=None)
+    table.add_column("")
+    for name in ("before", "after"):
+        table.add_column(name, justify="right")
+    table.add_column("change", justify="right")
+    for name, (before, after) in (("parameters", pruned.parameters), ("bytes", pruned.bytes)):
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
+    for place, (kept, of) in pruned.parts.items():
+        table.add_row(place, str(of), str(kept), f"{kept / of - 1:+.1%}")
+    console.print(table)
+    console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+
 @bench.command("attention")
 def bench_attention(
     scheme: Annotated[

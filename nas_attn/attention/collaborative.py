@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention.base import (
-    Attention,
     CommonArguments,
     Projection,
     init_as_multi_head,
@@ -18,6 +18,7 @@ from nas_attn.attention.base import (
     split_heads,
 )
 from nas_attn.attention.effective import mixed_product_dimension, product_dimension
+from nas_attn.attention.pruning import BUFFERS, PrunableAttention
 from nas_attn.errors import PlanError
 
 MixingInit = Literal["xavier", "heads"]
@@ -43,9 +44,16 @@ class CollaborativeOptions:
         default=None,
         metadata={"help": "value heads, each shared by a group of heads; one a head by default"},
     )
+    dim_threshold: float = field(
+        default=0.0,
+        metadata={
+            "help": "prune shared dimensions that weigh less than this share of the heaviest, at "
+            "the time of a grouped criterion's vote; 0 (default) prunes none"
+        },
+    )
 
 
-class CollaborativeAttention(Attention):
+class CollaborativeAttention(PrunableAttention):
     """Collaborative attention with a shared query/key space of width D.
 
     Scores of head i are (m_i * (x W_Q + b_Q)) (y W_K + b_K)^T / sqrt(embed_dim / num_heads), with a
@@ -70,11 +78,14 @@ class CollaborativeAttention(Attention):
         mixing_init: `xavier` draws the mixing matrix (authors' translation code); `heads` sets
             row i to one on the i-th of `num_heads` equal blocks and to zero elsewhere.
         num_value_heads: must divide `num_heads`, which is the default.
+        dim_threshold: prune shared dimensions (ours, not the paper's) whose term in the scores is
+            small: the product of the lengths of its query row, its key row and its mixing column,
+            over the largest such product.
         kdim, vdim, dropout, bias: as in `Attention`.
 
     Raises:
         PlanError: `shared_dim` is not positive, `mixing_init` is unknown or does not divide it, or
-            `num_value_heads` does not divide `num_heads`.
+            `num_value_heads` does not divide `num_heads`, or `dim_threshold` is not in [0, 1].
     """
 
     reference = "Cordonnier, Loukas and Jaggi 2020, arXiv 2006.16362, section 3"
@@ -88,6 +99,7 @@ class CollaborativeAttention(Attention):
         content_bias: bool = False,
         mixing_init: MixingInit = "xavier",
         num_value_heads: int | None = None,
+        dim_threshold: float = 0.0,
         **common: Unpack[CommonArguments],
     ) -> None:
         super().__init__(embed_dim, num_heads, **common)
@@ -108,7 +120,10 @@ class CollaborativeAttention(Attention):
             raise PlanError(
                 f"num_value_heads must divide {num_heads} heads, but is {num_value_heads}"
             )
+        if not 0.0 <= dim_threshold <= 1.0:
+            raise PlanError(f"dim_threshold must be between 0 and 1, but is {dim_threshold}")
         self.shared_dim = shared_dim
+        self.dim_threshold = dim_threshold
         self.num_value_heads = num_value_heads
         self.mixing_init = mixing_init
         self.k_proj = Projection(self.kdim, shared_dim, bias=self.has_bias and not content_bias)
@@ -116,7 +131,40 @@ class CollaborativeAttention(Attention):
         self.q_proj = Projection(embed_dim, shared_dim, bias=self.has_bias and not content_bias)
         self.mixing = nn.Parameter(torch.empty(num_heads, shared_dim))
         self.content_bias = Projection(self.kdim, num_heads, bias=False) if content_bias else None
+        if self.is_prunable:
+            self.add_mask(shared_dim)
         self.reset_parameters()
+
+    @property
+    def is_prunable(self) -> bool:
+        return self.dim_threshold > 0.0
+
+    def choose(self, seed: int) -> Tensor:
+        """Shared dimensions that weigh enough; the lengths are free of how factors are scaled."""
+        query, key = self.q_proj.weight, self.k_proj.weight
+        if self.q_proj.bias is not None:
+            query = torch.cat([query, self.q_proj.bias[:, None]], dim=1)
+        lengths = (query.norm(dim=1), key.norm(dim=1), self.mixing.norm(dim=0))
+        weights = torch.stack([length.detach().double() for length in lengths]).prod(dim=0)
+        return (weights >= self.dim_threshold * weights.max()).long()
+
+    @classmethod
+    def cut(
+        cls, state: Mapping[str, Tensor], options: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        stay = state["kept"].nonzero().squeeze(1)
+        small = {name: tensor for name, tensor in state.items() if name not in BUFFERS}
+        for name in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias"):
+            if name in state:
+                small[name] = state[name][stay]
+        small["mixing"] = state["mixing"][:, stay]
+        # What was pruned is not voted on again, and blocks of equal width there are no more.
+        left = {k: v for k, v in options.items() if k not in ("dim_threshold", "mixing_init")}
+        return small, {**left, "shared_dim": stay.numel()}
+
+    @classmethod
+    def expected(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any] | None:
+        return None if options.get("dim_threshold") else dict(options)
 
     def reset_parameters(self) -> None:
         full_width = self.shared_dim == self.embed_dim == self.kdim
@@ -135,7 +183,8 @@ class CollaborativeAttention(Attention):
         init_output(self.out_proj)
 
     def queries(self, query: Tensor) -> Tensor:
-        mixed: Tensor = self.q_proj(query)[:, None] * self.mixing[:, None]  # (B, n, T, D)
+        mixing = self.mixing * self.kept.to(self.mixing.dtype) if self.is_masked else self.mixing
+        mixed: Tensor = self.q_proj(query)[:, None] * mixing[:, None]  # (B, n, T, D)
         if self.content_bias is None:
             return mixed
         unit = torch.eye(self.num_heads, dtype=mixed.dtype, device=mixed.device)[:, None]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from nas_attn.attention.base import Attention
-from nas_attn.attention.registry import build_attention
+from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.attention.registry import build_attention, get_scheme
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 
@@ -65,6 +66,29 @@ def count_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> AttentionSi
         for choice in plan.layers(site, shape.num_layers)
     ]
     return AttentionSize(sum(s.parameters for s in sizes), sum(s.effective for s in sizes))
+
+
+def expected_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> tuple[AttentionPlan, bool]:
+    """What pruning in training will make of a plan, as far as that is known before.
+
+    Returns:
+        The plan after pruning, and whether it is certain. Where only training tells how much stays,
+        all of it is counted.
+    """
+    certain = True
+    sites = {}
+    for site, shape in shapes.items():
+        choices = []
+        for choice in plan.layers(site, shape.num_layers):
+            module = get_scheme(choice.scheme).module
+            if issubclass(module, PrunableAttention):
+                options = module.expected(dict(choice.options), shape.num_heads)
+                certain = certain and options is not None
+                if options is not None:
+                    choice = AttentionChoice.of(choice.scheme, **options)
+            choices.append(choice)
+        sites[site] = choices
+    return AttentionPlan.of(sites), certain
 
 
 def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:

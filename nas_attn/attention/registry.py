@@ -10,6 +10,7 @@ from typing import Any
 
 from nas_attn.attention.base import Attention
 from nas_attn.attention.collaborative import CollaborativeAttention, CollaborativeOptions
+from nas_attn.attention.grouped_head import GroupedHeadAttention, GroupedHeadOptions
 from nas_attn.attention.grouped_query import GroupedQueryAttention, GroupedQueryOptions
 from nas_attn.attention.head_embedding_add import (
     HeadEmbeddingAddAttention,
@@ -56,6 +57,7 @@ SCHEMES: dict[str, Scheme] = {
     "head_embedding_add": Scheme(HeadEmbeddingAddAttention, HeadEmbeddingAddOptions),
     "head_embedding_mul": Scheme(HeadEmbeddingMulAttention, HeadEmbeddingMulOptions),
     "grouped_query": Scheme(GroupedQueryAttention, GroupedQueryOptions),
+    "grouped_head": Scheme(GroupedHeadAttention, GroupedHeadOptions),
     "multi_query": Scheme(MultiQueryAttention, MultiQueryOptions),
     "single_head": Scheme(SingleHeadAttention, SingleHeadOptions),
     "reduced_key": Scheme(ReducedKeyAttention, ReducedKeyOptions),

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import optuna
 from optuna.trial import TrialState
 
+from nas_attn.attention.counting import ModelSize
 from nas_attn.errors import SearchError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search import record as fields
@@ -165,7 +167,7 @@ class Conductor:
             self._exhausted = True
             return None
         number, plan = proposed
-        size = self.sizer.size(plan)
+        size, certain = self.sizer.expected(plan)
         job = self.build_job(number, plan)
         write_trial_files(job, plan.to_json())
         self.record.annotate(
@@ -173,6 +175,8 @@ class Conductor:
             {
                 fields.BASELINE: plan == self.baseline,
                 fields.SIZE: size._asdict(),
+                # The sampler learns such a count from the trial's end, and not from the plan.
+                fields.CERTAIN: certain,
                 fields.COMMANDS: [list(run.command) for run in job.runs],
                 fields.THREADS: job.threads,
                 fields.FOLDER: job.folder,
@@ -195,6 +199,8 @@ class Conductor:
         self.record.annotate(number, {fields.SECONDS: round(result.seconds, 2)})
         if result.error is None:
             self.record.annotate(number, {fields.LOSSES: list(result.losses)})
+            if result.plans:
+                running = replace(running, parameters=self._note_pruned(number, result.plans))
             self.record.complete(number, result.loss, running.parameters)
             logger.info(
                 "trial %d: loss %.4f, %s parameters, %s",
@@ -235,8 +241,17 @@ class Conductor:
     def _tell(self) -> None:
         self.on_change(self.snapshot())
 
+    def _note_pruned(self, number: int, plans: Sequence[dict[str, Any]]) -> int:
+        """Write down what pruning left; returns the objective, a mean over seeds."""
+        sizes = [self.sizer.size(AttentionPlan.from_json(plan)) for plan in plans]
+        size = ModelSize(*(round(statistics.fmean(counts)) for counts in zip(*sizes, strict=True)))
+        found = {fields.PRUNED: list(plans), fields.SIZE: size._asdict()}
+        self.record.annotate(number, found)
+        parameters: int = getattr(size, self.record.objective)
+        return parameters
+
     def _parameters(self, plan: AttentionPlan) -> int:
-        parameters: int = getattr(self.sizer.size(plan), self.record.objective)
+        parameters: int = getattr(self.sizer.expected(plan)[0], self.record.objective)
         return parameters
 
     def _propose_baseline(self) -> tuple[int, AttentionPlan]:
@@ -280,12 +295,12 @@ class Conductor:
             number,
             {
                 fields.DUPLICATE: twin.number,
-                fields.SIZE: self.sizer.size(plan)._asdict(),
+                fields.SIZE: (twin.size or self.sizer.size(plan))._asdict(),
                 fields.PLAN: plan.to_json(),
             },
         )
-        if twin.is_complete and twin.loss is not None:
-            self.record.complete(number, twin.loss, self._parameters(plan))
+        if twin.is_complete and twin.loss is not None and twin.parameters is not None:
+            self.record.complete(number, twin.loss, twin.parameters)
         else:
             self.record.fail(number, f"repeats trial {twin.number}, which has no result")
 

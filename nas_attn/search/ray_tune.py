@@ -52,6 +52,7 @@ def train_trial(config: dict[str, Any]) -> None:
         {
             "ended": True,
             "losses": list(result.losses),
+            "plans": list(result.plans),
             "seconds": result.seconds,
             "error": result.error,
         }
@@ -88,7 +89,10 @@ class ConductorSearcher(Searcher):
             ended = TrialResult(error="the Ray worker of the trial died")
         else:
             ended = TrialResult(
-                losses=tuple(result["losses"]), seconds=result["seconds"], error=result["error"]
+                losses=tuple(result["losses"]),
+                plans=tuple(result["plans"]),
+                seconds=result["seconds"],
+                error=result["error"],
             )
         self.conductor.finish(number, ended)
 

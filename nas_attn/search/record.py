@@ -25,7 +25,7 @@ JOURNAL = "journal.log"
 
 PLAN, SIZE, BASELINE, COMMANDS, FOLDER = "plan", "parameters", "baseline", "commands", "folder"
 LOSSES, SECONDS, REASON, DUPLICATE = "losses", "seconds", "reason", "duplicate_of"
-THREADS = "threads"
+THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,9 @@ class TrialRecord:
         number: its number in the study.
         state: Optuna's state.
         plan: the plan; None if the driver died before it was planned.
-        size: exact parameters.
+        size: exact parameters; of what pruning left once the trial is complete, mean over seeds.
+        certain: whether `size` was known before training; not so if a vote decides what stays.
+        pruned: what pruning made of the plan, for each seed.
         parameters: the one of `size` that is an objective.
         effective: those of `parameters` that are neither dead nor redundant.
         losses: best validation loss of each seed; empty unless complete.
@@ -54,6 +56,8 @@ class TrialRecord:
     state: TrialState
     plan: AttentionPlan | None
     size: ModelSize | None
+    certain: bool
+    pruned: tuple[AttentionPlan, ...]
     parameters: int | None
     effective: int | None
     losses: tuple[float, ...]
@@ -111,6 +115,8 @@ def read_trial(trial: FrozenTrial, objective: str) -> TrialRecord:
         state=trial.state,
         plan=AttentionPlan.from_json(attrs[PLAN]) if PLAN in attrs else None,
         size=size,
+        certain=attrs.get(CERTAIN, True),
+        pruned=tuple(AttentionPlan.from_json(plan) for plan in attrs.get(PRUNED, ())),
         parameters=None if size is None else getattr(size, objective),
         effective=None if size is None else size.acting(objective),
         losses=tuple(attrs.get(LOSSES, ())),

@@ -22,7 +22,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from nas_attn.attention.pruning import Phase
+from nas_attn.errors import NasAttnError
 from nas_attn.training.arguments import shell_text
+from nas_attn.training.pruning import prune_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ LOG_FILE = "train.log"
 STATE_FILE = "finished.json"
 LOCK_FILE = "training.lock"
 CHECKPOINTS = "checkpoints"
-LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
+LAST, BEST, PRUNED = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_pruned.pt"
+SETTLED = Phase.SETTLED.name.lower()
 STOP_GRACE_SECONDS = 5.0
 LOG_TAIL_LINES = 12
 
@@ -88,12 +92,15 @@ class TrialResult:
     """How a trial ended.
 
     Args:
-        losses: the best validation loss of each seed, in the order of the job's runs.
+        losses: the best validation loss of each seed, in the order of the job's runs; after
+            pruning, if there is any.
+        plans: what pruning made of the plan, for each seed; empty if the plan prunes nothing.
         seconds: time spent training, all seeds and earlier attempts included.
         error: why there is no result; None if there is one.
     """
 
     losses: tuple[float, ...] = ()
+    plans: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
     error: str | None = None
 
@@ -139,7 +146,15 @@ class TrialRun:
         if error is not None:
             self.result = TrialResult(seconds=self._seconds_before() + seconds, error=error)
             return news
-        state = {"seconds": seconds + _spent(run), "finished": True}
+        state: dict[str, Any] = {"seconds": seconds + _spent(run), "finished": True}
+        if read_report(Path(run.folder))[-1].get("phase") is not None:
+            try:
+                state["plan"] = _prune(Path(run.folder))
+            except NasAttnError as failure:
+                self.result = TrialResult(
+                    seconds=self._seconds_before() + seconds, error=str(failure)
+                )
+                return news
         _write_json(Path(run.folder) / STATE_FILE, state)
         self._current += 1
         self._start_next()
@@ -166,7 +181,8 @@ class TrialRun:
             self._current += 1
         if self._current == len(runs):
             losses = tuple(_best_loss(run, self.job.metric) for run in runs)
-            self.result = TrialResult(losses=losses, seconds=self._seconds_before())
+            plans = tuple(plan for run in runs if (plan := _state(run).get("plan")) is not None)
+            self.result = TrialResult(losses=losses, plans=plans, seconds=self._seconds_before())
             return
         run = runs[self._current]
         folder = Path(run.folder)
@@ -226,6 +242,12 @@ class TrialRun:
         lines = read_report(folder)
         if not lines:
             return f"fairseq-train (seed {run.seed}) ended without a validation"
+        phase = lines[-1].get("phase")
+        if phase not in (None, SETTLED):
+            return (
+                f"the training (seed {run.seed}) ended before the vote was over ({phase}): vote "
+                "earlier or train longer"
+            )
         if self.job.metric not in lines[-1]["metrics"]:
             known = ", ".join(sorted(lines[-1]["metrics"]))
             return f"fairseq logged no metric {self.job.metric!r}; it logged {known}"
@@ -285,12 +307,21 @@ def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
 
 
 def best_checkpoint(run_folder: Path) -> Path:
-    """Where a training keeps the checkpoint of its best validation."""
-    return run_folder / CHECKPOINTS / BEST
+    """Where a training keeps the checkpoint of its best validation, pruned if it is."""
+    pruned = run_folder / CHECKPOINTS / PRUNED
+    return pruned if pruned.is_file() else run_folder / CHECKPOINTS / BEST
+
+
+def _prune(run_folder: Path) -> dict[str, Any]:
+    """Cut what was masked out of the best checkpoint; returns the plan of what is left."""
+    folder = run_folder / CHECKPOINTS
+    return prune_checkpoint(folder / BEST, folder / PRUNED).plan.to_json()
 
 
 def _best_loss(run: SeedRun, metric: str) -> float:
-    losses = [line["metrics"].get(metric, math.nan) for line in read_report(Path(run.folder))]
+    """Of the model that is left: before pruning it was another one."""
+    lines = [line for line in read_report(Path(run.folder)) if line.get("phase") in (None, SETTLED)]
+    losses = [line["metrics"].get(metric, math.nan) for line in lines]
     finite = [loss for loss in losses if math.isfinite(loss)]
     return min(finite) if finite else math.nan
 

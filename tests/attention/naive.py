@@ -108,6 +108,7 @@ NAIVE: dict[str, tuple[Score, Value]] = {
     "head_embedding_add": (head_embedding_add_score, head_embedding_add_value),
     "head_embedding_mul": (head_embedding_mul_score, head_embedding_mul_value),
     "grouped_query": (grouped_query_score, grouped_query_value),
+    "grouped_head": (reduced_key_score, reduced_key_value),
     "multi_query": (grouped_query_score, grouped_query_value),
     "single_head": (single_head_score, single_head_value),
     "reduced_key": (reduced_key_score, reduced_key_value),

@@ -26,6 +26,7 @@ CASES: list[tuple[str, str, Choose]] = [
     ("collaborative", "head-width", lambda d, n: {"shared_dim": d // n}),
     ("collaborative", "content", lambda d, n: {"shared_dim": 4, "content_bias": True}),
     ("collaborative", "heads", lambda d, n: {"shared_dim": d, "mixing_init": "heads"}),
+    ("collaborative", "prunable", lambda d, n: {"dim_threshold": 0.5}),
     ("collaborative", "one-value-head", lambda d, n: {"shared_dim": 3, "num_value_heads": 1}),
     (
         "collaborative",
@@ -37,6 +38,7 @@ CASES: list[tuple[str, str, Choose]] = [
     ("head_embedding_mul", "plain", lambda d, n: {"plain_embedding": True}),
     ("grouped_query", "default", lambda d, n: {}),
     ("grouped_query", "divisor", lambda d, n: {"num_groups": largest_divisor(n)}),
+    ("grouped_head", "", lambda d, n: {}),
     ("multi_query", "", lambda d, n: {}),
     ("single_head", "", lambda d, n: {}),
     ("single_head", "narrow", lambda d, n: {"narrow_output": True}),
@@ -52,6 +54,7 @@ SPECIAL_CASES: dict[str, tuple[int, Options]] = {
     "head_embedding_add": (1, {}),
     "head_embedding_mul": (1, {}),
     "grouped_query": (4, {"num_groups": 4}),
+    "grouped_head": (4, {}),
     "multi_query": (1, {}),
     "single_head": (1, {}),
     "reduced_key": (4, {"key_dim": 16}),

@@ -1,0 +1,153 @@
+"""Physical pruning of fairseq checkpoints: what training has masked is cut out of the weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nas_attn.attention.pruning import Phase, PrunableAttention
+from nas_attn.attention.registry import get_scheme
+from nas_attn.errors import NasAttnError
+from nas_attn.plan import AttentionChoice, AttentionPlan
+
+LAYER = re.compile(
+    r"(.*?(encoder|decoder)\.(?:\w+\.)*layers\.(\d+)\.(self_attn|encoder_attn)\.attention)\..*"
+)
+FAIRSEQ_BUFFERS = (".version", "._float_tensor")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning made of a checkpoint.
+
+    Args:
+        plan: of the smaller model.
+        parts: for each pruned module, its place and how many parts stay of how many.
+        parameters: of the model before and after.
+        bytes: of the files.
+    """
+
+    plan: AttentionPlan
+    parts: dict[str, tuple[int, int]]
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a fairseq checkpoint; only plain data is unpickled.
+
+    Raises:
+        NasAttnError: it is no checkpoint of the plugin's models.
+    """
+    import fairseq_plugin  # noqa: F401  says which types are plain data
+
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise NasAttnError(f"there is no checkpoint {path}") from None
+    except Exception as error:  # torch raises many kinds
+        raise NasAttnError(f"{path} is no checkpoint that can be read: {error}") from None
+    if not isinstance(state, dict) or not {"model", "cfg"} <= state.keys():
+        raise NasAttnError(f"{path} is no checkpoint of fairseq-train")
+    if getattr(state["cfg"]["model"], "attention_plan", None) is None:
+        raise NasAttnError(f"{path} holds no attention plan: it was not trained with the plugin")
+    return state
+
+
+def prune_checkpoint(path: Path, out: Path) -> Pruned:
+    """Write a checkpoint without what training has masked; it computes the same.
+
+    The optimiser's state is left out. The plan of the smaller model is stored in the checkpoint, so
+    fairseq's commands load it as any other.
+
+    Raises:
+        NasAttnError: there is nothing to prune, or the vote is not over.
+    """
+    state = load_checkpoint(path)
+    arguments = state["cfg"]["model"]
+    plan, model, parts = prune_model(AttentionPlan.parse(arguments.attention_plan), state["model"])
+    before, after = _count(state["model"]), _count(model)
+    arguments.attention_plan = plan.dumps()
+    state["model"] = model
+    state["last_optimizer_state"] = None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(out)
+    return Pruned(plan, parts, (before, after), (path.stat().st_size, out.stat().st_size))
+
+
+def prune_model(
+    plan: AttentionPlan, weights: Mapping[str, Tensor]
+) -> tuple[AttentionPlan, dict[str, Tensor], dict[str, tuple[int, int]]]:
+    """Cut what is masked out of a fairseq model's state dictionary.
+
+    Args:
+        plan: of the model.
+        weights: its state dictionary.
+
+    Returns:
+        Plan and state dictionary of the smaller model, and how many parts stay, of how many, at
+        each place.
+
+    Raises:
+        NasAttnError: there is nothing to prune, or the vote is not over.
+    """
+    modules: dict[str, dict[int, str]] = {}
+    for name in weights:
+        match = LAYER.fullmatch(name)
+        if match:
+            site = "encoder_decoder" if match[4] == "encoder_attn" else f"{match[2]}_self"
+            modules.setdefault(site, {})[int(match[3])] = match[1]
+    model = dict(weights)
+    parts: dict[str, tuple[int, int]] = {}
+    phases = set()
+    sites = {}
+    for site, prefixes in modules.items():
+        choices = list(plan.layers(site, len(prefixes)))
+        for layer, prefix in sorted(prefixes.items()):
+            own = _below(weights, prefix)
+            if "kept" not in own:
+                continue
+            phase = Phase(int(own["schedule"][0]))
+            phases.add(phase.name.lower())
+            if phase != Phase.SETTLED:
+                continue
+            scheme, options = choices[layer].scheme, dict(choices[layer].options)
+            module = get_scheme(scheme).module
+            assert issubclass(module, PrunableAttention)
+            small, options = module.cut(own, options)
+            for name in own:
+                del model[f"{prefix}.{name}"]
+            model |= {f"{prefix}.{name}": tensor for name, tensor in small.items()}
+            choices[layer] = AttentionChoice.of(scheme, **options)
+            parts[f"{site}.{layer}"] = (int(own["kept"].sum()), own["kept"].numel())
+        sites[site] = choices
+    if not parts:
+        why = (
+            f"the vote is not over ({', '.join(sorted(phases))})" if phases else "no scheme prunes"
+        )
+        raise NasAttnError(f"nothing is pruned in this checkpoint: {why}")
+    return AttentionPlan.of(sites), model, parts
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dictionary that belongs to a module."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    """Parameters in a state dictionary, shared ones once; buffers are whole numbers or single."""
+    unique = {
+        (tensor.data_ptr(), tensor.shape): tensor.numel()
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and tensor.dim() and not name.endswith(FAIRSEQ_BUFFERS)
+    }
+    return sum(unique.values())
