@@ -5,12 +5,12 @@ added to the loss of the task, and attention is pruned in time (see `voting`). I
 once heads are pruned, the loss is that of NAME alone.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: fairseq reads the types of flags from the dataclass.
 
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from fairseq.criterions import (
@@ -38,7 +38,7 @@ SHIFT_MEMORY = 0.98
 class GroupedConfig:
     """Flags of every grouped criterion."""
 
-    group_loss: ChoiceEnum(["sum", "mean"]) = dataclasses.field(  # type: ignore[valid-type]
+    group_loss: ChoiceEnum(["sum", "mean"]) = dataclasses.field(
         default="sum",
         metadata={
             "help": "sum: add the constraint, summed over layers, to the loss summed over tokens "
@@ -66,8 +66,8 @@ class GroupConstraint(FairseqCriterion):
     takes_mean: bool
 
     @classmethod
-    def build_criterion(cls, cfg: Any, task: Any) -> GroupConstraint:
-        criterion: GroupConstraint = super().build_criterion(cfg, task)
+    def build_criterion(cls, cfg: Any, task: Any) -> Self:
+        criterion: Self = super().build_criterion(cfg, task)
         criterion.takes_mean = cfg.group_loss == "mean"
         criterion.voting = Voting(
             task,
@@ -84,12 +84,11 @@ class GroupConstraint(FairseqCriterion):
             return super().forward(model, sample, reduce)
         with recording(modules):
             loss, sample_size, log = super().forward(model, sample, reduce)
+        if self.voting.phase == Phase.VOTING:
+            count_votes(modules)
+            return loss, sample_size, log
         log = {**log, "group_within": 0.0, "group_between": 0.0, "group_batches": 1}
-        for alike in _stacks(modules):
-            products = torch.stack([module.products for module in alike])
-            if self.voting.phase == Phase.VOTING:
-                _vote(alike, products)
-                continue
+        for alike, products in _stacks(modules):
             within, between = _constrain(alike, products)
             alpha = within.new_tensor([module.alpha for module in alike])
             beta = within.new_tensor([module.beta for module in alike])
@@ -97,8 +96,6 @@ class GroupConstraint(FairseqCriterion):
             loss = loss + (term * sample_size / len(modules) if self.takes_mean else term)
             log["group_within"] += within.detach().sum() / len(modules)
             log["group_between"] += between.detach().sum() / len(modules)
-        for module in modules:
-            module.products = None
         return loss, sample_size, log
 
     @classmethod
@@ -126,13 +123,30 @@ def recording(modules: list[GroupedHeadAttention]) -> Iterator[None]:
         raise PlanError("the group constraint does not see layers that are dropped or recomputed")
 
 
-def _stacks(modules: list[GroupedHeadAttention]) -> list[list[GroupedHeadAttention]]:
-    """Modules whose heads can be grouped in one go."""
+def count_votes(modules: list[GroupedHeadAttention]) -> None:
+    """Add one batch's votes, and which heads were in one group, to what the modules hold."""
+    for alike, products in _stacks(modules):
+        measured, labels = _group(alike, products)
+        votes = sum_over_workers(grouping.vote(measured, labels), products.device)
+        together = sum_over_workers(grouping.together(labels), products.device)
+        for module, ones, pairs in zip(alike, votes, together, strict=True):
+            module.votes += ones.to(module.votes.device)
+            module.together += pairs.to(module.together.device)
+
+
+def _stacks(
+    modules: list[GroupedHeadAttention],
+) -> Iterator[tuple[list[GroupedHeadAttention], Tensor]]:
+    """Modules whose heads can be grouped in one go, with the inner products; takes those away."""
     stacks: dict[tuple[int, int, str], list[GroupedHeadAttention]] = {}
     for module in modules:
         key = (module.num_heads, module.num_groups, module.metric)
         stacks.setdefault(key, []).append(module)
-    return list(stacks.values())
+    for alike in stacks.values():
+        products = torch.stack([module.products for module in alike])  # type: ignore[misc]
+        for module in alike:
+            module.products = None
+        yield alike, products
 
 
 def _group(modules: list[GroupedHeadAttention], products: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,15 +169,6 @@ def _constrain(modules: list[GroupedHeadAttention], products: Tensor) -> tuple[T
         module.groups.copy_(groups)
         module.shift.mul_(SHIFT_MEMORY).add_(float(moved) * (1.0 - SHIFT_MEMORY))
     return grouping.constraint_terms(products, labels)
-
-
-def _vote(modules: list[GroupedHeadAttention], products: Tensor) -> None:
-    measured, labels = _group(modules, products)
-    votes = sum_over_workers(grouping.vote(measured, labels), products.device)
-    together = sum_over_workers(grouping.together(labels), products.device)
-    for module, ones, pairs in zip(modules, votes, together, strict=True):
-        module.votes += ones.to(module.votes.device)
-        module.together += pairs.to(module.together.device)
 
 
 def _register(name: str) -> None:

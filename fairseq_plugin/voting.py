@@ -84,7 +84,7 @@ class Voting:
                 "--vote-at-update, or the option centre_shift"
             )
         if triggered and not self._modules:
-            raise PlanError("there is a time to vote, but the plan prunes nothing")
+            logger.info("pruning: the plan prunes nothing, so there is no vote")
         if self._modules:
             self.phase = Phase(int(self._modules[0].schedule[0]))
 

@@ -390,25 +390,60 @@ def prepare(
 @app.command()
 def prune(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Of a training whose vote is over.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="Of a training with the plugin.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the smaller checkpoint goes.")],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Vote now, on the validation side of this data set: for a training that held no "
+            "vote, also one with multi_head attention.",
+        ),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            help="With --calibrate: solve the output projections again, so that the heads "
+            "that stay give nearly what all heads gave."
+        ),
+    ] = False,
+    keep: Annotated[
+        str | None, typer.Option(help="With --calibrate: most_votes, pillars, threshold, random.")
+    ] = None,
+    num_groups: Annotated[int | None, typer.Option(min=1, help="With --calibrate: groups.")] = None,
+    vote_threshold: Annotated[
+        float | None, typer.Option(help="With --calibrate and keep threshold: the share of votes.")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="With --calibrate: batches to vote on.")] = 20,
 ) -> None:
-    """Cut out of a checkpoint what its training has voted out and masked.
+    """Cut out of a checkpoint the heads that were voted out.
 
-    The smaller model computes the same; fairseq's commands load it with the plugin as any other.
-    The optimiser's state is left out.
+    A training with the option `keep` has voted and masked, and the smaller model computes the same.
+    With --calibrate any trained model is voted on now, and changes unless it is trained further.
+    fairseq's commands load the result as any other checkpoint; the optimiser's state is left out.
     """
-    from nas_attn.training.pruning import prune_checkpoint
+    from nas_attn.training.calibration import vote_on_data
+    from nas_attn.training.pruning import load_checkpoint, prune_checkpoint
 
     if out.exists():
         raise NasAttnError(f"{out} exists; remove it or name another file")
-    pruned = prune_checkpoint(checkpoint, out)
+    given = {"keep": keep, "num_groups": num_groups, "vote_threshold": vote_threshold}
+    options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+    masked = None
+    if calibrate is not None:
+        load_checkpoint(checkpoint)  # refused early, in words
+        if options.get("keep", "pillars") == "all":
+            raise NasAttnError("--keep all prunes nothing")
+        options = {"keep": "pillars"} | options
+        masked = vote_on_data(checkpoint, calibrate, options, refit=refit, num_batches=batches)
+    elif refit or options:
+        raise NasAttnError("--refit, --keep, --num-groups and --vote-threshold need --calibrate")
+    pruned = prune_checkpoint(checkpoint, out, masked)
     table = Table(box=None)
     table.add_column("")
-    for name in ("before", "after"):
+    for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
-    table.add_column("change", justify="right")
     for name, (before, after) in (("parameters", pruned.parameters), ("bytes", pruned.bytes)):
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
     for place, (kept, of) in pruned.parts.items():
@@ -470,7 +505,7 @@ def bench_attention(
     from nas_attn.attention import get_scheme
     from nas_attn.benchmark.attention import DECODING_SHAPES, SHAPES, Setting, Shape, time_attention
     from nas_attn.benchmark.figure import write_figure
-    from nas_attn.display import timings_table
+    from nas_attn.display import timings_tables
 
     if device == "cuda" and not torch.cuda.is_available():
         raise NasAttnError("PyTorch finds no CUDA device here")
@@ -498,7 +533,7 @@ def bench_attention(
         "torch {}; {}; {} thread(s), {}; width {}, {} heads, {}".format(*about), highlight=False
     )
     timings = list(time_attention(setting, shapes, decoding, scheme or (), forms=forms))
-    console.print(timings_table(timings))
+    console.print(timings_tables(timings))
     out.mkdir(parents=True, exist_ok=True)
     common = {"device": device, "dtype": dtype, "threads": threads, "torch": torch.__version__}
     common |= {"embed_dim": embed_dim, "num_heads": num_heads}

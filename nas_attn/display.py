@@ -125,15 +125,20 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def timings_table(timings: Sequence[Timing]) -> Table:
-    """Times over the baseline's, with their spread, by contender, phase and shape."""
-    table = Table(box=box.HORIZONTALS)
-    table.add_column("time / baseline's", no_wrap=True)
-    columns = list(dict.fromkeys((t.phase, t.batch, t.length) for t in timings))
-    for phase, batch, length in columns:
-        table.add_column(f"{phase.replace('_', ' ')}\n{batch}x{length}", justify="right")
-    cells = {(t.contender, t.phase, t.batch, t.length): t for t in timings}
-    for name in dict.fromkeys(timing.contender for timing in timings):
+def timings_tables(timings: Sequence[Timing]) -> Group:
+    """Times over the baseline's, with their spread, by contender and shape: a table a phase."""
+    return Group(*(_timings_table(timings, p) for p in dict.fromkeys(t.phase for t in timings)))
+
+
+def _timings_table(timings: Sequence[Timing], phase: str) -> Table:
+    rows = [timing for timing in timings if timing.phase == phase]
+    table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0))
+    table.add_column(f"{phase.replace('_', ' ')}: time / baseline's")
+    columns = list(dict.fromkeys((t.batch, t.length) for t in rows))
+    for batch, length in columns:
+        table.add_column(f"{batch}x{length}", justify="right", no_wrap=True)
+    cells = {(t.contender, t.batch, t.length): t for t in rows}
+    for name in dict.fromkeys(timing.contender for timing in rows):
         row = [cells.get((name, *column)) for column in columns]
         table.add_row(name, *("" if t is None else _ratio_text(t) for t in row))
     return table
@@ -142,8 +147,8 @@ def timings_table(timings: Sequence[Timing]) -> Table:
 def speeds_table(speeds: Sequence[Speed]) -> Table:
     """Speeds of fairseq's commands and how many times stock fairseq's they are, medians."""
     table = Table(box=box.HORIZONTALS)
-    table.add_column("model")
-    for title in ("fairseq-train\nwords/s", "fairseq-generate\nsentences/s", "whole command"):
+    table.add_column("model", no_wrap=True)
+    for title in ("train\nwords/s", "generate\nsentences/s", "whole\ncommand"):
         table.add_column(title, justify="right")
         table.add_column("/ stock", justify="right")
     stock = speeds[0]

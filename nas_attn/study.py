@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -14,7 +14,10 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError
 
 import nas_attn
-from nas_attn.attention.counting import count_choice
+from nas_attn.attention import Attention
+from nas_attn.attention.counting import build_on_meta
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import ExecutionConfig, ObjectivesConfig, SearchConfig
@@ -244,12 +247,33 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
     seen: dict[tuple[str, str], None] = {}
     for key, site, choice in space.choices():
         try:
-            count_choice(choice, shapes[site])
+            module = build_on_meta(choice, shapes[site])
         except PlanError as error:
             seen[f"{space_key}.{key}", str(error)] = None
+            continue
+        for message in _missing_for(module, config.training):
+            seen[f"{space_key}.{key}", message] = None
     if seen:
         raise ConfigError(str(path), [Fault(key, message) for key, message in seen])
     return Study(config, space, runs)
+
+
+def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
+    """What the training lacks for attention that is grouped or pruned."""
+    given = {name.replace("_", "-"): value for name, value in training.arguments.items()}
+    grouped = isinstance(module, GroupedHeadAttention)
+    prunes = isinstance(module, PrunableAttention) and module.is_prunable
+    if (grouped or prunes) and not str(given.get("criterion")).startswith("grouped_"):
+        yield (
+            "needs a criterion with the group constraint and the vote: set "
+            f"training.arguments.criterion to grouped_{given.get('criterion', 'cross_entropy')}"
+        )
+    timed = given.get("vote-at-epoch") or given.get("vote-at-update")
+    if prunes and not timed and not (grouped and module.centre_shift is not None):
+        yield (
+            "prunes, but nothing says when: set training.arguments.vote-at-epoch or "
+            "vote-at-update, or the option centre_shift"
+        )
 
 
 def measure_space(config: SpaceConfig, sizer: Sizer) -> tuple[int, int, int]:

@@ -60,18 +60,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def prune_checkpoint(path: Path, out: Path) -> Pruned:
+def prune_checkpoint(
+    path: Path,
+    out: Path,
+    masked: tuple[AttentionPlan, Mapping[str, Tensor]] | None = None,
+) -> Pruned:
     """Write a checkpoint without what training has masked; it computes the same.
 
     The optimiser's state is left out. The plan of the smaller model is stored in the checkpoint, so
     fairseq's commands load it as any other.
+
+    Args:
+        path: checkpoint of a training whose vote is over.
+        out: where the smaller one goes.
+        masked: plan and state dictionary to take in place of the checkpoint's own (see
+            `nas_attn.training.calibration`).
 
     Raises:
         NasAttnError: there is nothing to prune, or the vote is not over.
     """
     state = load_checkpoint(path)
     arguments = state["cfg"]["model"]
-    plan, model, parts = prune_model(AttentionPlan.parse(arguments.attention_plan), state["model"])
+    own = AttentionPlan.parse(arguments.attention_plan), state["model"]
+    plan, model, parts = prune_model(*(masked or own))
     before, after = _count(state["model"]), _count(model)
     arguments.attention_plan = plan.dumps()
     state["model"] = model
@@ -131,7 +142,9 @@ def prune_model(
         sites[site] = choices
     if not parts:
         why = (
-            f"the vote is not over ({', '.join(sorted(phases))})" if phases else "no scheme prunes"
+            f"the vote is not over ({', '.join(sorted(phases))})"
+            if phases
+            else "no scheme of its plan prunes"
         )
         raise NasAttnError(f"nothing is pruned in this checkpoint: {why}")
     return AttentionPlan.of(sites), model, parts

@@ -1,0 +1,154 @@
+"""Voting on the heads of a trained model, without training: from batches of its data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.pruning import Phase
+from nas_attn.errors import NasAttnError
+from nas_attn.plan import AttentionChoice, AttentionPlan
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 4096
+"""Of a batch."""
+RIDGE = 1e-6
+"""Share of the mean squared input that is added to each, so that equal heads can be told apart."""
+
+
+def vote_on_data(
+    path: Path,
+    data: Path,
+    options: Mapping[str, Any],
+    *,
+    refit: bool,
+    num_batches: int = 20,
+    subset: str = "valid",
+) -> tuple[AttentionPlan, dict[str, Tensor]]:
+    """Group the heads of a trained model, vote, and mask the heads that go.
+
+    Args:
+        path: checkpoint of a model with `multi_head` or `grouped_head` attention.
+        data: binarised data set.
+        options: of `grouped_head`, such as `keep`; those left out are the plan's or the defaults.
+        refit: also solve the output projections anew, by least squares, so that the heads that stay
+            give what all heads gave.
+        num_batches: of the subset, from its beginning.
+        subset: side of the data set.
+
+    Returns:
+        Plan and state dictionary of the masked model.
+
+    Raises:
+        NasAttnError: the model has no such attention, or heads are pruned already.
+    """
+    from fairseq import checkpoint_utils, tasks
+
+    from fairseq_plugin.criterions import count_votes, recording
+
+    loaded = checkpoint_utils.load_checkpoint_to_cpu(str(path), {"data": str(data)})
+    cfg = loaded["cfg"]
+    plan = _as_grouped(AttentionPlan.parse(cfg.model.attention_plan), options)
+    cfg.model.attention_plan = plan.dumps()
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    missing, unexpected = model.load_state_dict(loaded["model"], strict=False, model_cfg=cfg.model)
+    modules = [m for m in model.modules() if isinstance(m, GroupedHeadAttention)]
+    if unexpected or any(name.endswith("weight") for name in missing):
+        raise NasAttnError(f"{path} does not hold the weights of its plan")
+    if any(int(module.schedule[0]) != Phase.TRAINING for module in modules):
+        raise NasAttnError(f"{path} has voted already: prune it without calibration data")
+    task.load_dataset(subset)
+    batches = task.get_batch_iterator(
+        task.dataset(subset), max_tokens=MAX_TOKENS, ignore_invalid_inputs=True
+    ).next_epoch_itr(shuffle=False)
+    model.eval()
+    with ExitStack() as stack, torch.no_grad():
+        moments = [stack.enter_context(_moments(module)) for module in modules] if refit else []
+        for number, sample in enumerate(islice(batches, num_batches), start=1):
+            with recording(modules):
+                model(**sample["net_input"])
+            count_votes(modules)
+            logger.info("calibration batch %d of %d", number, num_batches)
+    for index, module in enumerate(modules):
+        module.settle(index)
+        module.schedule[0] = Phase.SETTLED
+    for module, sums in zip(modules, moments, strict=False):
+        refit_output(module, sums)
+    return plan, model.state_dict()
+
+
+def refit_output(module: GroupedHeadAttention, moments: Tensor) -> None:
+    """Solve the output projection for the heads that stay.
+
+    Least squares over the inputs x (a one behind them for the bias): with W of all heads, the kept
+    columns K get (E[x_K x_K^T])^-1 E[x_K x^T] W.
+
+    Args:
+        module: whose mask is made.
+        moments: sum of x x^T over tokens, (width + 1, width + 1).
+    """
+    weight = module.out_proj.weight.detach().double()
+    bias = module.out_proj.bias
+    columns = module.kept.repeat_interleave(module.head_dim).bool()
+    inputs = torch.cat([columns, torch.tensor([bias is not None])])
+    whole = torch.cat([weight.t(), torch.zeros(1, len(weight)).to(weight)])
+    if bias is not None:
+        whole[-1] = bias.detach()
+    gram = moments[inputs][:, inputs]
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    solved = torch.linalg.solve(gram, moments[inputs] @ whole)
+    with torch.no_grad():
+        kept = solved[:-1] if bias is not None else solved
+        module.out_proj.weight[:, columns] = kept.t().to(module.out_proj.weight)
+        if bias is not None:
+            bias.copy_(solved[-1])
+
+
+@contextmanager
+def _moments(module: GroupedHeadAttention) -> Iterator[Tensor]:
+    """Sum x x^T over what the output projection gets, a one behind it; padding left out."""
+    width = module.out_proj.in_features + 1
+    sums = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        joined = inputs[0]
+        if module.query_padding_mask is not None:
+            joined = joined[~module.query_padding_mask]
+        joined = joined.flatten(0, -2).double()
+        joined = torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1)
+        sums.add_(joined.t() @ joined)
+
+    hook = module.out_proj.register_forward_pre_hook(add)
+    try:
+        yield sums
+    finally:
+        hook.remove()
+
+
+def _as_grouped(plan: AttentionPlan, options: Mapping[str, Any]) -> AttentionPlan:
+    """The plan with `grouped_head` of the given options wherever heads are a module's own."""
+    sites = {}
+    found = False
+    for site, choices in plan:
+        changed = []
+        for choice in choices:
+            if choice.scheme in ("multi_head", "grouped_head"):
+                found = True
+                choice = AttentionChoice.of(
+                    "grouped_head", **(dict(choice.options) | dict(options))
+                )
+            changed.append(choice)
+        sites[site] = changed
+    if not found:
+        raise NasAttnError("the plan has neither multi_head nor grouped_head attention")
+    return AttentionPlan.of(sites)

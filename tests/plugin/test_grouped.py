@@ -1,0 +1,415 @@
+"""Group constraint, voting and pruning on stock fairseq: criterions, phases, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq import options, tasks
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from torch import Tensor, nn
+
+from nas_attn.attention.collaborative import CollaborativeAttention
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.grouping import constraint_terms, group_heads
+from nas_attn.attention.pruning import Phase
+from nas_attn.errors import NasAttnError, PlanError
+from nas_attn.plan import AttentionPlan
+from nas_attn.training.data import PreparedData
+from nas_attn.training.model import count_architecture
+from nas_attn.training.process import run_fairseq
+from nas_attn.training.pruning import load_checkpoint, prune_checkpoint, prune_model
+
+SMALL = [
+    "--encoder-layers=2", "--decoder-layers=2", "--encoder-embed-dim=32", "--decoder-embed-dim=32",
+    "--encoder-ffn-embed-dim=32", "--decoder-ffn-embed-dim=32", "--encoder-attention-heads=8",
+    "--decoder-attention-heads=8", "--share-all-embeddings",
+]  # fmt: skip
+TRAINING = [
+    "--optimizer=adam", "--lr=0.003", "--max-tokens=512", "--num-workers=0", "--seed=1",
+    "--required-batch-size-multiple=1", "--log-format=json", "--update-epoch-batch-itr=True",
+]  # fmt: skip
+GROUPED = "grouped_label_smoothed_cross_entropy"
+LAYERS = 6
+"""Attention modules of the small model."""
+
+
+class Bench:
+    """A task, a model and a criterion as fairseq-train would build them."""
+
+    def __init__(self, data: PreparedData, *flags: str, arch: str = "grouped_head") -> None:
+        parser = options.get_training_parser()
+        argv = [str(data.folder), f"--arch={arch}_transformer", *SMALL, *TRAINING, *flags]
+        args = options.parse_args_and_arch(parser, [*argv, "--dropout=0"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hydra
+            cfg = convert_namespace_to_omegaconf(args)
+        torch.manual_seed(1)
+        self.task = tasks.setup_task(cfg.task)
+        self.model = self.task.build_model(cfg.model)
+        self.criterion = self.task.build_criterion(cfg.criterion)
+        self.task.load_dataset("train")
+        self.data = self.task.dataset("train")
+        self.modules = [m for m in self.model.modules() if isinstance(m, GroupedHeadAttention)]
+        self.stepped = 0
+
+    def sample(self, *lines: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.data.collater([self.data[line] for line in lines])
+        return found
+
+    def loss(self, sample: dict[str, Any], training: bool = True) -> Tensor:
+        self.model.train(training)
+        loss: Tensor = self.criterion(self.model, sample)[0]
+        return loss
+
+    def update(self, number: int, *lines: int) -> None:
+        """One update as fairseq's trainer makes it, with a step that only counts."""
+        self.model.zero_grad()
+        self.loss(self.sample(*lines)).backward()
+        self.task.optimizer_step(self, model=self.model, update_num=number)
+
+    def step(self) -> None:
+        self.stepped += 1
+
+
+def constraint(bench: Bench) -> Tensor:
+    """L_z from the features of the last forward, summed over layers (papers 3f, 3)."""
+    total = torch.zeros(())
+    for module in bench.modules:
+        assert module.products is not None
+        products = module.products[None]
+        within, between = constraint_terms(products, group_heads(products, module.num_groups))
+        total = total + module.beta * between.sum() - module.alpha * within.sum()
+    return total
+
+
+@pytest.mark.parametrize("lines", [(0,), (0, 1, 2, 3, 4)])
+def test_weight_of_the_constraint(tiny_translation: PreparedData, lines: tuple[int, ...]) -> None:
+    """As released it is added once to a sum over tokens; as written it goes with the tokens."""
+    flags = (f"--criterion={GROUPED}", "--alpha=0.7", "--beta=0.3")
+    plain, added, mean = (
+        Bench(tiny_translation, *flags, *more)
+        for more in (
+            ("--criterion=label_smoothed_cross_entropy",),
+            (),
+            ("--group-loss=mean",),
+        )
+    )
+    sample = plain.sample(*lines)
+    for module in added.modules:
+        module.is_recording = True
+    added.model.train()
+    added.model(**sample["net_input"])
+    term = constraint(added)
+    tokens = sample["ntokens"]
+    base = plain.loss(sample)
+    torch.testing.assert_close(added.loss(sample) - base, term, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        mean.loss(sample) - base, term * tokens / LAYERS, rtol=1e-3, atol=1e-2
+    )
+    assert -LAYERS <= float(term.detach()) <= LAYERS
+    # fairseq divides gradients by the tokens: so that of the released constraint shrinks with them.
+    gradients = []
+    for bench in (plain, added, mean):
+        bench.model.zero_grad()
+        bench.loss(sample).backward()
+        gradients.append(bench.modules[0].v_proj.weight.grad)
+    of_added, of_mean = gradients[1] - gradients[0], gradients[2] - gradients[0]
+    torch.testing.assert_close(of_mean, of_added * tokens / LAYERS, rtol=1e-2, atol=1e-4)
+    assert of_added.abs().max() > 1e-3
+
+
+def test_no_constraint_outside_training(tiny_translation: PreparedData) -> None:
+    plain = Bench(tiny_translation, "--criterion=label_smoothed_cross_entropy")
+    grouped = Bench(tiny_translation, f"--criterion={GROUPED}")
+    sample = plain.sample(0, 1)
+    assert torch.equal(plain.loss(sample, False), grouped.loss(sample, False))
+    assert not any(module.is_recording for module in grouped.modules)
+    assert sum(p.numel() for p in grouped.model.parameters()) == sum(
+        p.numel() for p in plain.model.parameters()
+    )
+
+
+def test_padding_of_targets_reaches_cross_attention(tiny_translation: PreparedData) -> None:
+    """More padding leaves the constraint as it is, unless padding is let into the features."""
+    terms = []
+    for flags in ((), ("--padding-in-features",)):
+        bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--feature=output", *flags)
+        found = []
+        for length in (None, 40):
+            sample = bench.data.collater(
+                [bench.data[0], bench.data[5]],
+                pad_to_length=None if length is None else {"source": length, "target": length},
+            )
+            for module in bench.modules:
+                module.is_recording = True
+            bench.model.train()
+            bench.model(**sample["net_input"])
+            found.append(torch.stack([m.products for m in bench.modules]))  # type: ignore[misc]
+        terms.append(found)
+    torch.testing.assert_close(*terms[0], rtol=1e-3, atol=1e-3)
+    changed = [not torch.allclose(a, b, rtol=1e-2) for a, b in zip(*terms[1], strict=True)]
+    assert all(changed)
+
+
+@pytest.mark.parametrize("trigger", ["epoch", "update", "shift"])
+def test_phases(tiny_translation: PreparedData, trigger: str) -> None:
+    """Training, a vote without steps for one epoch, then training with the mask, for good."""
+    flags = {
+        "epoch": "--vote-at-epoch=2",
+        "update": "--vote-at-update=2",
+        "shift": "--centre-shift=2",
+    }
+    bench = Bench(
+        tiny_translation, f"--criterion={GROUPED}", "--keep=most_votes", "--num-groups=3",
+        flags[trigger],
+    )  # fmt: skip
+    task, model = bench.task, bench.model
+    task.begin_epoch(1, model)
+    for number in range(3):
+        bench.update(number, number)
+    assert bench.stepped == 3
+    assert not any(module.votes.any() for module in bench.modules)
+    task.begin_epoch(2, model)
+    assert bench.criterion.voting.phase == Phase.VOTING
+    bench.update(3, 4, 5)
+    task.begin_epoch(2, model)  # as a training that is continued within the epoch does
+    bench.update(4, 6, 7)
+    assert bench.stepped == 3
+    for module in bench.modules:
+        assert int(module.votes.sum()) == 2 * 3
+        assert module.together.diagonal().tolist() == [2] * 8
+        assert not module.is_masked
+    task.begin_epoch(3, model)
+    masks = [module.kept.clone() for module in bench.modules]
+    assert [int(mask.sum()) for mask in masks] == [3] * LAYERS
+    sample = bench.sample(0, 1)
+    plain = Bench(tiny_translation, "--criterion=label_smoothed_cross_entropy")
+    plain.model.load_state_dict(model.state_dict())
+    assert torch.equal(plain.loss(sample), bench.loss(sample)), "the constraint is over"
+    bench.update(5, 0)
+    task.begin_epoch(4, model)
+    assert bench.stepped == 4
+    for module, mask in zip(bench.modules, masks, strict=True):
+        assert torch.equal(module.kept, mask)
+        assert int(module.schedule[0]) == Phase.SETTLED
+
+
+def test_a_short_vote(tiny_translation: PreparedData) -> None:
+    bench = Bench(
+        tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-update=1",
+        "--vote-updates=2",
+    )  # fmt: skip
+    bench.task.begin_epoch(1, bench.model)
+    for number in range(5):
+        bench.update(number, number)
+    assert bench.stepped == 3, "one before the vote, two after it"
+    assert all(int(module.kept.sum()) == 2 for module in bench.modules)
+
+
+def test_the_best_before_pruning_is_forgotten(tiny_translation: PreparedData) -> None:
+    from fairseq import checkpoint_utils
+
+    checkpoint_utils.save_checkpoint.best = 1.0
+    bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=1")
+    bench.task.begin_epoch(1, bench.model)
+    bench.update(0, 0)
+    assert checkpoint_utils.save_checkpoint.best == 1.0
+    bench.task.begin_epoch(2, bench.model)
+    assert not hasattr(checkpoint_utils.save_checkpoint, "best")
+
+
+def test_pruning_without_a_time_is_refused(tiny_translation: PreparedData) -> None:
+    bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--keep=pillars")
+    with pytest.raises(PlanError, match="nothing says when: give --vote-at-epoch"):
+        bench.task.begin_epoch(1, bench.model)
+
+
+def test_a_plan_that_prunes_nothing_has_no_vote(tiny_translation: PreparedData) -> None:
+    """As the baseline of a study whose other plans prune."""
+    bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--vote-at-epoch=1")
+    for epoch in (1, 2):
+        bench.task.begin_epoch(epoch, bench.model)
+        bench.update(epoch - 1, 0)
+    assert bench.stepped == 2
+    assert bench.criterion.voting.phase == Phase.TRAINING
+
+
+def test_shared_dimensions_are_pruned_at_the_vote(tiny_translation: PreparedData) -> None:
+    bench = Bench(
+        tiny_translation, f"--criterion={GROUPED}", "--dim-threshold=0.5", "--shared-dim=16",
+        "--vote-at-update=1", "--vote-updates=1", arch="collaborative",
+    )  # fmt: skip
+    bench.task.begin_epoch(1, bench.model)
+    for number in range(2):
+        bench.update(number, number)
+    modules = [m for m in bench.model.modules() if isinstance(m, CollaborativeAttention)]
+    left = [int(module.kept.sum()) for module in modules]
+    assert min(left) < 16
+    plan = AttentionPlan.of({})
+    for site in ("encoder_self", "decoder_self", "encoder_decoder"):
+        plan = AttentionPlan.parse(
+            json.dumps({site: {"scheme": "collaborative", "shared_dim": 16, "dim_threshold": 0.5}})
+        ).over(plan)
+    pruned, weights, parts = prune_model(plan, bench.model.state_dict())
+    assert sorted(kept for kept, _ in parts.values()) == sorted(left)
+    small = Bench(
+        tiny_translation, f"--criterion={GROUPED}", "--attention-plan", pruned.dumps(),
+        arch="multi_head",
+    )  # fmt: skip
+    small.model.load_state_dict(weights)
+    sample = bench.sample(0, 1)
+    torch.testing.assert_close(small.loss(sample, False), bench.loss(sample, False))
+
+
+def test_every_criterion_of_fairseq_has_a_grouped_one() -> None:
+    for name in ("label_smoothed_cross_entropy", "cross_entropy", "adaptive_loss", "masked_lm"):
+        assert f"grouped_{name}" in CRITERION_REGISTRY
+
+
+def test_counts_and_operations_of_the_paper() -> None:
+    """Base Transformer of the paper (papers 3b); embeddings and biases as it counts them."""
+    flags = ["--share-decoder-input-output-embed"]
+
+    def count(*more: str) -> int:
+        arch = "grouped_head_transformer"
+        return count_architecture(arch, 8848, 6632, [*flags, *more]).non_embedding
+
+    assert count() == 44_138_496
+    assert count("--kept-heads=2") == 29_961_984
+    assert count("--kept-heads=4") == 34_687_488
+    total = count_architecture("grouped_head_transformer", 8848, 6632, [*flags, "--kept-heads=2"])
+    assert total.total == 37_887_744
+    iwslt = count_architecture(
+        "grouped_head_transformer_iwslt_de_en", 8848, 6632, [*flags, "--kept-heads=3"]
+    )
+    assert iwslt.total == 34_743_552
+
+
+def million_operations(
+    width: int = 512, ffn: int = 2048, heads: int = 8, depth: int = 6, shared_dim: int = 0
+) -> float:
+    """Multiply-adds of a Transformer for 30 source and target tokens (formula in papers 3b)."""
+    head_width = width // 8 if width != 1024 else 64
+    attention = 4 * width * heads * head_width
+    products = 2 * heads * head_width
+    if shared_dim:
+        attention = 2 * width * shared_dim + 2 * width * heads * head_width
+        products = heads * shared_dim + heads * head_width
+    weights = 3 * depth * attention + 2 * depth * 2 * width * ffn
+    return (30 * weights + 900 * products * 3 * depth + 30 * width * 42_852) / 1e6
+
+
+def test_operations_of_the_paper() -> None:
+    assert million_operations() == pytest.approx(1996, abs=1)
+    assert million_operations(heads=2) == pytest.approx(1558, abs=1)
+    assert million_operations(depth=4) == pytest.approx(1549, abs=1.2)
+    assert million_operations(width=424, ffn=1696) == pytest.approx(1465, abs=1)
+    assert million_operations(shared_dim=512) == pytest.approx(2054, abs=1)
+    assert million_operations(heads=2, ffn=1024) == pytest.approx(1181, abs=1)
+    assert million_operations(width=1024, ffn=4096, heads=16) == pytest.approx(6635, abs=1)
+
+
+def train(data: PreparedData, folder: Path, *flags: str) -> str:
+    done = run_fairseq(
+        "train",
+        [
+            str(data.folder), "--arch=grouped_head_transformer", f"--criterion={GROUPED}", *SMALL,
+            *TRAINING, "--dropout=0.1", "--keep=pillars", "--vote-at-epoch=2", "--max-epoch=4",
+            f"--save-dir={folder}", *flags,
+        ],
+        folder / "train.log",
+    )  # fmt: skip
+    assert done.status == 0, done.output[-3000:]
+    return done.output
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = load_checkpoint(checkpoint)["model"]
+    return weights
+
+
+def buffers(weights: dict[str, Tensor], name: str) -> list[list[int]]:
+    return [tensor.tolist() for key, tensor in weights.items() if key.endswith(f".{name}")]
+
+
+def average(models: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """As fairseq's script averages: sums, whole numbers divided as such."""
+    sums = {name: sum(model[name] for model in models) for name in models[0]}
+    return {
+        name: total / len(models) if total.is_floating_point() else total // len(models)
+        for name, total in sums.items()
+        if isinstance(total, Tensor)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_to_a_smaller_checkpoint(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    """Unbroken and interrupted in the vote and after it: one result; pruned: the same outputs."""
+    unbroken = tmp_path / "unbroken"
+    output = train(tiny_translation, unbroken)
+    logs = [json.loads(found) for found in re.findall(r"\| train \| (\{.*\})", output)]
+    constrained = [log["train_group_within"] is not None for log in logs]
+    assert constrained == [True, False, False, False]
+    assert "of each attention module stay [2, 2, 2, 2, 2, 2]" in output
+    one, two, three, four = (
+        weights_of(unbroken / f"checkpoint{epoch}.pt") for epoch in range(1, 5)
+    )
+    for name, before in one.items():
+        if name.rpartition(".")[2] not in ("votes", "together", "schedule"):
+            assert torch.equal(before, two[name]), f"{name} changed while heads were voted on"
+    assert buffers(three, "kept") == buffers(four, "kept")
+    assert [sum(kept) for kept in buffers(four, "kept")] == [2] * LAYERS
+    assert buffers(average([three, four]), "kept") == buffers(four, "kept")
+
+    steps = int(
+        load_checkpoint(unbroken / "checkpoint1.pt")["optimizer_history"][-1]["num_updates"]
+    )
+    broken = tmp_path / "broken"
+    for stop in (steps + steps // 2, 2 * steps + 1):  # within the vote, and after it
+        train(tiny_translation, broken, f"--max-update={stop}")
+    train(tiny_translation, broken)
+    resumed = weights_of(broken / "checkpoint4.pt")
+    for name, expected in four.items():
+        assert torch.equal(resumed[name], expected), name
+
+    small = tmp_path / "small.pt"
+    best = unbroken / "checkpoint_best.pt"
+    pruned = prune_checkpoint(best, small)
+    assert set(pruned.parts.values()) == {(2, 8)}
+    removed = LAYERS * 6 * (4 * 32 * 4 + 3 * 4)
+    assert pruned.parameters[0] - pruned.parameters[1] == removed
+    assert small.stat().st_size < best.stat().st_size
+    outputs = []
+    for checkpoint in (best, small):
+        arguments = [str(tiny_translation.folder), f"--path={checkpoint}", "--beam=3"]
+        arguments += ["--required-batch-size-multiple=1"]
+        done = run_fairseq("generate", [*arguments, "--max-len-b=12"], tmp_path / "generate.log")
+        assert done.status == 0, done.output[-3000:]
+        outputs.append(re.findall(r"^D-.*$", done.output, re.MULTILINE))
+    assert [line.split("\t")[2] for line in outputs[0]] == [
+        line.split("\t")[2] for line in outputs[1]
+    ]
+    assert len(outputs[0]) == 61
+
+    with pytest.raises(NasAttnError, match=r"the vote is not over \(training\)"):
+        prune_checkpoint(unbroken / "checkpoint1.pt", tmp_path / "no.pt")
+    with pytest.raises(NasAttnError, match="there is no checkpoint"):
+        prune_checkpoint(tmp_path / "absent.pt", tmp_path / "no.pt")
+    assert not (tmp_path / "no.pt").exists()
+
+
+def test_a_model_without_pruning_is_refused(tiny_translation: PreparedData) -> None:
+    bench = Bench(tiny_translation, f"--criterion={GROUPED}", arch="multi_head")
+    plan = AttentionPlan.parse('{"encoder_self": "multi_head", "decoder_self": "multi_head", '
+                               '"encoder_decoder": "multi_head"}')  # fmt: skip
+    with pytest.raises(NasAttnError, match="no scheme of its plan prunes"):
+        prune_model(plan, bench.model.state_dict())
+    assert isinstance(bench.model, nn.Module)
