@@ -106,7 +106,7 @@ def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, lo
             "" if trial.effective is None else f"{trial.effective:,}",
             f"{trial.loss:.4f}",
             worse,
-            Text(str(trial.plan)),
+            Text(trial.text),
         )
     return table
 

@@ -109,6 +109,19 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         "training.arguments.lr",
         "must be a number, a word, true or false",
     ),
+    (
+        {"space/schemes/grouped_head": {}},
+        "space.schemes.grouped_head",
+        "set training.arguments.criterion to grouped_label_smoothed_cross_entropy",
+    ),
+    (
+        {
+            "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
+            "space/schemes/grouped_head": {"keep": ["pillars"]},
+        },
+        "space.schemes.grouped_head",
+        "prunes, but nothing says when",
+    ),
     ({"execution": {"executor": "slurm"}}, "execution.executor", "'local' or 'ray'"),
 ]
 
@@ -218,11 +231,16 @@ def test_shipped_spaces(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", shipped_names("studies"))
-def test_shipped_studies(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_shipped_studies(name: str, tmp_path: Path) -> None:
     overrides = [f"data.folder={tmp_path}/set"]
     if name != "demo":
-        real_data = request.getfixturevalue("real_data")
-        overrides.append(f"data.text.folder={real_data / name}")
+        text = tmp_path / "text"
+        text.mkdir()
+        tree = yaml.safe_load((shipped_folder("studies") / f"{name}.yaml").read_text())
+        for language in tree["data"]["text"].get("languages", ["txt"]):
+            for split in ("train", "valid", "test"):
+                (text / f"{split}.{language}").write_text("a b c\n")
+        overrides.append(f"data.text.folder={text}")
     study = load_study(name, overrides=overrides)
     assert study.config.name == name
     assert study.config.description

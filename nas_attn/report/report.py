@@ -191,7 +191,7 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "baseline": trial.is_baseline,
         "on_front": on_front,
         "duplicate_of": trial.duplicate_of,
-        "plan": "" if trial.plan is None else str(trial.plan),
+        "plan": trial.text,
         "reason": trial.reason,
         "commands": reproduction_texts(trial),
         "parameters": "" if trial.parameters is None else f"{trial.parameters:,}",

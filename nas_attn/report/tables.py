@@ -40,7 +40,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "state": trial.state.name.lower(),
             "baseline": trial.is_baseline,
             "on_front": trial.number in on_front,
-            "plan": "" if trial.plan is None else str(trial.plan),
+            "plan": trial.text,
             "parameters": trial.parameters,
             "effective_parameters": trial.effective,
             **dict.fromkeys(ModelSize._fields),

@@ -71,6 +71,19 @@ class TrialRecord:
     folder: str | None
 
     @property
+    def text(self) -> str:
+        """The plan in words, with what pruning left of it, layer by layer, if there was any."""
+        if self.plan is None or not self.pruned:
+            return "" if self.plan is None else str(self.plan)
+        left = []
+        for site, choices in self.pruned[0]:
+            parts = [dict(choice.options) for choice in choices]
+            counts = [str(part.get("kept_heads", part.get("shared_dim", ""))) for part in parts]
+            left.append(f"{site} {'+'.join(counts)}")
+        seed = " (first seed)" if len(set(self.pruned)) > 1 else ""
+        return f"{self.plan}; left{seed}: {', '.join(left)}"
+
+    @property
     def is_complete(self) -> bool:
         return self.state == TrialState.COMPLETE
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def vote_on_data(
         options: of `grouped_head`, such as `keep`; those left out are the plan's or the defaults.
         refit: also solve the output projections anew, by least squares, so that the heads that stay
             give what all heads gave.
-        num_batches: of the subset, from its beginning.
+        num_batches: of the subset, at most; short and long sentences.
         subset: side of the data set.
 
     Returns:
@@ -68,17 +67,19 @@ def vote_on_data(
     if any(int(module.schedule[0]) != Phase.TRAINING for module in modules):
         raise NasAttnError(f"{path} has voted already: prune it without calibration data")
     task.load_dataset(subset)
-    batches = task.get_batch_iterator(
-        task.dataset(subset), max_tokens=MAX_TOKENS, ignore_invalid_inputs=True
-    ).next_epoch_itr(shuffle=False)
+    dataset = task.dataset(subset)
+    batches = task.get_batch_iterator(dataset, max_tokens=MAX_TOKENS).frozen_batches
+    # They are sorted by length: take short and long ones.
+    batches = batches[:: max(1, len(batches) // num_batches)][:num_batches]
     model.eval()
     with ExitStack() as stack, torch.no_grad():
         moments = [stack.enter_context(_moments(module)) for module in modules] if refit else []
-        for number, sample in enumerate(islice(batches, num_batches), start=1):
+        for number, lines in enumerate(batches, start=1):
+            sample = dataset.collater([dataset[int(line)] for line in lines])
             with recording(modules):
                 model(**sample["net_input"])
             count_votes(modules)
-            logger.info("calibration batch %d of %d", number, num_batches)
+            logger.info("voted on batch %d of %d", number, len(batches))
     for index, module in enumerate(modules):
         module.settle(index)
         module.schedule[0] = Phase.SETTLED

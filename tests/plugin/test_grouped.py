@@ -15,12 +15,14 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from torch import Tensor, nn
 
+from nas_attn.attention import build_attention
 from nas_attn.attention.collaborative import CollaborativeAttention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouping import constraint_terms, group_heads
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import NasAttnError, PlanError
 from nas_attn.plan import AttentionPlan
+from nas_attn.training.calibration import refit_output, vote_on_data
 from nas_attn.training.data import PreparedData
 from nas_attn.training.model import count_architecture
 from nas_attn.training.process import run_fairseq
@@ -349,12 +351,21 @@ def average(models: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
+@pytest.fixture(scope="module")
+def unbroken(tiny_translation: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole training, with a checkpoint for each epoch."""
+    folder = tmp_path_factory.mktemp("grouped") / "unbroken"
+    train(tiny_translation, folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_training_to_a_smaller_checkpoint(tiny_translation: PreparedData, tmp_path: Path) -> None:
+def test_training_to_a_smaller_checkpoint(
+    tiny_translation: PreparedData, unbroken: Path, tmp_path: Path
+) -> None:
     """Unbroken and interrupted in the vote and after it: one result; pruned: the same outputs."""
-    unbroken = tmp_path / "unbroken"
-    output = train(tiny_translation, unbroken)
+    output = (unbroken / "train.log").read_text()
     logs = [json.loads(found) for found in re.findall(r"\| train \| (\{.*\})", output)]
     constrained = [log["train_group_within"] is not None for log in logs]
     assert constrained == [True, False, False, False]
@@ -404,6 +415,60 @@ def test_training_to_a_smaller_checkpoint(tiny_translation: PreparedData, tmp_pa
     with pytest.raises(NasAttnError, match="there is no checkpoint"):
         prune_checkpoint(tmp_path / "absent.pt", tmp_path / "no.pt")
     assert not (tmp_path / "no.pt").exists()
+
+
+@pytest.mark.slow
+def test_voting_on_a_trained_model(
+    tiny_translation: PreparedData, unbroken: Path, tmp_path: Path
+) -> None:
+    """Without training: refitted output projections stay nearer to what all heads gave."""
+    trained, data = unbroken / "checkpoint1.pt", tiny_translation.folder
+    whole, small, refitted = (
+        Bench(tiny_translation, "--criterion=cross_entropy", "--attention-plan", plan.dumps())
+        for plan in (
+            AttentionPlan.parse(load_checkpoint(trained)["cfg"]["model"].attention_plan),
+            *(
+                prune_checkpoint(
+                    trained,
+                    tmp_path / f"{refit}.pt",
+                    vote_on_data(trained, data, {"keep": "pillars", "num_groups": 3}, refit=refit),
+                ).plan
+                for refit in (False, True)
+            ),
+        )
+    )
+    paths = (trained, tmp_path / "False.pt", tmp_path / "True.pt")
+    for bench, path in zip((whole, small, refitted), paths, strict=True):
+        bench.model.load_state_dict(weights_of(path))
+        bench.model.eval()
+    assert {module.num_heads for module in refitted.modules} == {3}
+    assert torch.equal(small.modules[0].v_proj.weight, refitted.modules[0].v_proj.weight)
+    sample = whole.sample(*range(20))
+    with torch.no_grad():
+        outputs = [bench.model(**sample["net_input"])[0] for bench in (whole, small, refitted)]
+    far, near = ((output - outputs[0]).norm() for output in outputs[1:])
+    assert near < 0.8 * far
+    with pytest.raises(NasAttnError, match="has voted already"):
+        vote_on_data(unbroken / "checkpoint_best.pt", data, {}, refit=False)
+
+
+def test_refitting_is_least_squares() -> None:
+    torch.manual_seed(2)
+    module = build_attention("grouped_head", 16, 4).double()
+    assert isinstance(module, GroupedHeadAttention)
+    module.kept.copy_(torch.tensor([1, 0, 1, 1]))
+    inputs = torch.randn(200, 16, dtype=torch.double) @ torch.randn(16, 16, dtype=torch.double)
+    nn.init.normal_(module.out_proj.bias)
+    with torch.no_grad():
+        wanted = module.out_proj(inputs)
+    ones = torch.cat([inputs, torch.ones(200, 1, dtype=torch.double)], dim=1)
+    refit_output(module, ones.t() @ ones)
+    columns = module.kept.repeat_interleave(4).bool()
+    left = torch.cat([inputs[:, columns], ones[:, -1:]], dim=1)
+    solved = torch.linalg.lstsq(left, wanted).solution
+    with torch.no_grad():
+        found = module.out_proj(inputs * columns)
+    torch.testing.assert_close(found, left @ solved, rtol=1e-3, atol=1e-3)
 
 
 def test_a_model_without_pruning_is_refused(tiny_translation: PreparedData) -> None:

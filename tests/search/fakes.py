@@ -70,10 +70,12 @@ class FakeExecutor:
         workers: int = 2,
         die_after: int | None = None,
         error: Callable[[TrialJob], str | None] = lambda job: None,
+        prune: Callable[[AttentionPlan], tuple[AttentionPlan, ...]] = lambda plan: (),
     ) -> None:
         self.workers = workers
         self.die_after = die_after
         self.error = error
+        self.prune = prune
         self.ran: list[int] = []
 
     def run(self, conductor: Conductor) -> None:
@@ -89,5 +91,8 @@ class FakeExecutor:
             conductor.progress(job.number, Progress(seed=1, num_updates=5, loss=9.0))
             error = self.error(job)
             losses = () if error else (loss_of(job),)
-            conductor.finish(job.number, TrialResult(losses=losses, seconds=2.0, error=error))
+            pruned = self.prune(AttentionPlan.parse(job.runs[0].command[1]))
+            plans = tuple(plan.to_json() for plan in pruned)
+            result = TrialResult(losses=losses, plans=plans, seconds=2.0, error=error)
+            conductor.finish(job.number, result)
             self.ran.append(job.number)

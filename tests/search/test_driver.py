@@ -10,9 +10,10 @@ from optuna.trial import TrialState
 from nas_attn.attention.counting import count_plan
 from nas_attn.errors import SearchError
 from nas_attn.pareto import dominates
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.driver import lock_run_folder
 from nas_attn.search.record import Record, TrialRecord, front, open_storage
-from tests.search.fakes import SHAPES, FakeExecutor, make_conductor, make_space
+from tests.search.fakes import SHAPES, FakeExecutor, make_conductor, make_sizer, make_space
 
 SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random"]
 
@@ -54,6 +55,51 @@ def test_the_baseline_comes_first_even_if_the_space_lacks_it(tmp_path: Path) -> 
     trials = conductor.record.trials()
     assert [t.is_baseline for t in trials] == [True] + [False] * 5
     assert all("multi_head" not in str(trial.plan) for trial in trials[1:])
+
+
+def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
+    """Known before training where the rule says so; else only afterwards, a mean over seeds."""
+    schemes = {
+        "multi_head": {},
+        "grouped_head": {
+            "keep": ["pillars", "threshold"],
+            "num_groups": [2, 3],
+            "vote_threshold": [0.5],
+        },
+    }
+    left = AttentionChoice.of("grouped_head", kept_heads=1)
+    more = AttentionChoice.of("grouped_head", kept_heads=3)
+
+    def prune(plan: AttentionPlan) -> tuple[AttentionPlan, ...]:
+        sites = dict(plan)
+        if sites["encoder_self"][0].scheme != "grouped_head":
+            return ()
+        return tuple(AttentionPlan.uniform(choice) for choice in (left, more))
+
+    space = make_space(schemes=schemes, decide="model")
+    conductor = make_conductor(tmp_path, space, trials=5, sampler="stratified_random")
+    planned = {}
+    FakeExecutor(prune=lambda plan: planned.setdefault(plan, prune(plan))).run(conductor)
+    sizer = make_sizer()
+    wanted = (
+        sizer.size(AttentionPlan.uniform(left)).total
+        + sizer.size(AttentionPlan.uniform(more)).total
+    ) / 2
+    trials = conductor.record.trials()
+    assert len(trials) == 5
+    for trial in trials:
+        assert trial.plan is not None
+        if trial.is_baseline:
+            assert trial.certain
+            assert trial.pruned == ()
+            continue
+        assert trial.certain == ("pillars" in str(trial.plan))
+        assert trial.parameters == wanted
+        assert trial.text.endswith(
+            "; left (first seed): encoder_self 1, decoder_self 1, encoder_decoder 1"
+        )
+    points = front(trials)
+    assert points[0].parameters == wanted
 
 
 @pytest.mark.parametrize("die_after", [0, 1, 4, 9])

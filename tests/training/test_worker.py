@@ -10,11 +10,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from nas_attn.plan import AttentionPlan
 from nas_attn.training import worker
+from nas_attn.training.pruning import Pruned
 from nas_attn.training.worker import (
     SeedRun,
     TrialJob,
@@ -30,7 +33,9 @@ losses, parameters, ending = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv
 with open(os.environ["NAS_ATTN_REPORT"], "a") as report:
     for update, loss in enumerate(losses):
         size = {"total": parameters}
+        phase, loss = loss if isinstance(loss, list) else (None, loss)
         line = {"num_updates": update, "metrics": {"loss": loss}, "parameters": size}
+        line["phase"] = phase
         report.write(json.dumps(line) + "\\n")
 print("working with", os.environ["OMP_NUM_THREADS"], "threads", flush=True)
 if ending == "hang":
@@ -48,7 +53,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "executable_form", executable)
 
 
-def make_job(folder: Path, *runs: tuple[list[float], str], parameters: int = 10) -> TrialJob:
+def make_job(folder: Path, *runs: tuple[list[Any], str], parameters: int = 10) -> TrialJob:
     return TrialJob(
         number=3,
         folder=str(folder),
@@ -114,6 +119,31 @@ def test_errors_are_results(
     assert result.losses == ()
     assert result.error is not None
     assert re.search(error, result.error, re.DOTALL)
+
+
+def test_what_was_better_before_pruning_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = AttentionPlan.parse('{"encoder_self": {"scheme": "grouped_head", "kept_heads": 2}}')
+
+    def prune(path: Path, out: Path) -> Pruned:
+        assert path.parent == out.parent
+        return Pruned(plan, {}, (2, 1), (2, 1))
+
+    monkeypatch.setattr(worker, "prune_checkpoint", prune)
+    lines = [["training", 0.5], ["voting", 0.4], ["settled", 2.0], ["settled", 1.0]]
+    job = make_job(tmp_path, (lines, "end"), (lines[:3], "end"))
+    result = finish(TrialRun(job))
+    assert result.losses == (1.0, 2.0)
+    assert result.plans == (plan.to_json(), plan.to_json())
+    assert finish(TrialRun(job)).plans == result.plans, "also when it is looked at again"
+
+
+def test_a_training_that_ends_before_its_vote(tmp_path: Path) -> None:
+    lines = [["training", 0.5], ["voting", 0.4]]
+    result = finish(TrialRun(make_job(tmp_path, (lines, "end"))))
+    assert result.error is not None
+    assert "ended before the vote was over (voting): vote earlier or train longer" in result.error
 
 
 def test_a_metric_that_fairseq_does_not_log(tmp_path: Path) -> None:
