@@ -19,6 +19,7 @@ from nas_attn.attention import SCHEMES
 from nas_attn.search.record import Record, open_storage
 from nas_attn.study import shipped_folder, shipped_names
 from nas_attn.training.data import PreparedData, load_prepared
+from nas_attn.training.pruning import load_checkpoint
 from tests.test_study import write
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
@@ -43,6 +44,7 @@ def test_help_names_every_command() -> None:
         "bench",
         "count",
         "prepare",
+        "prune",
         "plugin-dir",
     ):
         assert command in text
@@ -209,6 +211,57 @@ def test_a_real_search_survives_kill_9(
     study["training"]["arguments"]["lr"] = 0.01
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     assert "training.arguments.lr (0.003, now 0.01)" in run(*arguments, status=1)
+
+
+@pytest.mark.slow
+def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    """Parameters are those that are left; the pruned checkpoint is there and counts as many."""
+    changes = {
+        "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
+        "training/arguments/vote-at-update": 2,
+        "training/arguments/vote-updates": 2,
+        "training/arguments/max-epoch": 2,
+        "search/trials": 2,
+        "space": {
+            "decide": "model",
+            "schemes": {"grouped_head": {"keep": ["threshold"], "vote_threshold": [0.5]}},
+        },
+    }
+    path = write(tmp_path, tiny_translation.folder, changes)
+    run("search", str(path), "--runs", str(tmp_path / "runs"))
+    record = Record("small", open_storage(None, tmp_path / "runs" / "small"), "total")
+    baseline, trial = record.trials()
+    assert baseline.certain
+    assert not trial.certain
+    assert trial.parameters is not None
+    assert baseline.parameters is not None
+    assert trial.folder is not None
+    checkpoints = Path(trial.folder) / "seed-1" / "checkpoints"
+    weights = load_checkpoint(checkpoints / "checkpoint_pruned.pt")["model"]
+    left = sum(sum(tensor.tolist()) for name, tensor in weights.items() if name.endswith(".kept"))
+    width, heads, modules = 16, 4, 3
+    head = width // heads * (4 * width + 3)
+    assert modules <= left <= modules * heads
+    assert baseline.parameters - trial.parameters == (modules * heads - left) * head
+    table = pd.read_csv(tmp_path / "runs" / "small" / "report" / "trials.csv")
+    assert "; left: encoder_self " in table["plan"][1]
+
+    again = tmp_path / "again.pt"
+    text = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again))
+    assert re.search(rf"parameters +{baseline.parameters:,} +{trial.parameters:,} ", text)
+    assert "decoder_self.0" in text
+    told = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=1)
+    assert "exists; remove it or name another file" in told
+    multi_head = Path(baseline.folder or "") / "seed-1" / "checkpoints" / "checkpoint_best.pt"
+    out = str(tmp_path / "voted.pt")
+    told = run("prune", str(multi_head), "--out", out, "--refit", status=1)
+    assert "need --calibrate" in told
+    told = run("prune", str(multi_head), "--out", out, status=1)
+    assert "no scheme of its plan prunes" in told
+    data = str(tiny_translation.folder)
+    arguments = ["--calibrate", data, "--refit", "--num-groups", "3", "--keep", "pillars"]
+    text = run("prune", str(multi_head), "--out", out, *arguments)
+    assert re.search(r"encoder_decoder.0 +4 +3 ", text)
 
 
 @pytest.mark.slow

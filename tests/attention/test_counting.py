@@ -126,7 +126,7 @@ RANK_CASES: list[tuple[str, dict[str, object]]] = [
     ("head_embedding_add", {}),
     ("head_embedding_mul", {}),
     ("head_embedding_mul", {"plain_embedding": True}),
-    ("grouped_head", {"kept_heads": 2}),
+    ("grouped_head", {"kept_heads": 1}),
     ("grouped_query", {"num_groups": 3}),
     ("grouped_query", {"num_groups": 1}),
     ("multi_query", {}),
