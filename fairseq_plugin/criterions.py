@@ -51,7 +51,10 @@ class GroupedConfig:
     )
     vote_at_update: int = dataclasses.field(
         default=0,
-        metadata={"help": "vote once so many updates are done, or with the next epoch"},
+        metadata={
+            "help": "vote once so many updates are done: at once with --vote-updates, else with "
+            "the next epoch"
+        },
     )
     vote_updates: int = dataclasses.field(
         default=0,

@@ -29,9 +29,10 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row for each trial.
 
     Columns: trial, state, baseline, on_front, plan, parameters (the objective),
-    effective_parameters (those of them that act), attention, non_embedding, total, effective (see
-    `ModelSize`), loss (mean over seeds), loss_std (over seeds), seeds, seconds, duplicate_of,
-    reason, command (of the first seed), folder.
+    parameters_certain (whether they were known before training), effective_parameters (those of
+    them that act), attention, non_embedding, total, effective (see `ModelSize`), loss (mean over
+    seeds), loss_std (over seeds), seeds, seconds, duplicate_of, reason, command (of the first
+    seed), folder.
     """
     on_front = {trial.number for trial in front(list(trials))}
     rows = [
@@ -42,6 +43,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "on_front": trial.number in on_front,
             "plan": trial.text,
             "parameters": trial.parameters,
+            "parameters_certain": trial.certain,
             "effective_parameters": trial.effective,
             **dict.fromkeys(ModelSize._fields),
             **({} if trial.size is None else trial.size._asdict()),
