@@ -16,7 +16,7 @@ search: install
 	$(VENV)/bin/nas-attn search $(STUDY)
 
 test: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -418,6 +418,36 @@ def test_training_to_a_smaller_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "side", "task", "criterion"),
+    [
+        ("transformer_lm", "decoder", "language_modeling", "grouped_adaptive_loss"),
+        ("roberta", "encoder", "masked_lm", "grouped_masked_lm"),
+    ],
+)
+def test_other_tasks(
+    model: str, side: str, task: str, criterion: str, tiny_language: PreparedData, tmp_path: Path
+) -> None:
+    """Constraint, vote and pruning with the loss of any task, in the authors' weight and mean."""
+    flags = [str(tiny_language.folder), f"--arch=grouped_head_{model}", f"--task={task}"]
+    flags += [f"--criterion={criterion}", f"--{side}-layers=2", f"--{side}-embed-dim=32"]
+    flags += [f"--{side}-ffn-embed-dim=32", f"--{side}-attention-heads=4", "--group-loss=mean"]
+    flags += ["--tokens-per-sample=32", "--keep=threshold", "--vote-threshold=0.5"]
+    flags += ["--feature=attention", "--metric=cosine", "--vote-at-update=3", "--vote-updates=3"]
+    if criterion == "grouped_adaptive_loss":
+        flags += ["--adaptive-softmax-cutoff=20,40", "--adaptive-input", "--ddp-backend=legacy_ddp"]
+        flags += ["--adaptive-input-cutoff=20,40", f"--{side}-input-dim=32"]
+    last = tmp_path / "checkpoint_last.pt"
+    flags += [*TRAINING, "--max-update=9", f"--save-dir={tmp_path}", "--no-epoch-checkpoints"]
+    done = run_fairseq("train", flags, tmp_path / "train.log")
+    assert done.status == 0, done.output[-3000:]
+    assert "group_within" in done.output
+    assert Phase(buffers(weights_of(last), "schedule")[0][0]) == Phase.SETTLED
+    pruned = prune_checkpoint(last, tmp_path / "small.pt")
+    assert sorted(pruned.parts) == [f"{side}_self.0", f"{side}_self.1"]
+
+
+@pytest.mark.slow
 def test_voting_on_a_trained_model(
     tiny_translation: PreparedData, unbroken: Path, tmp_path: Path
 ) -> None:
