@@ -111,14 +111,20 @@ def test_training_in_half_precision_and_interactive(
 
 
 def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
-    """Train and resume on two processes (gloo); both hold the same weights, as DDP promises."""
+    """Train, vote together and resume on two processes (gloo)."""
+    voting = AttentionChoice.of("grouped_head", keep="threshold", vote_threshold=0.5)
+    plan = AttentionPlan.of(
+        {site: [voting if c.scheme == "grouped_head" else c for c in cs] for site, cs in MIXED}
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [
         str(tiny_translation.folder), "--arch=multi_head_transformer",
-        "--attention-plan", MIXED.dumps(), *TRANSLATION, *DEEP,
+        "--attention-plan", plan.dumps(), *TRANSLATION, *DEEP,
         f"--save-dir={tmp_path}", "--user-dir=fairseq_plugin",
+        "--criterion=grouped_label_smoothed_cross_entropy", "--vote-at-update=1",
+        "--vote-updates=2",
         "--distributed-world-size=2", "--distributed-no-spawn", "--distributed-backend=gloo",
         "--ddp-backend=legacy_ddp",
     ]  # fmt: skip
@@ -138,6 +144,10 @@ def test_two_processes(tiny_translation: PreparedData, tmp_path: Path) -> None:
         assert [process.returncode for process in ranks] == [0, 0], outputs[0][-3000:]
         if epochs == 1:
             first = num_updates(tmp_path / "checkpoint_last.pt")
+            assert "of each attention module stay" in outputs[0]
+    weights = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["model"]
+    ballots = [tensor for name, tensor in weights.items() if name.endswith(".votes")]
+    assert [int(votes.sum()) for votes in ballots] == [2 * 2 * 2] * 3, "groups, updates, processes"
     assert num_updates(tmp_path / "checkpoint_last.pt") == 2 * first
 
 
