@@ -245,6 +245,10 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     assert baseline.parameters - trial.parameters == (modules * heads - left) * head
     table = pd.read_csv(tmp_path / "runs" / "small" / "report" / "trials.csv")
     assert "; left: encoder_self " in table["plan"][1]
+    folder = "checkpoints/trial-1-run-1"
+    pruning = f" && nas-attn prune {folder}/checkpoint_best.pt --out {folder}/checkpoint_pruned.pt"
+    assert table["command"][1].endswith(pruning)
+    assert "nas-attn prune" not in table["command"][0]
 
     again = tmp_path / "again.pt"
     text = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again))

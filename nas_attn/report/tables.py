@@ -10,6 +10,7 @@ import pandas as pd
 from nas_attn.attention.counting import ModelSize
 from nas_attn.search.record import TrialRecord, front
 from nas_attn.training.arguments import reproduction, shell_text
+from nas_attn.training.worker import BEST, PRUNED
 
 
 def noise_of(trials: Sequence[TrialRecord]) -> float | None:
@@ -85,10 +86,12 @@ def front_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
 
 
 def reproduction_texts(trial: TrialRecord) -> list[str]:
-    """For each seed, the line that trains the trial again, into a folder of its own."""
-    return [
-        shell_text(
-            reproduction(command, f"checkpoints/trial-{trial.number}-run-{run}"), trial.threads
-        )
-        for run, command in enumerate(trial.commands, start=1)
-    ]
+    """For each seed, the line that trains the trial again, into a folder of its own, and prunes."""
+    texts = []
+    for run, command in enumerate(trial.commands, start=1):
+        folder = f"checkpoints/trial-{trial.number}-run-{run}"
+        text = shell_text(reproduction(command, folder), trial.threads)
+        if trial.pruned:
+            text += f" && nas-attn prune {folder}/{BEST} --out {folder}/{PRUNED}"
+        texts.append(text)
+    return texts
