@@ -8,6 +8,7 @@ methods are wrapped; any task will do.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -129,8 +130,6 @@ def _forget_best() -> None:
 
     fairseq keeps the best validation, for checkpoint_best.pt and for --patience, on its functions.
     """
-    import sys
-
     functions = [checkpoint_utils.save_checkpoint]
     for name in ("__main__", "fairseq_cli.train"):
         functions.append(getattr(sys.modules.get(name), "should_stop_early", None))

@@ -123,7 +123,7 @@ def test_the_terms_are_cosines_and_so_are_their_gradients() -> None:
     ("kind", "loss"), [("orthogonal", -0.7), ("alike", -0.7 + 0.4), ("opposite", -0.7 - 0.4)]
 )
 def test_the_constraint_at_its_extremes(kind: str, loss: float) -> None:
-    """Between -alpha - beta and alpha + beta; for these heads exactly so much (papers, 20)."""
+    """Between -alpha - beta and alpha + beta; for these heads exactly so much."""
     second = {"orthogonal": [0.0, 1.0], "alike": [1.0, 0.0], "opposite": [-1.0, 0.0]}[kind]
     features = torch.tensor([[[1.0, 0.0]] * 3 + [second] * 3], dtype=torch.double)
     within, between = constraint_terms(products_of(features), torch.tensor([[0, 0, 0, 1, 1, 1]]))
@@ -144,7 +144,7 @@ def test_a_vote_is_for_the_head_nearest_to_each_centre() -> None:
 
 
 def test_cosines_vote_for_the_nearest_too() -> None:
-    """The released code keeps the head farthest from its centre with this metric (papers 3f)."""
+    """The released code keeps the head farthest from its centre with this metric (Ni et al. 2023)."""
     angles = torch.tensor([0.0, 0.1, 0.3, 2.0, 2.1, 2.5], dtype=torch.double)
     features = torch.stack([angles.cos(), angles.sin()], dim=1)[None]
     features = features * torch.tensor([9.0, 1.0, 5.0, 3.0, 8.0, 1.0])[:, None]
@@ -222,7 +222,7 @@ VOTES, GROUPS = [9, 8, 3, 1, 5, 0, 2, 2], [0, 0, 0, 0, 1, 1, 1, 1]
     ],
 )
 def test_rules_of_the_vote(options: dict[str, object], kept: list[int]) -> None:
-    """Most votes may both be of one group; pillars and thresholds look at groups (papers, 22)."""
+    """Most votes may both be of one group; pillars and thresholds look at groups."""
     assert vote_by_hand(grouped(**options), VOTES, GROUPS) == kept
 
 
@@ -296,7 +296,7 @@ def test_light_shared_dimensions_are_pruned(content_bias: bool) -> None:
 
 
 def test_counts_of_the_paper() -> None:
-    """131,264 parameters a head (papers 3b)."""
+    """131,264 parameters a head (Ni et al. 2023)."""
     shape = SiteShape(num_layers=6, embed_dim=512, num_heads=8)
     counts = {
         heads: count_choice(AttentionChoice.of("grouped_head", kept_heads=heads), shape).parameters

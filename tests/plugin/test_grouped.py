@@ -81,7 +81,7 @@ class Bench:
 
 
 def constraint(bench: Bench) -> Tensor:
-    """L_z from the features of the last forward, summed over layers (papers 3f, 3)."""
+    """L_z from the features of the last forward, summed over layers (as Ni et al. 2023 released it)."""
     total = torch.zeros(())
     for module in bench.modules:
         assert module.products is not None
@@ -276,7 +276,7 @@ def test_every_criterion_of_fairseq_has_a_grouped_one() -> None:
 
 
 def test_counts_and_operations_of_the_paper() -> None:
-    """Base Transformer of the paper (papers 3b); embeddings and biases as it counts them."""
+    """Base Transformer of the paper (Ni et al. 2023); embeddings and biases as it counts them."""
     flags = ["--share-decoder-input-output-embed"]
 
     def count(*more: str) -> int:
@@ -297,7 +297,7 @@ def test_counts_and_operations_of_the_paper() -> None:
 def million_operations(
     width: int = 512, ffn: int = 2048, heads: int = 8, depth: int = 6, shared_dim: int = 0
 ) -> float:
-    """Multiply-adds of a Transformer for 30 source and target tokens (formula in papers 3b)."""
+    """Multiply-adds of a Transformer for 30 source and target tokens (Ni et al. 2023)."""
     head_width = width // 8 if width != 1024 else 64
     attention = 4 * width * heads * head_width
     products = 2 * heads * head_width
