@@ -144,7 +144,7 @@ def test_a_vote_is_for_the_head_nearest_to_each_centre() -> None:
 
 
 def test_cosines_vote_for_the_nearest_too() -> None:
-    """The released code keeps the head farthest from its centre with this metric (Ni et al. 2023)."""
+    """The released code keeps the head farthest from its centre with this metric."""
     angles = torch.tensor([0.0, 0.1, 0.3, 2.0, 2.1, 2.5], dtype=torch.double)
     features = torch.stack([angles.cos(), angles.sin()], dim=1)[None]
     features = features * torch.tensor([9.0, 1.0, 5.0, 3.0, 8.0, 1.0])[:, None]

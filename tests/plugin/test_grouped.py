@@ -81,7 +81,7 @@ class Bench:
 
 
 def constraint(bench: Bench) -> Tensor:
-    """L_z from the features of the last forward, summed over layers (as Ni et al. 2023 released it)."""
+    """L_z from the features of the last forward, summed over layers, as released."""
     total = torch.zeros(())
     for module in bench.modules:
         assert module.products is not None
