@@ -11,7 +11,8 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -27,9 +28,8 @@ from nas_attn.errors import ConfigError, NasAttnError, PlanError
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
-    from nas_attn.search.config import ExecutionConfig
-    from nas_attn.search.driver import Executor
-    from nas_attn.search.record import Record
+    from nas_attn.search.driver import Conductor, Executor, Snapshot
+    from nas_attn.search.record import Record, TrialRecord
     from nas_attn.study import Study
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, on this machine.")
 app.add_typer(bench, name="bench")
 console = Console()
+
+SAY_SECONDS = 1.0
+"""At most so often a search says how far it is, where there is no live display."""
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -72,13 +75,23 @@ def search(
     set_: SetOption = [],  # noqa: B006  typer copies it
     executor: Annotated[
         str | None,
-        typer.Option(help="local (sub-processes) or ray; the study file says if left out."),
+        typer.Option(
+            help="local (sub-processes), ray, or simulated; the study file says if left out."
+        ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(help="Address of a running Ray cluster, such as auto; implies ray."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Optuna storage that several drivers share, such as "
+            "postgresql+psycopg://USER@HOST/DATABASE or grpc://HOST:PORT.",
+        ),
+    ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
@@ -86,9 +99,10 @@ def search(
 
     Trains the multi-head baseline first, then plans proposed by the study's sampler, and writes the
     report. Stop it at any time with Ctrl-C: the same command goes on where it stopped, trainings in
-    progress included, and nothing that is finished runs again.
+    progress included, and nothing that is finished runs again. Started several times at once, also on
+    several machines that share a storage and the run folder, the drivers share the work; a driver
+    that dies loses its trials to the others.
     """
-    from nas_attn.search.driver import Conductor, lock_run_folder
     from nas_attn.study import load_study
 
     overrides = list(set_)
@@ -96,34 +110,18 @@ def search(
         overrides.append(f"search.trials={trials}")
     if workers is not None:
         overrides.append(f"execution.workers={workers}")
+    if storage is not None:
+        overrides.append(f"execution.storage={storage}")
     if executor is not None or address is not None:
         overrides.append(f"execution.executor={executor or 'ray'}")
     loaded = load_study(study, overrides=overrides, runs=runs)
-    with lock_run_folder(loaded.folder):
-        data = loaded.config.data
-        if not data.folder.is_dir():
-            console.print(f"preparing {data.folder} ...", highlight=False)
-            loaded.prepare_data(workers=len(os.sched_getaffinity(0)))
-        record = _open_record(loaded, create=True)
-        record.keep_settings(loaded.settings())
-        record.note("versions", _versions())
-        record.note("machine", _machine())
-        conductor = Conductor(
-            record=record,
-            space=loaded.space,
-            sizer=loaded.sizer,
-            config=loaded.config.search,
-            build_job=loaded.build_job,
-        )
-        runner = _make_executor(loaded.config.execution, address)
-        try:
-            with _interruptible(), _live(loaded, conductor, runner.workers):
-                runner.run(conductor)
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on where this one stopped")
-            raise typer.Exit(130) from None
-        conductor.outcome()
-        page = _write_report(loaded, record, loaded.folder / "report")
+    _prepare_once(loaded)
+    record = _open_record(loaded, create=True)
+    record.keep_settings(loaded.settings())
+    record.note("versions", _versions())
+    record.note("machine", _machine())
+    _run_search(loaded, record, address)
+    page = _write_report(loaded, record, loaded.folder / "report")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
@@ -163,15 +161,16 @@ def status(
     loaded = load_study(study, overrides=set_, runs=runs)
     trials = _open_record(loaded).trials()
     table = Table("state", "trials", box=None)
-    states = [t.state.name.lower() if t.duplicate_of is None else "repeated" for t in trials]
+    states = [_state_text(trial) for trial in trials]
     for state in sorted(set(states)):
         table.add_row(state, str(states.count(state)))
     console.print(table)
     baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
-    console.print(front_table(tuple(front(trials)), baseline, loaded.config.objectives.loss))
+    console.print(front_table(tuple(front(trials)), baseline, loaded.objectives))
     for trial in trials:
-        if trial.reason and trial.duplicate_of is None:
-            console.print(Text(f"trial {trial.number} failed: {trial.reason}", style="red"))
+        if trial.failure is not None:
+            why = f"trial {trial.number} failed ({trial.failure}): {trial.reason}"
+            console.print(Text(why, style="red"))
 
 
 @app.command()
@@ -190,8 +189,8 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
         soft_wrap=True,
     )
     if config.data.folder.is_dir():
-        low, high = loaded.parameter_range()
-        console.print(f"{config.objectives.parameters} parameters: {low:,} to {high:,}")
+        low, high = loaded.axis_range()
+        console.print(f"{loaded.objectives.axis}: {low:,} to {high:,}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -624,7 +623,7 @@ def main() -> None:
         datefmt="%H:%M:%S",
         handlers=[on_terminal if console.is_terminal else logging.StreamHandler(sys.stdout)],
     )
-    for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx"):
+    for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx", "optuna"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
@@ -640,64 +639,134 @@ def _say_error(error: Exception) -> None:
     Console(stderr=True).print(Text(f"nas-attn: {error}", style="red"), soft_wrap=True)
 
 
+def _state_text(trial: TrialRecord) -> str:
+    if trial.duplicate_of is not None:
+        return "repeated"
+    if trial.is_withdrawn:
+        return "withdrawn"
+    if trial.is_refused:
+        return "over a limit"
+    return {"PRUNED": "stopped early"}.get(trial.state.name, trial.state.name.lower())
+
+
 def _open_record(study: Study, *, create: bool = False) -> Record:
     import optuna
 
-    from nas_attn.search.record import JOURNAL, Record, open_storage
+    from nas_attn.search.record import Record
+    from nas_attn.search.storage import JOURNAL, open_storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = study.config.execution.storage
     if url is None and not create and not (study.folder / JOURNAL).is_file():
         raise NasAttnError(f"no search has run in {study.folder} yet")
     storage = open_storage(url, study.folder)
-    return Record(study.config.name, storage, study.config.objectives.parameters, create=create)
+    return Record(study.config.name, storage, study.objectives, create=create)
 
 
-def _make_executor(config: ExecutionConfig, address: str | None) -> Executor:
-    if config.executor == "ray":
+def _prepare_once(study: Study) -> None:
+    """Make the data set if it is not there, by one of several drivers."""
+    import fcntl
+
+    data = study.config.data
+    if data.folder.is_dir():
+        return
+    data.folder.parent.mkdir(parents=True, exist_ok=True)
+    with data.folder.with_name(data.folder.name + ".lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not data.folder.is_dir():
+            console.print(f"preparing {data.folder} ...", highlight=False)
+            study.prepare_data(workers=len(os.sched_getaffinity(0)))
+
+
+def _run_search(study: Study, record: Record, address: str | None) -> None:
+    """Run a search as one of its drivers, to its end or to Ctrl-C."""
+    from nas_attn.search.driver import Conductor
+    from nas_attn.search.ownership import Ownership
+
+    execution = study.config.execution
+    ownership = Ownership(
+        record,
+        study.folder,
+        heartbeat_seconds=execution.heartbeat_seconds,
+        grace_seconds=execution.grace_seconds,
+    )
+    try:
+        conductor = Conductor(
+            record=record,
+            ownership=ownership,
+            proposer=study.proposer(),
+            config=study.config.search,
+            build_job=study.build_job,
+            retries=execution.retries,
+        )
+        runner = _make_executor(study, address)
+        try:
+            with _interruptible(), _live(study, conductor, runner.workers):
+                runner.run(conductor)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where this one stopped")
+            raise typer.Exit(130) from None
+        conductor.outcome()
+    finally:
+        ownership.close()
+
+
+def _make_executor(study: Study, address: str | None) -> Executor:
+    execution, resources = study.config.execution, study.config.resources
+    if execution.executor == "simulated":
+        from nas_attn.search.simulated import SimulatedExecutor
+
+        return SimulatedExecutor(execution.workers)
+    if execution.executor == "ray":
         from nas_attn.search.ray_tune import RayExecutor
 
-        return RayExecutor(config, address)
+        data = study.config.data.folder.absolute()
+        return RayExecutor(execution, resources, address, data=data, runs=study.folder)
     from nas_attn.search.local import LocalExecutor
 
-    return LocalExecutor(config)
+    return LocalExecutor(execution, resources)
 
 
 @contextlib.contextmanager
-def _live(study: Study, conductor: Any, workers: int) -> Iterator[None]:
+def _live(study: Study, conductor: Conductor, workers: int) -> Iterator[None]:
     """The live display on a terminal, plain lines elsewhere."""
     from rich.live import Live
 
     from nas_attn.display import SearchDisplay, duration
 
-    display = SearchDisplay(study.config.name, study.config.objectives.loss, workers)
-    display.update(conductor.snapshot())
+    display = SearchDisplay(study.config.name, study.objectives, workers)
+    display.update(conductor.snapshot)
     if console.is_terminal:
         conductor.on_change = display.update
         logging.getLogger("nas_attn.search.driver").setLevel(logging.WARNING)
         with Live(display, console=console, refresh_per_second=2):
             yield
+            display.update(conductor.snapshot, now=True)
         return
-    ended = -1
+    said, ended = 0.0, -1
 
-    def say(snapshot: Any) -> None:
-        nonlocal ended
-        if snapshot.finished + snapshot.failed != ended:
-            ended = snapshot.finished + snapshot.failed
-            left = snapshot.seconds_left(workers)
-            about = "" if left is None else f", about {duration(left)} left"
-            logger.info(
-                "%d of %d finished, %d running, %d failed%s",
-                snapshot.finished,
-                snapshot.budget,
-                len(snapshot.running),
-                snapshot.failed,
-                about,
-            )
+    def say(make: Callable[[], Snapshot]) -> None:
+        nonlocal said, ended
+        if time.monotonic() - said < SAY_SECONDS:
+            return
+        snapshot = make()
+        if snapshot.over == ended:
+            return
+        said, ended = time.monotonic(), snapshot.over
+        left = snapshot.seconds_left(workers)
+        logger.info(
+            "%d of %d finished, %d stopped early, %d running, %d failed%s",
+            snapshot.finished,
+            snapshot.budget,
+            snapshot.stopped,
+            len(snapshot.running) + snapshot.elsewhere,
+            snapshot.failed,
+            "" if left is None else f", about {duration(left)} left",
+        )
 
     conductor.on_change = say
     yield
-    display.update(conductor.snapshot())
+    display.update(conductor.snapshot, now=True)
     console.print(display)
 
 
@@ -725,13 +794,12 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
     context = ReportContext(
         name=study.config.name,
         description=study.config.description,
-        loss=study.config.objectives.loss,
-        objective=study.config.objectives.parameters,
+        objectives=study.objectives,
         seeds=len(study.config.training.seeds),
         settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
         versions=notes["versions"],
         machine=notes["machine"],
-        evaluate=study.evaluation_texts(trials),
+        evaluate={} if study.config.replay else study.evaluation_texts(trials),
     )
     return write_report(trials, context, out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -15,10 +15,13 @@ from rich.text import Text
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.search.driver import Snapshot
+from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord
 from nas_attn.training.doctor import Finding
 
 MAX_FRONT_ROWS = 12
+MAX_RUNNING_ROWS = 16
+UPDATE_SECONDS = 0.3
 
 
 class SearchDisplay:
@@ -26,28 +29,32 @@ class SearchDisplay:
 
     Args:
         name: of the study.
-        loss: name of the loss.
+        objectives: what is weighed.
         workers: trials at a time.
     """
 
-    def __init__(self, name: str, loss: str, workers: int) -> None:
+    def __init__(self, name: str, objectives: Objectives, workers: int) -> None:
         self.name = name
-        self.loss = loss
+        self.objectives = objectives
         self.workers = workers
         self.started = time.time()
         self.snapshot: Snapshot | None = None
+        self._updated = 0.0
 
-    def update(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
+    def update(self, make: Callable[[], Snapshot], *, now: bool = False) -> None:
+        """Something happened; a snapshot is made if the last one is old, or one is wanted now."""
+        if now or time.monotonic() - self._updated > UPDATE_SECONDS:
+            self.snapshot, self._updated = make(), time.monotonic()
 
     def __rich__(self) -> RenderableType:
-        if self.snapshot is None:
+        snapshot = self.snapshot
+        if snapshot is None:
             return Text("starting ...")
-        parts: list[RenderableType] = [self._headline(self.snapshot)]
-        if self.snapshot.running:
-            parts.append(self._running(self.snapshot))
-        if self.snapshot.front:
-            parts.append(front_table(self.snapshot.front, self.snapshot.baseline, self.loss))
+        parts: list[RenderableType] = [self._headline(snapshot)]
+        if snapshot.running:
+            parts.append(self._running(snapshot))
+        if snapshot.front:
+            parts.append(front_table(snapshot.front, snapshot.baseline, self.objectives))
         return Group(*parts)
 
     def _headline(self, snapshot: Snapshot) -> RenderableType:
@@ -55,9 +62,11 @@ class SearchDisplay:
         grid = Table.grid(padding=(0, 2))
         grid.add_row(
             Text(self.name, style="bold"),
-            ProgressBar(total=snapshot.budget, completed=snapshot.finished, width=24),
+            ProgressBar(total=snapshot.budget, completed=snapshot.over, width=24),
             f"{snapshot.finished}/{snapshot.budget} finished",
-            f"{len(snapshot.running)} running",
+            f"{snapshot.stopped} stopped early" if snapshot.stopped else "",
+            f"{len(snapshot.running)} running"
+            + (f", {snapshot.elsewhere} elsewhere" if snapshot.elsewhere else ""),
             Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else ""),
             f"{duration(time.time() - self.started)} gone",
             "" if left is None else f"about {duration(left)} left",
@@ -66,14 +75,15 @@ class SearchDisplay:
 
     def _running(self, snapshot: Snapshot) -> Table:
         table = Table(title="running", title_justify="left", expand=False, box=None)
-        for name in ("trial", "parameters", "time", "seed", "updates", self.loss):
+        axis, loss = self.objectives.axis, self.objectives.loss
+        for name in ("trial", axis, "time", "seed", "updates", loss):
             table.add_column(name, justify="right")
         table.add_column("plan", overflow="fold")
-        for trial in snapshot.running:
+        for trial in snapshot.running[:MAX_RUNNING_ROWS]:
             last = trial.last
             table.add_row(
                 str(trial.number),
-                f"{trial.parameters:,}",
+                f"{trial.cost:,}",
                 duration(time.time() - trial.started),
                 "" if last is None else str(last.seed),
                 "" if last is None else str(last.num_updates),
@@ -83,7 +93,9 @@ class SearchDisplay:
         return table
 
 
-def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, loss: str) -> Table:
+def front_table(
+    front: tuple[TrialRecord, ...], baseline: TrialRecord | None, objectives: Objectives
+) -> Table:
     """The best points so far, from small to large; evenly thinned if there are many."""
     rows = list(front)
     if len(rows) > MAX_FRONT_ROWS:
@@ -91,19 +103,23 @@ def front_table(front: tuple[TrialRecord, ...], baseline: TrialRecord | None, lo
         rows = [rows[round(i * last / (MAX_FRONT_ROWS - 1))] for i in range(MAX_FRONT_ROWS)]
     title = "front so far" if len(rows) == len(front) else f"front so far ({len(front)} points)"
     table = Table(title=title, title_justify="left", expand=False, box=None)
-    for name in ("trial", "parameters", "change", "effective", loss, "change"):
-        table.add_column(name, justify="right")
+    effective = any(trial.effective is not None for trial in rows)
+    further = objectives.costs[1:]
+    columns = ["trial", objectives.axis, "change", *(["effective"] if effective else [])]
+    for name in (*columns, *further, objectives.loss, "change"):
+        table.add_column(name.replace("_", " "), justify="right")
     table.add_column("plan", overflow="fold")
     for trial in rows:
         smaller = worse = ""
-        if baseline is not None and not trial.is_baseline and baseline.parameters:
-            smaller = f"{(trial.parameters or 0) / baseline.parameters - 1:+.1%}"
+        if baseline is not None and not trial.is_baseline and baseline.cost:
+            smaller = f"{(trial.cost or 0) / baseline.cost - 1:+.1%}"
             worse = f"{(trial.loss or 0.0) - (baseline.loss or 0.0):+.4f}"
         table.add_row(
             str(trial.number),
-            f"{trial.parameters:,}",
+            f"{trial.cost:,}",
             smaller or "baseline",
-            "" if trial.effective is None else f"{trial.effective:,}",
+            *(["" if trial.effective is None else f"{trial.effective:,}"] if effective else []),
+            *(f"{trial.costs.get(name, 0):,.6g}" for name in further),
             f"{trial.loss:.4f}",
             worse,
             Text(trial.text),

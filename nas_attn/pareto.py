@@ -16,8 +16,10 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[int]:
 
     Equal points are all kept.
     """
-    return [
-        index
-        for index, point in enumerate(points)
-        if not any(dominates(other, point) for other in points)
-    ]
+    chosen: list[int] = []
+    # In lexicographic order a point can be dominated only by one that comes before it.
+    for index in sorted(range(len(points)), key=lambda i: tuple(points[i])):
+        # The last ones first: in two objectives one of them decides at once.
+        if not any(dominates(points[other], points[index]) for other in reversed(chosen)):
+            chosen.append(index)
+    return sorted(chosen)

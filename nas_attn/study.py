@@ -19,20 +19,31 @@ from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError
-from nas_attn.plan import AttentionPlan
-from nas_attn.search.config import ExecutionConfig, ObjectivesConfig, SearchConfig
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.search.config import (
+    ExecutionConfig,
+    ObjectivesConfig,
+    ResourcesConfig,
+    SearchConfig,
+)
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.proposals import Proposer, expected_costs
 from nas_attn.search.record import TrialRecord
 from nas_attn.search.samplers import StratifiedProposer
 from nas_attn.section import Section, faults_of
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.training.arguments import (
     check_arguments,
+    check_metric,
+    decoding_command,
     evaluation_command,
+    maximises,
     shell_text,
     training_arguments,
     training_command,
 )
 from nas_attn.training.config import DataConfig, TrainingConfig
+from nas_attn.training.costs import CostModel, available_costs
 from nas_attn.training.data import (
     PreparedData,
     find_split_files,
@@ -43,7 +54,8 @@ from nas_attn.training.data import (
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
 from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
-from nas_attn.training.worker import SeedRun, TrialJob, best_checkpoint
+from nas_attn.training.replay import ReplayConfig, replay_command
+from nas_attn.training.worker import CHECKPOINT, SeedRun, TrialJob, best_checkpoint
 
 
 class StudyConfig(Section):
@@ -61,7 +73,10 @@ class StudyConfig(Section):
     """Name of a shipped search space, path of a file, or the space itself."""
     objectives: ObjectivesConfig = ObjectivesConfig()
     search: SearchConfig = SearchConfig()
+    resources: ResourcesConfig = ResourcesConfig()
     execution: ExecutionConfig = ExecutionConfig()
+    replay: ReplayConfig | None = None
+    """Learning curves to replay instead of training, to try a search itself."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +98,35 @@ class Study:
         """The study's run folder."""
         return (self.runs / self.config.name).absolute()
 
+    @property
+    def objectives(self) -> Objectives:
+        """What is weighed."""
+        config = self.config.objectives
+        return Objectives.of(config, maximise=maximises(config.loss))
+
+    @property
+    def baseline(self) -> AttentionPlan:
+        """Multi-head attention everywhere, which all is compared with."""
+        return AttentionPlan.uniform(AttentionChoice("multi_head"), tuple(self.space.shapes))
+
     @cached_property
-    def sizer(self) -> Sizer:
-        """Exact sizes; needs the data set, for its dictionaries.
+    def costs(self) -> CostModel:
+        """Exact costs of plans; needs the data set, for its dictionaries.
 
         Raises:
             DataError: the data set is not prepared.
         """
-        data = load_prepared(self.config.data.folder)
-        return Sizer.of(
+        config = self.config.objectives
+        return CostModel.of(
             training_arguments(self.config.training),
-            load_dictionaries(data, self.config.training.task),
+            load_dictionaries(load_prepared(self.config.data.folder), self.config.training.task),
+            sentence_length=config.sentence_length,
+            with_flops="flops" in {*config.costs, *config.limits},
         )
+
+    def proposer(self) -> Proposer:
+        """Proposes plans, from an empty history."""
+        return Proposer(self.space, self.costs, self.objectives, self.config.search, self.baseline)
 
     def prepare_data(self, *, workers: int = 1) -> PreparedData:
         """Make the data set if it is not there.
@@ -131,34 +163,52 @@ class Study:
 
     def build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
         """What an executor needs to run a trial."""
-        folder = self.folder / "trials" / f"{number:05d}"
-        data = load_prepared(self.config.data.folder.absolute())
+        return self._job(number, plan, self.folder / "trials" / f"{number:05d}")
+
+    def _job(self, number: int, plan: AttentionPlan, folder: Path) -> TrialJob:
+        config = self.config
+        data = load_prepared(config.data.folder.absolute())
+        parameters = self.costs.sizer.size(plan).total
         runs = []
-        for seed in self.config.training.seeds:
+        for seed in config.training.seeds:
             run = folder / f"seed-{seed}"
-            command = training_command(
-                self.config.training,
-                data,
-                plan,
-                seed=seed,
-                metric=self.config.objectives.loss,
-                save_dir=run / "checkpoints",
-            )
+            save_dir = run / "checkpoints"
+            if config.replay is not None:
+                text = plan.dumps()
+                command = replay_command(config.replay, text, parameters, seed, save_dir)
+            else:
+                command = training_command(
+                    config.training,
+                    data,
+                    plan,
+                    seed=seed,
+                    metric=config.objectives.loss,
+                    save_dir=save_dir,
+                )
             runs.append(SeedRun(seed=seed, folder=str(run), command=tuple(command)))
+        measure: Sequence[str] = ()
+        if "decoding_seconds" in config.objectives.costs:
+            measure = decoding_command(config.training, data, Path(CHECKPOINT))
         return TrialJob(
             number=number,
             folder=str(folder),
-            metric=self.config.objectives.loss,
-            parameters=self.sizer.size(plan).total,
+            metric=config.objectives.loss,
+            maximise=self.objectives.maximise,
+            parameters=parameters,
             runs=tuple(runs),
-            threads=self.config.execution.threads,
+            threads=config.resources.cpus,
+            plan=plan.to_json(),
+            data_folder=str(data.folder),
+            hang_seconds=60 * config.execution.hang_minutes,
+            measure=tuple(measure),
+            measure_runs=config.objectives.decoding_runs,
         )
 
-    def parameter_range(self) -> tuple[int, int]:
-        """The smallest and the largest number of parameters that the space reaches."""
-        objective = self.config.objectives.parameters
+    def axis_range(self) -> tuple[int, int]:
+        """The least and the most that a plan of the space costs, on the objectives' axis."""
+        axis = self.objectives.axis
         proposer = StratifiedProposer(
-            self.space, lambda plan: getattr(self.sizer.size(plan), objective), seed=0
+            self.space, lambda plan: expected_costs(self.costs, plan)[0][axis], seed=0
         )
         return proposer.low, proposer.high
 
@@ -177,7 +227,13 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """What must not change between two starts of a search, or trials are not comparable."""
         config = self.config.model_dump(mode="json")
-        kept: dict[str, Any] = {name: config[name] for name in ("data", "training", "objectives")}
+        kept: dict[str, Any] = {name: config[name] for name in ("data", "training")}
+        objectives = config["objectives"]
+        kept["objectives"] = {name: objectives[name] for name in ("loss", "costs")}
+        if "flops" in objectives["costs"]:
+            kept["objectives"]["sentence_length"] = objectives["sentence_length"]
+        if config["replay"] is not None:
+            kept["replay"] = config["replay"]
         # As JSON gives it back: with lists for tuples, so that it equals what a storage returns.
         kept["space"] = self.space.config.model_dump(mode="json")
         del kept["space"]["description"]
@@ -235,6 +291,7 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
         raise ConfigError(str(path), faults_of(error)) from None
     faults = _check_data(config.data, config.training.task)
     faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
+    faults += _check_objectives(config)
     space_config, space_key = _load_space(config.space, faults)
     if faults or space_config is None:
         raise ConfigError(str(path), faults)
@@ -256,6 +313,29 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
     if seen:
         raise ConfigError(str(path), [Fault(key, message) for key, message in seen])
     return Study(config, space, runs)
+
+
+def _check_objectives(config: StudyConfig) -> list[Fault]:
+    """Objectives that this training does not have."""
+    faults = check_metric(config.training, config.objectives.loss)
+    there_are = available_costs(config.training.task)
+    named = {"objectives.costs": config.objectives.costs}
+    named["objectives.limits"] = list(config.objectives.limits)
+    for key, names in named.items():
+        for name in names:
+            if name not in there_are:
+                message = f"{config.training.task} has no {name}; it has {', '.join(there_are)}"
+                faults.append(Fault(key, message))
+    if config.replay is not None:
+        if "decoding_seconds" in config.objectives.costs:
+            message = "nothing is decoded where learning curves are replayed"
+            faults.append(Fault("objectives.costs", message))
+        if config.objectives.loss not in ("loss", "nll_loss"):
+            faults.append(Fault("objectives.loss", "replayed curves have loss and nll_loss only"))
+    elif config.execution.executor == "simulated":
+        message = "simulated trials replay learning curves: add the section replay"
+        faults.append(Fault("execution.executor", message))
+    return faults
 
 
 def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:

@@ -95,7 +95,12 @@ def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
     """Numbers cached for each token of a decoder's own output, over all its layers."""
     shape = shapes["decoder_self"]
     choices = plan.layers("decoder_self", shape.num_layers)
-    return sum(build_on_meta(choice, shape).cache_size() for choice in choices)
+    return sum(_cache_of_choice(choice, shape) for choice in choices)
+
+
+@lru_cache(maxsize=4096)
+def _cache_of_choice(choice: AttentionChoice, shape: SiteShape) -> int:
+    return build_on_meta(choice, shape).cache_size()
 
 
 class ModelSize(NamedTuple):

@@ -10,7 +10,7 @@ FRONT_COLOR, BASELINE_COLOR, OTHER_COLOR = "#0b5cad", "#c44e00", "#8a8f98"
 
 
 def write_print_figures(
-    trials: pd.DataFrame, folder: Path, *, loss: str, noise: float | None
+    trials: pd.DataFrame, folder: Path, *, loss: str, axis: str, noise: float | None
 ) -> None:
     """Write front.png and front.svg.
 
@@ -18,6 +18,7 @@ def write_print_figures(
         trials: from `trials_table`.
         folder: where to.
         loss: name of the loss.
+        axis: name of the cost.
         noise: standard error of one trial's loss, drawn as error bars.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,14 +30,14 @@ def write_print_figures(
     axes = figure.add_subplot()
     rest = done[~done["on_front"] & ~done["baseline"]]
     axes.scatter(
-        _numbers(rest, "parameters"),
+        _numbers(rest, "cost"),
         _numbers(rest, "loss"),
         s=22,
         facecolors="none",
         edgecolors=OTHER_COLOR,
         label="dominated",
     )
-    x, y = _numbers(points, "parameters"), _numbers(points, "loss")
+    x, y = _numbers(points, "cost"), _numbers(points, "loss")
     axes.step(x, y, where="post", color=FRONT_COLOR, linewidth=1.2)
     axes.errorbar(
         x,
@@ -49,7 +50,7 @@ def write_print_figures(
         label="front",
     )
     axes.scatter(
-        _numbers(baseline, "parameters"),
+        _numbers(baseline, "cost"),
         _numbers(baseline, "loss"),
         s=70,
         marker="D",
@@ -57,7 +58,7 @@ def write_print_figures(
         zorder=3,
         label="multi-head baseline",
     )
-    axes.set_xlabel("parameters")
+    axes.set_xlabel(axis)
     axes.set_ylabel(f"validation {loss}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.25)
@@ -66,12 +67,13 @@ def write_print_figures(
     figure.savefig(folder / "front.svg")
 
 
-def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) -> str:
+def interactive_figure(trials: pd.DataFrame, *, loss: str, axis: str, noise: float | None) -> str:
     """The front as an HTML fragment that holds the plot library, so it needs no network.
 
     Args:
         trials: from `trials_table`.
         loss: name of the loss.
+        axis: name of the cost.
         noise: standard error of one trial's loss, drawn as error bars.
     """
     import plotly.graph_objects as go
@@ -95,7 +97,7 @@ def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) 
         )
         figure.add_trace(
             go.Scatter(
-                x=_numbers(table, "parameters"),
+                x=_numbers(table, "cost"),
                 y=_numbers(table, "loss"),
                 name=name,
                 mode=mode,
@@ -107,14 +109,16 @@ def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) 
                     _hover(number, plan)
                     for number, plan in zip(table["trial"], table["plan"], strict=True)
                 ],
-                hovertemplate="%{text}<br>%{x:,} parameters<br>"
+                hovertemplate="%{text}<br>%{x:,} "
+                + _escape(axis)
+                + "<br>"
                 + _escape(loss)
                 + " %{y:.4f}<extra></extra>",
             )
         )
     figure.update_layout(
         template="plotly_white",
-        xaxis={"title": {"text": "parameters"}, "tickformat": ","},
+        xaxis={"title": {"text": _escape(axis)}, "tickformat": ","},
         yaxis={"title": {"text": f"validation {_escape(loss)}"}},
         margin={"l": 70, "r": 20, "t": 20, "b": 60},
         legend={"orientation": "h", "y": -0.2},
@@ -128,7 +132,7 @@ def interactive_figure(trials: pd.DataFrame, *, loss: str, noise: float | None) 
 
 def _split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     done = trials[(trials["state"] == "complete") & trials["duplicate_of"].isna()]
-    return done, done[done["on_front"]].sort_values("parameters"), done[done["baseline"]]
+    return done, done[done["on_front"]].sort_values("cost"), done[done["baseline"]]
 
 
 def _numbers(table: pd.DataFrame, column: str) -> list[float]:

@@ -14,8 +14,20 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from nas_attn.report.figures import interactive_figure, write_print_figures
-from nas_attn.report.tables import front_table, noise_of, reproduction_texts, trials_table
+from nas_attn.report.tables import (
+    DIFFERENCE,
+    curves_of,
+    front_table,
+    noise_of,
+    reproduction_texts,
+    trials_table,
+)
+from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
+from nas_attn.training.replay import write_curves
+
+MAX_ROWS = 2000
+"""Trials listed on the page; tables hold all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +37,7 @@ class ReportContext:
     Args:
         name: of the study.
         description: in the user's words.
-        loss: name of the validation metric.
-        objective: which parameters count.
+        objectives: what was weighed.
         seeds: trainings of a trial.
         settings: kept with the trials.
         versions: of the libraries, as kept with the study.
@@ -36,17 +47,27 @@ class ReportContext:
 
     name: str
     description: str
-    loss: str
-    objective: str
+    objectives: Objectives
     seeds: int
     settings: dict[str, Any]
     versions: dict[str, str]
     machine: str
     evaluate: dict[int, str]
 
+    @property
+    def loss(self) -> str:
+        return self.objectives.loss
+
+    @property
+    def axis(self) -> str:
+        """The cost in words."""
+        counts = ("attention", "non_embedding", "total", "effective")
+        name = self.objectives.axis.replace("_", "-" if self.objectives.axis in counts else " ")
+        return f"{name} parameters" if self.objectives.axis in counts else name
+
 
 def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: Path) -> Path:
-    """Write index.html, front.csv, trials.csv, front.json, front.png, front.svg and summary.md.
+    """Write index.html, front.csv, trials.csv, curves.csv, front.json, figures and summary.md.
 
     Args:
         trials: of the study, in order.
@@ -57,43 +78,47 @@ def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: 
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table, chosen = trials_table(trials), front_table(trials)
+    table, chosen = (
+        trials_table(trials, context.objectives),
+        front_table(trials, context.objectives),
+    )
     noise = noise_of(trials)
     table.to_csv(folder / "trials.csv", index=False)
     chosen.to_csv(folder / "front.csv", index=False)
+    write_curves(curves_of(trials), folder / "curves.csv")
     _write_front_json(trials, context, noise, folder / "front.json")
-    write_print_figures(table, folder, loss=context.loss, noise=noise)
+    write_print_figures(table, folder, loss=context.loss, axis=context.axis, noise=noise)
     summary = summary_text(trials, context)
     (folder / "summary.md").write_text(summary, encoding="utf-8")
     page = folder / "index.html"
-    figure = interactive_figure(table, loss=context.loss, noise=noise)
+    figure = interactive_figure(table, loss=context.loss, axis=context.axis, noise=noise)
     page.write_text(_render(trials, context, noise, figure, chosen), encoding="utf-8")
     return page
 
 
 def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     """The front as a Markdown table with a few lines around it."""
-    chosen = front_table(trials)
+    chosen = front_table(trials, context.objectives)
     noise = noise_of(trials)
     trained = sum(trial.is_trained for trial in trials)
     hours = sum(trial.seconds for trial in trials) / 3600
     on_front = sum(chosen["on_front"])
+    stopped = sum(trial.state.name == "PRUNED" and trial.counts for trial in trials)
     seeds = "1 seed" if context.seeds == 1 else f"{context.seeds} seeds"
     lines = [
         f"# {context.name}",
         "",
         f"{trained} trials of {seeds} trained in {hours:.2f} hours of training time; "
-        f"{on_front} on the front.",
+        f"{on_front} on the front." + (f" {stopped} were stopped early." if stopped else ""),
         "",
-        f"| trial | plan | {context.objective} parameters | change | of them effective "
-        f"| {context.loss} | change |",
+        f"| trial | plan | {context.axis} | change | of them effective | {context.loss} | change |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in chosen.to_dict("records"):
-        mark = f" ({_baseline_mark(row)})" if row["baseline"] else ""
+        mark = f" ({_mark(row)})" if _mark(row) else ""
         plan = str(row["plan"]).replace("|", "\\|")
         lines.append(
-            f"| {row['trial']}{mark} | {plan} | {row['parameters']:,} | {_percent(row)} "
+            f"| {row['trial']}{mark} | {plan} | {row['cost']:,} | {_percent(row)} "
             f"| {_effective(row)} | {row['loss']:.4f} | {_loss_change(row)} |"
         )
     if noise is not None and on_front > 1:
@@ -116,7 +141,7 @@ def _write_front_json(
             "trial": trial.number,
             "baseline": trial.is_baseline,
             "plan": trial.plan.to_json() if trial.plan else None,
-            "parameters": trial.size._asdict() if trial.size else None,
+            "costs": dict(trial.costs),
             "loss": trial.loss,
             "losses": list(trial.losses),
             "commands": [list(command) for command in trial.commands],
@@ -125,10 +150,10 @@ def _write_front_json(
         for trial in front(list(trials))
     ]
     data = {
-        "schema": 1,
+        "schema": 2,
         "study": context.name,
         "loss": context.loss,
-        "parameters": context.objective,
+        "costs": list(context.objectives.costs),
         "noise": noise,
         "front": points,
     }
@@ -151,36 +176,40 @@ def _render(
         name=context.name,
         description=context.description,
         loss=context.loss,
-        objective=context.objective.replace("_", "-"),
+        axis=context.axis,
         seeds=context.seeds,
         settings=json.dumps(context.settings, indent=2),
         versions=context.versions,
         machine=context.machine,
         noise=noise,
+        margin=None if noise is None else DIFFERENCE * noise,
         figure=figure,
         hours=f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h",
         baseline=next((t for t in trials if t.is_baseline and t.is_trained), None),
         counts={
             "front": len(on_front),
             "trained": sum(trial.is_trained for trial in trials),
+            "stopped": sum(t.state.name == "PRUNED" and t.counts for t in trials),
             "failed": sum(t.state.name == "FAIL" and t.counts for t in trials),
         },
         front=[
             {
                 "trial": row["trial"],
-                "baseline": _baseline_mark(row) if row["baseline"] else "",
+                "baseline": row["baseline"],
+                "mark": _mark(row),
                 "plan": row["plan"],
                 "commands": reproduction_texts(by_number[row["trial"]]),
                 "evaluate": context.evaluate.get(row["trial"], ""),
-                "parameters": row["parameters"],
-                "parameters_change": _percent(row),
+                "cost": row["cost"],
+                "cost_change": _percent(row),
                 "effective": _effective(row),
                 "loss": f"{row['loss']:.4f}",
                 "loss_change": _loss_change(row),
             }
             for row in chosen.to_dict("records")
         ],
-        trials=[_row(trial, trial.number in on_front) for trial in trials],
+        trials=[_row(trial, trial.number in on_front) for trial in trials[:MAX_ROWS]],
+        left_out=max(0, len(trials) - MAX_ROWS),
     )
 
 
@@ -194,7 +223,7 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "plan": trial.text,
         "reason": trial.reason,
         "commands": reproduction_texts(trial),
-        "parameters": "" if trial.parameters is None else f"{trial.parameters:,}",
+        "cost": "" if trial.cost is None else f"{trial.cost:,}",
         "effective": "" if trial.effective is None else f"{trial.effective:,}",
         "loss": "" if trial.loss is None else f"{trial.loss:.4f}",
         "spread": ", ".join(f"{loss:.4f}" for loss in trial.losses),
@@ -202,17 +231,19 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
     }
 
 
-def _baseline_mark(row: dict[Any, Any]) -> str:
-    return "baseline" if row["on_front"] else "baseline, dominated"
+def _mark(row: dict[Any, Any]) -> str:
+    """What sets a row of the front table apart; empty for a plain point of the front."""
+    place = "" if row["on_front"] else "within the noise" if row["within_noise"] else "dominated"
+    return ", ".join(part for part in ("baseline" if row["baseline"] else "", place) if part)
 
 
 def _effective(row: dict[Any, Any]) -> str:
-    count = row["effective_parameters"]
+    count = row["effective_cost"]
     return "" if pd.isna(count) else f"{count:,}"
 
 
 def _percent(row: dict[Any, Any]) -> str:
-    change = row.get("parameters_change")
+    change = row.get("cost_change")
     if row["baseline"] or change is None or math.isnan(change):
         return ""
     return f"{change:+.1%}"

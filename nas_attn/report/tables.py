@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nas_attn.attention.counting import ModelSize
+from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
 from nas_attn.training.arguments import reproduction, shell_text
+from nas_attn.training.replay import Curve, Point
 from nas_attn.training.worker import BEST, PRUNED
+
+DIFFERENCE = 1.96 * 2**0.5
+"""Half the 95 % interval of a difference of two means, in standard errors of one."""
 
 
 def noise_of(trials: Sequence[TrialRecord]) -> float | None:
@@ -26,63 +30,125 @@ def noise_of(trials: Sequence[TrialRecord]) -> float | None:
     return float((variance / seeds) ** 0.5)
 
 
-def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
+def undecided(
+    trials: Sequence[TrialRecord], objectives: Objectives, noise: float | None
+) -> set[int]:
+    """Numbers of the trials off the front that nothing dominates beyond the noise.
+
+    A trial dominates another beyond the noise if it costs no more, and its loss is better by more
+    than the 95 % interval of the difference of two means. Without a known noise there are none.
+
+    Args:
+        trials: of the study.
+        objectives: of the study.
+        noise: standard error of one trial's loss.
+    """
+    if noise is None:
+        return set()
+    margin = DIFFERENCE * noise
+    best = front(trials)
+    on_front = {trial.number for trial in best}
+    found = set()
+    for trial in trials:
+        if trial.number in on_front or not trial.is_trained or trial.point is None:
+            continue
+        loss, *costs = trial.point
+        clearer = (better.point for better in best if better.point is not None)
+        if not any(
+            all(a <= b for a, b in zip(point[1:], costs, strict=True)) and point[0] + margin < loss
+            for point in clearer
+        ):
+            found.add(trial.number)
+    return found
+
+
+def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.DataFrame:
     """One row for each trial.
 
-    Columns: trial, state, baseline, on_front, plan, parameters (the objective),
-    parameters_certain (whether they were known before training), effective_parameters (those of
-    them that act), attention, non_embedding, total, effective (see `ModelSize`), loss (mean over
-    seeds), loss_std (over seeds), seeds, seconds, duplicate_of, reason, command (of the first
-    seed), folder.
+    Columns: trial, state, baseline, on_front, within_noise (off the front, but nothing dominates it
+    beyond the noise), plan, cost (on the axis of the objectives), cost_certain (whether it was
+    known before training), effective_cost (if it counts parameters, those of them that act), every
+    cost by name, loss (mean over seeds), loss_std (over seeds), loss_error (standard error of the
+    mean), seeds, seconds, attempts (continued after a fault), duplicate_of, failure (its kind),
+    reason, command (of the first seed), folder.
     """
     on_front = {trial.number for trial in front(list(trials))}
+    tied = undecided(trials, objectives, noise_of(trials))
+    names = list(dict.fromkeys(name for trial in trials for name in trial.costs))
     rows = [
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
             "baseline": trial.is_baseline,
             "on_front": trial.number in on_front,
+            "within_noise": trial.number in tied,
             "plan": trial.text,
-            "parameters": trial.parameters,
-            "parameters_certain": trial.certain,
-            "effective_parameters": trial.effective,
-            **dict.fromkeys(ModelSize._fields),
-            **({} if trial.size is None else trial.size._asdict()),
+            "cost": trial.cost,
+            "cost_certain": trial.certain,
+            "effective_cost": trial.effective,
+            **{name: trial.costs.get(name) for name in names},
             "loss": trial.loss,
             "loss_std": statistics.stdev(trial.losses) if len(trial.losses) > 1 else None,
+            "loss_error": _standard_error(trial.losses),
             "seeds": len(trial.losses),
             "seconds": trial.seconds,
+            "attempts": len(trial.attempts),
             "duplicate_of": trial.duplicate_of,
+            "failure": trial.failure,
             "reason": trial.reason,
             "command": next(iter(reproduction_texts(trial)), ""),
             "folder": trial.folder,
         }
         for trial in trials
     ]
-    whole = ["parameters", "effective_parameters", *ModelSize._fields, "duplicate_of"]
+    measured = {"decoding_seconds"}
+    whole = ["cost", "effective_cost", "duplicate_of", *(n for n in names if n not in measured)]
     table = pd.DataFrame(rows)
     return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
 
 
-def front_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
-    """The front and the baseline, from small to large, with differences to the baseline.
+def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.DataFrame:
+    """The front, what is within its noise, and the baseline, from small to large.
 
     The baseline has a row even if it is dominated; `on_front` tells.
 
-    Columns: those of `trials_table`, and loss_change and parameters_change (a fraction) against the
+    Columns: those of `trials_table`, and loss_change and cost_change (a fraction) against the
     baseline; empty if the baseline is not complete.
     """
-    table = trials_table(trials)
+    table = trials_table(trials, objectives)
     if table.empty:
         return table
     baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
     number = None if baseline is None else baseline.number
-    chosen = table[table["on_front"] | (table["trial"] == number)]
-    chosen = chosen.sort_values("parameters").reset_index(drop=True)
-    if baseline is not None and baseline.loss is not None and baseline.parameters is not None:
+    chosen = table[table["on_front"] | table["within_noise"] | (table["trial"] == number)]
+    chosen = chosen.sort_values(["cost", "trial"]).reset_index(drop=True)
+    if baseline is not None and baseline.loss is not None and baseline.cost is not None:
         chosen["loss_change"] = chosen["loss"] - baseline.loss
-        chosen["parameters_change"] = chosen["parameters"] / baseline.parameters - 1
+        chosen["cost_change"] = chosen["cost"] / baseline.cost - 1
     return chosen
+
+
+def _standard_error(losses: Sequence[float]) -> float | None:
+    if len(losses) < 2:
+        return None
+    return float(statistics.stdev(losses) / len(losses) ** 0.5)
+
+
+def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:
+    """Learning curves of the trials' first seeds, by plan and seed; the section `replay` takes them.
+
+    The record keeps no time of a validation, so time is taken to pass evenly.
+    """
+    curves = {}
+    for trial in trials:
+        if not trial.is_trained or trial.plan is None or not trial.curve:
+            continue
+        command = trial.commands[0]
+        seconds = trial.seconds / max(1, len(trial.losses)) / max(trial.curve)
+        points = tuple(Point(n, loss, n * seconds) for n, loss in sorted(trial.curve.items()))
+        seed = int(command[command.index("--seed") + 1])
+        curves[trial.plan.dumps(), seed] = Curve(points)
+    return curves
 
 
 def reproduction_texts(trial: TrialRecord) -> list[str]:

@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from nas_attn.section import Section
 
+KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
+"""Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
+Cost = Literal[KnownCost, "decoding_seconds"]
+"""What a plan fixes before any training, or what is measured after it."""
+
 
 class ObjectivesConfig(Section):
-    """The two objectives, both minimised."""
+    """What is weighed against what: one measure of quality, and one or two costs."""
 
     loss: str = "nll_loss"
-    """A validation metric that fairseq logs (`nll_loss` for label-smoothed criteria, in bits)."""
-    parameters: Literal["attention", "non_embedding", "total", "effective"] = "total"
-    """Which parameters count; `effective` is the total less attention's dead and redundant ones."""
+    """A validation metric that fairseq logs: nll_loss (bits), ppl, loss; bleu, accuracy (higher is
+    better)."""
+    costs: Annotated[list[Cost], Field(min_length=1, max_length=2)] = ["total"]
+    """The first is the axis that trials are spread over, and must be known before training."""
+    limits: dict[KnownCost, Annotated[float, Field(gt=0)]] = {}
+    """The most that a plan may cost, such as {total: 20000000}; others are not trained."""
+    sentence_length: Annotated[int, Field(ge=1)] = 25
+    """Tokens of the sentence that `flops` counts."""
+    decoding_runs: Annotated[int, Field(ge=1)] = 3
+    """Times that the validation side is translated for `decoding_seconds`; the median counts."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> ObjectivesConfig:
+        if len(set(self.costs)) != len(self.costs):
+            raise ValueError("costs: the same cost stands twice")
+        if self.costs[0] == "decoding_seconds":
+            raise ValueError(
+                "costs: decoding_seconds is known only after training, so it cannot come first; "
+                "put the parameters (total) before it"
+            )
+        return self
+
+
+REFUSED_RULES = {
+    "asha": "Ray's ASHA",
+    "async_hyperband": "Ray's ASHA",
+    "hyperband": "Hyperband",
+    "bohb": "BOHB",
+    "median": "the median rule",
+    "median_stopping": "the median rule",
+    "pbt": "population based training",
+    "percentile": "Optuna's percentile pruner",
+    "successive_halving": "Optuna's successive halving",
+    "wilcoxon": "Optuna's Wilcoxon pruner",
+}
+
+
+def _refuse_single_objective(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in REFUSED_RULES:
+        raise ValueError(
+            f"{REFUSED_RULES[value.lower()]} ranks by one objective, which stops small models "
+            "because they are small; use halving, which ranks by all objectives"
+        )
+    return value
+
+
+class StoppingConfig(Section):
+    """When a trial that promises nothing is stopped (see `nas_attn.search.stopping`)."""
+
+    rule: Annotated[Literal["none", "halving"], BeforeValidator(_refuse_single_objective)] = "none"
+    first: Annotated[int, Field(ge=1)] = 1
+    """Validations before the first rung."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """Of the trials on a rung one in so many goes on; the next rung is so many times later."""
 
 
 class SearchConfig(Section):
@@ -25,19 +81,52 @@ class SearchConfig(Section):
     """Trainings to pay for, the baseline included; proposals that repeat a plan are free."""
     sampler: Literal["tpe", "nsga2", "gp", "random", "stratified_random"] = "tpe"
     startup_trials: Annotated[int, Field(ge=0)] = 8
-    """Trials spread evenly over the exact parameter axis before the sampler takes over."""
+    """Trials spread evenly over the exact cost axis before the sampler takes over."""
     seed: int = 1
+    stopping: StoppingConfig = StoppingConfig()
+    give_up_after: Annotated[int, Field(ge=1)] = 5
+    """The search ends when so many trials in a row have failed."""
+
+
+class ResourcesConfig(Section):
+    """What one trial gets."""
+
+    cpus: Annotated[int, Field(ge=1)] = 1
+    """CPU threads; on small models several one-thread trials are fastest."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """A fraction shares a GPU; with several, fairseq trains on all of them (one machine)."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> ResourcesConfig:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError("gpus: must be a fraction up to 1, or a whole number")
+        return self
 
 
 class ExecutionConfig(Section):
-    """Where trials run."""
+    """Where trials run, and what happens when something breaks."""
 
-    executor: Literal["local", "ray"] = "local"
+    executor: Literal["local", "ray", "simulated"] = "local"
+    """`simulated` replays curves in virtual time (needs the section `replay`)."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time; by default as many as CPUs (or GPUs) allow."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of a trial; on small models several one-thread trials are fastest."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of a trial; a fraction shares one."""
     storage: str | None = None
-    """Any Optuna storage URL; a journal file in the run folder by default."""
+    """An Optuna storage URL, or grpc://HOST:PORT; a journal file in the run folder by default."""
+    transfer: Literal["shared_folder", "object_store"] = "shared_folder"
+    """How data reach other Ray nodes, and checkpoints come back."""
+    warm: bool = True
+    """Fork trainings from a process that has imported fairseq, which saves seconds a trial."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Times that a trial is continued after a fault that may not come again."""
+    hang_minutes: Annotated[float, Field(gt=0)] = 60
+    """A training that writes nothing for so long is ended."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 20
+    """How often a driver tells others that it lives."""
+    grace_seconds: Annotated[float, Field(gt=0)] = 120
+    """A driver on another machine that is silent for so long has died; its trials are taken over."""
+
+    @model_validator(mode="after")
+    def _grace_is_longer(self) -> ExecutionConfig:
+        if self.grace_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError("grace_seconds: must be at least three times heartbeat_seconds")
+        return self

@@ -1,51 +1,47 @@
 """The conductor of a search: which trial runs next, and what becomes of its result.
 
 An executor asks for jobs and reports what happened; all it is told and all it tells goes through
-the record, so a search can be killed at any time and started again with the same command.
+the record, so a search can be killed at any time and started again with the same command, and several
+drivers can work on one study.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
+import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-import optuna
 from optuna.trial import TrialState
 
 from nas_attn.attention.counting import ModelSize
 from nas_attn.errors import SearchError
-from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.pareto import dominates
+from nas_attn.plan import AttentionPlan
 from nas_attn.search import record as fields
 from nas_attn.search.config import SearchConfig
-from nas_attn.search.record import Record, TrialRecord, front
-from nas_attn.search.samplers import (
-    StratifiedProposer,
-    answers_of,
-    decisions_of,
-    make_sampler,
-    suggest,
-)
-from nas_attn.space import Alternative, SearchSpace
-from nas_attn.training.model import Sizer
-from nas_attn.training.worker import Progress, TrialJob, TrialResult, write_trial_files
+from nas_attn.search.ownership import Ownership
+from nas_attn.search.proposals import PlanCosts, Proposal, Proposer
+from nas_attn.search.record import NewTrial, Record, TrialRecord, front
+from nas_attn.search.stopping import Halving, reason_of, was_stopped
+from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult
 
 logger = logging.getLogger(__name__)
 
-LOCK = "driver.lock"
-MAX_DUPLICATES = 8
-"""Proposals in a row that repeat known plans before the stratified proposer is asked instead."""
+LOOK_SECONDS = 2.0
+"""How often the trials of other drivers are looked at."""
+RETRY_SECONDS = (0.0, 10.0, 60.0)
+"""How long a trial waits before it is continued for the first, second, and every later time."""
 
 JobBuilder = Callable[[int, AttentionPlan], TrialJob]
 
 
 class Executor(Protocol):
-    """Runs a conductor's jobs until there are none left."""
+    """Runs a conductor's jobs until the search is over."""
 
     workers: int
 
@@ -58,7 +54,7 @@ class RunningTrial:
 
     number: int
     plan: AttentionPlan
-    parameters: int
+    cost: int
     started: float
     last: Progress | None = None
 
@@ -69,21 +65,66 @@ class Snapshot:
 
     budget: int
     finished: int = 0
+    stopped: int = 0
     failed: int = 0
     running: tuple[RunningTrial, ...] = ()
+    elsewhere: int = 0
     front: tuple[TrialRecord, ...] = ()
     baseline: TrialRecord | None = None
     mean_trial_seconds: float | None = None
+
+    @property
+    def over(self) -> int:
+        """Trials that are over, however they ended."""
+        return self.finished + self.stopped + self.failed
 
     def seconds_left(self, workers: int) -> float | None:
         """An estimate from the trials so far; None before the first."""
         if self.mean_trial_seconds is None:
             return None
-        to_start = self.budget - self.finished - self.failed - len(self.running)
+        to_start = self.budget - self.over - len(self.running) - self.elsewhere
         now = time.time()
         rest = [max(0.0, self.mean_trial_seconds - (now - r.started)) for r in self.running]
         work = sum(rest) + max(0, to_start) * self.mean_trial_seconds
         return max([work / workers, *rest])
+
+
+@dataclass
+class _Tally:
+    """Sums over the trials that are over, kept up one by one."""
+
+    finished: int = 0
+    stopped: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    front: list[TrialRecord] = field(default_factory=list)
+    baseline: TrialRecord | None = None
+    read: int = 0
+    still_open: set[int] = field(default_factory=set)
+
+    def update(self, trials: Sequence[TrialRecord]) -> None:
+        self.still_open.update(range(self.read, len(trials)))
+        self.read = len(trials)
+        over = [number for number in self.still_open if trials[number].state.is_finished()]
+        self.still_open.difference_update(over)
+        for number in sorted(over):
+            self._add(trials[number])
+
+    def _add(self, trial: TrialRecord) -> None:
+        if not trial.counts:
+            return
+        self.seconds += trial.seconds
+        self.stopped += trial.state == TrialState.PRUNED
+        self.failed += trial.state == TrialState.FAIL
+        if not trial.is_trained:
+            return
+        self.finished += 1
+        if trial.is_baseline:
+            self.baseline = trial
+        point = trial.point or ()
+        if not any(dominates(other.point or (), point) for other in self.front):
+            kept = [other for other in self.front if not dominates(point, other.point or ())]
+            self.front = front([*kept, trial])
 
 
 @dataclass
@@ -92,131 +133,131 @@ class Conductor:
 
     Args:
         record: of the study.
-        space: what may be proposed.
-        sizer: exact sizes of plans.
-        config: sampler and budget.
+        ownership: of this driver.
+        proposer: of plans, with an empty history.
+        config: budget and stopping rule.
         build_job: turns a trial's number and plan into a job.
-        on_change: called with a new snapshot whenever something happened.
+        retries: times that a trial is continued after a fault that may not come again.
+        on_change: called with a function that makes a snapshot whenever something happened.
     """
 
     record: Record
-    space: SearchSpace
-    sizer: Sizer
+    ownership: Ownership
+    proposer: Proposer
     config: SearchConfig
     build_job: JobBuilder
-    on_change: Callable[[Snapshot], None] = lambda snapshot: None
-    _resumed: list[TrialRecord] = field(default_factory=list)
+    retries: int = 0
+    on_change: Callable[[Callable[[], Snapshot]], None] = lambda snapshot: None
+    _waiting: list[tuple[float, TrialRecord]] = field(default_factory=list)
     _running: dict[int, RunningTrial] = field(default_factory=dict)
-    _baseline_number: int | None = None
+    _mine: dict[int, TrialRecord] = field(default_factory=dict)
+    _tally: _Tally = field(default_factory=_Tally)
+    _decisions: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    _best: dict[int, float] = field(default_factory=dict)
+    _failures: list[str] = field(default_factory=list)
     _abort: str | None = None
     _exhausted: bool = False
+    _looked: float = 0.0
 
     def __post_init__(self) -> None:
-        trials = self.record.trials()
-        self._sampler = make_sampler(self.config, len(trials))
-        self.record.study.sampler = self._sampler
-        self._proposer = StratifiedProposer(self.space, self._parameters, self.config.seed)
-        self.baseline = AttentionPlan.uniform(
-            AttentionChoice("multi_head"), tuple(self.sizer.shapes)
-        )
-        for trial in trials:
-            if trial.state != TrialState.RUNNING:
-                continue
-            if trial.plan is None or trial.duplicate_of is not None:
-                self.record.fail(trial.number, "the driver died before the trial was planned")
-            else:
-                self._resumed.append(trial)
+        self._halving = Halving(self.config.stopping)
+        self._off_rungs: set[int] = set()
+        self._read_rungs = 0
+        self._look()
+
+    @property
+    def costs(self) -> PlanCosts:
+        return self.proposer.costs
 
     def snapshot(self) -> Snapshot:
         """Where the search stands."""
-        trials = [trial for trial in self.record.trials() if trial.counts]
-        trained = [trial for trial in trials if trial.is_trained]
-        spent = [trial.seconds for trial in trained if trial.seconds > 0]
+        tally = self._tally
+        ended = tally.finished + tally.stopped + tally.failed
         return Snapshot(
-            budget=max(self.config.trials, len(trials)),
-            finished=len(trained),
-            failed=sum(trial.state == TrialState.FAIL for trial in trials),
+            budget=max(self.config.trials, self.proposer.counted),
+            finished=tally.finished,
+            stopped=tally.stopped,
+            failed=tally.failed,
             running=tuple(self._running.values()),
-            front=tuple(front(trained)),
-            baseline=next((trial for trial in trained if trial.is_baseline), None),
-            mean_trial_seconds=sum(spent) / len(spent) if spent else None,
+            elsewhere=max(
+                0, self.proposer.counted - ended - len(self._running) - len(self._waiting)
+            ),
+            front=tuple(tally.front),
+            baseline=tally.baseline,
+            mean_trial_seconds=tally.seconds / ended if ended and tally.seconds else None,
         )
 
     def next_job(self) -> TrialJob | None:
-        """The next trial to run; None when the budget is spent, or the search must end.
+        """The next trial to run; None if there is none now (see `is_over`).
 
-        Trials that an earlier driver left running come first.
+        Trials that were interrupted come first.
         """
         if self._abort is not None:
             return None
-        if self._resumed:
-            trial = self._resumed.pop(0)
-            assert trial.plan is not None
-            if trial.is_baseline:
-                self._baseline_number = trial.number
-            logger.info("trial %d goes on where it was interrupted", trial.number)
-            return self._start(trial.number, trial.plan)
-        trials = self.record.trials()
-        if sum(trial.counts for trial in trials) >= self.config.trials:
-            return None
-        has_baseline = any(
-            t.is_baseline and t.state in (TrialState.COMPLETE, TrialState.RUNNING) for t in trials
-        )
-        proposed = self._propose_baseline() if not has_baseline else self._propose(trials)
-        if proposed is None:
-            self._exhausted = True
-            return None
-        number, plan = proposed
-        size, certain = self.sizer.expected(plan)
-        job = self.build_job(number, plan)
-        write_trial_files(job, plan.to_json())
-        self.record.annotate(
-            number,
-            {
-                fields.BASELINE: plan == self.baseline,
-                fields.SIZE: size._asdict(),
-                # The sampler learns such a count from the trial's end, and not from the plan.
-                fields.CERTAIN: certain,
-                fields.COMMANDS: [list(run.command) for run in job.runs],
-                fields.THREADS: job.threads,
-                fields.FOLDER: job.folder,
-                # Last: a trial with a plan can be continued.
-                fields.PLAN: plan.to_json(),
-            },
-        )
-        if plan == self.baseline:
-            self._baseline_number = number
-        return self._start(number, plan, job)
+        if time.monotonic() - self._looked > LOOK_SECONDS and not self._waiting:
+            self._look()
+        for index, (ready, trial) in enumerate(self._waiting):
+            if time.monotonic() >= ready:
+                del self._waiting[index]
+                return self._continue(trial)
+        while not self._exhausted and self.proposer.counted < self.config.trials:
+            proposal = self.proposer.propose()
+            if proposal is None:
+                self._exhausted = True
+                return None
+            job = self._begin(proposal)
+            if job is not None:
+                return job
+        return None
 
-    def progress(self, number: int, news: Progress) -> None:
-        """A running trial has validated."""
+    def is_over(self) -> bool:
+        """Whether no trial runs, waits or can be proposed, with other drivers' taken into account.
+
+        Trials of a driver that has died are noticed as they are looked at.
+        """
+        if self._running:
+            return False
+        if self._abort is not None:
+            return True
+        if self._waiting:
+            return False
+        if not self._exhausted and self.proposer.counted < self.config.trials:
+            return False
+        return not self.proposer.running
+
+    def progress(self, number: int, news: Progress) -> bool:
+        """A running trial has validated; returns whether it goes on.
+
+        If not, the executor stops it and calls `finish`.
+        """
         self._running[number] = replace(self._running[number], last=news)
+        goes_on = True
+        if news.seed_index == 0:
+            self.record.validated(number, news.num_updates, news.loss)
+            if news.settled and self.config.stopping.rule == "halving":
+                goes_on = self._at_rung(number, news)
         self._tell()
+        return goes_on
 
     def finish(self, number: int, result: TrialResult) -> None:
-        """A trial has ended, well or not."""
-        running = self._running.pop(number)
+        """A trial has ended, well or not, or was stopped."""
+        running, trial = self._running.pop(number), self._mine.pop(number)
+        if not self.ownership.owns(trial):
+            logger.warning("trial %d was taken over by another driver", number)
+            return
         self.record.annotate(number, {fields.SECONDS: round(result.seconds, 2)})
-        if result.error is None:
-            self.record.annotate(number, {fields.LOSSES: list(result.losses)})
-            if result.plans:
-                running = replace(running, parameters=self._note_pruned(number, result.plans))
-            self.record.complete(number, result.loss, running.parameters)
-            logger.info(
-                "trial %d: loss %.4f, %s parameters, %s",
-                number,
-                result.loss,
-                f"{running.parameters:,}",
-                running.plan,
-            )
+        decisions = self._decisions.pop(number, {})
+        self._best.pop(number, None)
+        if result.losses:
+            self._complete(number, running, trial, result)
+        elif was_stopped(decisions):
+            self.record.stop(number, reason_of(decisions))
+            logger.info("trial %d: %s", number, reason_of(decisions))
+        elif self._retries(trial, result):
+            return
         else:
-            self.record.fail(number, result.error)
-            logger.error("trial %d failed: %s", number, result.error)
-            if number == self._baseline_number:
-                self._abort = (
-                    f"the baseline (trial {number}) failed, so nothing could be compared with it: "
-                    f"{result.error}"
-                )
+            self._fail(number, trial, result)
+        self._read()
         self._tell()
 
     def outcome(self) -> Snapshot:
@@ -231,91 +272,213 @@ class Conductor:
             logger.info("every plan of the space has been tried")
         return self.snapshot()
 
-    def _start(self, number: int, plan: AttentionPlan, job: TrialJob | None = None) -> TrialJob:
-        self._running[number] = RunningTrial(
-            number=number, plan=plan, parameters=self._parameters(plan), started=time.time()
+    def _begin(self, proposal: Proposal) -> TrialJob | None:
+        """Write a proposal down; returns its job if it is one to be run."""
+        twin = None if proposal.twin is None else self.record.trials()[proposal.twin]
+        sizes = {name: proposal.costs[name] for name in ModelSize._fields}
+        others = {name: n for name, n in proposal.costs.items() if name not in sizes}
+        attributes: dict[str, Any] = {
+            fields.PLAN: proposal.plan.to_json(),
+            fields.SIZE: sizes,
+            fields.COSTS: others,
+            fields.PROPOSAL: proposal.origin(),
+            fields.DRIVER: self.ownership.driver,
+        }
+        state, values, job = TrialState.RUNNING, None, None
+        if twin is not None:
+            attributes[fields.DUPLICATE] = twin.number
+            state, values = TrialState.COMPLETE, twin.values
+            if values is None:
+                state = TrialState.FAIL
+                attributes[fields.REASON] = f"repeats trial {twin.number}, which has no result"
+        elif proposal.excess is not None:
+            state, attributes[fields.REASON] = TrialState.PRUNED, proposal.excess
+        else:
+            job = self.build_job(proposal.number, proposal.plan)
+            attributes |= {
+                fields.BASELINE: proposal.plan == self.proposer.baseline,
+                # The sampler learns such a cost from the trial's end, and not from the plan.
+                fields.CERTAIN: proposal.certain,
+                fields.COMMANDS: [list(run.command) for run in job.runs],
+                fields.THREADS: job.threads,
+                fields.FOLDER: job.folder,
+            }
+        new = NewTrial(
+            attributes=attributes,
+            params=proposal.params,
+            system=proposal.system,
+            state=state,
+            values=values,
+        )
+        number = self.record.create(new)
+        trials = self._read()
+        if number != proposal.number:
+            self._withdraw(number, trials)
+            return None
+        if job is None:
+            return None
+        self._mine[number] = trials[number]
+        return self._start(trials[number], job)
+
+    def _withdraw(self, number: int, trials: Sequence[TrialRecord]) -> None:
+        """Another driver was faster, so the proposal was made from a history of yesterday."""
+        self.record.fail(number, "withdrawn: another driver's proposal came first")
+        self.proposer.forget()
+        self._look()
+
+    def _continue(self, trial: TrialRecord) -> TrialJob | None:
+        """Go on with a trial that was interrupted."""
+        assert trial.plan is not None
+        if was_stopped(trial.rungs):
+            self.record.stop(trial.number, reason_of(trial.rungs))
+            self._read()
+            return None
+        logger.info("trial %d goes on where it was interrupted", trial.number)
+        self._mine[trial.number] = trial
+        self._decisions[trial.number] = {k: dict(v) for k, v in trial.rungs.items()}
+        return self._start(trial, self.build_job(trial.number, trial.plan))
+
+    def _start(self, trial: TrialRecord, job: TrialJob) -> TrialJob:
+        assert trial.plan is not None
+        self._running[trial.number] = RunningTrial(
+            number=trial.number, plan=trial.plan, cost=trial.cost or 0, started=time.time()
         )
         self._tell()
-        return job or self.build_job(number, plan)
+        return job
 
     def _tell(self) -> None:
-        self.on_change(self.snapshot())
+        self.on_change(self.snapshot)
 
-    def _note_pruned(self, number: int, plans: Sequence[dict[str, Any]]) -> int:
-        """Write down what pruning left; returns the objective, a mean over seeds."""
-        sizes = [self.sizer.size(AttentionPlan.from_json(plan)) for plan in plans]
-        size = ModelSize(*(round(statistics.fmean(counts)) for counts in zip(*sizes, strict=True)))
-        found = {fields.PRUNED: list(plans), fields.SIZE: size._asdict()}
-        self.record.annotate(number, found)
-        parameters: int = getattr(size, self.record.objective)
-        return parameters
+    def _read(self) -> list[TrialRecord]:
+        """Bring history, sums and rungs up to the record."""
+        trials = self.record.trials()
+        self.proposer.update(trials)
+        self._tally.update(trials)
+        return trials
 
-    def _parameters(self, plan: AttentionPlan) -> int:
-        parameters: int = getattr(self.sizer.expected(plan)[0], self.record.objective)
-        return parameters
+    def _look(self) -> None:
+        """Look for trials that nobody runs, such as those of a driver that died."""
+        self._looked = time.monotonic()
+        trials = self._read()
+        open_trials = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+        known = {*self._mine, *(trial.number for _, trial in self._waiting)}
+        strange = [trial for trial in open_trials if trial.number not in known]
+        if not strange:
+            return
+        mine = [trial for trial in strange if self.ownership.owns(trial)]
+        taken = self.ownership.claim_abandoned(strange)
+        current = {trial.number: trial for trial in self.record.running()}
+        for trial in (*mine, *taken):
+            if trial.number in current:
+                self._adopt(current[trial.number])
 
-    def _propose_baseline(self) -> tuple[int, AttentionPlan]:
-        chosen = self.space.encode(self.baseline)
-        if chosen is not None:
-            return self._ask_given(chosen)
-        return self.record.study.ask().number, self.baseline
-
-    def _propose(self, trials: list[TrialRecord]) -> tuple[int, AttentionPlan] | None:
-        known: dict[str, TrialRecord] = {}
-        for trial in trials:
-            if trial.plan is not None and trial.duplicate_of is None:
-                known.setdefault(trial.plan.dumps(), trial)
-        started = sum(trial.counts for trial in trials) - 1
-        is_startup = started < self.config.startup_trials
-        if not is_startup and self.config.sampler != "stratified_random":
-            for _ in range(MAX_DUPLICATES):
-                asked = self.record.study.ask()
-                plan = self._answer(asked)
-                twin = known.get(plan.dumps())
-                if twin is None:
-                    return asked.number, plan
-                self._take_over(asked.number, plan, twin)
-        chosen = self._proposer.propose(started, known.keys())
-        return None if chosen is None else self._ask_given(chosen)
-
-    def _ask_given(self, chosen: tuple[Alternative, ...]) -> tuple[int, AttentionPlan]:
-        self._sampler.give_next(answers_of(decisions_of(self.space, chosen)))
-        trial = self.record.study.ask()
-        return trial.number, self._answer(trial)
-
-    def _answer(self, trial: optuna.Trial) -> AttentionPlan:
-        chosen = [
-            unit.choose(lambda decision: suggest(trial, decision)) for unit in self.space.units
-        ]
-        return self.space.plan(chosen)
-
-    def _take_over(self, number: int, plan: AttentionPlan, twin: TrialRecord) -> None:
-        """A plan that is known is not trained again: its result is told to the sampler at once."""
-        self.record.annotate(
-            number,
-            {
-                fields.DUPLICATE: twin.number,
-                fields.SIZE: (twin.size or self.sizer.size(plan))._asdict(),
-                fields.PLAN: plan.to_json(),
-            },
-        )
-        if twin.is_complete and twin.loss is not None and twin.parameters is not None:
-            self.record.complete(number, twin.loss, twin.parameters)
+    def _adopt(self, trial: TrialRecord) -> None:
+        if trial.plan is None:
+            self.record.fail(trial.number, "the driver died before the trial was planned")
+        elif trial.is_withdrawn:
+            self.record.fail(trial.number, "withdrawn: another driver's proposal came first")
         else:
-            self.record.fail(number, f"repeats trial {twin.number}, which has no result")
+            self._waiting.append((0.0, trial))
 
+    def _at_rung(self, number: int, news: Progress) -> bool:
+        """Compare a trial with those that came to the same rung before it."""
+        best = self._best[number] = min(self._best.get(number, math.inf), self._sign(news.loss))
+        if not self._halving.is_rung(news.validation):
+            return True
+        self._fill_rungs()
+        trial = self._mine[number]
+        decision = self._halving.enter(number, news.validation, best, self._known_costs(trial))
+        kept = self._decisions.setdefault(number, {})
+        key = str(news.validation)
+        if decision is not None and key not in kept:
+            if trial.is_baseline:
+                decision = replace(decision, goes_on=True)
+            kept[key] = decision.to_json()
+            self.record.annotate(number, {fields.RUNGS: kept})
+        return key not in kept or bool(kept[key]["goes_on"])
 
-def lock_run_folder(folder: Path) -> IO[str]:
-    """Hold a run folder for one driver until the returned file is closed or the process ends.
+    def _fill_rungs(self) -> None:
+        """Enter what an earlier driver or another one decided; this one's trials enter themselves."""
+        trials = self.record.trials()
+        self._off_rungs.update(range(self._read_rungs, len(trials)))
+        self._read_rungs = len(trials)
+        others = [number for number in self._off_rungs if number not in self._mine]
+        for trial in (trials[number] for number in others):
+            for validation, kept in trial.rungs.items():
+                self._halving.enter(
+                    trial.number, int(validation), kept["loss"], self._known_costs(trial)
+                )
+            if trial.state.is_finished():
+                self._off_rungs.discard(trial.number)
 
-    Raises:
-        SearchError: another driver holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / LOCK).open("w", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise SearchError(f"another search is running in {folder}") from None
-    return lock
+    def _known_costs(self, trial: TrialRecord) -> tuple[float, ...]:
+        return self.record.objectives.point(0.0, trial.costs)[1:]
+
+    def _sign(self, loss: float) -> float:
+        return -loss if self.record.objectives.maximise else loss
+
+    def _complete(
+        self, number: int, running: RunningTrial, trial: TrialRecord, result: TrialResult
+    ) -> None:
+        found: dict[str, Any] = {fields.LOSSES: list(result.losses)}
+        costs: dict[str, float] = dict(trial.costs)
+        if result.plans:
+            found[fields.PRUNED] = list(result.plans)
+            costs |= self._mean_costs(result.plans)
+        costs |= result.measured
+        found[fields.SIZE] = {name: costs[name] for name in ModelSize._fields}
+        found[fields.COSTS] = {k: v for k, v in costs.items() if k not in ModelSize._fields}
+        if result.tests:
+            found[fields.TESTS] = list(result.tests)
+        self.record.annotate(number, found)
+        self.record.complete(number, result.loss, costs)
+        self._failures.clear()
+        axis = self.record.objectives.axis
+        about = (number, self.record.objectives.loss, result.loss, costs[axis], axis, running.plan)
+        logger.info("trial %d: %s %.4f, %s %s, %s", *about[:3], f"{about[3]:,}", *about[4:])
+
+    def _mean_costs(self, plans: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """What pruning left costs, a mean over seeds."""
+        known = [self.costs.known(AttentionPlan.from_json(plan)) for plan in plans]
+        return {name: round(statistics.fmean(k[name] for k in known)) for name in known[0]}
+
+    def _retries(self, trial: TrialRecord, result: TrialResult) -> bool:
+        """Continue a trial after a fault that may not come again; False if it is not worth it."""
+        if result.failure is None or not result.failure.can_retry:
+            return False
+        attempts = list(trial.attempts)
+        if len(attempts) >= self.retries:
+            return False
+        attempts.append({"failure": str(result.failure), "reason": result.error or ""})
+        self.record.annotate(trial.number, {fields.ATTEMPTS: attempts})
+        pause = RETRY_SECONDS[min(len(attempts), len(RETRY_SECONDS)) - 1]
+        logger.warning(
+            "trial %d: %s; continued in %.0f s (%d of %d)",
+            trial.number,
+            result.error,
+            pause,
+            len(attempts),
+            self.retries,
+        )
+        current = next(t for t in self.record.running() if t.number == trial.number)
+        self._waiting.append((time.monotonic() + pause, current))
+        self._tell()
+        return True
+
+    def _fail(self, number: int, trial: TrialRecord, result: TrialResult) -> None:
+        assert result.error is not None
+        kind = result.failure or FailureKind.TRAINING
+        self.record.fail(number, result.error, str(kind))
+        logger.error("trial %d failed: %s", number, result.error)
+        self._failures.append(str(kind))
+        if trial.is_baseline:
+            self._abort = (
+                f"the baseline (trial {number}) failed, so nothing could be compared with it: "
+                f"{result.error}"
+            )
+        elif len(self._failures) >= self.config.give_up_after:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self._failures).most_common())
+            self._abort = (
+                f"{len(self._failures)} trials in a row failed ({kinds}), so the search ends "
+                f"before it wastes more; the last one (trial {number}): {result.error}"
+            )

@@ -1,7 +1,8 @@
 """Run trials under Ray Tune, on this machine or on a cluster.
 
-Tune only executes. Proposals come from the conductor through a searcher of our own, results go back
-to it, and a search that was interrupted goes on from the Optuna record, not from Tune's files.
+Tune only executes. Proposals come from the conductor through a searcher of our own, the conductor says
+through a scheduler of our own which trial stops, and a search that was interrupted goes on from the
+Optuna record, not from Tune's files.
 """
 
 from __future__ import annotations
@@ -11,23 +12,29 @@ import os
 import socket
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from nas_attn.errors import SearchError
-from nas_attn.search.config import ExecutionConfig
+from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
-from nas_attn.training.worker import Progress, TrialJob, TrialResult, TrialRun
+from nas_attn.search.transfer import Courier, DataParcel, NodeFiles
+from nas_attn.training.launch import ColdLauncher, Launcher, WarmLauncher
+from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult, TrialRun
 
 # Ray reads these as it is imported: send nothing home, print no tables of its own, let Ctrl-C
-# through, and accept a last report that is a result and no validation.
+# through, accept a last report that is a result and no validation, and write no logs of its own.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -36,27 +43,56 @@ OBJECT_STORE_BYTES = 100 * 1024 * 1024
 CONNECT_SECONDS = 10.0
 
 
-def train_trial(config: dict[str, Any]) -> None:
-    """Run one job and report to Tune; this is what a Ray worker executes."""
-    trial = TrialRun(TrialJob.from_json(config["job"]))
-    try:
-        while trial.result is None:
-            for news in trial.poll():
-                report = {"loss": news.loss, "seed": news.seed, "num_updates": news.num_updates}
-                tune.report(report)
-            time.sleep(POLL_SECONDS)
-    finally:
-        trial.stop()
-    result = trial.result
-    tune.report(
-        {
-            "ended": True,
-            "losses": list(result.losses),
-            "plans": list(result.plans),
-            "seconds": result.seconds,
-            "error": result.error,
-        }
-    )
+class TrainTrial(tune.Trainable):
+    """Runs jobs, one after the other; this is what a Ray worker executes.
+
+    A step is a validation or the end. The process is used again for the next trial, so fairseq is
+    imported once in it; trainings themselves are processes of their own.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        warm: bool = True,
+        parcel: DataParcel | None = None,
+        courier: Any = None,
+    ) -> None:
+        self._launcher: Launcher = WarmLauncher() if warm else ColdLauncher()
+        self._files = NodeFiles(parcel, courier)
+        self._begin(config)
+
+    def step(self) -> dict[str, Any]:
+        while not self._news and self._trial.result is None:
+            self._news += self._trial.poll()
+            if not self._news and self._trial.result is None:
+                time.sleep(POLL_SECONDS)
+        if self._news:
+            return {"progress": self._news.pop(0).to_json()}
+        result = self._trial.result
+        assert result is not None
+        self._files.send_back()
+        return {"done": True, "ended": result.to_json()}
+
+    def cleanup(self) -> None:
+        self._trial.stop()
+        self._launcher.close()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._trial.stop()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        job = self._files.localise(TrialJob.from_json(config["job"]))
+        self._trial = TrialRun(job, launcher=self._launcher)
+        self._news: list[Progress] = []
+
+    # Nothing is saved: a trial's own checkpoints are fairseq's.
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to save."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load."""
 
 
 class ConductorSearcher(Searcher):
@@ -65,35 +101,33 @@ class ConductorSearcher(Searcher):
     def __init__(self, conductor: Conductor) -> None:
         super().__init__(metric="loss", mode="min")
         self.conductor = conductor
-        self._numbers: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        self._began: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> Any:
         job = self.conductor.next_job()
         if job is None:
-            return Searcher.FINISHED
-        self._numbers[trial_id] = job.number
+            # None means: ask again later.
+            return Searcher.FINISHED if self.conductor.is_over() else None
+        self.numbers[trial_id] = job.number
+        self._began[trial_id] = time.monotonic()
         return {"job": job.to_json()}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "num_updates" in result and not result.get("ended"):
-            news = Progress(
-                seed=result["seed"], num_updates=result["num_updates"], loss=result["loss"]
-            )
-            self.conductor.progress(self._numbers[trial_id], news)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        number = self._numbers.pop(trial_id)
-        if result is None or not result.get("ended"):
-            ended = TrialResult(error="the Ray worker of the trial died")
-        else:
+        number = self.numbers.pop(trial_id)
+        seconds = time.monotonic() - self._began.pop(trial_id)
+        if result is not None and "ended" in result:
+            ended = TrialResult.from_json(result["ended"])
+        elif error or result is None:
             ended = TrialResult(
-                losses=tuple(result["losses"]),
-                plans=tuple(result["plans"]),
-                seconds=result["seconds"],
-                error=result["error"],
+                seconds=seconds,
+                error="the Ray worker of the trial died, or its node did",
+                failure=FailureKind.WORKER_LOST,
             )
+        else:
+            ended = TrialResult(seconds=seconds)
         self.conductor.finish(number, ended)
 
     def save(self, checkpoint_path: str) -> None:
@@ -103,16 +137,45 @@ class ConductorSearcher(Searcher):
         """Nothing to restore: the record is the Optuna study."""
 
 
+class ConductorScheduler(FIFOScheduler):  # type: ignore[no-untyped-call]
+    """Asks the conductor at every validation whether a trial goes on."""
+
+    def __init__(self, searcher: ConductorSearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.searcher = searcher
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "progress" not in result:
+            return TrialScheduler.CONTINUE
+        number = self.searcher.numbers[trial.trial_id]
+        goes_on = self.searcher.conductor.progress(number, Progress(**result["progress"]))
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
 class RayExecutor:
     """Runs trials under Ray Tune.
 
     Args:
-        config: how many, and with which resources.
+        config: how many, and how data reach other nodes.
+        resources: of one trial.
         address: of a running Ray cluster; None starts Ray on this machine.
+        data: the data set's folder, sent to other nodes if so configured.
+        runs: the run folder, where files come back to.
     """
 
-    def __init__(self, config: ExecutionConfig, address: str | None = None) -> None:
+    def __init__(
+        self,
+        config: ExecutionConfig,
+        resources: ResourcesConfig,
+        address: str | None,
+        *,
+        data: Path,
+        runs: Path,
+    ) -> None:
         self.config = config
+        self.resources = resources
+        self.data = data
+        self.runs = runs
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
             # Named "local" explicitly, else Ray joins whatever an earlier crash left behind.
@@ -128,27 +191,28 @@ class RayExecutor:
                 f"cannot join Ray at {address or 'this machine'}: {error} (if the cluster asks for "
                 "a token, set RAY_AUTH_MODE=token)"
             ) from error
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        fits = int(resources.get("CPU", 1) / config.threads)
-        if config.gpus > 0:
-            fits = min(fits, int(resources.get("GPU", 0) / config.gpus))
+        fits = self._count_places()
         if fits < 1:
             ray.shutdown()
             raise SearchError(
-                f"no Ray node has room for a trial of {config.threads} CPUs and {config.gpus} GPUs"
+                f"no Ray node has room for a trial of {resources.cpus} CPUs and "
+                f"{resources.gpus} GPUs"
             )
         self.workers = min(fits, config.workers or fits)
 
     def run(self, conductor: Conductor) -> None:
-        """Run until the conductor has no more jobs."""
-        resources = {"cpu": self.config.threads, "gpu": self.config.gpus}
+        """Run until the search is over."""
+        searcher = ConductorSearcher(conductor)
+        needs = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         with tempfile.TemporaryDirectory(prefix="nas-attn-tune-") as scratch:
             tuner = tune.Tuner(
-                tune.with_resources(train_trial, resources),
+                tune.with_resources(self._trainable(), needs),
                 tune_config=tune.TuneConfig(
-                    search_alg=ConductorSearcher(conductor),
+                    search_alg=searcher,
+                    scheduler=ConductorScheduler(searcher),
                     num_samples=-1,
                     max_concurrent_trials=self.workers,
+                    reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(storage_path=scratch, verbose=0),
             )
@@ -156,6 +220,28 @@ class RayExecutor:
                 tuner.fit()
             finally:
                 ray.shutdown()
+
+    def _trainable(self) -> Any:
+        if self.config.transfer == "shared_folder":
+            return tune.with_parameters(TrainTrial, warm=self.config.warm)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        courier = ray.remote(num_cpus=0, scheduling_strategy=here)(Courier).remote(self.runs)
+        parcel = DataParcel.pack(self.data)
+        return tune.with_parameters(
+            TrainTrial, warm=self.config.warm, parcel=parcel, courier=courier
+        )
+
+    def _count_places(self) -> int:
+        """Trials that fit at a time; one trial stays on one node."""
+        places = 0
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["Alive"]:
+                has = node["Resources"]
+                fits = int(has.get("CPU", 0) / self.resources.cpus)
+                if self.resources.gpus > 0:
+                    fits = min(fits, int(has.get("GPU", 0) / self.resources.gpus + 1e-9))
+                places += fits
+        return places
 
 
 def _check_reachable(address: str) -> None:

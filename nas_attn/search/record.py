@@ -1,31 +1,45 @@
 """The record of a study: an Optuna study, and what we write on its trials.
 
 The Optuna storage is the only record. Everything a search needs to go on, and all that a report
-shows, is read back from it.
+shows, is read back from it. A trial is written down in one step, with its plan, and it says which
+number it was proposed for: of two drivers that propose at the same time one gets another number, and
+anyone can see that its trial does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.attention.counting import ModelSize
 from nas_attn.errors import SearchError
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
+from nas_attn.search.objectives import Objectives
 
-JOURNAL = "journal.log"
+logger = logging.getLogger(__name__)
 
 PLAN, SIZE, BASELINE, COMMANDS, FOLDER = "plan", "parameters", "baseline", "commands", "folder"
 LOSSES, SECONDS, REASON, DUPLICATE = "losses", "seconds", "reason", "duplicate_of"
 THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
+COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
+ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
+
+PATIENCE_SECONDS = 600.0
+"""A storage that does not answer is asked again for so long."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,41 +48,67 @@ class TrialRecord:
 
     Args:
         number: its number in the study.
-        state: Optuna's state.
-        plan: the plan; None if the driver died before it was planned.
+        state: Optuna's state; PRUNED if it was stopped early.
+        plan: the plan; None in records of old in which the driver died before it was planned.
         size: exact parameters; of what pruning left once the trial is complete, mean over seeds.
-        certain: whether `size` was known before training; not so if a vote decides what stays.
+        costs: all that is known of what the plan costs, by name, parameters among the rest.
+        certain: whether costs were known before training; not so if a vote decides what stays.
         pruned: what pruning made of the plan, for each seed.
-        parameters: the one of `size` that is an objective.
-        effective: those of `parameters` that are neither dead nor redundant.
         losses: best validation loss of each seed; empty unless complete.
-        loss: mean of `losses`, the objective; None unless complete.
+        loss: mean of `losses`, the first objective; None unless complete.
+        point: the objectives, each better when lower; None unless complete.
+        cost: the cost that trials are spread over.
+        effective: of `cost`, if it counts parameters, those that are neither dead nor redundant.
         seconds: training time.
         is_baseline: whether it is the multi-head baseline.
         duplicate_of: number of the trial whose result this proposal took over.
-        reason: why it failed.
+        is_withdrawn: another driver's proposal came first, so this one never ran.
+        reason: why it failed or was stopped.
+        failure: kind of the failure (see `nas_attn.training.worker.FailureKind`).
+        attempts: faults after which the trial was continued.
+        rungs: what the stopping rule decided, by number of validations.
+        curve: validation loss of the first seed by number of updates.
+        tests: scores on the test side for each seed, if it was opened.
         commands: the fairseq-train command of each seed.
         threads: CPU threads of a training.
         folder: where its files are.
+        driver: which driver created it.
+        proposal: what it was proposed from (see `nas_attn.search.proposals`).
+        params: the sampler's parameters.
+        system: what the sampler keeps on the trial.
+        values: the objectives as Optuna has them; None unless complete.
     """
 
     number: int
     state: TrialState
     plan: AttentionPlan | None
     size: ModelSize | None
+    costs: Mapping[str, float]
     certain: bool
     pruned: tuple[AttentionPlan, ...]
-    parameters: int | None
-    effective: int | None
     losses: tuple[float, ...]
     loss: float | None
+    point: tuple[float, ...] | None
+    cost: int | None
+    effective: int | None
     seconds: float
     is_baseline: bool
     duplicate_of: int | None
+    is_withdrawn: bool
     reason: str | None
+    failure: str | None
+    attempts: tuple[Mapping[str, str], ...]
+    rungs: Mapping[str, Mapping[str, Any]]
+    curve: Mapping[int, float]
+    tests: tuple[Mapping[str, float], ...]
     commands: tuple[tuple[str, ...], ...]
     threads: int
     folder: str | None
+    driver: str | None
+    proposal: Mapping[str, Any] | None
+    params: Mapping[str, Any]
+    system: Mapping[str, Any]
+    values: tuple[float, ...] | None
 
     @property
     def text(self) -> str:
@@ -93,72 +133,112 @@ class TrialRecord:
         return self.is_complete and self.duplicate_of is None
 
     @property
+    def is_refused(self) -> bool:
+        """Proposed, but over a limit, so it was not trained."""
+        return self.state == TrialState.PRUNED and not self.rungs and not self.folder
+
+    @property
     def counts(self) -> bool:
         """Whether the trial was paid for, or is being."""
-        return self.plan is not None and self.duplicate_of is None
+        if self.plan is None or self.duplicate_of is not None:
+            return False
+        return not self.is_withdrawn and not self.is_refused
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Open an Optuna storage: a URL, or the journal file of a run folder.
-
-    Raises:
-        SearchError: the storage cannot be reached; the message is the database's.
-    """
-    try:
-        if url is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # database drivers raise their own kinds
-        raise SearchError(f"cannot open the storage {url or folder / JOURNAL}: {error}") from error
-
-
-def read_trial(trial: FrozenTrial, objective: str) -> TrialRecord:
+def read_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
     """Read what we wrote on an Optuna trial.
 
     Args:
         trial: from a study's trials.
-        objective: which parameters are the second objective.
+        objectives: of the study.
     """
     attrs = trial.user_attrs
     # Studies that began before effective parameters were counted go on without them.
     size = ModelSize(**{"effective": None, **attrs[SIZE]}) if SIZE in attrs else None
+    costs = {**({} if size is None else size._asdict()), **attrs.get(COSTS, {})}
+    axis = objectives.axis
+    effective = size.acting(axis) if size is not None and axis in ModelSize._fields else None
+    values = trial.values if trial.state == TrialState.COMPLETE else None
+    proposal = attrs.get(PROPOSAL)
     return TrialRecord(
         number=trial.number,
         state=trial.state,
         plan=AttentionPlan.from_json(attrs[PLAN]) if PLAN in attrs else None,
         size=size,
+        costs=costs,
         certain=attrs.get(CERTAIN, True),
         pruned=tuple(AttentionPlan.from_json(plan) for plan in attrs.get(PRUNED, ())),
-        parameters=None if size is None else getattr(size, objective),
-        effective=None if size is None else size.acting(objective),
         losses=tuple(attrs.get(LOSSES, ())),
-        loss=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        loss=None if values is None else values[0],
+        point=None if values is None else objectives.point(values[0], costs),
+        cost=costs.get(axis),
+        effective=effective,
         seconds=float(attrs.get(SECONDS, 0.0)),
         is_baseline=bool(attrs.get(BASELINE, False)),
         duplicate_of=attrs.get(DUPLICATE),
+        is_withdrawn=proposal is not None and proposal["number"] != trial.number,
         reason=attrs.get(REASON),
+        failure=attrs.get(FAILURE),
+        attempts=tuple(attrs.get(ATTEMPTS, ())),
+        rungs=attrs.get(RUNGS, {}),
+        curve=dict(trial.intermediate_values),
+        tests=tuple(attrs.get(TESTS, ())),
         commands=tuple(tuple(command) for command in attrs.get(COMMANDS, ())),
         threads=attrs.get(THREADS, 1),
         folder=attrs.get(FOLDER),
+        driver=attrs.get(DRIVER),
+        proposal=proposal,
+        params=dict(trial.params),
+        system=dict(trial.system_attrs),
+        values=None if values is None else tuple(values),
     )
 
 
-def front(trials: list[TrialRecord]) -> list[TrialRecord]:
+def front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trained trials that no other dominates, from small to large."""
     trained = [trial for trial in trials if trial.is_trained]
-    points = [(float(t.parameters or 0), t.loss or 0.0) for t in trained]
-    chosen = [trained[index] for index in non_dominated(points)]
-    return sorted(chosen, key=lambda trial: trial.parameters or 0)
+    chosen = [trained[index] for index in non_dominated([t.point or () for t in trained])]
+    return sorted(chosen, key=lambda trial: (trial.cost or 0, trial.number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTrial:
+    """A trial to write down.
+
+    Args:
+        attributes: user attributes.
+        params: the sampler's parameters and their distributions.
+        system: what the sampler keeps on the trial.
+        state: other than RUNNING if it is over as it begins.
+        values: the objectives, if it is complete.
+    """
+
+    attributes: Mapping[str, Any]
+    params: Mapping[str, tuple[Any, BaseDistribution]] = field(default_factory=dict)
+    system: Mapping[str, Any] = field(default_factory=dict)
+    state: TrialState = TrialState.RUNNING
+    values: Sequence[float] | None = None
+
+    def frozen(self) -> FrozenTrial:
+        return optuna.trial.create_trial(
+            state=self.state,
+            values=None if self.values is None else list(self.values),
+            params={name: value for name, (value, _) in self.params.items()},
+            distributions={name: distribution for name, (_, distribution) in self.params.items()},
+            user_attrs=dict(self.attributes),
+            system_attrs=dict(self.system),
+        )
 
 
 class Record:
     """A study in its storage.
 
+    Every call waits for a storage that has gone away, such as a database that is started again.
+
     Args:
         name: of the study.
         storage: where it is kept.
-        objective: which parameters are the second objective.
+        objectives: of the study.
         create: make the study if it is not there.
 
     Raises:
@@ -166,40 +246,103 @@ class Record:
     """
 
     def __init__(
-        self, name: str, storage: BaseStorage, objective: str, *, create: bool = False
+        self, name: str, storage: BaseStorage, objectives: Objectives, *, create: bool = False
     ) -> None:
-        self.objective = objective
+        self.name = name
+        self.storage = storage
+        self.objectives = objectives
+        self._trials: list[TrialRecord] = []
+        self._ids: list[int] = []
+        self._open: set[int] = set()
+        self._claims: int | None = None
         if create:
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=storage,
-                directions=["minimize", "minimize"],
-                load_if_exists=True,
-            )
+            self._study = self._make(name, objectives.directions)
         else:
             try:
-                self.study = optuna.load_study(study_name=name, storage=storage)
+                self._study = self._call(storage.get_study_id_from_name, name)
             except KeyError:
                 raise SearchError(f"the record holds no study {name!r}; search it first") from None
+        kept = [d.name.lower() for d in self._call(storage.get_study_directions, self._study)]
+        if kept != list(objectives.directions):
+            raise SearchError(
+                f"the study {name!r} on record has the directions {', '.join(kept)}, but the "
+                f"objectives now want {', '.join(objectives.directions)}; give the study another "
+                "name"
+            )
 
     def trials(self) -> list[TrialRecord]:
-        """All trials, in the order of their numbers."""
-        return [
-            read_trial(trial, self.objective) for trial in self.study.get_trials(deepcopy=False)
-        ]
+        """All trials, in the order of their numbers.
+
+        Of those that are not over, what is as it was when they began, apart from their rungs.
+        """
+        frozen = self._call(self.storage.get_all_trials, self._study, deepcopy=False)
+        for number in list(self._open):
+            trial = frozen[number]
+            if trial.state.is_finished():
+                self._open.discard(number)
+                self._trials[number] = read_trial(trial, self.objectives)
+            elif len(trial.user_attrs.get(RUNGS, ())) != len(self._trials[number].rungs):
+                rungs = dict(trial.user_attrs[RUNGS])
+                self._trials[number] = replace(self._trials[number], rungs=rungs)
+        for trial in frozen[len(self._trials) :]:
+            self._trials.append(read_trial(trial, self.objectives))
+            self._ids.append(trial._trial_id)
+            if not trial.state.is_finished():
+                self._open.add(trial.number)
+        return list(self._trials)
+
+    def running(self) -> list[TrialRecord]:
+        """Trials that are not over, as they are now."""
+        frozen = self._call(self.storage.get_all_trials, self._study, deepcopy=False)
+        states = (TrialState.RUNNING, TrialState.WAITING)
+        return [read_trial(trial, self.objectives) for trial in frozen if trial.state in states]
+
+    def create(self, trial: NewTrial) -> int:
+        """Write a trial down, in one step; returns its number."""
+        made = self._call(self.storage.create_new_trial, self._study, trial.frozen())
+        number: int = self._call(self.storage.get_trial_number_from_id, made)
+        return number
+
+    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Write user attributes on a trial that is not over."""
+        for name, value in attributes.items():
+            self._call(self.storage.set_trial_user_attr, self._id(number), name, value)
+
+    def validated(self, number: int, updates: int, loss: float) -> None:
+        """Write down a validation of a running trial."""
+        self._call(self.storage.set_trial_intermediate_value, self._id(number), updates, loss)
+
+    def complete(self, number: int, loss: float, costs: Mapping[str, float]) -> None:
+        """Close a running trial with its objectives."""
+        values = [loss, *(float(costs[name]) for name in self.objectives.costs)]
+        self._close(number, TrialState.COMPLETE, values)
+
+    def stop(self, number: int, reason: str) -> None:
+        """Close a running trial that was stopped early."""
+        self.annotate(number, {REASON: reason})
+        self._close(number, TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str, kind: str | None = None) -> None:
+        """Close a running trial that has no result."""
+        self.annotate(number, {REASON: reason, **({} if kind is None else {FAILURE: kind})})
+        self._close(number, TrialState.FAIL)
 
     def note(self, name: str, value: Any) -> None:
         """Keep a fact about the search, such as versions; the last one stays."""
-        self.study.set_user_attr(name, value)
+        self._call(self.storage.set_study_user_attr, self._study, name, value)
 
     def notes(self) -> dict[str, Any]:
         """What `note` kept."""
-        notes: dict[str, Any] = self.study.user_attrs
+        notes: dict[str, Any] = self._call(self.storage.get_study_user_attrs, self._study)
         return notes
 
     def settings(self) -> dict[str, Any]:
         """The settings that the study was started with."""
-        settings: dict[str, Any] = self.study.user_attrs.get("settings", {})
+        settings: dict[str, Any] = self.notes().get("settings", {})
+        objectives = settings.get("objectives", {})
+        if "parameters" in objectives:  # as it was written before there were other costs
+            now = {"loss": objectives["loss"], "costs": [objectives["parameters"]]}
+            settings = {**settings, "objectives": now}
         return settings
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
@@ -210,7 +353,7 @@ class Record:
         """
         kept = self.settings()
         if not kept:
-            self.study.set_user_attr("settings", dict(settings))
+            self.note("settings", dict(settings))
             return
         different = sorted(_differences(kept, settings))
         if different:
@@ -220,21 +363,78 @@ class Record:
                 "another name."
             )
 
-    def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Write user attributes on a running trial."""
-        frozen = self.study.get_trials(deepcopy=False)[number]
-        trial = optuna.Trial(self.study, frozen._trial_id)
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
+    def claims(self) -> list[dict[str, Any]]:
+        """Which drivers took over which trials, in the order in which they did."""
+        if self._claims is None:
+            try:
+                self._claims = self._call(self.storage.get_study_id_from_name, self._claims_name)
+            except KeyError:
+                return []
+        found = self._call(self.storage.get_all_trials, self._claims, deepcopy=False)
+        return [dict(claim.user_attrs) for claim in found]
 
-    def complete(self, number: int, loss: float, parameters: int) -> None:
-        """Close a running trial with its two objectives."""
-        self.study.tell(number, [loss, float(parameters)])
+    def claim(self, attributes: Mapping[str, Any]) -> None:
+        """Add a claim; the storage gives all claims one order, so the first of several wins."""
+        if self._claims is None:
+            self._claims = self._make(self._claims_name, ("minimize",))
+        ticket = NewTrial(attributes=attributes, state=TrialState.FAIL)
+        self._call(self.storage.create_new_trial, self._claims, ticket.frozen())
 
-    def fail(self, number: int, reason: str) -> None:
-        """Close a running trial that has no result."""
-        self.annotate(number, {REASON: reason})
-        self.study.tell(number, state=TrialState.FAIL)
+    @property
+    def _claims_name(self) -> str:
+        # Names of studies hold no spaces, so this can be no other study's.
+        return f"{self.name} (claims)"
+
+    def _make(self, name: str, directions: Sequence[str]) -> int:
+        wanted = [StudyDirection[direction.upper()] for direction in directions]
+        try:
+            made: int = self._call(self.storage.create_new_study, wanted, name)
+        except DuplicatedStudyError:
+            made = self._call(self.storage.get_study_id_from_name, name)
+        return made
+
+    def _id(self, number: int) -> int:
+        if number >= len(self._ids):
+            self.trials()
+        return self._ids[number]
+
+    def _close(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        try:
+            self._call(self.storage.set_trial_state_values, self._id(number), state, values)
+        except UpdateFinishedTrialError:
+            # Written before the storage went away, or by the driver that took the trial over.
+            logger.warning("trial %d was closed already", number)
+
+    def _call(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
+        while True:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                if not _is_absence(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise SearchError(
+                        f"the storage has not answered for {PATIENCE_SECONDS:.0f} s: {error}; "
+                        "the same command goes on when it is back"
+                    ) from error
+                logger.warning("the storage does not answer, waiting: %s", _first_line(error))
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
+
+
+def _is_absence(error: Exception) -> bool:
+    """Whether a storage may come back; drivers of databases have their own kinds of errors."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, StorageInternalError):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True  # a full disk may be cleared
+    return bool(names & {"OperationalError", "InterfaceError", "RpcError", "ConnectionError"})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

@@ -7,15 +7,13 @@ axis; then a sampler of Optuna's takes over. "Stratified random" never lets it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import SearchConfig
@@ -34,12 +32,17 @@ class StratifiedProposer:
 
     Args:
         space: what may be proposed.
-        parameters: exact parameters of a plan.
+        parameters: exact parameters of a plan, or another cost that adds up over its modules.
         seed: of the random plans.
+        most: where the axis ends, if not at the largest plan.
     """
 
     def __init__(
-        self, space: SearchSpace, parameters: Callable[[AttentionPlan], int], seed: int
+        self,
+        space: SearchSpace,
+        parameters: Callable[[AttentionPlan], float],
+        seed: int,
+        most: float | None = None,
     ) -> None:
         self.space = space
         self.seed = seed
@@ -55,13 +58,20 @@ class StratifiedProposer:
             self._tables.append(np.array(sizes))
         self.low = self._base + sum(int(table.min()) for table in self._tables)
         self.high = self._base + sum(int(table.max()) for table in self._tables)
+        self._end = self.high if most is None else max(self.low, min(self.high, most))
 
-    def propose(self, index: int, taken: Container[str]) -> tuple[Alternative, ...] | None:
+    def propose(
+        self,
+        index: int,
+        taken: Container[str],
+        allows: Callable[[AttentionPlan], bool] = lambda plan: True,
+    ) -> tuple[Alternative, ...] | None:
         """Propose a plan that is not taken.
 
         Args:
             index: number of the proposal, from 0.
             taken: canonical texts of the plans to leave out.
+            allows: whether a plan may be proposed.
 
         Returns:
             An alternative for each unit; None if no free plan was found.
@@ -70,13 +80,14 @@ class StratifiedProposer:
         picks = self._candidates(generator)
         added = np.stack([t[picks[:, u]] for u, t in enumerate(self._tables)])
         sizes = self._base + added.sum(axis=0)
-        wanted = self.low + _spread(index) * (self.high - self.low)
+        wanted = self.low + _spread(index) * (self._end - self.low)
         for candidate in np.argsort(np.abs(sizes - wanted), kind="stable"):
             chosen = tuple(
                 unit.alternatives[pick]
                 for unit, pick in zip(self.space.units, picks[candidate], strict=True)
             )
-            if self.space.plan(chosen).dumps() not in taken:
+            plan = self.space.plan(chosen)
+            if plan.dumps() not in taken and allows(plan):
                 return chosen
         return None
 
@@ -110,94 +121,46 @@ def _spread(index: int) -> float:
     return value
 
 
-class PlannedStartSampler(BaseSampler):
-    """Another sampler, with the answers of some trials given beforehand.
+def make_sampler(config: SearchConfig, number: int) -> BaseSampler:
+    """The sampler of one proposal; its own random start is left to the stratified proposer.
 
-    Args:
-        inner: answers for all other trials.
-    """
-
-    def __init__(self, inner: BaseSampler) -> None:
-        self.inner = inner
-        self._given: dict[int, Mapping[str, Any]] = {}
-        self._next: Mapping[str, Any] | None = None
-
-    def give_next(self, answers: Mapping[str, Any]) -> None:
-        """The next trial that is asked gets these parameter values."""
-        self._next = answers
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        if self._next is not None:
-            self._given[trial.number], self._next = self._next, None
-        else:
-            self.inner.before_trial(study, trial)
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        if trial.number in self._given:
-            return {}
-        return self.inner.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if trial.number in self._given:
-            return {}
-        return self.inner.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        if trial.number in self._given:
-            return self._given[trial.number][param_name]
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self._given.pop(trial.number, None)
-        self.inner.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        self.inner.reseed_rng()
-
-
-def make_sampler(config: SearchConfig, trials_so_far: int) -> PlannedStartSampler:
-    """The sampler a study names; its own random start is left to the stratified one.
+    It is made anew for each proposal and seeded by its number, so that what it proposes hangs on the
+    history alone and not on when a search was interrupted.
 
     Args:
         config: names the sampler.
-        trials_so_far: on record; a search that goes on must not repeat its first random numbers.
+        number: of the trial that is proposed.
     """
-    seed = config.seed + 7919 * trials_so_far
-    inner: BaseSampler
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    startup = max(1, config.startup_trials)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if config.sampler == "tpe":
-            startup = max(1, config.startup_trials)
-            inner = optuna.samplers.TPESampler(
+            return optuna.samplers.TPESampler(
                 n_startup_trials=startup, multivariate=True, group=True, seed=seed
             )
-        elif config.sampler == "nsga2":
-            population = max(4, min(20, config.trials // 3))
-            inner = optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
-        elif config.sampler == "gp":
-            startup = max(1, config.startup_trials)
-            inner = optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed)
-        else:
-            inner = optuna.samplers.RandomSampler(seed=seed)
-    return PlannedStartSampler(inner)
+        if config.sampler == "nsga2":
+            return optuna.samplers.NSGAIISampler(population_size=max(4, startup), seed=seed)
+        if config.sampler == "gp":
+            return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
 
 
-def answers_of(unit_decisions: Iterator[tuple[Decision, int]]) -> dict[str, Any]:
-    """Decisions and picked indices as the Optuna parameters that `suggest` would set."""
-    return {
-        parameter_name(decision): index if decision.is_ordered else _label(decision, index)
-        for decision, index in unit_decisions
-    }
+def answers_of(
+    space: SearchSpace, chosen: Iterable[Alternative]
+) -> dict[str, tuple[Any, BaseDistribution]]:
+    """The Optuna parameters, with their distributions, that `suggest` would set for a choice."""
+    answers: dict[str, tuple[Any, BaseDistribution]] = {}
+    for unit, alternative in zip(space.units, chosen, strict=True):
+        picks = dict(alternative.picks)
+        index = picks[unit.scheme.name]
+        for decision in (unit.scheme, *unit.options[index]):
+            distribution = _distribution(decision)
+            if distribution is not None:
+                pick = picks[decision.name]
+                answer = pick if decision.is_ordered else _label(decision, pick)
+                answers[parameter_name(decision)] = (answer, distribution)
+    return answers
 
 
 def suggest(trial: optuna.Trial, decision: Decision) -> int:
@@ -220,16 +183,23 @@ def parameter_name(decision: Decision) -> str:
     return f"{decision.name}.index" if decision.is_ordered else decision.name
 
 
-def decisions_of(
-    space: SearchSpace, chosen: tuple[Alternative, ...]
-) -> Iterator[tuple[Decision, int]]:
-    """The decisions, with indices, that lead to the chosen alternatives."""
-    for unit, alternative in zip(space.units, chosen, strict=True):
-        picks = dict(alternative.picks)
-        index = picks[unit.scheme.name]
-        yield unit.scheme, index
-        for decision in unit.options[index]:
-            yield decision, picks[decision.name]
+def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """All Optuna parameters of a space."""
+    decisions = (
+        decision
+        for unit in space.units
+        for decision in (unit.scheme, *(d for options in unit.options for d in options))
+    )
+    named = {parameter_name(decision): _distribution(decision) for decision in decisions}
+    return {name: found for name, found in named.items() if found is not None}
+
+
+def _distribution(decision: Decision) -> BaseDistribution | None:
+    if len(decision.values) == 1:
+        return None
+    if decision.is_ordered:
+        return IntDistribution(0, len(decision.values) - 1)
+    return CategoricalDistribution([_label(decision, i) for i in range(len(decision.values))])
 
 
 def _label(decision: Decision, index: int) -> str:

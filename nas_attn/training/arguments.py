@@ -9,12 +9,38 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from nas_attn.errors import Fault
+from nas_attn.errors import Fault, NasAttnError
 from nas_attn.plan import AttentionPlan
+from nas_attn.section import Scalar
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
 
 BASELINE_SCHEME = "multi_head"
+
+MAXIMISED = frozenset({"bleu", "accuracy"})
+"""Validation metrics that are better when higher; all others are better when lower."""
+
+SMOOTHED = frozenset({"loss", "nll_loss", "ppl"})
+LOGGED = {
+    "adaptive_loss": frozenset({"loss", "ppl"}),
+    "cross_entropy": frozenset({"loss", "ppl"}),
+    "label_smoothed_cross_entropy": SMOOTHED | {"accuracy"},
+    "label_smoothed_cross_entropy_with_alignment": SMOOTHED | {"alignment_loss"},
+    "label_smoothed_cross_entropy_with_ctc": SMOOTHED | {"accuracy", "ctc_loss"},
+    "label_smoothed_cross_entropy_with_rdrop": SMOOTHED | {"accuracy", "rdrop_kl_loss"},
+    "masked_lm": frozenset({"loss", "ppl"}),
+}
+"""What fairseq's criterions log of a validation; what is not listed may log anything."""
+
+LOGGED_BY_SENTENCE = frozenset({"adaptive_loss", "cross_entropy"})
+"""Log nll_loss, by token, only where --sentence-avg makes their loss one by sentence."""
+
+BLEU_FLAGS = (
+    ("eval-bleu", None),
+    ("eval-bleu-args", '{"beam": 5}'),
+    ("eval-bleu-detok", "space"),
+)
+"""Make fairseq translate the validation set each time; `space` detokenises nothing."""
 
 FAMILIES = {
     "translation": "transformer",
@@ -73,7 +99,16 @@ def training_command(
     metric: str,
     save_dir: Path,
 ) -> list[str]:
-    """The fairseq-train command of one training, the one that a person would type."""
+    """The fairseq-train command of one training, the one that a person would type.
+
+    Args:
+        config: the training section.
+        data: the data set.
+        plan: for all attention.
+        seed: of weights, batches and dropout.
+        metric: of validation, by which the best checkpoint is kept; fairseq is told to log it.
+        save_dir: for checkpoints.
+    """
     command = ["fairseq-train", str(data.folder)]
     command += ["--user-dir", str(plugin_folder()), *_task_flags(config)]
     if data.languages:
@@ -81,7 +116,7 @@ def training_command(
     command += ["--arch", architecture(config), "--attention-plan", plan.dumps()]
     command += _flags(config)
     command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
-    command += ["--best-checkpoint-metric", metric]
+    command += ["--best-checkpoint-metric", metric, *_metric_flags(config, data, metric)]
     # Else batches depend on the epoch that a process started in, and resuming changes the result.
     command += ["--update-epoch-batch-itr", "True"]
     # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
@@ -97,22 +132,69 @@ def evaluation_command(
     fairseq-generate with corpus BLEU (beam 5), fairseq-eval-lm, or fairseq-validate.
     """
     tools = {"translation": "generate", "language_modeling": "eval-lm", "masked_lm": "validate"}
-    command = [f"fairseq-{tools[config.task]}", str(data.folder)]
-    command += ["--user-dir", str(plugin_folder()), "--path", str(checkpoint)]
-    command += ["--required-batch-size-multiple", "1"]
+    command = _with_checkpoint(tools[config.task], data, checkpoint)
     if config.task == "masked_lm":
         command += ["--task", "masked_lm", "--criterion", "masked_lm"]
         return [*command, "--valid-subset", subset, "--batch-size", "32"]
-    command += ["--gen-subset", subset]
     if config.task == "language_modeling":
         tokens = config.arguments.get("tokens-per-sample", 512)
+        command += ["--gen-subset", subset]
         return [*command, "--batch-size", "32", "--tokens-per-sample", str(tokens)]
-    command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
-    command += ["--batch-size", "64", "--beam", "5", "--scoring", "sacrebleu"]
+    command += [*_decoding_flags(data, subset), "--scoring", "sacrebleu"]
     if data.sentencepiece_model.is_file():
         model = str(data.sentencepiece_model)
         command += ["--bpe", "sentencepiece", "--sentencepiece-model", model]
     return command
+
+
+def decoding_command(config: TrainingConfig, data: PreparedData, checkpoint: Path) -> list[str]:
+    """The fairseq-generate command that translates the validation set, to be timed.
+
+    Raises:
+        NasAttnError: the task is not translation.
+    """
+    if config.task != "translation":
+        raise NasAttnError(f"decoding is timed for translation, not for {config.task}")
+    return _with_checkpoint("generate", data, checkpoint) + _decoding_flags(data, "valid")
+
+
+def maximises(metric: str) -> bool:
+    """Whether a validation metric is better when higher."""
+    return metric in MAXIMISED
+
+
+def check_metric(config: TrainingConfig, metric: str) -> list[Fault]:
+    """What is wrong with a validation metric as objective of a training.
+
+    A name that a criterion which is not in `LOGGED` may log passes.
+    """
+    message = _refused_metric(config, metric)
+    return [Fault("objectives.loss", message)] if message else []
+
+
+def _refused_metric(config: TrainingConfig, metric: str) -> str:
+    """Why fairseq surely does not log a metric, and what to do; empty if it may."""
+    if metric == "bleu":
+        if config.task == "translation":
+            return ""
+        return f"bleu is for translation, not for {config.task}: take loss or ppl"
+    criterion = _criterion(config)
+    logged = LOGGED.get(criterion)
+    if logged is None:
+        return ""
+    if criterion in LOGGED_BY_SENTENCE and _given(config).get("sentence-avg"):
+        logged |= {"nll_loss"}
+    if metric in logged:
+        return ""
+    offer = ", ".join(sorted(logged | ({"bleu"} if config.task == "translation" else set())))
+    message = f"{criterion} does not log {metric!r}; it logs {offer}"
+    if metric == "nll_loss":
+        return f"{message}: take loss, which is in bits a token here"
+    if metric == "accuracy" and criterion == "cross_entropy":
+        grouped = "grouped_" if _given(config).get("criterion", criterion) != criterion else ""
+        smoothed = f"{grouped}label_smoothed_cross_entropy"
+        return f"{message}: set training.arguments.criterion to {smoothed}"
+    return f"{message}: take one of these"
 
 
 def shell_text(command: Sequence[str], threads: int | None = None) -> str:
@@ -143,7 +225,7 @@ def check_arguments(config: TrainingConfig) -> list[Fault]:
         for name in config.arguments
         if _dashed(name) in RESERVED
     ]
-    given = {_dashed(name) for name in config.arguments}
+    given = _given(config).keys()
     if not given & {"max-epoch", "max-update"}:
         faults.append(Fault(key, "give max-epoch or max-update, or a trial never ends"))
     if not given & {"max-tokens", "batch-size"}:
@@ -247,6 +329,44 @@ def _flags(config: TrainingConfig) -> list[str]:
         if value is not True:
             flags.append(str(value))
     return flags
+
+
+def _metric_flags(config: TrainingConfig, data: PreparedData, metric: str) -> list[str]:
+    """What makes fairseq log a metric and keep the best by it, as far as it is not given."""
+    flags = ["--maximize-best-checkpoint-metric"] if maximises(metric) else []
+    wanted: list[tuple[str, str | None]] = []
+    if metric == "bleu":
+        wanted += BLEU_FLAGS
+        if data.sentencepiece_model.is_file():
+            wanted.append(("eval-bleu-remove-bpe", "sentencepiece"))
+    elif metric == "accuracy" and "accuracy" in LOGGED.get(_criterion(config), ()):
+        wanted.append(("report-accuracy", None))
+    given = _given(config)
+    for name, value in wanted:
+        if given.get(name, False) is False:
+            flags += [f"--{name}"] if value is None else [f"--{name}", value]
+    return flags
+
+
+def _with_checkpoint(tool: str, data: PreparedData, checkpoint: Path) -> list[str]:
+    command = [f"fairseq-{tool}", str(data.folder)]
+    command += ["--user-dir", str(plugin_folder()), "--path", str(checkpoint)]
+    return [*command, "--required-batch-size-multiple", "1"]
+
+
+def _decoding_flags(data: PreparedData, subset: str) -> list[str]:
+    flags = ["--gen-subset", subset]
+    flags += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
+    return [*flags, "--batch-size", "64", "--beam", "5"]
+
+
+def _criterion(config: TrainingConfig) -> str:
+    """The criterion's name without the group constraint, which changes no validation."""
+    return str(_given(config).get("criterion", "cross_entropy")).removeprefix("grouped_")
+
+
+def _given(config: TrainingConfig) -> dict[str, Scalar]:
+    return {_dashed(name): value for name, value in config.arguments.items()}
 
 
 def _dashed(name: str) -> str:

@@ -13,12 +13,21 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def become(parent: int, command: list[str]) -> None:
-    """Replace this process by `command`, to be killed when `parent` ends (Linux)."""
+def die_with(parent: int) -> None:
+    """Have this process killed when the thread of `parent` that started it ends (Linux).
+
+    Raises:
+        SystemExit: the parent has ended already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the driver ended before its training began")
+
+
+def become(parent: int, command: list[str]) -> None:
+    """Replace this process by `command`, to be killed when `parent` ends (Linux)."""
+    die_with(parent)
     os.execv(command[0], command)
 
 

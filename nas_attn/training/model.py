@@ -61,8 +61,8 @@ def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
     return parse_arguments(arch, flags)
 
 
-def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
-    """Build a fairseq model without storage.
+def build_model(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
+    """Build a fairseq model as fairseq-train does, with random weights.
 
     Args:
         args: parsed fairseq arguments of one of the plugin's architectures.
@@ -75,9 +75,14 @@ def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torc
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     task = argparse.Namespace(source_dictionary=dictionaries[0], target_dictionary=dictionaries[-1])
-    with torch.device("meta"):
-        model: torch.nn.Module = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
+    model: torch.nn.Module = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
     return model
+
+
+def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
+    """`build_model` without storage."""
+    with torch.device("meta"):
+        return build_model(args, dictionaries)
 
 
 def blank_dictionary(size: int) -> Any:

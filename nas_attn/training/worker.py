@@ -1,7 +1,8 @@
 """Run one trial: a fairseq-train sub-process for each of its seeds, one after the other.
 
-`TrialRun` never blocks: an executor polls it. What a training says is read from the report file
-that the plugin's task appends to, so a training that is continued keeps what it reported before.
+Then come, if the job says so, an evaluation for each seed and measurements of decoding. `TrialRun`
+never blocks: an executor polls it. What a training says is read from the report file that the
+plugin's task appends to, so a training that is continued keeps what it reported before.
 """
 
 from __future__ import annotations
@@ -11,42 +12,80 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
+import socket
 import statistics
-import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import NasAttnError
 from nas_attn.training.arguments import shell_text
+from nas_attn.training.failures import (
+    Failure,
+    FailureKind,
+    count_oom_kills,
+    failure_after,
+    kind_of_error,
+    last_lines,
+)
+from nas_attn.training.launch import ColdLauncher, Launcher, Running
 from nas_attn.training.pruning import prune_checkpoint
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.jsonl"
-LOG_FILE = "train.log"
+LOG_FILE, TEST_LOG_FILE, MEASURE_LOG_FILE = "train.log", "test.log", "measure.log"
 STATE_FILE = "finished.json"
+PLAN_FILE, COMMANDS_FILE = "plan.json", "commands.sh"
 LOCK_FILE = "training.lock"
 CHECKPOINTS = "checkpoints"
 LAST, BEST, PRUNED = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_pruned.pt"
+CHECKPOINT = "{checkpoint}"
+"""Stands in an evaluation or measurement for the best checkpoint of its seed, pruned if it is."""
 SETTLED = Phase.SETTLED.name.lower()
 STOP_GRACE_SECONDS = 5.0
-LOG_TAIL_LINES = 12
+WATCH_SECONDS = 1.0
+"""How often at most the files of a process are looked at to see whether it hangs."""
+
+MODULES = {
+    "fairseq-train": "fairseq_cli.train",
+    "fairseq-generate": "fairseq_cli.generate",
+    "fairseq-eval-lm": "fairseq_cli.eval_lm",
+    "fairseq-validate": "fairseq_cli.validate",
+    "nas-attn-replay": "nas_attn.training.replay",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One training of a trial."""
+    """One training of a trial.
+
+    Args:
+        seed: of fairseq-train.
+        folder: where it keeps report, logs and checkpoints.
+        command: the training.
+        evaluation: the command that tests what was trained and pruned; empty for none. An argument
+            `CHECKPOINT` becomes the path of the checkpoint.
+    """
 
     seed: int
     folder: str
     command: tuple[str, ...]
+    evaluation: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SeedRun:
+        commands = {name: tuple(data.get(name, ())) for name in ("command", "evaluation")}
+        return cls(**{**data, **commands})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +99,12 @@ class TrialJob:
         parameters: total parameters that the model must turn out to have.
         runs: one training for each seed.
         threads: CPU threads of a training.
+        plan: the attention plan as JSON, to be kept in the folder.
+        data_folder: prepared data that must be there; empty if none is asked for.
+        hang_seconds: a process that writes nothing for so long is stopped; None never stops one.
+        measure: a fairseq-generate command whose decoding is timed on the first seed's checkpoint;
+            empty for none. An argument `CHECKPOINT` becomes its path.
+        measure_runs: how often it is timed; the median counts.
     """
 
     number: int
@@ -68,23 +113,40 @@ class TrialJob:
     parameters: int
     runs: tuple[SeedRun, ...]
     threads: int = 1
+    plan: dict[str, Any] = field(default_factory=dict)
+    data_folder: str = ""
+    hang_seconds: float | None = None
+    measure: tuple[str, ...] = ()
+    measure_runs: int = 3
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrialJob:
-        runs = tuple(SeedRun(**{**run, "command": tuple(run["command"])}) for run in data["runs"])
-        return cls(**{**data, "runs": runs})
+        runs = tuple(SeedRun.from_json(run) for run in data["runs"])
+        return cls(**{**data, "runs": runs, "measure": tuple(data.get("measure", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One validation of a running trial."""
+    """One validation of a running trial.
+
+    Args:
+        seed: of the training.
+        num_updates: of the training so far.
+        loss: value of the job's metric.
+        validation: how many validations that seed has had, this one included.
+        settled: nothing more will be pruned: what was measured is the model that is left.
+        seed_index: place of the seed among the job's runs, 0 for the first.
+    """
 
     seed: int
     num_updates: int
     loss: float
+    validation: int = 1
+    settled: bool = True
+    seed_index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +159,18 @@ class TrialResult:
         plans: what pruning made of the plan, for each seed; empty if the plan prunes nothing.
         seconds: time spent training, all seeds and earlier attempts included.
         error: why there is no result; None if there is one.
+        failure: the kind of the error; None if there is a result.
+        measured: figures of the trained model by name; `decoding_seconds` is for a sentence.
+        tests: scores by name, for each seed; empty if the job evaluates nothing.
     """
 
     losses: tuple[float, ...] = ()
     plans: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
     error: str | None = None
+    failure: FailureKind | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    tests: tuple[dict[str, float], ...] = ()
 
     @property
     def loss(self) -> float:
@@ -110,172 +178,401 @@ class TrialResult:
         return statistics.fmean(self.losses)
 
 
+class StepKind(Enum):
+    """What a process of a trial is for; the value is the name of its log."""
+
+    TRAIN = LOG_FILE
+    EVALUATE = TEST_LOG_FILE
+    MEASURE = MEASURE_LOG_FILE
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of a trial: what for, and on which run."""
+
+    kind: StepKind
+    run: SeedRun
+    command: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.folder)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / self.kind.value
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.command[0]} (seed {self.run.seed})"
+
+
 @dataclass
+class _Activity:
+    """A step's process, and what there is to know about it while it runs.
+
+    Args:
+        step: what it is for.
+        running: the process.
+        log_start: size of the log when it started, in bytes; what is before belongs to others.
+        oom_kills: of the control group when it started, None if unknown.
+        failure: why it is being stopped; None as long as it may run.
+        kill_at: when it is killed, if it has not heeded the request to end.
+    """
+
+    step: Step
+    running: Running
+    log_start: int
+    oom_kills: int | None
+    started: float = field(default_factory=time.monotonic)
+    failure: Failure | None = None
+    kill_at: float = math.inf
+    watched_at: float = -math.inf
+    changed_at: float = field(default_factory=time.monotonic)
+    _files: tuple[Any, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def log_text(self) -> str:
+        """What the process has printed."""
+        try:
+            with self.step.log.open("rb") as log:
+                log.seek(self.log_start)
+                return log.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return "(no log)"
+
+    def quiet_seconds(self) -> float:
+        """For how long the process has written nothing."""
+        now = time.monotonic()
+        if now - self.watched_at >= WATCH_SECONDS:
+            self.watched_at = now
+            files = _traces(self.step)
+            if files != self._files:
+                self._files, self.changed_at = files, now
+        return now - self.changed_at
+
+    def was_oom_killed(self) -> bool:
+        """Whether the kernel killed any process of the control group for memory meanwhile."""
+        now = count_oom_kills()
+        return self.oom_kills is not None and now is not None and now > self.oom_kills
+
+    def ask_to_end(self, failure: Failure | None = None) -> None:
+        """Ask the process group to end; it is killed if it has not after a grace."""
+        self.failure = failure
+        self.kill_at = time.monotonic() + STOP_GRACE_SECONDS
+        self.running.signal(signal.SIGTERM)
+
+
 class TrialRun:
     """A trial in progress.
 
+    Which step is next follows from what the folders of its runs say, so a trial that was stopped,
+    on this machine or another, goes on after the last step that was finished. A poll starts the
+    next step, or looks at the one that runs, or takes over what it has made; after the last one
+    there is a result, and after a failure, too.
+
     Args:
         job: what to run.
-        device: value of CUDA_VISIBLE_DEVICES for the trainings; None leaves it as it is.
+        device: value of CUDA_VISIBLE_DEVICES for its processes; None leaves it as it is.
+        launcher: starts them; each from nothing, if not given.
     """
 
-    job: TrialJob
-    device: str | None = None
-    result: TrialResult | None = None
-    _process: subprocess.Popen[bytes] | None = None
-    _log: IO[bytes] | None = None
-    _current: int = 0
-    _started: float = 0.0
-    _reported: set[tuple[int, int]] = field(default_factory=set)
+    def __init__(
+        self, job: TrialJob, device: str | None = None, launcher: Launcher | None = None
+    ) -> None:
+        self.job = job
+        self.device = device
+        self.launcher = launcher or ColdLauncher()
+        self.result: TrialResult | None = None
+        self._activity: _Activity | None = None
+        self._reports = {run.folder: Report(Path(run.folder)) for run in job.runs}
+        self._told: dict[str, set[int]] = {run.folder: set() for run in job.runs}
 
     def poll(self) -> list[Progress]:
         """Move on as far as possible without waiting; returns the validations since last time."""
         if self.result is not None:
             return []
-        if self._process is None:
-            self._start_next()
-            return []
-        run = self.job.runs[self._current]
-        code = self._process.poll()
-        news = self._news(run)
-        if code is None:
-            return news
-        seconds = time.monotonic() - self._started
-        self._close()
-        error = self._error_after(run, code)
-        if error is not None:
-            self.result = TrialResult(seconds=self._seconds_before() + seconds, error=error)
-            return news
-        state: dict[str, Any] = {"seconds": seconds + _spent(run), "finished": True}
-        if read_report(Path(run.folder))[-1].get("phase") is not None:
-            try:
-                state["plan"] = _prune(Path(run.folder))
-            except NasAttnError as failure:
-                self.result = TrialResult(
-                    seconds=self._seconds_before() + seconds, error=str(failure)
-                )
-                return news
-        _write_json(Path(run.folder) / STATE_FILE, state)
-        self._current += 1
-        self._start_next()
+        news: list[Progress] = []
+        try:
+            activity = self._activity
+            if activity is None:
+                self._start_next()
+            else:
+                code = activity.running.poll()
+                news = self._news(activity.step)  # after the poll, or the last ones are missed
+                self._look_at(activity, code)
+        except (OSError, MemoryError, RuntimeError) as error:
+            kind = kind_of_error(error)
+            if kind is None:
+                raise
+            self._fail(Failure(kind, f"trial {self.job.number} on {socket.gethostname()}: {error}"))
         return news
 
     def stop(self) -> None:
-        """End the training that is running; what it saved stays, so the trial can continue."""
-        if self._process is None:
+        """End the process that is running; what it saved stays, so the trial can continue."""
+        activity = self._activity
+        if activity is None:
             return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        run = self.job.runs[self._current]
-        seconds = time.monotonic() - self._started + _spent(run)
-        _write_json(Path(run.folder) / STATE_FILE, {"seconds": seconds, "finished": False})
-        self._close()
+        activity.ask_to_end()
+        if activity.running.wait(STOP_GRACE_SECONDS) is None:
+            activity.running.signal(signal.SIGKILL)
+            activity.running.wait(STOP_GRACE_SECONDS)
+        self._close(activity)
 
     def _start_next(self) -> None:
-        runs = self.job.runs
-        while self._current < len(runs) and _is_finished(runs[self._current]):
-            self._current += 1
-        if self._current == len(runs):
-            losses = tuple(_best_loss(run, self.job.metric) for run in runs)
-            plans = tuple(plan for run in runs if (plan := _state(run).get("plan")) is not None)
-            self.result = TrialResult(losses=losses, plans=plans, seconds=self._seconds_before())
+        if not (Path(self.job.folder) / PLAN_FILE).is_file():
+            write_trial_files(self.job)
+        step = self._next_step()
+        if step is None:
+            self.result = self._success()
             return
-        run = runs[self._current]
-        folder = Path(run.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder / LOCK_FILE)
+        data = self.job.data_folder
+        if data and not Path(data).is_dir():
+            message = (
+                f"{socket.gethostname()} has no data folder {data}: share the folder with every "
+                "node, or set execution.transfer to object_store"
+            )
+            self._fail(Failure(FailureKind.NO_DATA, message))
+            return
+        self._start(step)
+
+    def _next_step(self) -> Step | None:
+        """The first step that is not finished; None if all are."""
+        job = self.job
+        for run in job.runs:
+            state = _state(run)
+            if not state.get("finished", False):
+                return Step(StepKind.TRAIN, run, run.command)
+            if run.evaluation and "test" not in state:
+                return Step(StepKind.EVALUATE, run, _on_checkpoint(run.evaluation, run))
+        if job.measure and len(_decoding_seconds(job.runs[0])) < job.measure_runs:
+            first = job.runs[0]
+            return Step(StepKind.MEASURE, first, _on_checkpoint(job.measure, first))
+        return None
+
+    def _start(self, step: Step) -> None:
+        step.folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(step.folder / LOCK_FILE)
         if lock is None:
             return  # what an earlier driver left is about to die; poll again
-        _repair_checkpoints(folder / CHECKPOINTS)
+        with lock:  # held on by the process alone
+            if step.kind is StepKind.TRAIN:
+                _repair_checkpoints(step.folder / CHECKPOINTS)
+            log_start = _size(step.log)
+            oom_kills = count_oom_kills()
+            running = self.launcher.start(
+                executable_form(step.command),
+                environment=self._environment(step),
+                log=step.log,
+                keep_open=lock.fileno(),
+            )
+        self._activity = _Activity(step, running, log_start, oom_kills)
+
+    def _environment(self, step: Step) -> dict[str, str]:
         environment = {
             **os.environ,
-            "NAS_ATTN_REPORT": str(folder / REPORT_FILE),
             "OMP_NUM_THREADS": str(self.job.threads),
             "PYTHONWARNINGS": "ignore",
             "PYTHONUNBUFFERED": "1",
         }
+        if step.kind is StepKind.TRAIN:
+            environment["NAS_ATTN_REPORT"] = str(step.folder / REPORT_FILE)
         if self.device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.device
-        self._log = (folder / LOG_FILE).open("ab")
-        self._started = time.monotonic()
-        guard = [sys.executable, "-S", str(Path(__file__).with_name("guard.py")), str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*guard, *executable_form(run.command)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            # Ctrl-C reaches the driver alone, which then stops its trainings in order.
-            process_group=0,
-            pass_fds=(lock.fileno(),),
-        )
-        lock.close()  # held on by the training alone
+        return environment
 
-    def _close(self) -> None:
-        self._process = None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+    def _look_at(self, activity: _Activity, code: int | None) -> None:
+        """Take over what a process has made, if it has ended; else see that it goes on well."""
+        if code is None:
+            if activity.failure is None:
+                failure = self._failure_while_running(activity)
+                if failure is not None:
+                    activity.ask_to_end(failure)
+            elif time.monotonic() > activity.kill_at:
+                activity.running.signal(signal.SIGKILL)
+            return
+        failure = activity.failure or self._failure_after(activity, code)
+        self._close(activity)
+        if failure is None:
+            failure = self._finish(activity)
+        if failure is not None:
+            self._fail(failure)
+        else:
+            self._start_next()
 
-    def _news(self, run: SeedRun) -> list[Progress]:
-        news = []
-        for line in read_report(Path(run.folder)):
-            key = (run.seed, line["num_updates"])
-            if key not in self._reported and self.job.metric in line["metrics"]:
-                self._reported.add(key)
-                loss = line["metrics"][self.job.metric]
-                news.append(Progress(seed=run.seed, num_updates=line["num_updates"], loss=loss))
-        return news
+    def _failure_while_running(self, activity: _Activity) -> Failure | None:
+        step, limit = activity.step, self.job.hang_seconds
+        if step.kind is StepKind.TRAIN:
+            failure = self._not_finite(step.run)
+            if failure is not None:
+                return failure
+        if limit is not None and (quiet := activity.quiet_seconds()) >= limit:
+            message = f"{step.name} was stopped: it had written nothing for {quiet:.0f} s"
+            return Failure(FailureKind.HUNG, message)
+        return None
 
-    def _error_after(self, run: SeedRun, code: int) -> str | None:
-        folder = Path(run.folder)
-        if code < 0:
-            return f"fairseq-train (seed {run.seed}) was killed by {signal.Signals(-code).name}"
+    def _failure_after(self, activity: _Activity, code: int) -> Failure | None:
+        step = activity.step
         if code != 0:
-            return f"fairseq-train (seed {run.seed}) ended with status {code}:\n" + log_tail(
-                folder / LOG_FILE
-            )
-        lines = read_report(folder)
+            oom_killed = activity.was_oom_killed()
+            return failure_after(step.name, code, activity.log_text(), oom_killed=oom_killed)
+        if step.kind is not StepKind.TRAIN:
+            return None
+        failure = self._not_finite(step.run)
+        if failure is not None:
+            return failure
+        message = self._fault_of_report(step)
+        return None if message is None else Failure(FailureKind.TRAINING, message)
+
+    def _not_finite(self, run: SeedRun) -> Failure | None:
+        """A loss that is no number does not heal, so one such validation is enough."""
+        for line in self._reports[run.folder].lines():
+            loss = line["metrics"].get(self.job.metric, 0.0)
+            if not math.isfinite(loss):
+                message = f"the validation {self.job.metric} of seed {run.seed} is {loss}"
+                return Failure(FailureKind.NOT_FINITE, message)
+        return None
+
+    def _fault_of_report(self, step: Step) -> str | None:
+        """What the report of a training that ended without an error lacks."""
+        lines = self._reports[step.run.folder].lines()
         if not lines:
-            return f"fairseq-train (seed {run.seed}) ended without a validation"
+            return f"{step.name} ended without a validation"
         phase = lines[-1].get("phase")
-        if phase not in (None, SETTLED):
+        if not _is_settled(lines[-1]):
             return (
-                f"the training (seed {run.seed}) ended before the vote was over ({phase}): vote "
-                "earlier or train longer"
+                f"the training (seed {step.run.seed}) ended before the vote was over ({phase}): "
+                "vote earlier or train longer"
             )
         if self.job.metric not in lines[-1]["metrics"]:
             known = ", ".join(sorted(lines[-1]["metrics"]))
             return f"fairseq logged no metric {self.job.metric!r}; it logged {known}"
-        loss = _best_loss(run, self.job.metric)
-        if not math.isfinite(loss):
-            return f"the validation {self.job.metric} of seed {run.seed} is {loss}"
         built = lines[-1]["parameters"]["total"]
         if built != self.job.parameters:
             return f"counted {self.job.parameters} parameters, but fairseq built {built}"
         return None
 
-    def _seconds_before(self) -> float:
-        return sum(_spent(run) for run in self.job.runs)
+    def _finish(self, activity: _Activity) -> Failure | None:
+        """Write down what a step has made, so that it is not done again."""
+        step = activity.step
+        state = _state(step.run)
+        try:
+            if step.kind is StepKind.TRAIN:
+                if self._reports[step.run.folder].lines()[-1].get("phase") is not None:
+                    state["plan"] = _prune(step.folder)
+                state["finished"] = True
+            elif step.kind is StepKind.EVALUATE:
+                state["test"] = parse_scores(activity.log_text())
+            else:
+                seconds = parse_decoding_seconds(activity.log_text())
+                state["decoding_seconds"] = [*_decoding_seconds(step.run), seconds]
+        except NasAttnError as error:
+            return Failure(FailureKind.TRAINING, f"{step.name}: {error}")
+        _write_json(step.folder / STATE_FILE, state)
+        return None
+
+    def _close(self, activity: _Activity) -> None:
+        """Let go of a process that has ended, with all it has started; add up training time."""
+        self._activity = None
+        activity.running.signal(signal.SIGKILL)
+        if activity.step.kind is StepKind.TRAIN:
+            state = {"finished": False, **_state(activity.step.run)}
+            state["seconds"] = state.get("seconds", 0.0) + activity.seconds
+            try:
+                _write_json(activity.step.folder / STATE_FILE, state)
+            except OSError as error:  # no reason to lose what the training has saved
+                logger.warning("the time of %s is not kept: %s", activity.step.name, error)
+
+    def _fail(self, failure: Failure) -> None:
+        self.result = TrialResult(
+            seconds=self._seconds(), error=failure.message, failure=failure.kind
+        )
+
+    def _success(self) -> TrialResult:
+        runs = self.job.runs
+        states = [_state(run) for run in runs]
+        decoding = _decoding_seconds(runs[0])
+        return TrialResult(
+            losses=tuple(self._best_loss(run) for run in runs),
+            plans=tuple(state["plan"] for state in states if state.get("plan") is not None),
+            seconds=self._seconds(),
+            measured={"decoding_seconds": statistics.median(decoding)} if decoding else {},
+            tests=tuple(state["test"] for state in states if "test" in state),
+        )
+
+    def _news(self, step: Step) -> list[Progress]:
+        if step.kind is not StepKind.TRAIN:
+            return []
+        run, told = step.run, self._told[step.run.folder]
+        news = []
+        for count, line in enumerate(self._reports[run.folder].lines(), start=1):
+            update = line["num_updates"]
+            if update in told or self.job.metric not in line["metrics"]:
+                continue
+            told.add(update)
+            news.append(
+                Progress(
+                    seed=run.seed,
+                    num_updates=update,
+                    loss=line["metrics"][self.job.metric],
+                    validation=count,
+                    settled=_is_settled(line),
+                    seed_index=self.job.runs.index(run),
+                )
+            )
+        return news
+
+    def _best_loss(self, run: SeedRun) -> float:
+        """Of the model that is left: before pruning it was another one."""
+        lines = [line for line in self._reports[run.folder].lines() if _is_settled(line)]
+        losses = [line["metrics"].get(self.job.metric, math.nan) for line in lines]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return min(finite) if finite else math.nan
+
+    def _seconds(self) -> float:
+        return sum(float(_state(run).get("seconds", 0.0)) for run in self.job.runs)
 
 
-def executable_form(command: tuple[str, ...]) -> list[str]:
-    """`fairseq-train ...` as run by this very Python, whatever PATH says."""
-    module = {"fairseq-train": "fairseq_cli.train"}[command[0]]
+class Report:
+    """The report of one training; it is read again only when its file has grown."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._size = 0
+        self._lines: list[dict[str, Any]] = []
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The validations, as `read_report` gives them."""
+        size = _size(self._folder / REPORT_FILE)
+        if size != self._size:
+            self._size = size
+            self._lines = read_report(self._folder)
+        return self._lines
+
+
+def executable_form(command: Sequence[str]) -> list[str]:
+    """`fairseq-train ...` and its like as run by this very Python, whatever PATH says.
+
+    Raises:
+        NasAttnError: the command is unknown.
+    """
+    module = MODULES.get(command[0])
+    if module is None:
+        raise NasAttnError(f"cannot run {command[0]!r}; there are {', '.join(MODULES)}")
     return [sys.executable, "-m", module, *command[1:]]
 
 
-def write_trial_files(job: TrialJob, plan: dict[str, Any]) -> None:
-    """Keep a trial's plan and commands in its folder, for people."""
+def write_trial_files(job: TrialJob) -> None:
+    """Keep a trial's plan and trainings in its folder, for people."""
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "plan.json", plan)
     commands = "".join(shell_text(run.command, job.threads) + "\n" for run in job.runs)
-    (folder / "commands.sh").write_text(commands, encoding="utf-8")
+    (folder / COMMANDS_FILE).write_text(commands, encoding="utf-8")
+    _write_json(folder / PLAN_FILE, job.plan)
 
 
 def read_report(folder: Path) -> list[dict[str, Any]]:
@@ -297,13 +594,41 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     return [by_update[update] for update in sorted(by_update)]
 
 
-def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "(no log)"
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+def parse_scores(output: str) -> dict[str, float]:
+    """The scores that an evaluation has printed.
+
+    `bleu` of fairseq-generate; `nll_loss` (in bits) and `ppl` of fairseq-eval-lm; `loss`,
+    `nll_loss` and `ppl` of fairseq-validate, as far as its criterion has them.
+
+    Raises:
+        NasAttnError: there is none.
+    """
+    bleu = re.findall(r"\bBLEU\S* = ([\d.]+)", output)
+    if bleu:
+        return {"bleu": float(bleu[-1])}
+    perplexity = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", output)
+    if perplexity:
+        loss, ppl = perplexity[-1]
+        return {"nll_loss": float(loss), "ppl": float(ppl)}
+    validation = re.findall(r"\| valid on '.*' subset (\|.*)", output)
+    if validation:
+        pairs = re.findall(r"\| (loss|nll_loss|ppl) ([\d.]+)", validation[-1])
+        if pairs:
+            return {name: float(value) for name, value in pairs}
+    raise NasAttnError(f"it printed no score:\n{last_lines(output)}")
+
+
+def parse_decoding_seconds(output: str) -> float:
+    """Seconds for a sentence, from what fairseq-generate has printed; loading is not counted.
+
+    Raises:
+        NasAttnError: it has not said how fast it was.
+    """
+    # The rate has more digits than the time, which is rounded to tenths of a second.
+    rates = re.findall(r"Translated .* sentences \(.*\) in .*s \(([\d.]+) sentences/s", output)
+    if not rates or float(rates[-1]) == 0:
+        raise NasAttnError(f"it did not say how fast it decodes:\n{last_lines(output)}")
+    return 1.0 / float(rates[-1])
 
 
 def best_checkpoint(run_folder: Path) -> Path:
@@ -312,21 +637,48 @@ def best_checkpoint(run_folder: Path) -> Path:
     return pruned if pruned.is_file() else run_folder / CHECKPOINTS / BEST
 
 
+def _on_checkpoint(command: Sequence[str], run: SeedRun) -> tuple[str, ...]:
+    checkpoint = str(best_checkpoint(Path(run.folder)))
+    return tuple(checkpoint if part == CHECKPOINT else part for part in command)
+
+
+def _traces(step: Step) -> tuple[Any, ...]:
+    """What changes when a step's process gets anywhere: sizes of its files, its checkpoints."""
+    checkpoints = []
+    try:
+        with os.scandir(step.folder / CHECKPOINTS) as entries:
+            for entry in entries:
+                stat = entry.stat()
+                checkpoints.append((entry.name, stat.st_size, stat.st_mtime_ns))
+    except OSError:
+        pass  # not yet made, or renamed as we look; the next look will tell
+    return (_size(step.log), _size(step.folder / REPORT_FILE), *sorted(checkpoints))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _is_settled(line: dict[str, Any]) -> bool:
+    return line.get("phase") in (None, SETTLED)
+
+
 def _prune(run_folder: Path) -> dict[str, Any]:
     """Cut what was masked out of the best checkpoint; returns the plan of what is left."""
     folder = run_folder / CHECKPOINTS
     return prune_checkpoint(folder / BEST, folder / PRUNED).plan.to_json()
 
 
-def _best_loss(run: SeedRun, metric: str) -> float:
-    """Of the model that is left: before pruning it was another one."""
-    lines = [line for line in read_report(Path(run.folder)) if line.get("phase") in (None, SETTLED)]
-    losses = [line["metrics"].get(metric, math.nan) for line in lines]
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    return min(finite) if finite else math.nan
-
-
 def _state(run: SeedRun) -> dict[str, Any]:
+    """What is finished of a run.
+
+    `seconds` of training, `finished` (whether training and pruning are), `plan` (after pruning),
+    `test` (scores) and `decoding_seconds` (of each measurement), as far as there is any.
+    """
     try:
         state: dict[str, Any] = json.loads((Path(run.folder) / STATE_FILE).read_text("utf-8"))
     except (OSError, ValueError):
@@ -334,12 +686,9 @@ def _state(run: SeedRun) -> dict[str, Any]:
     return state
 
 
-def _spent(run: SeedRun) -> float:
-    return float(_state(run).get("seconds", 0.0))
-
-
-def _is_finished(run: SeedRun) -> bool:
-    return bool(_state(run).get("finished", False))
+def _decoding_seconds(run: SeedRun) -> list[float]:
+    seconds: list[float] = _state(run).get("decoding_seconds", [])
+    return seconds
 
 
 def _lock(path: Path) -> IO[str] | None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from optuna.storages import BaseStorage
+
 from nas_attn.attention.counting import ModelSize
-from nas_attn.plan import AttentionPlan, SiteShape
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.search.config import SearchConfig
 from nas_attn.search.driver import Conductor
-from nas_attn.search.record import Record, open_storage
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.ownership import Ownership
+from nas_attn.search.proposals import Proposer
+from nas_attn.search.record import Record
+from nas_attn.search.storage import open_storage
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.training.model import Sizer
-from nas_attn.training.worker import Progress, SeedRun, TrialJob, TrialResult
+from nas_attn.training.worker import FailureKind, Progress, SeedRun, TrialJob, TrialResult
 
 SHAPES = {
     site: SiteShape(num_layers=2, embed_dim=64, num_heads=4)
@@ -28,11 +35,33 @@ def make_space(decide: str = "site", schemes: object = SPACE) -> SearchSpace:
     return SearchSpace(SpaceConfig.model_validate({"schemes": schemes, "decide": decide}), SHAPES)
 
 
+OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
+BASELINE = AttentionPlan.uniform(AttentionChoice("multi_head"), tuple(SHAPES))
+
+
 def make_sizer() -> Sizer:
     return Sizer(SHAPES, ModelSize(0, 1000, 3000, 3000))
 
 
-def make_conductor(folder: Path, space: SearchSpace | None = None, **settings: object) -> Conductor:
+class FakeCosts:
+    """Parameters, and a made-up cache."""
+
+    shapes = SHAPES
+
+    def known(self, plan: AttentionPlan) -> dict[str, int]:
+        size = make_sizer().size(plan)
+        return {**size._asdict(), "cache_bytes": size.attention // 7}
+
+
+def make_conductor(
+    folder: Path,
+    space: SearchSpace | None = None,
+    *,
+    objectives: Objectives = OBJECTIVES,
+    storage: BaseStorage | None = None,
+    retries: int = 2,
+    **settings: object,
+) -> Conductor:
     config = SearchConfig.model_validate({"trials": 12, "startup_trials": 5, **settings})
 
     def build_job(number: int, plan: AttentionPlan) -> TrialJob:
@@ -40,26 +69,44 @@ def make_conductor(folder: Path, space: SearchSpace | None = None, **settings: o
         run = SeedRun(
             seed=1,
             folder=str(trial / "seed-1"),
-            command=("fairseq-train", plan.dumps(), "--save-dir", "x"),
+            command=("fairseq-train", plan.dumps(), "--save-dir", "x", "--seed", "1"),
         )
         total = make_sizer().size(plan).total
         return TrialJob(
             number=number, folder=str(trial), metric="loss", parameters=total, runs=(run,)
         )
 
+    record = Record("fake", storage or open_storage(None, folder), objectives, create=True)
+    ownership = Ownership(record, folder, heartbeat_seconds=60, grace_seconds=180)
+    DRIVERS.append(ownership)
     return Conductor(
-        record=Record("fake", open_storage(None, folder), "total", create=True),
-        space=space or make_space(),
-        sizer=make_sizer(),
+        record=record,
+        ownership=ownership,
+        proposer=Proposer(space or make_space(), FakeCosts(), objectives, config, BASELINE),
         config=config,
         build_job=build_job,
+        retries=retries,
     )
+
+
+DRIVERS: list[Ownership] = []
+
+
+def kill_drivers() -> None:
+    """Let the drivers so far die: their locks go, and nobody says that they end."""
+    while DRIVERS:
+        ownership = DRIVERS.pop()
+        ownership._over.set()
+        ownership._file.close()
 
 
 def loss_of(job: TrialJob) -> float:
     """Falls with parameters, differs by plan, and is the same every time."""
     plan = AttentionPlan.parse(job.runs[0].command[1])
     return 2e5 / job.parameters + int(plan.digest[:4], 16) / 65536
+
+
+VALIDATIONS = 9
 
 
 class FakeExecutor:
@@ -69,7 +116,7 @@ class FakeExecutor:
         self,
         workers: int = 2,
         die_after: int | None = None,
-        error: Callable[[TrialJob], str | None] = lambda job: None,
+        error: Callable[[TrialJob], str | TrialResult | None] = lambda job: None,
         prune: Callable[[AttentionPlan], tuple[AttentionPlan, ...]] = lambda plan: (),
     ) -> None:
         self.workers = workers
@@ -84,15 +131,33 @@ class FakeExecutor:
             while len(waiting) < self.workers and (job := conductor.next_job()) is not None:
                 waiting.append(job)
             if not waiting:
-                return
+                if conductor.is_over():
+                    return
+                time.sleep(0.01)
+                continue
             if self.die_after is not None and len(self.ran) >= self.die_after:
+                kill_drivers()
                 raise KeyboardInterrupt
             job = waiting.pop(0)
-            conductor.progress(job.number, Progress(seed=1, num_updates=5, loss=9.0))
-            error = self.error(job)
-            losses = () if error else (loss_of(job),)
-            pruned = self.prune(AttentionPlan.parse(job.runs[0].command[1]))
-            plans = tuple(plan.to_json() for plan in pruned)
-            result = TrialResult(losses=losses, plans=plans, seconds=2.0, error=error)
-            conductor.finish(job.number, result)
             self.ran.append(job.number)
+            conductor.finish(job.number, self._train(conductor, job))
+
+    def _train(self, conductor: Conductor, job: TrialJob) -> TrialResult:
+        error = self.error(job)
+        if isinstance(error, TrialResult):
+            return error
+        final = loss_of(job)
+        for validation in range(1, VALIDATIONS + 1):
+            news = Progress(
+                seed=1,
+                num_updates=5 * validation,
+                loss=final + 2.0 / validation - 2.0 / VALIDATIONS,
+                validation=validation,
+            )
+            if not conductor.progress(job.number, news):
+                return TrialResult(seconds=1.0)
+        pruned = self.prune(AttentionPlan.parse(job.runs[0].command[1]))
+        plans = tuple(plan.to_json() for plan in pruned)
+        failure = FailureKind.TRAINING if error else None
+        losses = () if error else (final,)
+        return TrialResult(losses=losses, plans=plans, seconds=2.0, error=error, failure=failure)

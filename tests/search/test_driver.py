@@ -11,9 +11,21 @@ from nas_attn.attention.counting import count_plan
 from nas_attn.errors import SearchError
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.search.driver import lock_run_folder
-from nas_attn.search.record import Record, TrialRecord, front, open_storage
-from tests.search.fakes import SHAPES, FakeExecutor, make_conductor, make_sizer, make_space
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.record import DRIVER, PLAN, NewTrial, Record, TrialRecord, front
+from nas_attn.search.storage import open_storage
+from nas_attn.training.worker import FailureKind, TrialJob, TrialResult
+from tests.search.fakes import (
+    BASELINE,
+    OBJECTIVES,
+    SHAPES,
+    FakeCosts,
+    FakeExecutor,
+    kill_drivers,
+    make_conductor,
+    make_sizer,
+    make_space,
+)
 
 SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random"]
 
@@ -38,9 +50,9 @@ def test_a_whole_search(sampler: str, tmp_path: Path) -> None:
     assert str(first.plan) == "everywhere multi_head"
     for trial in done:
         assert trial.plan is not None
-        assert trial.parameters == 3000 + count_plan(trial.plan, SHAPES).parameters
-        assert trial.commands == (("fairseq-train", trial.plan.dumps(), "--save-dir", "x"),)
-    points = {t.number: (t.parameters, t.loss) for t in done}
+        assert trial.cost == 3000 + count_plan(trial.plan, SHAPES).parameters
+        assert trial.commands[0][:2] == ("fairseq-train", trial.plan.dumps())
+    points = {t.number: (t.cost, t.loss) for t in done}
     on_front = {t.number for t in front(trials)}
     for number, point in points.items():
         beaten = any(dominates(other, point) for other in points.values())
@@ -94,12 +106,12 @@ def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
             assert trial.pruned == ()
             continue
         assert trial.certain == ("pillars" in str(trial.plan))
-        assert trial.parameters == wanted
+        assert trial.cost == wanted
         assert trial.text.endswith(
             "; left (first seed): encoder_self 1, decoder_self 1, encoder_decoder 1"
         )
     points = front(trials)
-    assert points[0].parameters == wanted
+    assert points[0].cost == wanted
 
 
 @pytest.mark.parametrize("die_after", [0, 1, 4, 9])
@@ -113,6 +125,7 @@ def test_an_interrupted_search_goes_on(die_after: int, tmp_path: Path) -> None:
     executor.run(again)
     trials = again.record.trials()
     assert left <= set(executor.ran)
+    kill_drivers()
     assert len(executor.ran) == 12 - die_after  # what was finished did not run again
     assert [t.state for t in trials if t.counts] == [TrialState.COMPLETE] * 12
     assert len(trained(trials)) == 12
@@ -130,8 +143,10 @@ def test_more_trials_extend_a_finished_search(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_was_never_planned_is_closed(tmp_path: Path) -> None:
+    """Records of old hold such trials; now a trial has its plan from the beginning."""
     conductor = make_conductor(tmp_path)
-    number = conductor.record.study.ask().number
+    number = conductor.record.create(NewTrial(attributes={}))
+    kill_drivers()
     again = make_conductor(tmp_path)
     trial = again.record.trials()[number]
     assert trial.state == TrialState.FAIL
@@ -174,7 +189,7 @@ def test_a_small_space_ends_when_it_is_empty(sampler: str, tmp_path: Path) -> No
     for trial in conductor.record.trials():
         if trial.duplicate_of is not None and trial.is_complete:
             twin = conductor.record.trials()[trial.duplicate_of]
-            assert (trial.loss, trial.parameters) == (twin.loss, twin.parameters)
+            assert (trial.loss, trial.cost) == (twin.loss, twin.cost)
 
 
 def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
@@ -187,24 +202,179 @@ def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
 
 
 def test_settings_must_stay(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), "total", create=True)
+    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     record.keep_settings({"training": {"lr": 0.1, "seeds": [1, 2]}})
     record.keep_settings({"training": {"lr": 0.1, "seeds": [1, 2]}})
     with pytest.raises(SearchError, match=r"training\.lr \(0\.1, now 0\.2\)"):
         record.keep_settings({"training": {"lr": 0.2, "seeds": [1, 2]}})
 
 
-def test_one_driver_at_a_time(tmp_path: Path) -> None:
-    with lock_run_folder(tmp_path), pytest.raises(SearchError, match="another search is running"):
-        lock_run_folder(tmp_path)
-    lock_run_folder(tmp_path).close()
-
-
 def test_storages_by_url(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    Record("one", open_storage(url, tmp_path), "total", create=True)
-    Record("one", open_storage(url, tmp_path), "total")
+    Record("one", open_storage(url, tmp_path), OBJECTIVES, create=True)
+    Record("one", open_storage(url, tmp_path), OBJECTIVES)
     with pytest.raises(SearchError, match="holds no study 'two'"):
-        Record("two", open_storage(url, tmp_path), "total")
+        Record("two", open_storage(url, tmp_path), OBJECTIVES)
     with pytest.raises(SearchError, match="cannot open the storage nosuch"):
         open_storage("nosuch://x", tmp_path)
+
+
+def test_one_driver_leaves_and_another_goes_on_without_a_pause(tmp_path: Path) -> None:
+    first = make_conductor(tmp_path)
+    job = first.next_job()
+    assert job is not None
+    second = make_conductor(tmp_path)
+    taken = second.next_job()
+    assert taken is not None
+    assert taken.number != job.number, "the first driver lives"
+    first.ownership.close()
+    second._looked = 0.0
+    taken = second.next_job()
+    assert taken is not None
+    assert taken.number == job.number
+    first.finish(job.number, TrialResult(losses=(0.1,), seconds=1.0))
+    second.finish(job.number, TrialResult(losses=(0.2,), seconds=1.0))
+    trials = second.record.trials()
+    assert trials[job.number].loss == 0.2, "what a driver says of a trial it has lost is ignored"
+
+
+def test_two_drivers_share_the_work(tmp_path: Path) -> None:
+    """Turn by turn, each with proposals from the history that it sees, none of them twice."""
+    drivers = [make_conductor(tmp_path, trials=20) for _ in range(2)]
+    ran: list[tuple[int, int]] = []
+    waiting: list[tuple[int, TrialJob]] = []
+    while not all(driver.is_over() for driver in drivers):
+        for index, driver in enumerate(drivers):
+            driver._looked = 0.0
+            job = driver.next_job()
+            if job is not None:
+                waiting.append((index, job))
+        for index, job in waiting:
+            ran.append((index, job.number))
+            drivers[index].finish(job.number, TrialResult(losses=(1.0 / job.number if job.number else 2.0,), seconds=1.0))
+        waiting.clear()
+    trials = drivers[0].record.trials()
+    done = trained(trials)
+    assert len(done) == len(ran) == 20
+    assert len({trial.plan for trial in done}) == 20
+    assert {index for index, _ in ran} == {0, 1}
+    assert all(trial.state.is_finished() for trial in trials)
+    assert all(trial.reason for trial in trials if trial.is_withdrawn)
+
+
+def test_of_two_claims_the_first_holds(tmp_path: Path) -> None:
+    first = make_conductor(tmp_path)
+    job = first.next_job()
+    assert job is not None
+    kill_drivers()
+    others = [make_conductor(tmp_path) for _ in range(3)]
+    jobs = [driver.next_job() for driver in others]
+    assert [job is not None and job.number for job in jobs].count(0) == 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind.can_retry])
+def test_a_fault_that_may_not_come_again_is_tried_again(
+    kind: FailureKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas_attn.search.driver.RETRY_SECONDS", (0.0,))
+    seen: dict[int, int] = {}
+
+    def error(job: TrialJob) -> TrialResult | None:
+        seen[job.number] = seen.get(job.number, 0) + 1
+        if job.number == 3 and seen[3] < 3:
+            return TrialResult(error="it broke", failure=kind, seconds=1.0)
+        return None
+
+    conductor = make_conductor(tmp_path, trials=6)
+    FakeExecutor(error=error).run(conductor)
+    trials = conductor.record.trials()
+    assert len(trained(trials)) == 6
+    assert [attempt["failure"] for attempt in trials[3].attempts] == [kind, kind]
+
+
+def test_retries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_attn.search.driver.RETRY_SECONDS", (0.0,))
+    broken = TrialResult(error="no room", failure=FailureKind.DISK_FULL, seconds=1.0)
+    conductor = make_conductor(tmp_path, trials=6)
+    executor = FakeExecutor(error=lambda job: broken if job.number == 3 else None)
+    executor.run(conductor)
+    trial = conductor.record.trials()[3]
+    assert executor.ran.count(3) == 3
+    assert (trial.state, trial.failure, trial.reason) == (TrialState.FAIL, "disk_full", "no room")
+
+
+def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
+    nan = TrialResult(error="the loss is nan", failure=FailureKind.NOT_FINITE, seconds=1.0)
+    conductor = make_conductor(tmp_path, trials=6)
+    executor = FakeExecutor(error=lambda job: nan if job.number == 3 else None)
+    executor.run(conductor)
+    assert executor.ran.count(3) == 1
+    assert conductor.record.trials()[3].failure == "not_finite"
+
+
+def test_a_study_in_which_everything_fails_ends_early(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=50, give_up_after=4)
+    FakeExecutor(error=lambda job: "no such module" if job.number > 2 else None).run(conductor)
+    with pytest.raises(SearchError, match=r"[45] trials in a row failed \(. training_error\).*module"):
+        conductor.outcome()
+    assert len(conductor.record.trials()) <= 9
+
+
+def test_limits_are_kept(tmp_path: Path) -> None:
+    limits = {"total": 80_000}
+    objectives = Objectives(loss="loss", maximise=False, costs=("total",), limits=limits)
+    conductor = make_conductor(tmp_path, objectives=objectives, trials=14)
+    FakeExecutor().run(conductor)
+    trials = conductor.record.trials()
+    done = trained(trials)
+    assert len(done) == 14
+    assert all(t.cost is not None and (t.cost <= 80_000 or t.is_baseline) for t in done)
+    refused = [trial for trial in trials if trial.is_refused]
+    assert all("more than the limit of 80,000" in (trial.reason or "") for trial in refused)
+    starts = sorted(t.cost or 0 for t in trials[1:6])
+    assert starts[0] < 55_000
+    assert starts[-1] > 75_000, "the start covers what is allowed, to its end"
+
+
+def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
+    objectives = Objectives(
+        loss="bleu", maximise=True, costs=("total", "cache_bytes"), limits={}
+    )
+    conductor = make_conductor(tmp_path, objectives=objectives, trials=12)
+    FakeExecutor().run(conductor)
+    trials = conductor.record.trials()
+    done = trained(trials)
+    points = {t.number: (-(t.loss or 0), t.costs["total"], t.costs["cache_bytes"]) for t in done}
+    on_front = {t.number for t in front(trials)}
+    for number, point in points.items():
+        beaten = any(dominates(other, point) for other in points.values())
+        assert (number in on_front) != beaten
+
+
+def test_other_directions_are_another_study(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    Record("one", storage, OBJECTIVES, create=True)
+    other = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
+    with pytest.raises(SearchError, match="has the directions minimize, minimize, but"):
+        Record("one", storage, other)
+
+
+def test_a_driver_that_was_slower_withdraws(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path)
+    record = conductor.record
+    late = {PLAN: BASELINE.to_json(), DRIVER: "other", "proposal": {"number": 7, "running": []}}
+    number = record.create(NewTrial(attributes=late))
+    assert number == 0
+    FakeExecutor().run(conductor)
+    trials = record.trials()
+    assert trials[0].is_withdrawn
+    assert trials[0].state == TrialState.FAIL
+    assert len(trained(trials)) == 12
+
+
+def test_expected_costs_are_kept_with_a_trial(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=3)
+    FakeExecutor().run(conductor)
+    for trial in conductor.record.trials():
+        assert trial.plan is not None
+        assert dict(trial.costs) == dict(FakeCosts().known(trial.plan))

@@ -1,0 +1,165 @@
+"""Which driver runs which trial, when several work on one study.
+
+A driver holds a locked file and beats: it counts up an attribute of the study. On its own machine it
+has died when its file is no longer locked, which shows at once; on another one when the count has not
+changed for the time of grace. Trials of the dead are claimed in the storage, whose order decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from nas_attn.search.record import Record, TrialRecord
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "driver "
+
+
+class Ownership:
+    """One driver among those of a study.
+
+    Args:
+        record: of the study.
+        folder: the run folder, for the locked file.
+        heartbeat_seconds: between two beats.
+        grace_seconds: how long a driver on another machine may be silent.
+    """
+
+    def __init__(
+        self, record: Record, folder: Path, *, heartbeat_seconds: float, grace_seconds: float
+    ) -> None:
+        self.record = record
+        self.heartbeat_seconds = heartbeat_seconds
+        self.grace_seconds = grace_seconds
+        self.driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._path = folder / "drivers" / f"{self.driver}.lock"
+        self._file = _hold(self._path)
+        self._beats = 0
+        self._heard: dict[str, tuple[int, float]] = {}
+        self._beat()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Say that this driver ends."""
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(Exception):
+            self._beat(ended=True)
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def owner(self, trial: TrialRecord) -> str | None:
+        """The driver that runs a trial, or ran it last."""
+        return self._owner(trial, self.record.claims())
+
+    def owns(self, trial: TrialRecord) -> bool:
+        """Whether this driver runs a trial, and no other has taken it over."""
+        return self.owner(trial) == self.driver
+
+    def claim_abandoned(self, trials: list[TrialRecord]) -> list[TrialRecord]:
+        """Take over those trials whose driver has died.
+
+        Args:
+            trials: that are not over.
+
+        Returns:
+            Those that are this driver's now, and were not before.
+        """
+        alive, claims = self._alive(), self.record.claims()
+        abandoned = [trial for trial in trials if self._owner(trial, claims) not in alive]
+        for trial in abandoned:
+            generation = sum(claim["trial"] == trial.number for claim in claims)
+            self.record.claim(
+                {"trial": trial.number, "generation": generation, "driver": self.driver}
+            )
+        claims = self.record.claims() if abandoned else claims
+        return [trial for trial in abandoned if self._owner(trial, claims) == self.driver]
+
+    def others_alive(self) -> bool:
+        """Whether other drivers work on the study."""
+        return bool(self._alive() - {self.driver})
+
+    @staticmethod
+    def _owner(trial: TrialRecord, claims: list[dict[str, Any]]) -> str | None:
+        # Of several claims of one generation the first holds; the others were too late.
+        owner, generation = trial.driver, -1
+        for claim in claims:
+            if claim["trial"] == trial.number and claim["generation"] > generation:
+                owner, generation = claim["driver"], claim["generation"]
+        return owner
+
+    def _alive(self) -> set[str]:
+        notes = self.record.notes()
+        drivers = {k.removeprefix(PREFIX): v for k, v in notes.items() if k.startswith(PREFIX)}
+        alive = {driver for driver, told in drivers.items() if self._is_alive(driver, told)}
+        return alive | {self.driver}
+
+    def _is_alive(self, driver: str, told: dict[str, Any]) -> bool:
+        if told["ended"]:
+            return False
+        if told["machine"] == _machine():
+            return _is_held(Path(told["lock"]))
+        beats, since = self._heard.get(driver, (-1, 0.0))
+        if told["beats"] != beats:
+            self._heard[driver] = (told["beats"], time.monotonic())
+            return True
+        return time.monotonic() - since < self.grace_seconds
+
+    def _keep_beating(self) -> None:
+        while not self._over.wait(self.heartbeat_seconds):
+            try:
+                self._beat()
+            except Exception:  # a storage that is away; trials are finished meanwhile
+                logger.warning("this driver could not tell that it lives", exc_info=True)
+
+    def _beat(self, *, ended: bool = False) -> None:
+        self._beats += 1
+        self.record.note(
+            PREFIX + self.driver,
+            {
+                "beats": self._beats,
+                "machine": _machine(),
+                "lock": str(self._path.absolute()),
+                "ended": ended,
+            },
+        )
+
+
+def _machine() -> str:
+    """This machine since it was started; names alone are not unique."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}"
+
+
+def _hold(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w", encoding="utf-8")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a living process holds the lock of a file."""
+    try:
+        with path.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,309 @@
+"""Which plan is trained next: a pure function of the history.
+
+A proposer holds the history as the sampler is to see it. The same history gives the same proposal,
+whenever a search was interrupted and whoever asks; every trial keeps on record which others were
+still running when it was proposed, and so all proposals of a search can be derived again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import NSGAIISampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from nas_attn.attention.counting import expected_plan
+from nas_attn.plan import AttentionPlan, SiteShape
+from nas_attn.search.config import SearchConfig
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.record import NewTrial, TrialRecord
+from nas_attn.search.samplers import (
+    StratifiedProposer,
+    answers_of,
+    distributions_of,
+    make_sampler,
+    suggest,
+)
+from nas_attn.space import Alternative, SearchSpace
+
+MAX_REFUSALS = 8
+"""Proposals in a row that repeat plans or break limits before the stratified proposer is asked."""
+
+
+class PlanCosts(Protocol):
+    """What plans cost, as far as it is known before training."""
+
+    @property
+    def shapes(self) -> dict[str, SiteShape]: ...
+
+    def known(self, plan: AttentionPlan) -> Mapping[str, int]: ...
+
+
+def expected_costs(costs: PlanCosts, plan: AttentionPlan) -> tuple[Mapping[str, int], bool]:
+    """What a plan costs after the pruning that it asks for, and whether that is certain."""
+    left, certain = expected_plan(plan, costs.shapes)
+    return costs.known(left), certain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A plan to be tried.
+
+    Args:
+        number: that the trial is to have.
+        plan: what is proposed.
+        costs: that are expected.
+        certain: whether they are known before training.
+        params: the sampler's parameters and their distributions.
+        system: what the sampler keeps on the trial.
+        running: trials that were not over when it was proposed; all others were.
+        twin: the trial that has the plan already.
+        excess: the limit that the plan breaks.
+    """
+
+    number: int
+    plan: AttentionPlan
+    costs: Mapping[str, int]
+    certain: bool
+    params: Mapping[str, tuple[Any, BaseDistribution]]
+    system: Mapping[str, Any]
+    running: tuple[int, ...]
+    twin: int | None = None
+    excess: str | None = None
+
+    def origin(self) -> dict[str, Any]:
+        """What the record keeps of where the proposal came from."""
+        return {"number": self.number, "running": list(self.running)}
+
+
+class _History(InMemoryStorage):
+    """Trials in memory, with the samplers' caches apart.
+
+    What samplers keep on a study depends on when they were asked first, so it is thrown away.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.caches: dict[str, Any] = {}
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.caches[key] = value
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return dict(self.caches)
+
+
+class Proposer:
+    """Proposes plans for one study.
+
+    Args:
+        space: what may be proposed.
+        costs: of plans.
+        objectives: with the axis that plans are spread over, and limits.
+        config: sampler, its start and the seed.
+        baseline: what is proposed first.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        costs: PlanCosts,
+        objectives: Objectives,
+        config: SearchConfig,
+        baseline: AttentionPlan,
+    ) -> None:
+        self.space = space
+        self.costs = costs
+        self.objectives = objectives
+        self.config = config
+        self.baseline = baseline
+        limit = objectives.limits.get(objectives.axis)
+        self._stratified = StratifiedProposer(space, self._axis, config.seed, limit)
+        self._distributions = distributions_of(space)
+        self.forget()
+
+    def forget(self) -> None:
+        """Start from an empty history."""
+        self._storage = _History()
+        self._study = optuna.create_study(
+            storage=self._storage, directions=list(self.objectives.directions)
+        )
+        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        self._ids: list[int] = []
+        self._running: set[int] = set()
+        self._known: dict[str, int] = {}
+        self._counted = 0
+        self._refusals = 0
+        self._baselines: set[int] = set()
+
+    @property
+    def counted(self) -> int:
+        """Trials that were paid for, or are being."""
+        return self._counted
+
+    @property
+    def running(self) -> frozenset[int]:
+        """Trials of the history that are not over."""
+        return frozenset(self._running)
+
+    def update(self, trials: Sequence[TrialRecord]) -> None:
+        """Bring the history up to the record."""
+        for number in list(self._running):
+            if trials[number].state.is_finished():
+                self.close(trials[number])
+        for trial in trials[len(self._ids) :]:
+            self.add(trial)
+
+    def add(self, trial: TrialRecord, *, is_over: bool | None = None) -> None:
+        """Add the next trial, as it was when it began or as it is now.
+
+        Args:
+            trial: its number must be the length of the history.
+            is_over: whether its end is part of the history; as the record says if left out.
+        """
+        is_over = trial.state.is_finished() if is_over is None else is_over
+        params = {
+            name: (value, self._distributions[name])
+            for name, value in trial.params.items()
+            if name in self._distributions
+        }
+        new = NewTrial(attributes={}, params=params, system=trial.system)
+        self._ids.append(self._storage.create_new_trial(self._study_id, new.frozen()))
+        self._register(trial)
+        if is_over:
+            self.close(trial)
+
+    def close(self, trial: TrialRecord) -> None:
+        """Add the end of a trial."""
+        self._running.discard(trial.number)
+        if trial.state == TrialState.FAIL:
+            self._baselines.discard(trial.number)
+        self._storage.set_trial_state_values(self._ids[trial.number], trial.state, trial.values)
+
+    def propose(self) -> Proposal | None:
+        """The next plan; None if every plan of the space has been tried.
+
+        What is proposed is not part of the history until the record has it (see `update`).
+        """
+        number = len(self._ids)
+        running = tuple(sorted(self._running))
+        plan: AttentionPlan
+        params: Mapping[str, tuple[Any, BaseDistribution]] = {}
+        system: Mapping[str, Any] = {}
+        if not self._baselines:
+            plan = self.baseline
+            chosen = self.space.encode(plan)
+            if chosen is not None:
+                params = answers_of(self.space, chosen)
+        elif self._asks_sampler():
+            plan, params, system = self._ask(number)
+        else:
+            found = self._spread()
+            if found is None:
+                return None
+            plan, params = self.space.plan(found), answers_of(self.space, found)
+        costs, certain = expected_costs(self.costs, plan)
+        is_baseline = plan == self.baseline
+        return Proposal(
+            number=number,
+            plan=plan,
+            costs=costs,
+            certain=certain,
+            params=params,
+            system=system,
+            running=running,
+            twin=None if not self._baselines else self._known.get(plan.dumps()),
+            excess=None if is_baseline else self.objectives.excess(costs),
+        )
+
+    def _axis(self, plan: AttentionPlan) -> float:
+        return expected_costs(self.costs, plan)[0][self.objectives.axis]
+
+    def _asks_sampler(self) -> bool:
+        is_start = self._counted - 1 < self.config.startup_trials
+        is_stuck = self._refusals >= MAX_REFUSALS
+        return not (is_start or is_stuck or self.config.sampler == "stratified_random")
+
+    def _ask(
+        self, number: int
+    ) -> tuple[AttentionPlan, dict[str, tuple[Any, BaseDistribution]], dict[str, Any]]:
+        """Ask the sampler, on a trial that is taken away again."""
+        sampler = self._study.sampler = make_sampler(self.config, number)
+        self._storage.caches.clear()
+        if isinstance(sampler, NSGAIISampler):
+            # One after the other: asked for the last, it would go down all of them, each in a call.
+            generation = 1
+            while len(sampler.get_population(self._study, generation - 1)) >= (
+                sampler.population_size or 0
+            ):
+                sampler.get_parent_population(self._study, generation)
+                generation += 1
+        trial = self._study.ask()
+        chosen = [
+            unit.choose(lambda decision: suggest(trial, decision)) for unit in self.space.units
+        ]
+        frozen = self._storage.get_trial(trial._trial_id)
+        params = {name: (frozen.params[name], frozen.distributions[name]) for name in frozen.params}
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return self.space.plan(chosen), params, dict(frozen.system_attrs)
+
+    def _spread(self) -> tuple[Alternative, ...] | None:
+        started = self._counted - 1
+        if not self.objectives.limits:
+            return self._stratified.propose(started, self._known.keys())
+        return self._stratified.propose(
+            started, self._known.keys(), lambda plan: self._excess(plan) is None
+        )
+
+    def _excess(self, plan: AttentionPlan) -> str | None:
+        return self.objectives.excess(expected_costs(self.costs, plan)[0])
+
+    def _register(self, trial: TrialRecord) -> None:
+        self._running.add(trial.number)
+        is_refusal = trial.duplicate_of is not None or trial.is_refused
+        self._refusals = self._refusals + 1 if is_refusal else 0
+        if trial.counts and trial.plan is not None:
+            self._counted += 1
+            self._known.setdefault(trial.plan.dumps(), trial.number)
+            if trial.is_baseline:
+                self._baselines.add(trial.number)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A proposal on record and the same derived again.
+
+    Args:
+        trial: on record.
+        plan: what the history gives; None if it gives nothing.
+    """
+
+    trial: TrialRecord
+    plan: AttentionPlan | None
+
+    @property
+    def agrees(self) -> bool:
+        return self.plan == self.trial.plan
+
+
+def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[Derivation]:
+    """Derive every proposal of a search from what its driver saw then.
+
+    Args:
+        proposer: of the study, with an empty history.
+        trials: all of the record.
+    """
+    for trial in trials:
+        origin = trial.proposal
+        if origin is not None and not trial.is_withdrawn:
+            seen = set(origin["running"])
+            for number in proposer.running - seen:
+                proposer.close(trials[number])
+            proposal = proposer.propose()
+            yield Derivation(trial, None if proposal is None else proposal.plan)
+        proposer.add(trial, is_over=trial.duplicate_of is not None or trial.is_refused)

@@ -1,0 +1,168 @@
+"""Why a trial ended without a result, and whether another attempt may do better.
+
+The kind is read from an exit status, the kernel's counter of out-of-memory kills, the end of a log,
+or an error of the operating system.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+SHOWN_LINES = 12
+"""Lines of a log in a message."""
+TELLING_LINES = 50
+"""Lines at a log's end that say why a process failed; earlier ones may tell of harmless things."""
+
+
+class FailureKind(StrEnum):
+    """Why a trial ended without a result."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    KILLED = "killed"
+    NOT_FINITE = "not_finite"
+    HUNG = "hung"
+    DISK_FULL = "disk_full"
+    WORKER_LOST = "worker_lost"
+    NO_DATA = "no_data"
+    TRAINING = "training_error"
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether the same trial may work another time or elsewhere."""
+        return self not in (FailureKind.NOT_FINITE, FailureKind.TRAINING)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A kind and a message for people."""
+
+    kind: FailureKind
+    message: str
+
+
+SIGNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
+    (FailureKind.DISK_FULL, re.compile(r"No space left on device|Disk quota exceeded")),
+    (
+        FailureKind.OUT_OF_MEMORY,
+        re.compile(
+            r"CUDA out of memory|OutOfMemoryError|Cannot allocate memory|MemoryError"
+            r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+        ),
+    ),
+    # torch does not say why a checkpoint could not be written; it hardly ever is anything else.
+    (FailureKind.DISK_FULL, re.compile(r"PytorchStreamWriter failed")),
+    (
+        FailureKind.NOT_FINITE,
+        re.compile(
+            r"FloatingPointError: .*(minimum loss scale reached|\bnan\b|\binf\b)",
+            re.IGNORECASE,
+        ),
+    ),
+    # A process of several, killed, ends the one that started it with an error.
+    (
+        FailureKind.KILLED,
+        re.compile(r"is killed by signal: Killed|terminated with signal SIGKILL"),
+    ),
+)
+"""What the end of a log says of each kind; the first that is found counts."""
+
+
+def failure_after(name: str, code: int, log: str, *, oom_killed: bool) -> Failure:
+    """The failure of a process that ended on its own.
+
+    Args:
+        name: of the process, for the message.
+        code: exit status, not 0; the negative number of a signal that killed it.
+        log: what it printed, its end at least.
+        oom_killed: the kernel killed something for memory while the process ran.
+    """
+    if code < 0:
+        message = f"{name} was killed by {_signal_name(-code)}"
+        if code != -signal.SIGKILL:
+            return Failure(FailureKind.KILLED, message)
+        if oom_killed:
+            message += ": the kernel's out-of-memory killer was at work in this control group"
+            return Failure(FailureKind.OUT_OF_MEMORY, message)
+        message += " (the kernel's out-of-memory killer may be the cause)"
+        return Failure(FailureKind.KILLED, message)
+    kind = kind_of_log(log)
+    if kind is FailureKind.KILLED and oom_killed:
+        kind = FailureKind.OUT_OF_MEMORY
+    return Failure(kind, f"{name} ended with status {code}:\n{last_lines(log)}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def kind_of_log(log: str) -> FailureKind:
+    """The kind that the end of a log shows, `TRAINING` if none in particular."""
+    telling = last_lines(log, TELLING_LINES)
+    found = (kind for kind, sign in SIGNS if sign.search(telling))
+    return next(found, FailureKind.TRAINING)
+
+
+def kind_of_error(error: Exception) -> FailureKind | None:
+    """The kind of an error of our own code that another machine or time may spare us, or None."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FailureKind.DISK_FULL
+    if isinstance(error, MemoryError):
+        return FailureKind.OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return FailureKind.OUT_OF_MEMORY
+    # torch.save: a full disk is a RuntimeError.
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error):
+        return FailureKind.DISK_FULL
+    return None
+
+
+def last_lines(text: str, lines: int = SHOWN_LINES) -> str:
+    """The end of a text, without blank lines after it."""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def count_oom_kills(own: Path = OWN_CGROUPS, cgroups: Path = CGROUPS) -> int | None:
+    """How many processes of our control group the kernel has killed for memory; None if unknown.
+
+    Args:
+        own: file that names the control groups of this process.
+        cgroups: where the kernel shows control groups, version 1 or 2.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if "memory" in controllers.split(","):
+            folder, name = cgroups / "memory", "memory.oom_control"
+        elif controllers == "":
+            folder, name = cgroups, "memory.events"
+        else:
+            continue
+        # A container may see its own group as the root, under another path than the one it reads.
+        for candidate in (folder / path.lstrip("/") / name, folder / name):
+            count = _oom_kills_in(candidate)
+            if count is not None:
+                return count
+    return None
+
+
+def _oom_kills_in(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None

@@ -1,0 +1,91 @@
+"""Kinds of failures: what the kernel, a log and our own errors say."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from nas_attn.training.failures import (
+    FailureKind,
+    count_oom_kills,
+    failure_after,
+    kind_of_error,
+    kind_of_log,
+)
+
+
+def test_what_would_come_out_the_same_is_not_tried_again() -> None:
+    assert [kind for kind in FailureKind if not kind.can_retry] == [
+        FailureKind.NOT_FINITE,
+        FailureKind.TRAINING,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "out_of_memory"),
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", "out_of_memory"),
+        ("OSError: [Errno 12] Cannot allocate memory", "out_of_memory"),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate", "out_of_memory"),
+        ("OSError: [Errno 28] No space left on device", "disk_full"),
+        ("RuntimeError: [enforce fail] . PytorchStreamWriter failed writing file", "disk_full"),
+        ("FloatingPointError: Minimum loss scale reached (0.0001). Your loss", "not_finite"),
+        ("FloatingPointError: gradients are Nan/Inf", "not_finite"),
+        ("FloatingPointError: NaN detected in output of layer", "not_finite"),
+        ("FloatingPointError: Fatal error: gradients are inconsistent", "training_error"),
+        ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed.", "killed"),
+        ("torch...ProcessExitedException: process 0 terminated with signal SIGKILL", "killed"),
+        ("KeyError: 'loss'", "training_error"),
+        ("CUDA out of memory\n" + "step\n" * 60 + "KeyError: 'loss'", "training_error"),
+    ],
+)
+def test_logs(log: str, kind: str) -> None:
+    assert kind_of_log(log) == kind
+
+
+def test_a_part_killed_for_memory() -> None:
+    log = "process 0 terminated with signal SIGKILL"
+    for oom_killed, kind in ((True, FailureKind.OUT_OF_MEMORY), (False, FailureKind.KILLED)):
+        assert failure_after("it", 1, log, oom_killed=oom_killed).kind is kind
+
+
+def test_signals() -> None:
+    assert failure_after("it", -11, "", oom_killed=True).message == "it was killed by SIGSEGV"
+    assert failure_after("it", -40, "", oom_killed=True).message == "it was killed by signal 40"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "full"), FailureKind.DISK_FULL),
+        (OSError(errno.EDQUOT, "full"), FailureKind.DISK_FULL),
+        (OSError(errno.ENOMEM, "fork"), FailureKind.OUT_OF_MEMORY),
+        (MemoryError(), FailureKind.OUT_OF_MEMORY),
+        (RuntimeError("PytorchStreamWriter failed writing"), FailureKind.DISK_FULL),
+        (PermissionError(errno.EACCES, "no"), None),
+        (RuntimeError("other"), None),
+    ],
+)
+def test_errors_of_our_own(error: Exception, kind: FailureKind | None) -> None:
+    assert kind_of_error(error) is kind
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/user/me\n", "user/me/memory.events"),
+        ("0::/host/path\n", "memory.events"),
+        ("5:cpu:/\n4:memory:/box\n0::/\n", "memory/box/memory.oom_control"),
+    ],
+)
+def test_counter_of_the_kernel(groups: str, file: str, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text(groups)
+    assert count_oom_kills(own, tmp_path) is None
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("oom 7\noom_kill 3\noom_group_kill 1\n")
+    assert count_oom_kills(own, tmp_path) == 3
+    assert count_oom_kills(tmp_path / "absent", tmp_path) is None
