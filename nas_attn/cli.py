@@ -28,7 +28,9 @@ from nas_attn.errors import ConfigError, NasAttnError, PlanError
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
-    from nas_attn.search.driver import Conductor, Executor, Snapshot
+    from nas_attn.search.config import SearchConfig
+    from nas_attn.search.driver import Conductor, Executor, JobBuilder, Snapshot
+    from nas_attn.search.proposals import Proposer
     from nas_attn.search.record import Record, TrialRecord
     from nas_attn.study import Study
 
@@ -99,9 +101,9 @@ def search(
 
     Trains the multi-head baseline first, then plans proposed by the study's sampler, and writes the
     report. Stop it at any time with Ctrl-C: the same command goes on where it stopped, trainings in
-    progress included, and nothing that is finished runs again. Started several times at once, also on
-    several machines that share a storage and the run folder, the drivers share the work; a driver
-    that dies loses its trials to the others.
+    progress included, and nothing that is finished runs again. Started several times at once, also
+    on several machines that share a storage and the run folder, the drivers share the work; a
+    driver that dies loses its trials to the others.
     """
     from nas_attn.study import load_study
 
@@ -120,9 +122,120 @@ def search(
     record.keep_settings(loaded.settings())
     record.note("versions", _versions())
     record.note("machine", _machine())
-    _run_search(loaded, record, address)
+    _run_search(
+        loaded,
+        record,
+        address,
+        proposer=loaded.proposer(),
+        config=loaded.config.search,
+        build_job=loaded.build_job,
+    )
     page = _write_report(loaded, record, loaded.folder / "report")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def confirm(
+    study: StudyArgument,
+    seeds: Annotated[
+        int, typer.Option(min=2, help="Trainings of each point, with seeds of their own.")
+    ] = 5,
+    trial: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Confirm this trial instead of the front. Repeatable.", show_default="front"
+        ),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster, such as auto.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Train the front's points and the baseline again, with fresh seeds, and open the test side.
+
+    A search picks what looked best on the validation side, which flatters it. Here nothing is
+    picked any more: every point is trained to its end with seeds that the search did not use, and
+    scored on the test side, which nothing else reads. It goes on where it was interrupted, and more
+    seeds can be asked for later.
+    """
+    from nas_attn.display import confirmation_table
+    from nas_attn.report.tables import confirmation_rows
+    from nas_attn.search.config import StoppingConfig
+    from nas_attn.search.record import Record, front
+    from nas_attn.study import load_study
+
+    overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
+    overrides += ["execution.executor=ray"] if address is not None else []
+    loaded = load_study(study, overrides=overrides, runs=runs)
+    record = _open_record(loaded)
+    trials = record.trials()
+    points = front(trials) if not trial else [t for t in trials if t.number in trial]
+    plans = [point.plan for point in points if point.plan is not None]
+    if not plans:
+        raise NasAttnError("no trial is complete yet, so there is nothing to confirm")
+    fresh = _fresh_seeds(loaded.config.training.seeds, seeds)
+    confirmed = Record(
+        f"{record.name} (confirmed with {seeds} seeds)",
+        record.storage,
+        loaded.objectives,
+        create=True,
+    )
+    _run_search(
+        loaded,
+        confirmed,
+        address,
+        proposer=loaded.given_plans(plans),
+        config=loaded.config.search.model_copy(
+            update={"stopping": StoppingConfig(), "trials": sys.maxsize}
+        ),
+        build_job=lambda number, plan: loaded.build_confirmation(number, plan, fresh),
+    )
+    rows = confirmation_rows(confirmed.trials())
+    console.print(confirmation_table(rows))
+    out = loaded.folder / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "confirmed.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    console.print(f"written: {out / 'confirmed.csv'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def proposals(
+    study: StudyArgument,
+    check_: Annotated[
+        bool, typer.Option("--check", help="Derive every proposal again and compare.")
+    ] = False,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Show the log of proposals: which plan, by which driver, and what was running then.
+
+    With --check every proposal is derived again from what its driver saw, by the study file as it
+    is now. The exit status is 1 if one comes out otherwise.
+    """
+    from nas_attn.search.proposals import derive_again
+    from nas_attn.study import load_study
+
+    loaded = load_study(study, overrides=set_, runs=runs)
+    trials = _open_record(loaded).trials()
+    if not check_:
+        table = Table("trial", "state", "driver", "running then", "plan", box=None)
+        for trial in trials:
+            running = (trial.proposal or {}).get("running", [])
+            row = [str(trial.number), _state_text(trial), trial.driver or ""]
+            table.add_row(*row, " ".join(map(str, running)), Text(trial.text))
+        console.print(table)
+        return
+    derived = list(derive_again(loaded.proposer(), trials))
+    for derivation in derived:
+        if not derivation.agrees:
+            other = f"trial {derivation.trial.number}: the history gives {derivation.plan}"
+            raise NasAttnError(f"{other}, but on record is {derivation.trial.plan}")
+    console.print(f"{len(derived)} proposals, all as on record", highlight=False)
 
 
 @app.command()
@@ -678,7 +791,21 @@ def _prepare_once(study: Study) -> None:
             study.prepare_data(workers=len(os.sched_getaffinity(0)))
 
 
-def _run_search(study: Study, record: Record, address: str | None) -> None:
+def _fresh_seeds(used: list[int], count: int) -> list[int]:
+    """Seeds that the search did not use."""
+    first = max(used) + 1
+    return list(range(first, first + count))
+
+
+def _run_search(
+    study: Study,
+    record: Record,
+    address: str | None,
+    *,
+    proposer: Proposer,
+    config: SearchConfig,
+    build_job: JobBuilder,
+) -> None:
     """Run a search as one of its drivers, to its end or to Ctrl-C."""
     from nas_attn.search.driver import Conductor
     from nas_attn.search.ownership import Ownership
@@ -694,9 +821,9 @@ def _run_search(study: Study, record: Record, address: str | None) -> None:
         conductor = Conductor(
             record=record,
             ownership=ownership,
-            proposer=study.proposer(),
-            config=study.config.search,
-            build_job=study.build_job,
+            proposer=proposer,
+            config=config,
+            build_job=build_job,
             retries=execution.retries,
         )
         runner = _make_executor(study, address)

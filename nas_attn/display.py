@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -124,6 +125,23 @@ def front_table(
             worse,
             Text(trial.text),
         )
+    return table
+
+
+def confirmation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What trainings with fresh seeds gave, with standard errors."""
+    table = Table(box=box.HORIZONTALS)
+    for name in ("trial", "cost", "score", "seeds", "mean", "change"):
+        table.add_column(name, justify="left" if name == "score" else "right")
+    table.add_column("plan", overflow="fold")
+    for row in rows:
+        error = "" if row["error"] is None else f" \u00b1{row['error']:.4f}"
+        change = "baseline" if row["baseline"] else ""
+        if row["change"] is not None:
+            change = f"{row['change']:+.4f} \u00b1{row['change_error']:.4f}"
+            change += "" if row["beyond_noise"] else " (noise)"
+        cells = (str(row["trial"]), f"{row['cost']:,}", row["score"], str(row["seeds"]))
+        table.add_row(*cells, f"{row['mean']:.4f}{error}", change, Text(row["plan"]))
     return table
 
 

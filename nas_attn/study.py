@@ -27,7 +27,7 @@ from nas_attn.search.config import (
     SearchConfig,
 )
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.proposals import Proposer, expected_costs
+from nas_attn.search.proposals import GivenPlans, Proposer, expected_costs
 from nas_attn.search.record import TrialRecord
 from nas_attn.search.samplers import StratifiedProposer
 from nas_attn.section import Section, faults_of
@@ -126,7 +126,14 @@ class Study:
 
     def proposer(self) -> Proposer:
         """Proposes plans, from an empty history."""
-        return Proposer(self.space, self.costs, self.objectives, self.config.search, self.baseline)
+        return Proposer(*self._proposer_arguments())
+
+    def given_plans(self, plans: Sequence[AttentionPlan]) -> GivenPlans:
+        """Proposes these plans and the baseline."""
+        return GivenPlans(plans, *self._proposer_arguments())
+
+    def _proposer_arguments(self) -> tuple[Any, ...]:
+        return self.space, self.costs, self.objectives, self.config.search, self.baseline
 
     def prepare_data(self, *, workers: int = 1) -> PreparedData:
         """Make the data set if it is not there.
@@ -163,14 +170,28 @@ class Study:
 
     def build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
         """What an executor needs to run a trial."""
-        return self._job(number, plan, self.folder / "trials" / f"{number:05d}")
+        folder = self.folder / "trials" / f"{number:05d}"
+        return self._job(number, plan, folder, self.config.training.seeds, test=False)
 
-    def _job(self, number: int, plan: AttentionPlan, folder: Path) -> TrialJob:
+    def build_confirmation(
+        self, number: int, plan: AttentionPlan, seeds: Sequence[int]
+    ) -> TrialJob:
+        """What an executor needs to train a plan with other seeds and to open the test side."""
+        # By plan: another confirmation, with more seeds or other points, finds what is trained.
+        folder = self.folder / "confirm" / plan.digest
+        return self._job(number, plan, folder, seeds, test=True)
+
+    def _job(
+        self, number: int, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
+    ) -> TrialJob:
         config = self.config
         data = load_prepared(config.data.folder.absolute())
         parameters = self.costs.sizer.size(plan).total
         runs = []
-        for seed in config.training.seeds:
+        evaluation: Sequence[str] = ()
+        if test and config.replay is None:
+            evaluation = evaluation_command(config.training, data, Path(CHECKPOINT), "test")
+        for seed in seeds:
             run = folder / f"seed-{seed}"
             save_dir = run / "checkpoints"
             if config.replay is not None:
@@ -185,7 +206,14 @@ class Study:
                     metric=config.objectives.loss,
                     save_dir=save_dir,
                 )
-            runs.append(SeedRun(seed=seed, folder=str(run), command=tuple(command)))
+            runs.append(
+                SeedRun(
+                    seed=seed,
+                    folder=str(run),
+                    command=tuple(command),
+                    evaluation=tuple(evaluation),
+                )
+            )
         measure: Sequence[str] = ()
         if "decoding_seconds" in config.objectives.costs:
             measure = decoding_command(config.training, data, Path(CHECKPOINT))
@@ -204,7 +232,7 @@ class Study:
             measure_runs=config.objectives.decoding_runs,
         )
 
-    def axis_range(self) -> tuple[int, int]:
+    def axis_range(self) -> tuple[float, float]:
         """The least and the most that a plan of the space costs, on the objectives' axis."""
         axis = self.objectives.axis
         proposer = StratifiedProposer(
@@ -356,7 +384,7 @@ def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
         )
 
 
-def measure_space(config: SpaceConfig, sizer: Sizer) -> tuple[int, int, int]:
+def measure_space(config: SpaceConfig, sizer: Sizer) -> tuple[int, float, float]:
     """How large a space is over a model.
 
     Returns:

@@ -16,12 +16,15 @@ import pytest
 import yaml
 
 from nas_attn.attention import SCHEMES
-from nas_attn.search.record import Record, open_storage
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.record import Record
+from nas_attn.search.storage import open_storage
 from nas_attn.study import shipped_folder, shipped_names
 from nas_attn.training.data import PreparedData, load_prepared
 from nas_attn.training.pruning import load_checkpoint
 from tests.test_study import write
 
+OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
 COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
 
 
@@ -37,6 +40,8 @@ def test_help_names_every_command() -> None:
     for command in (
         "search",
         "report",
+        "confirm",
+        "proposals",
         "status",
         "check",
         "spaces",
@@ -189,7 +194,7 @@ def test_a_real_search_survives_kill_9(
         driver.wait()
     assert journal.is_file()
     run(*arguments)
-    record = Record("small", open_storage(None, runs / "small"), "total")
+    record = Record("small", open_storage(None, runs / "small"), OBJECTIVES)
     trials = record.trials()
     assert [trial.state.name for trial in trials if trial.counts] == ["COMPLETE"] * 3
     assert len({trial.plan for trial in trials if trial.counts}) == 3
@@ -229,12 +234,12 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     }
     path = write(tmp_path, tiny_translation.folder, changes)
     run("search", str(path), "--runs", str(tmp_path / "runs"))
-    record = Record("small", open_storage(None, tmp_path / "runs" / "small"), "total")
+    record = Record("small", open_storage(None, tmp_path / "runs" / "small"), OBJECTIVES)
     baseline, trial = record.trials()
     assert baseline.certain
     assert not trial.certain
-    assert trial.parameters is not None
-    assert baseline.parameters is not None
+    assert trial.cost is not None
+    assert baseline.cost is not None
     assert trial.folder is not None
     checkpoints = Path(trial.folder) / "seed-1" / "checkpoints"
     weights = load_checkpoint(checkpoints / "checkpoint_pruned.pt")["model"]
@@ -242,7 +247,7 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     width, heads, modules = 16, 4, 3
     head = width // heads * (4 * width + 3)
     assert modules <= left <= modules * heads
-    assert baseline.parameters - trial.parameters == (modules * heads - left) * head
+    assert baseline.cost - trial.cost == (modules * heads - left) * head
     table = pd.read_csv(tmp_path / "runs" / "small" / "report" / "trials.csv")
     assert "; left: encoder_self " in table["plan"][1]
     folder = "checkpoints/trial-1-run-1"
@@ -252,7 +257,7 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
 
     again = tmp_path / "again.pt"
     text = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again))
-    assert re.search(rf"parameters +{baseline.parameters:,} +{trial.parameters:,} ", text)
+    assert re.search(rf"parameters +{baseline.cost:,} +{trial.cost:,} ", text)
     assert "decoder_self.0" in text
     told = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=1)
     assert "exists; remove it or name another file" in told
@@ -333,7 +338,7 @@ def test_a_language_model_search(
             },
         },
         "space": space,
-        "objectives": {"loss": "loss", "parameters": "attention"},
+        "objectives": {"loss": "loss", "costs": ["attention", "flops"]},
         "search": {"trials": 2, "startup_trials": 0, "sampler": "random"},
     }
     path = tmp_path / "language.yaml"
@@ -344,10 +349,10 @@ def test_a_language_model_search(
     run("report", str(path), *runs, "--out", str(out))
     table = pd.read_csv(out / "front.csv")
     assert table["baseline"].any()
-    assert (table["parameters"] == table["attention"]).all()
+    assert (table["cost"] == table["attention"]).all()
     assert (table["effective"] < table["total"]).all()
     redundant = table["total"] - table["effective"]
-    assert (table["parameters"] - table["effective_parameters"] == redundant).all()
+    assert (table["cost"] - table["effective_cost"] == redundant).all()
     assert tool in (out / "index.html").read_text()
     assert "of them effective" in (out / "summary.md").read_text()
     assert "complete" in run("status", str(path), *runs)

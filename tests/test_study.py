@@ -122,7 +122,39 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         "space.schemes.grouped_head",
         "prunes, but nothing says when",
     ),
-    ({"execution": {"executor": "slurm"}}, "execution.executor", "'local' or 'ray'"),
+    ({"execution": {"executor": "slurm"}}, "execution.executor", "'local', 'ray' or 'simulated'"),
+    ({"execution": {"executor": "simulated"}}, "execution.executor", "add the section replay"),
+    (
+        {"search/stopping": {"rule": "asha"}},
+        "search.stopping.rule",
+        "Ray's ASHA ranks by one objective",
+    ),
+    ({"objectives": {"loss": "accuraccy"}}, "objectives.loss", "does not log 'accuraccy'"),
+    ({"objectives": {"costs": ["params"]}}, "objectives.costs.0", "'flops'"),
+    ({"objectives": {"costs": []}}, "objectives.costs", "at least 1 item"),
+    (
+        {"objectives": {"costs": ["decoding_seconds"]}},
+        "objectives",
+        "known only after training, so it cannot come first",
+    ),
+    ({"objectives": {"costs": ["total", "total"]}}, "objectives", "the same cost stands twice"),
+    ({"objectives": {"limits": {"total": -1}}}, "objectives.limits.total", "greater than 0"),
+    (
+        {"objectives": {"limits": {"decoding_seconds": 1}}},
+        "objectives.limits.decoding_seconds",
+        "'attention'",
+    ),
+    ({"resources": {"gpus": 1.5}}, "resources", "a fraction up to 1, or a whole number"),
+    (
+        {"execution": {"grace_seconds": 30}},
+        "execution",
+        "at least three times heartbeat_seconds",
+    ),
+    (
+        {"replay": {"seconds": 1}, "objectives": {"costs": ["total", "decoding_seconds"]}},
+        "objectives.costs",
+        "nothing is decoded",
+    ),
 ]
 
 
@@ -143,7 +175,7 @@ def test_broken_studies_are_refused(
 def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -> None:
     study = load_study(str(write(tmp_path, tiny_translation.folder)), runs=tmp_path)
     assert study.space.size == 27
-    low, high = study.parameter_range()
+    low, high = study.axis_range()
     assert low < high
     job = study.build_job(7, study.space.plan([u.alternatives[0] for u in study.space.units]))
     command = job.runs[0].command

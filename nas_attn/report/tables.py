@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -134,8 +135,59 @@ def _standard_error(losses: Sequence[float]) -> float | None:
     return float(statistics.stdev(losses) / len(losses) ** 0.5)
 
 
+def confirmation_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """What trainings with fresh seeds gave, one row for each trial and score.
+
+    Columns: trial, plan, baseline, cost, score (its name; the validation loss is one), seeds, mean,
+    error (standard error of the mean), change (against the baseline, mean), change_error (standard
+    error of the difference, seeds taken as pairs), beyond_noise (whether the change is larger than
+    its 95 % interval).
+    """
+    complete = [trial for trial in trials if trial.is_trained]
+    baseline = next((trial for trial in complete if trial.is_baseline), None)
+    rows = []
+    for trial in sorted(complete, key=lambda t: (t.cost or 0, t.number)):
+        for name, values in _scores(trial).items():
+            reference = {} if baseline is None or trial is baseline else _scores(baseline)
+            rows.append(
+                {
+                    "trial": trial.number,
+                    "plan": trial.text,
+                    "baseline": trial.is_baseline,
+                    "cost": trial.cost,
+                    "score": name,
+                    "seeds": len(values),
+                    "mean": statistics.fmean(values),
+                    "error": _standard_error(values),
+                    **_change(values, reference.get(name)),
+                }
+            )
+    return rows
+
+
+def _scores(trial: TrialRecord) -> dict[str, list[float]]:
+    scores = {"validation": list(trial.losses)}
+    for name in trial.tests[0] if trial.tests else ():
+        scores[f"test {name}"] = [test[name] for test in trial.tests]
+    return scores
+
+
+def _change(values: Sequence[float], reference: Sequence[float] | None) -> dict[str, Any]:
+    if not reference or len(reference) != len(values):
+        return {"change": None, "change_error": None, "beyond_noise": None}
+    pairs = [value - other for value, other in zip(values, reference, strict=True)]
+    change, error = statistics.fmean(pairs), _standard_error(pairs)
+    beyond = None
+    if error is not None:
+        from scipy.stats import t
+
+        beyond = bool(abs(change) > t.ppf(0.975, len(pairs) - 1) * error)
+    return {"change": change, "change_error": error, "beyond_noise": beyond}
+
+
 def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:
-    """Learning curves of the trials' first seeds, by plan and seed; the section `replay` takes them.
+    """Learning curves of the trials' first seeds, by plan and seed; the section `replay` takes
+    them.
 
     The record keeps no time of a validation, so time is taken to pass evenly.
     """

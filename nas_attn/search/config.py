@@ -14,15 +14,19 @@ Cost = Literal[KnownCost, "decoding_seconds"]
 """What a plan fixes before any training, or what is measured after it."""
 
 
+def _total() -> list[Cost]:
+    return ["total"]
+
+
 class ObjectivesConfig(Section):
     """What is weighed against what: one measure of quality, and one or two costs."""
 
     loss: str = "nll_loss"
     """A validation metric that fairseq logs: nll_loss (bits), ppl, loss; bleu, accuracy (higher is
     better)."""
-    costs: Annotated[list[Cost], Field(min_length=1, max_length=2)] = ["total"]
+    costs: list[Cost] = Field(default_factory=_total, min_length=1, max_length=2)
     """The first is the axis that trials are spread over, and must be known before training."""
-    limits: dict[KnownCost, Annotated[float, Field(gt=0)]] = {}
+    limits: dict[KnownCost, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """The most that a plan may cost, such as {total: 20000000}; others are not trained."""
     sentence_length: Annotated[int, Field(ge=1)] = 25
     """Tokens of the sentence that `flops` counts."""
@@ -123,7 +127,8 @@ class ExecutionConfig(Section):
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 20
     """How often a driver tells others that it lives."""
     grace_seconds: Annotated[float, Field(gt=0)] = 120
-    """A driver on another machine that is silent for so long has died; its trials are taken over."""
+    """A driver on another machine that is silent for so long has died; its trials are taken
+    over."""
 
     @model_validator(mode="after")
     def _grace_is_longer(self) -> ExecutionConfig:

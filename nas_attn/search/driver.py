@@ -1,8 +1,8 @@
 """The conductor of a search: which trial runs next, and what becomes of its result.
 
 An executor asks for jobs and reports what happened; all it is told and all it tells goes through
-the record, so a search can be killed at any time and started again with the same command, and several
-drivers can work on one study.
+the record, so a search can be killed at any time and started again with the same command, and
+several drivers can work on one study.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from nas_attn.search.ownership import Ownership
 from nas_attn.search.proposals import PlanCosts, Proposal, Proposer
 from nas_attn.search.record import NewTrial, Record, TrialRecord, front
 from nas_attn.search.stopping import Halving, reason_of, was_stopped
-from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult
+from nas_attn.training.failures import FailureKind
+from nas_attn.training.worker import Progress, TrialJob, TrialResult
 
 logger = logging.getLogger(__name__)
 
@@ -398,7 +399,8 @@ class Conductor:
         return key not in kept or bool(kept[key]["goes_on"])
 
     def _fill_rungs(self) -> None:
-        """Enter what an earlier driver or another one decided; this one's trials enter themselves."""
+        """Enter what an earlier driver or another one decided; this one's trials enter
+        themselves."""
         trials = self.record.trials()
         self._off_rungs.update(range(self._read_rungs, len(trials)))
         self._read_rungs = len(trials)

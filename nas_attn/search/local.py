@@ -76,10 +76,8 @@ def _advance(conductor: Conductor, trial: TrialRun) -> bool:
     number = trial.job.number
     for news in trial.poll():
         if not conductor.progress(number, news):
-            began = time.monotonic()
             trial.stop()
-            seconds = trial.seconds() + time.monotonic() - began
-            conductor.finish(number, trial.result or TrialResult(seconds=seconds))
+            conductor.finish(number, trial.result or TrialResult(seconds=trial.seconds()))
             return True
     if trial.result is None:
         return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from optuna.study import StudyDirection
+
 from nas_attn.search.config import ObjectivesConfig
 
 
@@ -30,7 +32,7 @@ class Objectives:
             loss=config.loss,
             maximise=maximise,
             costs=tuple(config.costs),
-            limits=dict(config.limits),
+            limits={str(name): limit for name, limit in config.limits.items()},
         )
 
     @property
@@ -39,9 +41,10 @@ class Objectives:
         return self.costs[0]
 
     @property
-    def directions(self) -> tuple[str, ...]:
-        """As Optuna names them."""
-        return ("maximize" if self.maximise else "minimize", *["minimize"] * len(self.costs))
+    def directions(self) -> tuple[StudyDirection, ...]:
+        """As Optuna has them."""
+        first = StudyDirection.MAXIMIZE if self.maximise else StudyDirection.MINIMIZE
+        return (first, *[StudyDirection.MINIMIZE] * len(self.costs))
 
     def point(self, loss: float, costs: Mapping[str, float]) -> tuple[float, ...]:
         """A trial as a point of which every coordinate is better when lower.

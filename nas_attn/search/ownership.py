@@ -1,8 +1,9 @@
 """Which driver runs which trial, when several work on one study.
 
-A driver holds a locked file and beats: it counts up an attribute of the study. On its own machine it
-has died when its file is no longer locked, which shows at once; on another one when the count has not
-changed for the time of grace. Trials of the dead are claimed in the storage, whose order decides.
+A driver holds a locked file and beats: it counts up an attribute of the study. On its own machine
+it has died when its file is no longer locked, which shows at once; on another one when the count
+has not changed for the time of grace. Trials of the dead are claimed in the storage, whose order
+decides.
 """
 
 from __future__ import annotations

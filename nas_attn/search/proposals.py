@@ -274,6 +274,35 @@ class Proposer:
                 self._baselines.add(trial.number)
 
 
+class GivenPlans(Proposer):
+    """Proposes the plans of a list, each once, the baseline first.
+
+    Args:
+        plans: what is proposed.
+        arguments: those of `Proposer`.
+    """
+
+    def __init__(self, plans: Sequence[AttentionPlan], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.plans = [self.baseline, *plans]
+
+    def propose(self) -> Proposal | None:
+        """The next plan of the list; None at its end."""
+        for plan in self.plans:
+            if plan.dumps() not in self._known:
+                costs, certain = expected_costs(self.costs, plan)
+                return Proposal(
+                    number=len(self._ids),
+                    plan=plan,
+                    costs=costs,
+                    certain=certain,
+                    params={},
+                    system={},
+                    running=tuple(sorted(self._running)),
+                )
+        return None
+
+
 @dataclass(frozen=True)
 class Derivation:
     """A proposal on record and the same derived again.

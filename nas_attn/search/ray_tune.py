@@ -1,8 +1,8 @@
 """Run trials under Ray Tune, on this machine or on a cluster.
 
-Tune only executes. Proposals come from the conductor through a searcher of our own, the conductor says
-through a scheduler of our own which trial stops, and a search that was interrupted goes on from the
-Optuna record, not from Tune's files.
+Tune only executes. Proposals come from the conductor through a searcher of our own, the conductor
+says through a scheduler of our own which trial stops, and a search that was interrupted goes on
+from the Optuna record, not from Tune's files.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from nas_attn.errors import SearchError
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
 from nas_attn.search.transfer import Courier, DataParcel, NodeFiles
+from nas_attn.training.failures import FailureKind
 from nas_attn.training.launch import ColdLauncher, Launcher, WarmLauncher
-from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult, TrialRun
+from nas_attn.training.worker import Progress, TrialJob, TrialResult, TrialRun
 
 # Ray reads these as it is imported: send nothing home, print no tables of its own, let Ctrl-C
 # through, accept a last report that is a result and no validation, and write no logs of its own.
@@ -137,7 +138,7 @@ class ConductorSearcher(Searcher):
         """Nothing to restore: the record is the Optuna study."""
 
 
-class ConductorScheduler(FIFOScheduler):  # type: ignore[no-untyped-call]
+class ConductorScheduler(FIFOScheduler):
     """Asks the conductor at every validation whether a trial goes on."""
 
     def __init__(self, searcher: ConductorSearcher) -> None:
@@ -225,7 +226,8 @@ class RayExecutor:
         if self.config.transfer == "shared_folder":
             return tune.with_parameters(TrainTrial, warm=self.config.warm)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        courier = ray.remote(num_cpus=0, scheduling_strategy=here)(Courier).remote(self.runs)
+        actor: Any = ray.remote(Courier)
+        courier = actor.options(num_cpus=0, scheduling_strategy=here).remote(self.runs)
         parcel = DataParcel.pack(self.data)
         return tune.with_parameters(
             TrainTrial, warm=self.config.warm, parcel=parcel, courier=courier

@@ -2,8 +2,8 @@
 
 The Optuna storage is the only record. Everything a search needs to go on, and all that a report
 shows, is read back from it. A trial is written down in one step, with its plan, and it says which
-number it was proposed for: of two drivers that propose at the same time one gets another number, and
-anyone can see that its trial does not count.
+number it was proposed for: of two drivers that propose at the same time one gets another number,
+and anyone can see that its trial does not count.
 """
 
 from __future__ import annotations
@@ -262,12 +262,11 @@ class Record:
                 self._study = self._call(storage.get_study_id_from_name, name)
             except KeyError:
                 raise SearchError(f"the record holds no study {name!r}; search it first") from None
-        kept = [d.name.lower() for d in self._call(storage.get_study_directions, self._study)]
-        if kept != list(objectives.directions):
+        kept = self._call(storage.get_study_directions, self._study)
+        if list(kept) != list(objectives.directions):
             raise SearchError(
-                f"the study {name!r} on record has the directions {', '.join(kept)}, but the "
-                f"objectives now want {', '.join(objectives.directions)}; give the study another "
-                "name"
+                f"the study {name!r} on record has the directions {_words(kept)}, but the "
+                f"objectives now want {_words(objectives.directions)}; give the study another name"
             )
 
     def trials(self) -> list[TrialRecord]:
@@ -376,7 +375,7 @@ class Record:
     def claim(self, attributes: Mapping[str, Any]) -> None:
         """Add a claim; the storage gives all claims one order, so the first of several wins."""
         if self._claims is None:
-            self._claims = self._make(self._claims_name, ("minimize",))
+            self._claims = self._make(self._claims_name, [StudyDirection.MINIMIZE])
         ticket = NewTrial(attributes=attributes, state=TrialState.FAIL)
         self._call(self.storage.create_new_trial, self._claims, ticket.frozen())
 
@@ -385,10 +384,9 @@ class Record:
         # Names of studies hold no spaces, so this can be no other study's.
         return f"{self.name} (claims)"
 
-    def _make(self, name: str, directions: Sequence[str]) -> int:
-        wanted = [StudyDirection[direction.upper()] for direction in directions]
+    def _make(self, name: str, directions: Sequence[StudyDirection]) -> int:
         try:
-            made: int = self._call(self.storage.create_new_study, wanted, name)
+            made: int = self._call(self.storage.create_new_study, directions, name)
         except DuplicatedStudyError:
             made = self._call(self.storage.get_study_id_from_name, name)
         return made
@@ -431,6 +429,10 @@ def _is_absence(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True  # a full disk may be cleared
     return bool(names & {"OperationalError", "InterfaceError", "RpcError", "ConnectionError"})
+
+
+def _words(directions: Sequence[StudyDirection]) -> str:
+    return ", ".join(direction.name.lower() for direction in directions)
 
 
 def _first_line(error: Exception) -> str:

@@ -124,8 +124,8 @@ def _spread(index: int) -> float:
 def make_sampler(config: SearchConfig, number: int) -> BaseSampler:
     """The sampler of one proposal; its own random start is left to the stratified proposer.
 
-    It is made anew for each proposal and seeded by its number, so that what it proposes hangs on the
-    history alone and not on when a search was interrupted.
+    It is made anew for each proposal and seeded by its number, so that what it proposes hangs on
+    the history alone and not on when a search was interrupted.
 
     Args:
         config: names the sampler.

@@ -1,7 +1,7 @@
 """Run trials in virtual time: their learning curves are known, and nothing is waited for.
 
-So a search with a thousand workers is tried on a laptop, with the driver, the record, the sampler and
-the stopping rule that a real one has.
+So a search with a thousand workers is tried on a laptop, with the driver, the record, the sampler
+and the stopping rule that a real one has.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nas_attn.search.driver import Conductor
+from nas_attn.training.failures import FailureKind
 from nas_attn.training.replay import curve_of, drawn_fault, parse_replay_command
-from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult
+from nas_attn.training.worker import Progress, TrialJob, TrialResult
 
 DEFAULT_WORKERS = 1000
 WAIT_SECONDS = 0.05

@@ -1,13 +1,14 @@
 """When a trial is stopped early: halving by rungs, ranked by all objectives.
 
-A trial reaches rung 0 after `first` validations, and every further rung after `factor` times as many.
-There it is compared with all that came to the rung before it. Its rank is the number of trials that
-dominate it (Fonseca and Fleming 1993), with the loss so far and the exact costs, which are known from
-the start; it goes on if fewer than one in `factor` of them have a better rank. So a trial that nothing
-dominates always goes on, however large its loss: small models are not stopped for being small.
+A trial reaches rung 0 after `first` validations, and every further rung after `factor` times as
+many. There it is compared with all that came to the rung before it. Its rank is the number of
+trials that dominate it (Fonseca and Fleming 1993), with the loss so far and the exact costs, which
+are known from the start; it goes on if fewer than one in `factor` of them have a better rank. So a
+trial that nothing dominates always goes on, however large its loss: small models are not stopped
+for being small.
 
-The rule remembers nothing that is not in the record: every trial keeps what was decided and by which
-loss, and rungs are filled from that.
+The rule remembers nothing that is not in the record: every trial keeps what was decided and by
+which loss, and rungs are filled from that.
 """
 
 from __future__ import annotations

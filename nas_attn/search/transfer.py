@@ -93,11 +93,12 @@ class NodeFiles:
 
     def localise(self, job: TrialJob) -> TrialJob:
         """The same job with the folders of this node, and what the run folder has of it."""
-        if self._parcel is None:
+        parcel = self._parcel
+        if parcel is None:
             return job
         import ray
 
-        data = self._parcel.unpack(self._under)
+        data = parcel.unpack(self._under)
         folder = self._under / "trials" / hashlib.sha256(job.folder.encode()).hexdigest()[:16]
         known = ray.get(self._courier.give.remote(job.folder))
         if known is not None and not folder.is_dir():
@@ -105,7 +106,7 @@ class NodeFiles:
         self._folders = (job.folder, folder)
 
         def here(text: str) -> str:
-            for there, local in ((job.folder, folder), (self._parcel.folder, data)):
+            for there, local in ((job.folder, folder), (parcel.folder, data)):
                 if text == there or text.startswith(there + "/"):
                     return str(local) + text[len(there) :]
             return text

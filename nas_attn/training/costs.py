@@ -53,14 +53,14 @@ class CostModel:
         sizer: counts parameters.
         sentence_length: tokens of the sentence that `flops` is about, on either side.
         key_lengths: tokens that attention looks at, for each site.
-        rest_flops: operations of the model without attention.
+        rest_flops: operations of the model without attention; None if they are not counted.
         bytes_per_number: of the cache.
     """
 
     sizer: Sizer
     sentence_length: int
     key_lengths: Mapping[str, int]
-    rest_flops: int
+    rest_flops: int | None
     bytes_per_number: int
 
     @classmethod
@@ -71,20 +71,24 @@ class CostModel:
         *,
         sentence_length: int = 25,
         bytes_per_number: int = 4,
+        with_flops: bool = True,
     ) -> CostModel:
-        """Measure the model of parsed fairseq arguments, which is built once with random weights.
+        """Measure the model of parsed fairseq arguments.
 
         Args:
             args: parsed fairseq arguments of one of the plugin's architectures.
             dictionaries: of the source and the target; one for language models.
             sentence_length: tokens of a sentence; as many as the model takes, if they are fewer.
             bytes_per_number: of the cache; 4 for float32.
+            with_flops: count operations, for which the model is built once with random weights.
 
         Raises:
             PlanError: the plan in the arguments does not fit the model.
             ValueError: fairseq refuses the arguments.
         """
         sizer = Sizer.of(args, dictionaries)
+        if not with_flops:
+            return cls(sizer, sentence_length, {}, None, bytes_per_number)
         with torch.random.fork_rng(devices=[]):
             model = build_model(args, dictionaries).eval()
         length = min(sentence_length, _most_tokens(model))
@@ -96,13 +100,22 @@ class CostModel:
         attention = unmeasured.flops(AttentionPlan.parse(args.attention_plan))
         return cls(sizer, length, key_lengths, whole - attention, bytes_per_number)
 
+    @property
+    def shapes(self) -> dict[str, SiteShape]:
+        """The model's sites."""
+        return self.sizer.shapes
+
     def known(self, plan: AttentionPlan) -> dict[str, int]:
-        """All of `KNOWN_COSTS` under a plan, before any pruning; no cache_bytes without a decoder.
+        """All of `KNOWN_COSTS` under a plan, before any pruning, as far as there are any.
+
+        There are no cache_bytes without a decoder, and no flops if they are not counted.
 
         Raises:
             PlanError: the plan does not fit the model.
         """
-        costs = {**self.sizer.size(plan)._asdict(), "flops": self.flops(plan)}
+        costs = self.sizer.size(plan)._asdict()
+        if self.rest_flops is not None:
+            costs["flops"] = self.flops(plan)
         if "decoder_self" in self.sizer.shapes:
             costs["cache_bytes"] = self.cache_bytes(plan)
         return {name: costs[name] for name in KNOWN_COSTS if name in costs}
@@ -137,7 +150,7 @@ class CostModel:
         is left out.
         """
         shapes = self.sizer.shapes
-        return self.rest_flops + sum(
+        return (self.rest_flops or 0) + sum(
             count_choice_flops(choice, shape, self.sentence_length, self.key_lengths[site])
             for site, shape in shapes.items()
             for choice in plan.layers(site, shape.num_layers)

@@ -344,8 +344,7 @@ def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
     }
-    for name in ("NAS_ATTN_REPORT", "CUDA_VISIBLE_DEVICES"):
-        settings.pop(name, None)
+    settings.pop("NAS_ATTN_REPORT", None)
     return settings
 
 

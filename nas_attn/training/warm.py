@@ -25,7 +25,8 @@ from typing import Any
 from nas_attn.training.guard import die_with
 from nas_attn.training.launch import MESSAGE_BYTES
 
-IMPORTED = ("fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin")
+# torch's optimisers import torch._dynamo at their first step, which takes a second.
+IMPORTED = ("fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin", "torch._dynamo")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Request:
 def main() -> None:
     """Serve until the socket closes; in a child, run the command that was asked for."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    reason = import_fairseq() or why_not_fork()
+    reason = import_fairseq() or why_not_fork() or why_not_cuda()
     if reason is not None:
         _tell(channel, refused=reason)
         return
@@ -81,6 +82,24 @@ def why_not_fork() -> str | None:
     if len(names) > 1:
         return f"the server has {len(names)} threads: {', '.join(sorted(names))}"
     return None
+
+
+def why_not_cuda() -> str | None:
+    """Why forked processes cannot use the GPUs, or None: a child tries, where there are any."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            torch.zeros(1, device="cuda")
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    return None if status == 0 else "CUDA does not work in a forked process"
 
 
 def serve(channel: socket.socket) -> Request | None:

@@ -95,7 +95,8 @@ class TrialJob:
     Args:
         number: the trial's number in the record.
         folder: where it keeps plan, commands, logs and checkpoints.
-        metric: name of the validation metric, lower is better.
+        metric: name of the validation metric.
+        maximise: whether it is better when higher.
         parameters: total parameters that the model must turn out to have.
         runs: one training for each seed.
         threads: CPU threads of a training.
@@ -118,6 +119,7 @@ class TrialJob:
     hang_seconds: float | None = None
     measure: tuple[str, ...] = ()
     measure_runs: int = 3
+    maximise: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -148,6 +150,9 @@ class Progress:
     settled: bool = True
     seed_index: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
@@ -171,6 +176,15 @@ class TrialResult:
     failure: FailureKind | None = None
     measured: dict[str, float] = field(default_factory=dict)
     tests: tuple[dict[str, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrialResult:
+        lists = {name: tuple(data[name]) for name in ("losses", "plans", "tests")}
+        failure = None if data["failure"] is None else FailureKind(data["failure"])
+        return cls(**{**data, **lists, "failure": failure})
 
     @property
     def loss(self) -> float:
@@ -489,7 +503,7 @@ class TrialRun:
 
     def _fail(self, failure: Failure) -> None:
         self.result = TrialResult(
-            seconds=self._seconds(), error=failure.message, failure=failure.kind
+            seconds=self.seconds(), error=failure.message, failure=failure.kind
         )
 
     def _success(self) -> TrialResult:
@@ -499,7 +513,7 @@ class TrialRun:
         return TrialResult(
             losses=tuple(self._best_loss(run) for run in runs),
             plans=tuple(state["plan"] for state in states if state.get("plan") is not None),
-            seconds=self._seconds(),
+            seconds=self.seconds(),
             measured={"decoding_seconds": statistics.median(decoding)} if decoding else {},
             tests=tuple(state["test"] for state in states if "test" in state),
         )
@@ -531,9 +545,11 @@ class TrialRun:
         lines = [line for line in self._reports[run.folder].lines() if _is_settled(line)]
         losses = [line["metrics"].get(self.job.metric, math.nan) for line in lines]
         finite = [loss for loss in losses if math.isfinite(loss)]
-        return min(finite) if finite else math.nan
+        best = max if self.job.maximise else min
+        return best(finite) if finite else math.nan
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """Time spent so far, earlier attempts included, without the process that runs now."""
         return sum(float(_state(run).get("seconds", 0.0)) for run in self.job.runs)
 
 

@@ -14,9 +14,16 @@ import pytest
 
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, write_report
-from nas_attn.report.tables import front_table, noise_of, trials_table
+from nas_attn.report.tables import (
+    confirmation_rows,
+    front_table,
+    noise_of,
+    trials_table,
+    undecided,
+)
 from nas_attn.search.record import SIZE, TrialRecord, read_trial
-from tests.search.fakes import FakeExecutor, make_conductor
+from nas_attn.training.replay import recorded_curves
+from tests.search.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 HOSTILE = "<script>alert(1)</script>|`rm`"
 
@@ -35,8 +42,7 @@ def context(name: str = "fake") -> ReportContext:
     return ReportContext(
         name=name,
         description=HOSTILE,
-        loss="nll_loss",
-        objective="total",
+        objectives=OBJECTIVES,
         seeds=1,
         settings={"name": HOSTILE},
         versions=VERSIONS,
@@ -72,16 +78,16 @@ class Outline(html.parser.HTMLParser):
 def test_everything_is_written(trials: list[TrialRecord], tmp_path: Path) -> None:
     page = write_report(trials, context(), tmp_path / "report")
     names = {path.name for path in page.parent.iterdir()}
-    written = "index.html front.csv trials.csv front.json front.png front.svg summary.md"
+    written = "index.html front.csv trials.csv curves.csv front.json front.png front.svg summary.md"
     assert names == set(written.split())
     table = pd.read_csv(page.parent / "trials.csv")
     assert len(table) == len(trials)
     done = [t for t in trials if t.is_trained]
-    best = non_dominated([(t.parameters, t.loss) for t in done])
+    best = non_dominated([(t.cost, t.loss) for t in done])
     assert set(table[table["on_front"]]["trial"]) == {done[i].number for i in best}
     front = json.loads((page.parent / "front.json").read_text())
     assert [p["trial"] for p in front["front"]] == sorted(
-        (done[i].number for i in best), key=lambda number: trials[number].parameters
+        (done[i].number for i in best), key=lambda number: trials[number].cost
     )
     assert (page.parent / "front.png").read_bytes().startswith(b"\x89PNG")
     summary = (page.parent / "summary.md").read_text()
@@ -101,12 +107,12 @@ def test_the_page_runs_nothing_from_outside(trials: list[TrialRecord], tmp_path:
 
 
 def test_the_baseline_has_its_row(trials: list[TrialRecord]) -> None:
-    table = front_table(trials)
+    table = front_table(trials, OBJECTIVES)
     (row,) = table[table["baseline"]].to_dict("records")
     assert row["trial"] == 0
     assert row["loss_change"] == 0
-    assert row["parameters_change"] == 0
-    assert list(table["parameters"]) == sorted(table["parameters"])
+    assert row["cost_change"] == 0
+    assert list(table["cost"]) == sorted(table["cost"])
 
 
 def test_noise_is_pooled(trials: list[TrialRecord]) -> None:
@@ -123,8 +129,8 @@ def test_noise_is_pooled(trials: list[TrialRecord]) -> None:
 
 
 def test_an_empty_study_has_an_empty_table() -> None:
-    assert trials_table([]).empty
-    assert front_table([]).empty
+    assert trials_table([], OBJECTIVES).empty
+    assert front_table([], OBJECTIVES).empty
 
 
 def test_effective_parameters_stand_beside_the_objective(
@@ -132,7 +138,7 @@ def test_effective_parameters_stand_beside_the_objective(
 ) -> None:
     write_report(trials, context(), tmp_path)
     table = pd.read_csv(tmp_path / "trials.csv").dropna(subset=["effective"])
-    assert (table["effective_parameters"] == table["effective"]).all()  # the objective is the total
+    assert (table["effective_cost"] == table["effective"]).all()  # the objective is the total
     assert (table["effective"] < table["total"]).all()
     baseline = next(trial for trial in trials if trial.is_baseline)
     assert f"| {baseline.effective:,} |" in (tmp_path / "summary.md").read_text()
@@ -144,7 +150,60 @@ def test_records_from_before_effective_parameters_are_read(
 ) -> None:
     size = {"attention": 1, "non_embedding": 2, "total": 3}
     old = optuna.trial.create_trial(values=[1.0, 3.0], user_attrs={SIZE: size})
-    found = read_trial(old, "total")
-    assert (found.parameters, found.effective) == (3, None)
+    found = read_trial(old, OBJECTIVES)
+    assert (found.cost, found.effective) == (3, None)
     page = write_report([replace(trial, effective=None) for trial in trials], context(), tmp_path)
     assert page.is_file()
+
+
+def seeded(trial: TrialRecord, cost: int, *losses: float) -> TrialRecord:
+    mean = statistics.fmean(losses)
+    return replace(trial, losses=losses, loss=mean, cost=cost, point=(mean, float(cost)))
+
+
+def test_a_point_dominates_only_beyond_the_noise(trials: list[TrialRecord]) -> None:
+    """Noise 0.1 / sqrt(2) of a mean of two, so a difference must exceed 0.196."""
+    best = seeded(trials[0], 100, 0.9, 1.1)
+    near = seeded(trials[1], 200, 1.0, 1.2)
+    far = seeded(trials[2], 200, 1.3, 1.5)
+    found = [best, near, far]
+    noise = noise_of(found)
+    assert noise == pytest.approx(0.1)
+    assert undecided(found, OBJECTIVES, noise) == {near.number}
+    assert undecided(found, OBJECTIVES, None) == set()
+    table = front_table(found, OBJECTIVES)
+    assert list(table["within_noise"]) == [False, True]
+    assert table["loss_error"].iloc[0] == pytest.approx(0.1)
+
+
+def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord]) -> None:
+    baseline = replace(
+        seeded(trials[0], 200, 1.0, 2.0, 3.0),
+        tests=({"bleu": 20.0}, {"bleu": 21.0}, {"bleu": 22.0}),
+    )
+    other = replace(
+        seeded(trials[1], 100, 1.1, 2.1, 3.1),
+        tests=({"bleu": 19.0}, {"bleu": 23.0}, {"bleu": 22.0}),
+    )
+    rows = confirmation_rows([baseline, other])
+    named = {(row["trial"], row["score"]): row for row in rows}
+    loss = named[other.number, "validation"]
+    assert loss["change"] == pytest.approx(0.1)
+    assert loss["change_error"] == pytest.approx(0.0, abs=1e-12)
+    assert loss["beyond_noise"]
+    bleu = named[other.number, "test bleu"]
+    assert bleu["mean"] == pytest.approx(64 / 3)
+    assert not bleu["beyond_noise"]
+    assert named[baseline.number, "test bleu"]["change"] is None
+
+
+def test_recorded_curves_can_be_replayed(trials: list[TrialRecord], tmp_path: Path) -> None:
+    write_report(trials, context(), tmp_path)
+    curves = recorded_curves(tmp_path / "curves.csv")
+    done = [trial for trial in trials if trial.is_trained]
+    assert len(curves) == len(done)
+    for trial in done:
+        assert trial.plan is not None
+        points = curves[trial.plan.dumps(), 1].points
+        assert [point.num_updates for point in points] == sorted(trial.curve)
+        assert points[-1].loss == pytest.approx(trial.loss)

@@ -251,7 +251,10 @@ def test_two_drivers_share_the_work(tmp_path: Path) -> None:
                 waiting.append((index, job))
         for index, job in waiting:
             ran.append((index, job.number))
-            drivers[index].finish(job.number, TrialResult(losses=(1.0 / job.number if job.number else 2.0,), seconds=1.0))
+            drivers[index].finish(
+                job.number,
+                TrialResult(losses=(1.0 / job.number if job.number else 2.0,), seconds=1.0),
+            )
         waiting.clear()
     trials = drivers[0].record.trials()
     done = trained(trials)
@@ -315,7 +318,9 @@ def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_study_in_which_everything_fails_ends_early(tmp_path: Path) -> None:
     conductor = make_conductor(tmp_path, trials=50, give_up_after=4)
     FakeExecutor(error=lambda job: "no such module" if job.number > 2 else None).run(conductor)
-    with pytest.raises(SearchError, match=r"[45] trials in a row failed \(. training_error\).*module"):
+    with pytest.raises(
+        SearchError, match=r"[45] trials in a row failed \(. training_error\).*module"
+    ):
         conductor.outcome()
     assert len(conductor.record.trials()) <= 9
 
@@ -337,9 +342,7 @@ def test_limits_are_kept(tmp_path: Path) -> None:
 
 
 def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
-    objectives = Objectives(
-        loss="bleu", maximise=True, costs=("total", "cache_bytes"), limits={}
-    )
+    objectives = Objectives(loss="bleu", maximise=True, costs=("total", "cache_bytes"), limits={})
     conductor = make_conductor(tmp_path, objectives=objectives, trials=12)
     FakeExecutor().run(conductor)
     trials = conductor.record.trials()

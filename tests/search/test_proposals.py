@@ -17,9 +17,9 @@ def test_all_proposals_of_many_workers_can_be_derived_again(sampler: str, tmp_pa
     trials = 16 if sampler == "gp" else 30
     settings = {"trials": trials, "sampler": sampler, "stopping": {"rule": "halving"}}
     conductor = make_conductor(tmp_path, **settings)
-    FakeExecutor(
-        workers=4, error=lambda job: "broken" if job.number in (4, 9) else None
-    ).run(conductor)
+    FakeExecutor(workers=4, error=lambda job: "broken" if job.number in (4, 9) else None).run(
+        conductor
+    )
     fresh = make_conductor(tmp_path / "fresh", **settings)
     derived = list(derive_again(fresh.proposer, conductor.record.trials()))
     assert len(derived) >= trials

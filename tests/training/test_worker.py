@@ -56,7 +56,7 @@ if ending == "family":
 if ending in ("hang", "family"):
     time.sleep(60)
 if ending == "alive":
-    for _ in range(12):
+    for _ in range(25):
         print("still here", flush=True)
         time.sleep(0.1)
 if ending == "fail":
@@ -260,7 +260,7 @@ def test_a_training_that_writes_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "WATCH_SECONDS", 0.05)
-    result = finish(TrialRun(make_job(tmp_path, ([1.0], "alive"), hang_seconds=0.9)))
+    result = finish(TrialRun(make_job(tmp_path, ([1.0], "alive"), hang_seconds=2.0)))
     assert result.losses == (1.0,)
 
 
