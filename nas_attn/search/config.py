@@ -46,8 +46,8 @@ class ObjectivesConfig(Section):
 
 
 REFUSED_RULES = {
-    "asha": "Ray's ASHA",
-    "async_hyperband": "Ray's ASHA",
+    "asha": "ASHA",
+    "async_hyperband": "ASHA",
     "hyperband": "Hyperband",
     "bohb": "BOHB",
     "median": "the median rule",

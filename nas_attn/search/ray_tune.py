@@ -7,6 +7,7 @@ from the Optuna record, not from Tune's files.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -47,8 +48,9 @@ CONNECT_SECONDS = 10.0
 class TrainTrial(tune.Trainable):
     """Runs jobs, one after the other; this is what a Ray worker executes.
 
-    A step is a validation or the end. The process is used again for the next trial, so fairseq is
-    imported once in it; trainings themselves are processes of their own.
+    A step is a validation or the end, told as JSON since Tune flattens what is nested. The process
+    is used again for the next trial, so fairseq is imported once in it; trainings themselves are
+    processes of their own.
     """
 
     def setup(
@@ -68,11 +70,11 @@ class TrainTrial(tune.Trainable):
             if not self._news and self._trial.result is None:
                 time.sleep(POLL_SECONDS)
         if self._news:
-            return {"progress": self._news.pop(0).to_json()}
+            return {"progress": json.dumps(self._news.pop(0).to_json())}
         result = self._trial.result
         assert result is not None
         self._files.send_back()
-        return {"done": True, "ended": result.to_json()}
+        return {"done": True, "ended": json.dumps(result.to_json())}
 
     def cleanup(self) -> None:
         self._trial.stop()
@@ -117,10 +119,12 @@ class ConductorSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        number = self.numbers.pop(trial_id)
+        number = self.numbers.pop(trial_id, None)
+        if number is None:
+            return  # Tune tells twice where a worker dies as its trial ends
         seconds = time.monotonic() - self._began.pop(trial_id)
         if result is not None and "ended" in result:
-            ended = TrialResult.from_json(result["ended"])
+            ended = TrialResult.from_json(json.loads(result["ended"]))
         elif error or result is None:
             ended = TrialResult(
                 seconds=seconds,
@@ -130,6 +134,10 @@ class ConductorSearcher(Searcher):
         else:
             ended = TrialResult(seconds=seconds)
         self.conductor.finish(number, ended)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given; nothing of this is ever restored."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the record is the Optuna study."""
@@ -145,11 +153,16 @@ class ConductorScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self.searcher = searcher
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given; nothing of this is ever restored."""
+        return {}
+
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "progress" not in result:
             return TrialScheduler.CONTINUE
         number = self.searcher.numbers[trial.trial_id]
-        goes_on = self.searcher.conductor.progress(number, Progress(**result["progress"]))
+        news = Progress(**json.loads(result["progress"]))
+        goes_on = self.searcher.conductor.progress(number, news)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 
@@ -215,7 +228,11 @@ class RayExecutor:
                     max_concurrent_trials=self.workers,
                     reuse_actors=True,
                 ),
-                run_config=tune.RunConfig(storage_path=scratch, verbose=0),
+                run_config=tune.RunConfig(
+                    storage_path=scratch,
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
             )
             try:
                 tuner.fit()

@@ -85,7 +85,7 @@ def test_a_storage_that_stays_away_ends_the_search(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(record_module.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(record_module, "PATIENCE_SECONDS", -1.0)
     record = Record("one", Absent(failures=9), OBJECTIVES, create=True)
-    with pytest.raises(SearchError, match="has not answered .* the same command goes on"):
+    with pytest.raises(SearchError, match=r"has not answered .* the same command goes on"):
         record.note("name", 1)
 
 
