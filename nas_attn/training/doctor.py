@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from nas_attn.errors import NasAttnError
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 from nas_attn.training.data import prepare, prepare_classification
 from nas_attn.training.demo import LANGUAGES, make_classification_corpus, make_demo_corpus
+from nas_attn.training.launch import Launcher, WarmLauncher
 from nas_attn.training.process import run_fairseq
 
 logger = logging.getLogger(__name__)
@@ -98,17 +100,25 @@ def examine(
             if name not in known:
                 raise NasAttnError(f"cannot try {name!r}; there are {', '.join(known)}")
     data = _prepare(folder / "data", tasks)
+    warm = threading.local()  # a launcher serves one thread
+
+    def work(scheme: str, task: str) -> list[Finding]:
+        if not hasattr(warm, "launcher"):
+            warm.launcher = WarmLauncher()
+            launchers.append(warm.launcher)
+        steps = steps_of(scheme, task, data[task], folder)
+        return run_steps(scheme, steps, folder, warm.launcher)
+
+    launchers: list[Launcher] = []
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(run_steps, scheme, steps_of(scheme, task, data[task], folder), folder)
-            for scheme in schemes
-            for task in tasks
-        ]
+        jobs = [pool.submit(work, scheme, task) for scheme in schemes for task in tasks]
         try:
             for job in jobs:
                 yield from job.result()
         finally:
             pool.shutdown(cancel_futures=True)
+            for launcher in launchers:
+                launcher.close()
 
 
 def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
@@ -281,12 +291,14 @@ def _has_learnt(output: str) -> str:
     return shown
 
 
-def run_steps(scheme: str, steps: Sequence[Step], folder: Path) -> list[Finding]:
+def run_steps(
+    scheme: str, steps: Sequence[Step], folder: Path, launcher: Launcher | None = None
+) -> list[Finding]:
     """Run commands one after the other, up to the first fault; logs go into the folder."""
     findings = []
     for step in steps:
         log = folder / f"{scheme}-{step.task}-{step.name}.log"
-        done = run_fairseq(step.module, step.arguments, log)
+        done = run_fairseq(step.module, step.arguments, log, launcher=launcher)
         shown, fault = "", None
         try:
             shown = step.proof(done.output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas_attn.training.arguments import plugin_folder
+from nas_attn.training.launch import ColdLauncher, Launcher
+
+WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,14 @@ class Finished:
     seconds: float
 
 
-def run_fairseq(module: str, arguments: Sequence[str], log: Path, *, threads: int = 1) -> Finished:
+def run_fairseq(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    threads: int = 1,
+    launcher: Launcher | None = None,
+) -> Finished:
     """Run a fairseq command to its end.
 
     Args:
@@ -37,20 +46,21 @@ def run_fairseq(module: str, arguments: Sequence[str], log: Path, *, threads: in
         arguments: of the command, besides --user-dir.
         log: file for the command line, as JSON, and what it printed.
         threads: of PyTorch.
+        launcher: starts the process; a new one from nothing if left out.
     """
     command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments]
     command += ["--user-dir", str(plugin_folder())]
-    began = time.perf_counter()
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    seconds = time.perf_counter() - began
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(json.dumps(command) + "\n" + done.stdout, encoding="utf-8")
-    return Finished(done.returncode, done.stdout, seconds)
+    log.write_text(json.dumps(command) + "\n", encoding="utf-8")
+    began = time.perf_counter()
+    with Path(os.devnull).open("rb") as nothing:
+        running = (launcher or ColdLauncher()).start(
+            command, environment=environment, log=log, keep_open=nothing.fileno()
+        )
+        status = None
+        while status is None:
+            status = running.wait(WAIT_SECONDS)
+    seconds = time.perf_counter() - began
+    output = log.read_text(encoding="utf-8", errors="replace").partition("\n")[2]
+    return Finished(status, output, seconds)
