@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--kill", nargs="+", choices=VICTIMS, default=["driver", "worker"])
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--every", type=float, default=2.5, help="seconds between kills, about")
+    parser.add_argument("--every", type=float, default=12.0, help="seconds between kills, about")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a replayed training")
     parser.add_argument("--sentences", type=int, default=1500, help="of the training corpus")
     parser.add_argument("--most", type=int, default=30, help="kills, then the search is left alone")

@@ -127,7 +127,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     (
         {"search/stopping": {"rule": "asha"}},
         "search.stopping.rule",
-        "ASHA ranks by one objective",
+        "the rule of ASHA ranks by one objective",
     ),
     ({"objectives": {"loss": "accuraccy"}}, "objectives.loss", "does not log 'accuraccy'"),
     ({"objectives": {"costs": ["params"]}}, "objectives.costs.0", "'flops'"),

@@ -50,8 +50,8 @@ REFUSED_RULES = {
     "async_hyperband": "ASHA",
     "hyperband": "Hyperband",
     "bohb": "BOHB",
-    "median": "the median rule",
-    "median_stopping": "the median rule",
+    "median": "the median",
+    "median_stopping": "the median",
     "pbt": "population based training",
     "percentile": "Optuna's percentile pruner",
     "successive_halving": "Optuna's successive halving",
@@ -62,7 +62,7 @@ REFUSED_RULES = {
 def _refuse_single_objective(value: Any) -> Any:
     if isinstance(value, str) and value.lower() in REFUSED_RULES:
         raise ValueError(
-            f"{REFUSED_RULES[value.lower()]} ranks by one objective, which stops small models "
+            f"the rule of {REFUSED_RULES[value.lower()]} ranks by one objective, which stops small models "
             "because they are small; use halving, which ranks by all objectives"
         )
     return value
