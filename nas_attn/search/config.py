@@ -62,8 +62,8 @@ REFUSED_RULES = {
 def _refuse_single_objective(value: Any) -> Any:
     if isinstance(value, str) and value.lower() in REFUSED_RULES:
         raise ValueError(
-            f"the rule of {REFUSED_RULES[value.lower()]} ranks by one objective, which stops small models "
-            "because they are small; use halving, which ranks by all objectives"
+            f"the rule of {REFUSED_RULES[value.lower()]} ranks by one objective, which stops small "
+            "models because they are small; use halving, which ranks by all objectives"
         )
     return value
 
