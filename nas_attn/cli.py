@@ -374,7 +374,7 @@ def doctor(
 
     Trains, resumes, and generates or evaluates: translation, language modelling, and masked
     language modelling with fine-tuning as a classifier. mixed_plan has another scheme in every
-    layer of every site. All of it takes about ten minutes on two cores.
+    layer of every site. All of it takes some minutes on two cores.
     """
     import tempfile
 
