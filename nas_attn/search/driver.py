@@ -314,14 +314,14 @@ class Conductor:
         number = self.record.create(new)
         trials = self._read()
         if number != proposal.number:
-            self._withdraw(number, trials)
+            self._withdraw(number)
             return None
         if job is None:
             return None
         self._mine[number] = trials[number]
         return self._start(trials[number], job)
 
-    def _withdraw(self, number: int, trials: Sequence[TrialRecord]) -> None:
+    def _withdraw(self, number: int) -> None:
         """Another driver was faster, so the proposal was made from a history of yesterday."""
         self.record.fail(number, "withdrawn: another driver's proposal came first")
         self.proposer.forget()
@@ -361,7 +361,7 @@ class Conductor:
         """Look for trials that nobody runs, such as those of a driver that died."""
         self._looked = time.monotonic()
         trials = self._read()
-        open_trials = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+        open_trials = [trial for trial in trials if not trial.state.is_finished()]
         known = {*self._mine, *(trial.number for _, trial in self._waiting)}
         strange = [trial for trial in open_trials if trial.number not in known]
         if not strange:

@@ -88,10 +88,6 @@ class Ownership:
         claims = self.record.claims() if abandoned else claims
         return [trial for trial in abandoned if self._owner(trial, claims) == self.driver]
 
-    def others_alive(self) -> bool:
-        """Whether other drivers work on the study."""
-        return bool(self._alive() - {self.driver})
-
     @staticmethod
     def _owner(trial: TrialRecord, claims: list[dict[str, Any]]) -> str | None:
         # Of several claims of one generation the first holds; the others were too late.
