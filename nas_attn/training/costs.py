@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn.attention import Attention
-from nas_attn.attention.counting import build_on_meta, count_cache, expected_plan
+from nas_attn.attention.counting import build_on_meta, count_cache
 from nas_attn.attention.functional import Form
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
@@ -119,14 +119,6 @@ class CostModel:
         if "decoder_self" in self.sizer.shapes:
             costs["cache_bytes"] = self.cache_bytes(plan)
         return {name: costs[name] for name in KNOWN_COSTS if name in costs}
-
-    def expected(self, plan: AttentionPlan) -> tuple[dict[str, int], bool]:
-        """The known costs after the pruning that a plan asks for, and whether they are certain.
-
-        Where only training tells what stays, they are the costs before.
-        """
-        left, certain = expected_plan(plan, self.sizer.shapes)
-        return self.known(left), certain
 
     def cache_bytes(self, plan: AttentionPlan) -> int:
         """Bytes of keys and values kept for each generated token, over all layers of the decoder.

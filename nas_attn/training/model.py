@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nas_attn.attention import Attention
-from nas_attn.attention.counting import ModelSize, count_model, count_plan, expected_plan
+from nas_attn.attention.counting import ModelSize, count_model, count_plan
 from nas_attn.errors import DataError, PlanError
 from nas_attn.plan import AttentionPlan, SiteShape
 from nas_attn.training.arguments import parse_arguments
@@ -138,14 +138,6 @@ class Sizer:
         total = size.total - size.attention
         rest = ModelSize(0, size.non_embedding - size.attention, total, effective=total)
         return cls(site_shapes(args), rest)
-
-    def expected(self, plan: AttentionPlan) -> tuple[ModelSize, bool]:
-        """The size after the pruning that a plan asks for, and whether it is certain.
-
-        Where only training tells what stays, it is the size before.
-        """
-        left, certain = expected_plan(plan, self.shapes)
-        return self.size(left), certain
 
     def size(self, plan: AttentionPlan) -> ModelSize:
         """The model's size under a plan, before any pruning."""

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_attn.attention import SCHEMES, Attention, build_attention
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.search.proposals import expected_costs
 from nas_attn.training.costs import (
     KNOWN_COSTS,
     MEASURED_COSTS,
@@ -164,7 +165,7 @@ def test_costs_do_not_depend_on_the_plan_that_the_model_was_measured_with() -> N
 def test_costs_after_pruning() -> None:
     model = cost_model("transformer_lm")
     pruned = AttentionChoice.of("grouped_head", num_groups=2, keep="pillars")
-    costs, certain = model.expected(AttentionPlan.of({"decoder_self": pruned}))
+    costs, certain = expected_costs(model, AttentionPlan.of({"decoder_self": pruned}))
     left = AttentionChoice.of("grouped_head", num_groups=2, kept_heads=2)
     assert certain
     assert costs == model.known(AttentionPlan.of({"decoder_self": left}))
