@@ -1,9 +1,8 @@
 """fairseq's tasks with one addition: each validation is appended to a report file.
 
 The file is named by the environment variable `NAS_ATTN_REPORT`; without it the tasks are fairseq's
-own. A line is a JSON object: time (seconds since the epoch), num_updates, parameters (attention,
-non_embedding, total, effective), phase of pruning (null where
-nothing is pruned) and metrics.
+own. A line is a JSON object: time (seconds since 1970), epoch, num_updates, parameters (attention,
+non_embedding, total, effective), phase of pruning (null where nothing is pruned) and metrics.
 """
 
 from __future__ import annotations
@@ -29,6 +28,11 @@ REPORT_VARIABLE = "NAS_ATTN_REPORT"
 class ReportingTask:
     """Mix-in for a fairseq task: report every validation of the first process."""
 
+    _epoch: int | None = None
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        self._epoch = epoch
+
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         path = os.environ.get(REPORT_VARIABLE)
         if path is None or (dist.is_initialized() and dist.get_rank() != 0):
@@ -41,6 +45,7 @@ class ReportingTask:
         metrics = {name: float(value) for name, value in values.items() if _is_number(value)}
         line = {
             "time": time.time(),
+            "epoch": self._epoch,
             "num_updates": int(stats["num_updates"]),
             "parameters": count_model(model)._asdict(),
             "phase": _phase(model),

@@ -37,6 +37,7 @@ from nas_attn.training.arguments import (
     check_metric,
     decoding_command,
     evaluation_command,
+    last_epoch_and_update,
     maximises,
     shell_text,
     training_arguments,
@@ -54,7 +55,7 @@ from nas_attn.training.data import (
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
 from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
-from nas_attn.training.replay import ReplayConfig, replay_command
+from nas_attn.training.replay import ReplayConfig, curve_of, replay_command
 from nas_attn.training.worker import CHECKPOINT, SeedRun, TrialJob, best_checkpoint
 
 
@@ -188,6 +189,7 @@ class Study:
         data = load_prepared(config.data.folder.absolute())
         parameters = self.costs.sizer.size(plan).total
         runs = []
+        last_epoch, last_update = last_epoch_and_update(config.training)
         evaluation: Sequence[str] = ()
         if test and config.replay is None:
             evaluation = evaluation_command(config.training, data, Path(CHECKPOINT), "test")
@@ -197,6 +199,8 @@ class Study:
             if config.replay is not None:
                 text = plan.dumps()
                 command = replay_command(config.replay, text, parameters, seed, save_dir)
+                curve = curve_of(config.replay, text, parameters, seed)
+                last_epoch, last_update = None, curve.points[-1].num_updates
             else:
                 command = training_command(
                     config.training,
@@ -230,6 +234,8 @@ class Study:
             hang_seconds=60 * config.execution.hang_minutes,
             measure=tuple(measure),
             measure_runs=config.objectives.decoding_runs,
+            last_epoch=last_epoch,
+            last_update=last_update,
         )
 
     def axis_range(self) -> tuple[float, float]:

@@ -101,15 +101,11 @@ class _Tally:
     front: list[TrialRecord] = field(default_factory=list)
     baseline: TrialRecord | None = None
     read: int = 0
-    still_open: set[int] = field(default_factory=set)
 
-    def update(self, trials: Sequence[TrialRecord]) -> None:
-        self.still_open.update(range(self.read, len(trials)))
-        self.read = len(trials)
-        over = [number for number in self.still_open if trials[number].state.is_finished()]
-        self.still_open.difference_update(over)
-        for number in sorted(over):
+    def update(self, trials: Sequence[TrialRecord], over: Sequence[int]) -> None:
+        for number in over[self.read :]:
             self._add(trials[number])
+        self.read = len(over)
 
     def _add(self, trial: TrialRecord) -> None:
         if not trial.counts:
@@ -159,11 +155,12 @@ class Conductor:
     _abort: str | None = None
     _exhausted: bool = False
     _looked: float = 0.0
+    _read_again: float = 0.0
 
     def __post_init__(self) -> None:
         self._halving = Halving(self.config.stopping)
         self._off_rungs: set[int] = set()
-        self._read_rungs = 0
+        self._begun = 0
         self._look()
 
     @property
@@ -202,6 +199,7 @@ class Conductor:
                 del self._waiting[index]
                 return self._continue(trial)
         while not self._exhausted and self.proposer.counted < self.config.trials:
+            self._read_others()
             proposal = self.proposer.propose()
             if proposal is None:
                 self._exhausted = True
@@ -258,7 +256,7 @@ class Conductor:
             return
         else:
             self._fail(number, trial, result)
-        self._read()
+        self._follow()
         self._tell()
 
     def outcome(self) -> Snapshot:
@@ -275,7 +273,7 @@ class Conductor:
 
     def _begin(self, proposal: Proposal) -> TrialJob | None:
         """Write a proposal down; returns its job if it is one to be run."""
-        twin = None if proposal.twin is None else self.record.trials()[proposal.twin]
+        twin = None if proposal.twin is None else self.record.known[proposal.twin]
         sizes = {name: proposal.costs[name] for name in ModelSize._fields}
         others = {name: n for name, n in proposal.costs.items() if name not in sizes}
         attributes: dict[str, Any] = {
@@ -312,14 +310,15 @@ class Conductor:
             values=values,
         )
         number = self.record.create(new)
-        trials = self._read()
         if number != proposal.number:
             self._withdraw(number)
             return None
+        self.proposer.written()
+        self._follow()
         if job is None:
             return None
-        self._mine[number] = trials[number]
-        return self._start(trials[number], job)
+        trial = self._mine[number] = self.record.known[number]
+        return self._start(trial, job)
 
     def _withdraw(self, number: int) -> None:
         """Another driver was faster, so the proposal was made from a history of yesterday."""
@@ -332,7 +331,7 @@ class Conductor:
         assert trial.plan is not None
         if was_stopped(trial.rungs):
             self.record.stop(trial.number, reason_of(trial.rungs))
-            self._read()
+            self._follow()
             return None
         logger.info("trial %d goes on where it was interrupted", trial.number)
         self._mine[trial.number] = trial
@@ -350,28 +349,39 @@ class Conductor:
     def _tell(self) -> None:
         self.on_change(self.snapshot)
 
-    def _read(self) -> list[TrialRecord]:
-        """Bring history, sums and rungs up to the record."""
-        trials = self.record.trials()
-        self.proposer.update(trials)
-        self._tally.update(trials)
-        return trials
+    def _read_others(self) -> None:
+        """See what other drivers wrote; reading grows with the study, so it may take a tenth of the
+        time at most."""
+        began = time.monotonic()
+        if began < self._read_again:
+            return
+        self.record.trials()
+        self._follow()
+        self._fill_rungs()
+        now = time.monotonic()
+        self._read_again = now + 9 * (now - began)
+
+    def _follow(self) -> None:
+        """Bring history and sums up to what is known of the record."""
+        self.proposer.update(self.record.known, self.record.over)
+        self._tally.update(self.record.known, self.record.over)
 
     def _look(self) -> None:
         """Look for trials that nobody runs, such as those of a driver that died."""
         self._looked = time.monotonic()
-        trials = self._read()
-        open_trials = [trial for trial in trials if not trial.state.is_finished()]
+        trials = self.record.trials()
+        self._follow()
+        self._fill_rungs()
         known = {*self._mine, *(trial.number for _, trial in self._waiting)}
-        strange = [trial for trial in open_trials if trial.number not in known]
+        strange = [trials[number] for number in self.proposer.running - known]
         if not strange:
             return
         mine = [trial for trial in strange if self.ownership.owns(trial)]
         taken = self.ownership.claim_abandoned(strange)
-        current = {trial.number: trial for trial in self.record.running()}
-        for trial in (*mine, *taken):
-            if trial.number in current:
-                self._adopt(current[trial.number])
+        for number in sorted(trial.number for trial in (*mine, *taken)):
+            trial = self.record.now(number)
+            if not trial.state.is_finished():
+                self._adopt(trial)
 
     def _adopt(self, trial: TrialRecord) -> None:
         if trial.plan is None:
@@ -386,13 +396,13 @@ class Conductor:
         best = self._best[number] = min(self._best.get(number, math.inf), self._sign(news.loss))
         if not self._halving.is_rung(news.validation):
             return True
-        self._fill_rungs()
+        self._read_others()
         trial = self._mine[number]
         decision = self._halving.enter(number, news.validation, best, self._known_costs(trial))
         kept = self._decisions.setdefault(number, {})
         key = str(news.validation)
         if decision is not None and key not in kept:
-            if trial.is_baseline:
+            if trial.is_baseline or news.is_last:  # which is compared with, or has nothing to save
                 decision = replace(decision, goes_on=True)
             kept[key] = decision.to_json()
             self.record.annotate(number, {fields.RUNGS: kept})
@@ -401,11 +411,12 @@ class Conductor:
     def _fill_rungs(self) -> None:
         """Enter what an earlier driver or another one decided; this one's trials enter
         themselves."""
-        trials = self.record.trials()
-        self._off_rungs.update(range(self._read_rungs, len(trials)))
-        self._read_rungs = len(trials)
-        others = [number for number in self._off_rungs if number not in self._mine]
-        for trial in (trials[number] for number in others):
+        trials = self.record.known
+        self._off_rungs.update(range(self._begun, len(trials)))
+        self._begun = len(trials)
+        for trial in [trials[number] for number in self._off_rungs]:
+            if trial.number in self._mine:
+                continue
             for validation, kept in trial.rungs.items():
                 self._halving.enter(
                     trial.number, int(validation), kept["loss"], self._known_costs(trial)
@@ -462,8 +473,7 @@ class Conductor:
             len(attempts),
             self.retries,
         )
-        current = next(t for t in self.record.running() if t.number == trial.number)
-        self._waiting.append((time.monotonic() + pause, current))
+        self._waiting.append((time.monotonic() + pause, self.record.now(trial.number)))
         self._tell()
         return True
 

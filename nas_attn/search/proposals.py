@@ -61,7 +61,9 @@ class Proposal:
         certain: whether they are known before training.
         params: the sampler's parameters and their distributions.
         system: what the sampler keeps on the trial.
-        running: trials that were not over when it was proposed; all others were.
+        running: trials that were not over when it was proposed, as the first proposal of a driver
+            keeps them; None for later ones.
+        over: trials that have ended since the driver's proposal before.
         twin: the trial that has the plan already.
         excess: the limit that the plan breaks.
     """
@@ -72,12 +74,15 @@ class Proposal:
     certain: bool
     params: Mapping[str, tuple[Any, BaseDistribution]]
     system: Mapping[str, Any]
-    running: tuple[int, ...]
+    running: tuple[int, ...] | None
+    over: tuple[int, ...]
     twin: int | None = None
     excess: str | None = None
 
     def origin(self) -> dict[str, Any]:
         """What the record keeps of where the proposal came from."""
+        if self.running is None:
+            return {"number": self.number, "over": list(self.over)}
         return {"number": self.number, "running": list(self.running)}
 
 
@@ -136,6 +141,9 @@ class Proposer:
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._ids: list[int] = []
         self._running: set[int] = set()
+        self._read = 0
+        self._has_told = False
+        self._over: list[int] = []
         self._known: dict[str, int] = {}
         self._counted = 0
         self._refusals = 0
@@ -151,22 +159,21 @@ class Proposer:
         """Trials of the history that are not over."""
         return frozenset(self._running)
 
-    def update(self, trials: Sequence[TrialRecord]) -> None:
-        """Bring the history up to the record."""
-        for number in list(self._running):
-            if trials[number].state.is_finished():
-                self.close(trials[number])
-        for trial in trials[len(self._ids) :]:
-            self.add(trial)
-
-    def add(self, trial: TrialRecord, *, is_over: bool | None = None) -> None:
-        """Add the next trial, as it was when it began or as it is now.
+    def update(self, trials: Sequence[TrialRecord], over: Sequence[int]) -> None:
+        """Bring the history up to the record.
 
         Args:
-            trial: its number must be the length of the history.
-            is_over: whether its end is part of the history; as the record says if left out.
+            trials: all, by number.
+            over: numbers of those that are over; grows at its end only.
         """
-        is_over = trial.state.is_finished() if is_over is None else is_over
+        for trial in trials[len(self._ids) :]:
+            self.add(trial)
+        for number in over[self._read :]:
+            self.close(trials[number])
+        self._read = len(over)
+
+    def add(self, trial: TrialRecord) -> None:
+        """Add the next trial, as it was when it began; its number is the length of the history."""
         params = {
             name: (value, self._distributions[name])
             for name, value in trial.params.items()
@@ -175,15 +182,19 @@ class Proposer:
         new = NewTrial(attributes={}, params=params, system=trial.system)
         self._ids.append(self._storage.create_new_trial(self._study_id, new.frozen()))
         self._register(trial)
-        if is_over:
-            self.close(trial)
 
     def close(self, trial: TrialRecord) -> None:
         """Add the end of a trial."""
         self._running.discard(trial.number)
+        self._over.append(trial.number)
         if trial.state == TrialState.FAIL:
             self._baselines.discard(trial.number)
         self._storage.set_trial_state_values(self._ids[trial.number], trial.state, trial.values)
+
+    def written(self) -> None:
+        """The last proposal is on record, with what it was derived from."""
+        self._has_told = True
+        self._over.clear()
 
     def propose(self) -> Proposal | None:
         """The next plan; None if every plan of the space has been tried.
@@ -191,7 +202,6 @@ class Proposer:
         What is proposed is not part of the history until the record has it (see `update`).
         """
         number = len(self._ids)
-        running = tuple(sorted(self._running))
         plan: AttentionPlan
         params: Mapping[str, tuple[Any, BaseDistribution]] = {}
         system: Mapping[str, Any] = {}
@@ -216,10 +226,14 @@ class Proposer:
             certain=certain,
             params=params,
             system=system,
-            running=running,
+            running=self._running_told(),
+            over=tuple(self._over),
             twin=None if not self._baselines else self._known.get(plan.dumps()),
             excess=None if is_baseline else self.objectives.excess(costs),
         )
+
+    def _running_told(self) -> tuple[int, ...] | None:
+        return None if self._has_told else tuple(sorted(self._running))
 
     def _axis(self, plan: AttentionPlan) -> float:
         return expected_costs(self.costs, plan)[0][self.objectives.axis]
@@ -298,7 +312,8 @@ class GivenPlans(Proposer):
                     certain=certain,
                     params={},
                     system={},
-                    running=tuple(sorted(self._running)),
+                    running=self._running_told(),
+                    over=tuple(self._over),
                 )
         return None
 
@@ -327,12 +342,30 @@ def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[
         proposer: of the study, with an empty history.
         trials: all of the record.
     """
+    views: dict[str | None, tuple[int, set[int]]] = {}
     for trial in trials:
         origin = trial.proposal
         if origin is not None and not trial.is_withdrawn:
-            seen = set(origin["running"])
-            for number in proposer.running - seen:
-                proposer.close(trials[number])
+            if "running" in origin:
+                running = set(origin["running"])
+            else:
+                since, before = views[trial.driver]
+                running = {*before, *range(since, trial.number)} - set(origin["over"])
+            views[trial.driver] = trial.number, running
+            _bring_to(proposer, trials, trial.number, running)
             proposal = proposer.propose()
             yield Derivation(trial, None if proposal is None else proposal.plan)
-        proposer.add(trial, is_over=trial.duplicate_of is not None or trial.is_refused)
+        proposer.add(trial)
+
+
+def _bring_to(
+    proposer: Proposer, trials: Sequence[TrialRecord], number: int, running: set[int]
+) -> None:
+    """Make the history what a driver saw before a trial."""
+    if running - proposer.running:
+        # Another driver knew more before.
+        proposer.forget()
+        for trial in trials[:number]:
+            proposer.add(trial)
+    for ended in sorted(proposer.running - running):
+        proposer.close(trials[ended])

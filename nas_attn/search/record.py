@@ -252,6 +252,7 @@ class Record:
         self.storage = storage
         self.objectives = objectives
         self._trials: list[TrialRecord] = []
+        self._over: list[int] = []
         self._ids: list[int] = []
         self._open: set[int] = set()
         self._claims: int | None = None
@@ -269,37 +270,46 @@ class Record:
                 f"objectives now want {_words(objectives.directions)}; give the study another name"
             )
 
-    def trials(self) -> list[TrialRecord]:
-        """All trials, in the order of their numbers.
+    @property
+    def known(self) -> Sequence[TrialRecord]:
+        """All trials by number, as far as they were read, with what was written here.
 
         Of those that are not over, what is as it was when they began, apart from their rungs.
         """
+        return self._trials
+
+    @property
+    def over(self) -> Sequence[int]:
+        """Numbers of the known trials that are over, in the order in which that was seen."""
+        return self._over
+
+    def trials(self) -> Sequence[TrialRecord]:
+        """Read what other drivers wrote; returns all trials (see `known`)."""
         frozen = self._call(self.storage.get_all_trials, self._study, deepcopy=False)
         for number in list(self._open):
             trial = frozen[number]
             if trial.state.is_finished():
-                self._open.discard(number)
-                self._trials[number] = read_trial(trial, self.objectives)
+                self._note_end(trial)
             elif len(trial.user_attrs.get(RUNGS, ())) != len(self._trials[number].rungs):
                 rungs = dict(trial.user_attrs[RUNGS])
                 self._trials[number] = replace(self._trials[number], rungs=rungs)
         for trial in frozen[len(self._trials) :]:
-            self._trials.append(read_trial(trial, self.objectives))
-            self._ids.append(trial._trial_id)
-            if not trial.state.is_finished():
-                self._open.add(trial.number)
-        return list(self._trials)
+            self._note_begin(trial)
+        return self._trials
 
-    def running(self) -> list[TrialRecord]:
-        """Trials that are not over, as they are now."""
-        frozen = self._call(self.storage.get_all_trials, self._study, deepcopy=False)
-        states = (TrialState.RUNNING, TrialState.WAITING)
-        return [read_trial(trial, self.objectives) for trial in frozen if trial.state in states]
+    def now(self, number: int) -> TrialRecord:
+        """A trial with all that is on record, over or not."""
+        frozen = self._call(self.storage.get_trial, self._id(number))
+        return read_trial(frozen, self.objectives)
 
     def create(self, trial: NewTrial) -> int:
         """Write a trial down, in one step; returns its number."""
         made = self._call(self.storage.create_new_trial, self._study, trial.frozen())
         number: int = self._call(self.storage.get_trial_number_from_id, made)
+        if number == len(self._trials):
+            self._note_begin(self._call(self.storage.get_trial, made))
+        else:
+            self.trials()
         return number
 
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
@@ -391,6 +401,19 @@ class Record:
             made = self._call(self.storage.get_study_id_from_name, name)
         return made
 
+    def _note_begin(self, trial: FrozenTrial) -> None:
+        self._trials.append(read_trial(trial, self.objectives))
+        self._ids.append(trial._trial_id)
+        self._open.add(trial.number)
+        if trial.state.is_finished():
+            self._note_end(trial)
+
+    def _note_end(self, trial: FrozenTrial) -> None:
+        if trial.number in self._open:
+            self._open.discard(trial.number)
+            self._over.append(trial.number)
+            self._trials[trial.number] = read_trial(trial, self.objectives)
+
     def _id(self, number: int) -> int:
         if number >= len(self._ids):
             self.trials()
@@ -402,6 +425,7 @@ class Record:
         except UpdateFinishedTrialError:
             # Written before the storage went away, or by the driver that took the trial over.
             logger.warning("trial %d was closed already", number)
+        self._note_end(self._call(self.storage.get_trial, self._id(number)))
 
     def _call(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5

@@ -56,6 +56,7 @@ class StratifiedProposer:
                 changed = [*first[:index], alternative, *first[index + 1 :]]
                 sizes.append(parameters(space.plan(changed)) - self._base)
             self._tables.append(np.array(sizes))
+        self._ascending = [np.argsort(table, kind="stable") for table in self._tables]
         self.low = self._base + sum(int(table.min()) for table in self._tables)
         self.high = self._base + sum(int(table.max()) for table in self._tables)
         self._end = self.high if most is None else max(self.low, min(self.high, most))
@@ -103,10 +104,10 @@ class StratifiedProposer:
         lean = generator.random((CANDIDATES // 2, 1))
         leaning = np.clip(lean + generator.normal(0.0, 0.2, (CANDIDATES // 2, len(counts))), 0, 1)
         picks = np.empty((CANDIDATES, len(counts)), dtype=np.int64)
-        for unit, (count, table) in enumerate(zip(counts, self._tables, strict=True)):
+        for unit, (count, order) in enumerate(zip(counts, self._ascending, strict=True)):
             ranks = np.minimum((leaning[:, unit] * count).astype(np.int64), count - 1)
             drawn = np.minimum((even[:, unit] * count).astype(np.int64), count - 1)
-            picks[:, unit] = np.concatenate([drawn, np.argsort(table, kind="stable")[ranks]])
+            picks[:, unit] = np.concatenate([drawn, order[ranks]])
         return picks
 
 

@@ -110,6 +110,7 @@ def _steps(job: TrialJob, attempt: int) -> Iterator[tuple[float, Progress | Fail
                 validation=count,
                 loss=point.loss,
                 settled=True,
+                is_last=index == len(job.runs) - 1 and count == len(points),
             )
             yield before + point.seconds, news
         before += points[-1].seconds

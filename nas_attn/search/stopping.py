@@ -5,7 +5,7 @@ many. There it is compared with all that came to the rung before it. Its rank is
 trials that dominate it (Fonseca and Fleming 1993), with the loss so far and the exact costs, which
 are known from the start; it goes on if fewer than one in `factor` of them have a better rank. So a
 trial that nothing dominates always goes on, however large its loss: small models are not stopped
-for being small.
+for being small. The baseline and a trial in its last epoch go on as well.
 
 The rule remembers nothing that is not in the record: every trial keeps what was decided and by
 which loss, and rungs are filled from that.

@@ -217,6 +217,13 @@ def reproduction(command: Sequence[str], save_dir: str) -> list[str]:
     return [*command[:at], save_dir, *command[at + 1 :]]
 
 
+def last_epoch_and_update(config: TrainingConfig) -> tuple[int | None, int | None]:
+    """Where a training ends; None where it is not limited."""
+    given = _given(config)
+    epoch, update = (int(given.get(name) or 0) for name in ("max-epoch", "max-update"))
+    return epoch or None, update or None
+
+
 def check_arguments(config: TrainingConfig) -> list[Fault]:
     """What fairseq's own parser, and we, find wrong with a training section."""
     key = "arguments"

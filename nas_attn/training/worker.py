@@ -106,6 +106,8 @@ class TrialJob:
         measure: a fairseq-generate command whose decoding is timed on the first seed's checkpoint;
             empty for none. An argument `CHECKPOINT` becomes its path.
         measure_runs: how often it is timed; the median counts.
+        last_epoch: in which a training ends; None if it has no such limit.
+        last_update: after which it ends; None if it has no such limit.
     """
 
     number: int
@@ -120,6 +122,8 @@ class TrialJob:
     measure: tuple[str, ...] = ()
     measure_runs: int = 3
     maximise: bool = False
+    last_epoch: int | None = None
+    last_update: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,6 +145,7 @@ class Progress:
         validation: how many validations that seed has had, this one included.
         settled: nothing more will be pruned: what was measured is the model that is left.
         seed_index: place of the seed among the job's runs, 0 for the first.
+        is_last: the trial is in its last epoch, so that ending it saves next to nothing.
     """
 
     seed: int
@@ -149,6 +154,7 @@ class Progress:
     validation: int = 1
     settled: bool = True
     seed_index: int = 0
+    is_last: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -536,9 +542,15 @@ class TrialRun:
                     validation=count,
                     settled=_is_settled(line),
                     seed_index=self.job.runs.index(run),
+                    is_last=run == self.job.runs[-1] and self._is_at_end(line),
                 )
             )
         return news
+
+    def _is_at_end(self, line: dict[str, Any]) -> bool:
+        epoch, last_epoch, last_update = line.get("epoch"), self.job.last_epoch, self.job.last_update
+        in_last_epoch = epoch is not None and last_epoch is not None and epoch >= last_epoch
+        return in_last_epoch or (last_update is not None and line["num_updates"] >= last_update)
 
     def _best_loss(self, run: SeedRun) -> float:
         """Of the model that is left: before pruning it was another one."""
