@@ -311,7 +311,7 @@ class Conductor:
         )
         number = self.record.create(new)
         if number != proposal.number:
-            self._withdraw(number)
+            self._withdraw(number, is_over=new.state.is_finished())
             return None
         self.proposer.written()
         self._follow()
@@ -320,9 +320,10 @@ class Conductor:
         trial = self._mine[number] = self.record.known[number]
         return self._start(trial, job)
 
-    def _withdraw(self, number: int) -> None:
+    def _withdraw(self, number: int, *, is_over: bool) -> None:
         """Another driver was faster, so the proposal was made from a history of yesterday."""
-        self.record.fail(number, "withdrawn: another driver's proposal came first")
+        if not is_over:
+            self.record.fail(number, "withdrawn: another driver's proposal came first")
         self.proposer.forget()
         self._look()
 

@@ -7,14 +7,16 @@ still running when it was proposed, and so all proposals of a search can be deri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import NSGAIISampler
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from nas_attn.attention.counting import expected_plan
@@ -87,14 +89,32 @@ class Proposal:
 
 
 class _History(InMemoryStorage):
-    """Trials in memory, with the samplers' caches apart.
+    """Trials in memory as a sampler is shown them, with the samplers' caches apart.
 
     What samplers keep on a study depends on when they were asked first, so it is thrown away.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, directions: Sequence[StudyDirection], distributions: Mapping[str, BaseDistribution]
+    ) -> None:
         super().__init__()
         self.caches: dict[str, Any] = {}
+        self.study = optuna.create_study(storage=self, directions=list(directions))
+        self._study_id = self.get_study_id_from_name(self.study.study_name)
+        self._distributions = distributions
+        self._ids: list[int] = []
+
+    def begin(self, trial: TrialRecord) -> None:
+        params = {
+            name: (value, self._distributions[name])
+            for name, value in trial.params.items()
+            if name in self._distributions
+        }
+        new = NewTrial(attributes={}, params=params, system=trial.system)
+        self._ids.append(self.create_new_trial(self._study_id, new.frozen()))
+
+    def end(self, trial: TrialRecord) -> None:
+        self.set_trial_state_values(self._ids[trial.number], trial.state, trial.values)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self.caches[key] = value
@@ -134,12 +154,10 @@ class Proposer:
 
     def forget(self) -> None:
         """Start from an empty history."""
-        self._storage = _History()
-        self._study = optuna.create_study(
-            storage=self._storage, directions=list(self.objectives.directions)
-        )
-        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
-        self._ids: list[int] = []
+        # It is told only when the sampler is asked, since its storage is slow.
+        self._history = _History(self.objectives.directions, self._distributions)
+        self._untold: list[Callable[[], None]] = []
+        self._length = 0
         self._running: set[int] = set()
         self._read = 0
         self._has_told = False
@@ -166,7 +184,7 @@ class Proposer:
             trials: all, by number.
             over: numbers of those that are over; grows at its end only.
         """
-        for trial in trials[len(self._ids) :]:
+        for trial in trials[self._length :]:
             self.add(trial)
         for number in over[self._read :]:
             self.close(trials[number])
@@ -174,13 +192,8 @@ class Proposer:
 
     def add(self, trial: TrialRecord) -> None:
         """Add the next trial, as it was when it began; its number is the length of the history."""
-        params = {
-            name: (value, self._distributions[name])
-            for name, value in trial.params.items()
-            if name in self._distributions
-        }
-        new = NewTrial(attributes={}, params=params, system=trial.system)
-        self._ids.append(self._storage.create_new_trial(self._study_id, new.frozen()))
+        self._untold.append(partial(self._history.begin, trial))
+        self._length += 1
         self._register(trial)
 
     def close(self, trial: TrialRecord) -> None:
@@ -189,7 +202,7 @@ class Proposer:
         self._over.append(trial.number)
         if trial.state == TrialState.FAIL:
             self._baselines.discard(trial.number)
-        self._storage.set_trial_state_values(self._ids[trial.number], trial.state, trial.values)
+        self._untold.append(partial(self._history.end, trial))
 
     def written(self) -> None:
         """The last proposal is on record, with what it was derived from."""
@@ -201,7 +214,7 @@ class Proposer:
 
         What is proposed is not part of the history until the record has it (see `update`).
         """
-        number = len(self._ids)
+        number = self._length
         plan: AttentionPlan
         params: Mapping[str, tuple[Any, BaseDistribution]] = {}
         system: Mapping[str, Any] = {}
@@ -247,23 +260,27 @@ class Proposer:
         self, number: int
     ) -> tuple[AttentionPlan, dict[str, tuple[Any, BaseDistribution]], dict[str, Any]]:
         """Ask the sampler, on a trial that is taken away again."""
-        sampler = self._study.sampler = make_sampler(self.config, number)
-        self._storage.caches.clear()
+        for tell in self._untold:
+            tell()
+        self._untold.clear()
+        study, history = self._history.study, self._history
+        sampler = study.sampler = make_sampler(self.config, number)
+        history.caches.clear()
         if isinstance(sampler, NSGAIISampler):
             # One after the other: asked for the last, it would go down all of them, each in a call.
             generation = 1
-            while len(sampler.get_population(self._study, generation - 1)) >= (
+            while len(sampler.get_population(study, generation - 1)) >= (
                 sampler.population_size or 0
             ):
-                sampler.get_parent_population(self._study, generation)
+                sampler.get_parent_population(study, generation)
                 generation += 1
-        trial = self._study.ask()
+        trial = study.ask()
         chosen = [
             unit.choose(lambda decision: suggest(trial, decision)) for unit in self.space.units
         ]
-        frozen = self._storage.get_trial(trial._trial_id)
+        frozen = history.get_trial(trial._trial_id)
         params = {name: (frozen.params[name], frozen.distributions[name]) for name in frozen.params}
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        history.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return self.space.plan(chosen), params, dict(frozen.system_attrs)
 
     def _spread(self) -> tuple[Alternative, ...] | None:
@@ -306,7 +323,7 @@ class GivenPlans(Proposer):
             if plan.dumps() not in self._known:
                 costs, certain = expected_costs(self.costs, plan)
                 return Proposal(
-                    number=len(self._ids),
+                    number=self._length,
                     plan=plan,
                     costs=costs,
                     certain=certain,
@@ -352,20 +369,9 @@ def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[
                 since, before = views[trial.driver]
                 running = {*before, *range(since, trial.number)} - set(origin["over"])
             views[trial.driver] = trial.number, running
-            _bring_to(proposer, trials, trial.number, running)
+            # A driver that knows every trial before its own knows all that their drivers knew.
+            for ended in sorted(proposer.running - running):
+                proposer.close(trials[ended])
             proposal = proposer.propose()
             yield Derivation(trial, None if proposal is None else proposal.plan)
         proposer.add(trial)
-
-
-def _bring_to(
-    proposer: Proposer, trials: Sequence[TrialRecord], number: int, running: set[int]
-) -> None:
-    """Make the history what a driver saw before a trial."""
-    if running - proposer.running:
-        # Another driver knew more before.
-        proposer.forget()
-        for trial in trials[:number]:
-            proposer.add(trial)
-    for ended in sorted(proposer.running - running):
-        proposer.close(trials[ended])

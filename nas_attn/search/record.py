@@ -404,9 +404,10 @@ class Record:
     def _note_begin(self, trial: FrozenTrial) -> None:
         self._trials.append(read_trial(trial, self.objectives))
         self._ids.append(trial._trial_id)
-        self._open.add(trial.number)
         if trial.state.is_finished():
-            self._note_end(trial)
+            self._over.append(trial.number)
+        else:
+            self._open.add(trial.number)
 
     def _note_end(self, trial: FrozenTrial) -> None:
         if trial.number in self._open:

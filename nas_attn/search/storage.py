@@ -6,10 +6,14 @@ import errno
 import fcntl
 import json
 import os
+import random
+import time
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
@@ -17,6 +21,10 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from nas_attn.errors import SearchError
 
 JOURNAL = "journal.log"
+OPENINGS = 5
+"""How often a database is opened before its error counts."""
+PROXY_SECONDS = 30.0
+"""How long a proxy may take to answer for the first time."""
 
 
 class _FileLock(BaseJournalFileLock):
@@ -95,13 +103,38 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             folder.mkdir(parents=True, exist_ok=True)
             return JournalStorage(_WholeLines(folder / JOURNAL))
         if url.startswith("grpc://"):
-            host, _, port = url.removeprefix("grpc://").rpartition(":")
-            return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+            return _open_proxy(url.removeprefix("grpc://"))
         if url.startswith(("redis", "journal")):
             return optuna.storages.get_storage(url)
-        # A database may be started again in the middle of a search.
-        engine = {"pool_pre_ping": True}
-        database = optuna.storages.RDBStorage(url, engine_kwargs=engine)
-        return optuna.storages.get_storage(database)
+        return _open_database(url)
     except Exception as error:  # database drivers raise their own kinds
         raise SearchError(f"cannot open the storage {url or folder / JOURNAL}: {error}") from error
+
+
+def _open_proxy(address: str) -> BaseStorage:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("the address of a proxy is HOST:PORT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    proxy.wait_server_ready(PROXY_SECONDS)
+    return proxy
+
+
+def _open_database(url: str) -> BaseStorage:
+    from sqlalchemy.exc import DBAPIError
+
+    # Drivers that start together all make the tables of a new database, and one succeeds.
+    for _ in range(OPENINGS - 1):
+        try:
+            return _connect(url)
+        except DBAPIError:
+            time.sleep(random.uniform(0.1, 0.5))
+    return _connect(url)
+
+
+def _connect(url: str) -> BaseStorage:
+    # A connection is tried before it is used: the server may have been started again meanwhile.
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    return optuna.storages.get_storage(storage)

@@ -548,9 +548,9 @@ class TrialRun:
         return news
 
     def _is_at_end(self, line: dict[str, Any]) -> bool:
-        epoch, last_epoch, last_update = line.get("epoch"), self.job.last_epoch, self.job.last_update
-        in_last_epoch = epoch is not None and last_epoch is not None and epoch >= last_epoch
-        return in_last_epoch or (last_update is not None and line["num_updates"] >= last_update)
+        epoch, updates = line.get("epoch") or 0, line["num_updates"]
+        last_epoch, last_update = self.job.last_epoch, self.job.last_update
+        return epoch >= (last_epoch or math.inf) or updates >= (last_update or math.inf)
 
     def _best_loss(self, run: SeedRun) -> float:
         """Of the model that is left: before pruning it was another one."""

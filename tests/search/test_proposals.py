@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
+from nas_attn.search.driver import Conductor
 from nas_attn.search.proposals import derive_again
-from tests.search.fakes import FakeExecutor, kill_drivers, make_conductor
+from nas_attn.training.worker import TrialJob, TrialResult
+from tests.search.fakes import FakeExecutor, kill_drivers, loss_of, make_conductor
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -23,6 +26,28 @@ def test_all_proposals_of_many_workers_can_be_derived_again(sampler: str, tmp_pa
     fresh = make_conductor(tmp_path / "fresh", **settings)
     derived = list(derive_again(fresh.proposer, conductor.record.trials()))
     assert len(derived) >= trials
+    assert all(derivation.agrees for derivation in derived)
+
+
+def test_proposals_of_several_drivers_can_be_derived_again(tmp_path: Path) -> None:
+    """Each sees the other's trials end at another time than the other does."""
+    settings = {"trials": 24, "sampler": "tpe", "startup_trials": 4}
+    drivers = [make_conductor(tmp_path, **settings) for _ in range(3)]
+    generator = random.Random(3)
+    running: list[tuple[Conductor, TrialJob]] = []
+    while not all(driver.is_over() for driver in drivers):
+        driver = generator.choice(drivers)
+        driver._looked = driver._read_again = 0.0
+        if len(running) < 6 and (job := driver.next_job()) is not None:
+            running.append((driver, job))
+        if running and generator.random() < 0.5:
+            ran_by, job = running.pop(generator.randrange(len(running)))
+            ran_by.finish(job.number, TrialResult(losses=(loss_of(job),), seconds=1.0))
+    trials = drivers[0].record.trials()
+    assert len({trial.driver for trial in trials}) == 3
+    fresh = make_conductor(tmp_path / "fresh", **settings)
+    derived = list(derive_again(fresh.proposer, trials))
+    assert len(derived) == sum(not trial.is_withdrawn for trial in trials) >= 24
     assert all(derivation.agrees for derivation in derived)
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from nas_attn.pareto import dominates
 from nas_attn.search.config import SearchConfig, StoppingConfig
 from nas_attn.search.stopping import Halving, Rung
+from nas_attn.training.worker import Progress
 from tests.search.fakes import FakeExecutor, kill_drivers, make_conductor
 
 
@@ -98,6 +99,26 @@ def test_stopped_trials_are_pruned_with_values_and_reason(tmp_path: Path) -> Non
     assert all(len(trial.curve) == 9 for trial in finished)
     assert any(trial.is_baseline for trial in finished)
     assert len(finished) + len(stopped) == 40
+
+
+def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
+    """Its training is done, and the result would be thrown away."""
+    conductor = make_conductor(tmp_path, trials=12, stopping={"rule": "halving", "first": 3})
+    jobs = [job for _ in range(12) if (job := conductor.next_job()) is not None]
+    for place, job in enumerate(jobs):
+        for validation in (3, 9):
+            # The later, the worse: the last third of the trials would never pass a rung.
+            news = Progress(
+                seed=1,
+                num_updates=validation,
+                loss=1.0 + place if validation == 3 else 1.0 + 100 * place,
+                validation=validation,
+                is_last=validation == 9,
+            )
+            goes_on = conductor.progress(job.number, news)
+            assert goes_on or not news.is_last
+    ended = conductor.record.now(jobs[-1].number)
+    assert ended.rungs["9"]["better"] >= 4, "it is the worst there, and went on"
 
 
 @pytest.mark.parametrize("die_after", [1, 6, 17, 25])

@@ -47,6 +47,7 @@ with open(os.environ["NAS_ATTN_REPORT"], "a") as report:
         size = {"total": parameters}
         phase, loss = loss if isinstance(loss, list) else (None, loss)
         line = {"num_updates": update, "metrics": {"loss": loss}, "parameters": size}
+        line["epoch"] = 5
         line["phase"] = phase
         report.write(json.dumps(line) + "\\n")
 print("working with", os.environ["OMP_NUM_THREADS"], "threads", flush=True)
@@ -189,6 +190,27 @@ def test_progress_says_where_a_training_is(tmp_path: Path) -> None:
         news += trial.poll()
     places = [(n.seed_index, n.validation, n.settled) for n in news]
     assert places == [(0, 1, True), (1, 1, False), (1, 2, True)]
+
+
+@pytest.mark.parametrize(
+    ("end", "last"),
+    [
+        ({"last_update": 1}, [(2, 1)]),
+        ({"last_epoch": 5}, [(2, 0), (2, 1)]),
+        ({"last_epoch": 6}, []),
+        ({"last_epoch": 6, "last_update": 1}, [(2, 1)]),
+        ({}, []),
+    ],
+)
+def test_progress_says_when_a_trial_is_about_to_end(
+    end: dict[str, int], last: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    """That is in the last epoch of its last seed; the stand-in is always in its fifth."""
+    trial = TrialRun(make_job(tmp_path, ([4.0, 3.0], "end"), ([4.0, 2.0], "end"), **end))
+    news: list[Progress] = []
+    while trial.result is None:
+        news += trial.poll()
+    assert [(n.seed, n.num_updates) for n in news if n.is_last] == last
 
 
 @pytest.mark.parametrize(

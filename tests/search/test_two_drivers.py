@@ -1,0 +1,172 @@
+"""Two drivers, as processes, on one study: they share its trials, also when one is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.record import Record, TrialRecord
+from nas_attn.search.storage import open_storage
+from nas_attn.training.data import PreparedData
+from tests.search.servers import GrpcProxy, Postgres, find_postgres
+from tests.test_study import write
+
+OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
+TRIALS = 20
+SECONDS = 120.0
+"""What a search gets on a loaded machine."""
+
+
+@dataclass
+class Search:
+    """A study, and the drivers that work on it."""
+
+    study: Path
+    runs: Path
+    storage: str | None
+    drivers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, drivers: int) -> None:
+        command = [*COMMAND, "search", str(self.study), "--runs", str(self.runs)]
+        for _ in range(drivers):
+            self.drivers.append(
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
+            )
+
+    def trials(self) -> list[TrialRecord]:
+        """As they are on record; none before there is one."""
+        storage = open_storage(self.storage, self.runs / "small")
+        return Record("small", storage, OBJECTIVES, create=True).trials()
+
+    def driver_of(self, trial: TrialRecord) -> int:
+        """The process that began a trial."""
+        assert trial.driver is not None
+        return int(trial.driver.split("-")[-2])
+
+    def wait_for(self, happened: Callable[[list[TrialRecord]], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not happened(self.trials()):
+            assert time.monotonic() < deadline
+            assert all(driver.poll() is None for driver in self.drivers)
+            time.sleep(0.3)
+
+    def end(self) -> list[TrialRecord]:
+        """Wait for the drivers, and see that all is as it must be; returns the trials."""
+        for driver in self.drivers:
+            printed, _ = driver.communicate(timeout=SECONDS)
+            assert driver.returncode == 0, printed
+        trials = self.trials()
+        counted = [trial for trial in trials if trial.counts]
+        assert [trial.state for trial in counted] == [TrialState.COMPLETE] * TRIALS
+        assert len({trial.plan for trial in counted}) == TRIALS
+        assert all(trial.state.is_finished() for trial in trials)
+        command = [*COMMAND, "proposals", str(self.study), "--runs", str(self.runs), "--check"]
+        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        return counted
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL server (Debian: postgresql)")
+    with tempfile.TemporaryDirectory(prefix="nas-attn-") as folder:
+        server = Postgres(Path(folder) / "postgres")
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def proxy(
+    postgres: Postgres, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[GrpcProxy]:
+    database = postgres.create_database(f"proxied_{time.monotonic_ns()}")
+    server = GrpcProxy(database, tmp_path / "proxy.log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["journal", "postgres", "grpc"])
+def search(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_translation: PreparedData
+) -> Iterator[Search]:
+    storage = None
+    if request.param == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        storage = server.create_database(f"shared_{time.monotonic_ns()}")
+    elif request.param == "grpc":
+        storage = request.getfixturevalue("proxy").url
+    changes: dict[str, Any] = {
+        "space/schemes/collaborative": {"shared_dim": [2, 4, 8, 16], "content_bias": [False, True]},
+        "search": {"trials": TRIALS, "startup_trials": 5},
+        "execution": {"workers": 1, "storage": storage},
+        "replay": {"seconds": 0.5},
+    }
+    search = Search(write(tmp_path, tiny_translation.folder, changes), tmp_path / "runs", storage)
+    yield search
+    for driver in search.drivers:
+        driver.kill()
+        driver.wait()
+
+
+def attempts(trial: TrialRecord) -> int:
+    """How often a training was started."""
+    assert trial.folder is not None
+    return int((Path(trial.folder) / "seed-1" / "checkpoints" / "attempts").read_text())
+
+
+def validations(trial: TrialRecord) -> list[int]:
+    assert trial.folder is not None
+    report = Path(trial.folder) / "seed-1" / "report.jsonl"
+    return [json.loads(line)["num_updates"] for line in report.read_text().splitlines()]
+
+
+def test_two_drivers_share_a_study(search: Search) -> None:
+    search.start(drivers=2)
+    trials = search.end()
+    shares = Counter(search.driver_of(trial) for trial in trials)
+    assert set(shares) == {driver.pid for driver in search.drivers}
+    assert min(shares.values()) >= 3, shares
+    assert [attempts(trial) for trial in trials] == [1] * TRIALS
+
+
+def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
+    search.start(drivers=2)
+    victim = search.drivers[0]
+
+    def is_amid(trials: list[TrialRecord]) -> bool:
+        mine = [trial for trial in trials if search.driver_of(trial) == victim.pid]
+        running = [trial for trial in mine if not trial.state.is_finished()]
+        return len(mine) > 2 and any(0 < len(trial.curve) < 9 for trial in running)
+
+    search.wait_for(is_amid)
+    victim.kill()
+    victim.wait()
+    left = [
+        trial.number
+        for trial in search.trials()
+        if trial.counts and not trial.state.is_finished() and search.driver_of(trial) == victim.pid
+    ]
+    search.drivers.remove(victim)
+    trials = search.end()
+    restarted = [trial.number for trial in trials if attempts(trial) > 1]
+    assert restarted == left
+    for trial in trials:
+        told = validations(trial)
+        assert sorted(set(told)) == [100 * number for number in range(1, 10)]
+        assert len(told) <= 9 + (trial.number in left), "more than the one that a kill fell into"
