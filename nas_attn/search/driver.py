@@ -198,8 +198,10 @@ class Conductor:
             if time.monotonic() >= ready:
                 del self._waiting[index]
                 return self._continue(trial)
-        while not self._exhausted and self.proposer.counted < self.config.trials:
+        while not self._exhausted:
             self._read_others()
+            if self.proposer.counted >= self.config.trials:
+                return None
             proposal = self.proposer.propose()
             if proposal is None:
                 self._exhausted = True
