@@ -54,14 +54,16 @@ class _Server:
             self._process.wait()
             self._process = None
 
-    def _start(self, command: list[str], log: Path, answers: Callable[[], bool]) -> None:
+    def _start(
+        self, command: list[str], log: Path, answers: Callable[[], bool], **account: str
+    ) -> None:
         """Start a command until it answers; what is left of a killed one may be in its way."""
         deadline = time.monotonic() + START_SECONDS
         while self._process is None or not answers():
             if self._process is None or self._process.poll() is not None:
                 with log.open("ab") as output:
                     self._process = subprocess.Popen(
-                        command, stdout=output, stderr=subprocess.STDOUT, cwd="/", **_account()
+                        command, stdout=output, stderr=subprocess.STDOUT, cwd="/", **account
                     )
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
@@ -109,7 +111,7 @@ class Postgres(_Server):
             command += ["-c", setting]
         ready = [str(self.programs / "pg_isready"), "-q", *self._address()]
         log = self.folder.with_name(self.folder.name + ".log")
-        self._start(command, log, lambda: subprocess.run(ready, check=False).returncode == 0)
+        self._start(command, log, lambda: subprocess.call(ready) == 0, **_account())
 
     def stop(self) -> None:
         """End it and its connections at once."""
@@ -157,5 +159,5 @@ class GrpcProxy(_Server):
 
 
 def _account() -> dict[str, Any]:
-    """The account of PostgreSQL's programs."""
+    """The account to run PostgreSQL's programs in."""
     return {"user": USER, "group": USER} if os.getuid() == 0 else {}

@@ -37,16 +37,19 @@ class Search:
     study: Path
     runs: Path
     storage: str | None
-    drivers: list[subprocess.Popen[str]] = field(default_factory=list)
+    drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, drivers: int) -> None:
         command = [*COMMAND, "search", str(self.study), "--runs", str(self.runs)]
-        for _ in range(drivers):
-            self.drivers.append(
-                subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-                )
-            )
+        with self.log.open("ab") as log:
+            for _ in range(drivers):
+                driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                self.drivers.append(driver)
+
+    @property
+    def log(self) -> Path:
+        """What all drivers print."""
+        return self.study.with_suffix(".log")
 
     def trials(self) -> list[TrialRecord]:
         """As they are on record; none before there is one."""
@@ -62,14 +65,13 @@ class Search:
         deadline = time.monotonic() + SECONDS
         while not happened(self.trials()):
             assert time.monotonic() < deadline
-            assert all(driver.poll() is None for driver in self.drivers)
+            assert all(driver.poll() is None for driver in self.drivers), self.log.read_text()
             time.sleep(0.3)
 
     def end(self) -> list[TrialRecord]:
         """Wait for the drivers, and see that all is as it must be; returns the trials."""
         for driver in self.drivers:
-            printed, _ = driver.communicate(timeout=SECONDS)
-            assert driver.returncode == 0, printed
+            assert driver.wait(SECONDS) == 0, self.log.read_text()
         trials = self.trials()
         counted = [trial for trial in trials if trial.counts]
         assert [trial.state for trial in counted] == [TrialState.COMPLETE] * TRIALS
