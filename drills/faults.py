@@ -1,9 +1,9 @@
 """Kill what a search consists of, at random times, and see whether any work is lost.
 
-    python drills/faults.py                                   # 30 replayed trials, driver and
-    workers python drills/faults.py --storage postgres --kill driver worker postgres python
-    drills/faults.py --executor ray --kill driver worker node head python drills/faults.py --backend
-    fairseq --trials 8 --every 12
+    python drills/faults.py        # 30 replayed trials, killing the driver and trainings
+    python drills/faults.py --storage postgres --kill driver worker postgres
+    python drills/faults.py --executor ray --kill driver worker node head
+    python drills/faults.py --backend fairseq --trials 8 --every 12
 
 A search runs once undisturbed and once under kill -9; the broken one is started again with the same
 command whenever its driver is gone. At the end every trial must be complete exactly once, no
@@ -41,6 +41,10 @@ from nas_attn.study import Study, load_study
 from tests.search.servers import Postgres, find_postgres
 
 VICTIMS = ("driver", "worker", "node", "head", "postgres")
+RECONNECT_SECONDS = 10
+"""How long Ray waits for its head before a driver ends; a minute by default."""
+END_SECONDS = 60.0
+"""By when a driver without its cluster must have ended."""
 
 
 def study_of(
@@ -99,7 +103,8 @@ class Driver:
         command += ["--runs", str(self.runs)]
         command += [] if self.address is None else ["--address", self.address]
         self.starts += 1
-        environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+        reconnect = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_SECONDS)}
+        environment = {**os.environ, **reconnect}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
@@ -131,6 +136,7 @@ class RayNodes:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
+        self.faults: list[str] = []
         self.start()
 
     def start(self) -> None:
@@ -142,18 +148,25 @@ class RayNodes:
         self.other = self.cluster.add_node(num_cpus=1)
         self.driver.address = self.cluster.address
 
-    def kill_node(self) -> bool:
+    def kill_node(self, generator: random.Random) -> bool:
+        """kill -9 of the node that the driver is not on; another one comes after a while."""
         self.cluster.remove_node(self.other, allow_graceful=False)
+        time.sleep(generator.uniform(0.0, 5.0))
         self.other = self.cluster.add_node(num_cpus=1)
         return True
 
     def kill_head(self) -> bool:
+        """kill -9 of the head's GCS, then of all that is left, and a new cluster."""
         for info in self.cluster.head_node.all_processes.get("gcs_server", []):
             info.process.kill()
-        time.sleep(1)
+        process = self.driver.process
+        try:
+            if process is not None:
+                process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.faults.append(f"the driver had not ended {END_SECONDS:.0f} s after the head")
+            self.driver.kill()
         self.stop()
-        # A driver without its cluster ends by itself, or is of no use any more.
-        self.driver.kill()
         self.start()
         return True
 
@@ -172,7 +185,7 @@ def kill_worker(runs: Path, generator: random.Random) -> bool:
         except OSError:
             continue
         is_training = str(runs) in words and "save-dir" in words and "guard.py" not in words
-        if is_training or words.startswith("ray::TrainTrial"):
+        if is_training or (words.startswith("ray::TrainTrial") and is_ours(int(entry.name))):
             found.append(int(entry.name))
     if not found:
         return False
@@ -181,6 +194,17 @@ def kill_worker(runs: Path, generator: random.Random) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_ours(pid: int) -> bool:
+    """Whether this process, or one that it has started, started another one."""
+    while pid > 1 and pid != os.getpid():
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return False
+        pid = int(status.rpartition(")")[2].split()[1])  # the name before may hold anything
+    return pid == os.getpid()
 
 
 def read_back(study: Path, runs: Path) -> tuple[Study, list[TrialRecord]]:
@@ -291,7 +315,7 @@ def main() -> int:
             server.start()
             done = True
         elif victim == "node" and nodes is not None:
-            done = nodes.kill_node()
+            done = nodes.kill_node(generator)
         elif victim == "head" and nodes is not None:
             done = nodes.kill_head()
         if done:
@@ -304,6 +328,7 @@ def main() -> int:
     _, after = read_back(files["broken"], runs)
     faults = faults_of(before, after, options.backend == "replay")
     if nodes is not None:
+        faults += nodes.faults
         nodes.stop()
     if server is not None:
         server.stop()

@@ -12,7 +12,9 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from nas_attn.errors import SearchError
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
 from nas_attn.search.transfer import Courier, DataParcel, NodeFiles
-from nas_attn.training.failures import FailureKind
+from nas_attn.training.failures import FailureKind, kind_of_error
 from nas_attn.training.launch import ColdLauncher, Launcher, WarmLauncher
 from nas_attn.training.worker import Progress, TrialJob, TrialResult, TrialRun
 
@@ -43,6 +45,12 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 CONNECT_SECONDS = 10.0
+WATCH_SECONDS = 2.0
+"""How often nodes are counted and the cluster is looked at."""
+LOOK_SECONDS = 60.0
+"""How long nodes have to say whether they have the data."""
+MOST_WORKERS = 100_000
+"""For Tune, which must have a number; how many trials run at a time is decided elsewhere."""
 
 
 class TrainTrial(tune.Trainable):
@@ -65,30 +73,52 @@ class TrainTrial(tune.Trainable):
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
-        while not self._news and self._trial.result is None:
-            self._news += self._trial.poll()
-            if not self._news and self._trial.result is None:
-                time.sleep(POLL_SECONDS)
-        if self._news:
-            return {"progress": json.dumps(self._news.pop(0).to_json())}
-        result = self._trial.result
-        assert result is not None
-        self._files.send_back()
-        return {"done": True, "ended": json.dumps(result.to_json())}
+        try:
+            return self._advance()
+        except Exception as error:  # of this node; Tune would pass on that there was one, not which
+            logger.exception("trial %d", self._job.number)
+            message = f"trial {self._job.number} on {socket.gethostname()}: {error!r}"
+            failure = kind_of_error(error) or FailureKind.WORKER_LOST
+            return _ended(TrialResult(error=message, failure=failure))
 
     def cleanup(self) -> None:
-        self._trial.stop()
+        self._leave()
         self._launcher.close()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._trial.stop()
+        self._leave()
         self._begin(new_config)
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        job = self._files.localise(TrialJob.from_json(config["job"]))
-        self._trial = TrialRun(job, launcher=self._launcher)
+        self._job = TrialJob.from_json(config["job"])
+        self._trial: TrialRun | None = None
         self._news: list[Progress] = []
+
+    def _advance(self) -> dict[str, Any]:
+        """Go on to the next validation or the end."""
+        if self._trial is None:
+            self._trial = TrialRun(self._files.localise(self._job), launcher=self._launcher)
+        trial = self._trial
+        while not self._news and trial.result is None:
+            self._news += trial.poll()
+            self._files.send_back()
+            if not self._news and trial.result is None:
+                time.sleep(POLL_SECONDS)
+        if self._news:
+            return {"progress": json.dumps(self._news.pop(0).to_json())}
+        assert trial.result is not None
+        self._files.hand_over()
+        return _ended(trial.result)
+
+    def _leave(self) -> None:
+        """Stop what still runs of a trial that is over; its files are of use, but not needed."""
+        if self._trial is not None:
+            self._trial.stop()
+        try:
+            self._files.hand_over()
+        except Exception as error:
+            logger.warning("files of trial %d stay behind: %r", self._job.number, error)
 
     # Nothing is saved: a trial's own checkpoints are fairseq's.
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -98,17 +128,29 @@ class TrainTrial(tune.Trainable):
         """Nothing to load."""
 
 
-class ConductorSearcher(Searcher):
-    """Lets Tune ask the conductor for jobs and tell it what became of them."""
+def _ended(result: TrialResult) -> dict[str, Any]:
+    return {"done": True, "ended": json.dumps(result.to_json())}
 
-    def __init__(self, conductor: Conductor) -> None:
+
+class ConductorSearcher(Searcher):
+    """Lets Tune ask the conductor for jobs and tell it what became of them.
+
+    Args:
+        conductor: of the search.
+        places: says how many trials fit now. A trial begins when there is room for it, since its
+            proposal had better know what came before, and Ray would let it wait for a lost node.
+    """
+
+    def __init__(self, conductor: Conductor, places: Callable[[], int]) -> None:
         super().__init__(metric="loss", mode="min")
         self.conductor = conductor
+        self.places = places
         self.numbers: dict[str, int] = {}
         self._began: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        job = self.conductor.next_job()
+        has_room = len(self.numbers) < self.places()
+        job = self.conductor.next_job() if has_room else None
         if job is None:
             # None means: ask again later.
             return Searcher.FINISHED if self.conductor.is_over() else None
@@ -205,18 +247,30 @@ class RayExecutor:
                 f"cannot join Ray at {address or 'this machine'}: {error} (if the cluster asks for "
                 "a token, set RAY_AUTH_MODE=token)"
             ) from error
-        fits = self._count_places()
-        if fits < 1:
+        self._counted_at = time.monotonic()
+        self.workers = self._count_places()
+        try:
+            if self.workers < 1:
+                raise SearchError(
+                    f"no Ray node has room for a trial of {resources.cpus} CPUs and "
+                    f"{resources.gpus} GPUs"
+                )
+            if address is not None and config.transfer == "shared_folder":
+                _check_data(data)
+        except SearchError:
             ray.shutdown()
-            raise SearchError(
-                f"no Ray node has room for a trial of {resources.cpus} CPUs and "
-                f"{resources.gpus} GPUs"
-            )
-        self.workers = min(fits, config.workers or fits)
+            raise
 
     def run(self, conductor: Conductor) -> None:
-        """Run until the search is over."""
-        searcher = ConductorSearcher(conductor)
+        """Run until the search is over.
+
+        If the cluster goes away for a minute, Ray ends this process; why is logged before.
+        """
+        searcher = ConductorSearcher(conductor, self._places)
+        over = threading.Event()
+        cluster = ray.get_runtime_context().gcs_address
+        watch = threading.Thread(target=_watch, args=(cluster, over), daemon=True)
+        watch.start()
         needs = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         with tempfile.TemporaryDirectory(prefix="nas-attn-tune-") as scratch:
             tuner = tune.Tuner(
@@ -225,7 +279,7 @@ class RayExecutor:
                     search_alg=searcher,
                     scheduler=ConductorScheduler(searcher),
                     num_samples=-1,
-                    max_concurrent_trials=self.workers,
+                    max_concurrent_trials=MOST_WORKERS,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
@@ -237,6 +291,8 @@ class RayExecutor:
             try:
                 tuner.fit()
             finally:
+                over.set()
+                watch.join()
                 ray.shutdown()
 
     def _trainable(self) -> Any:
@@ -250,17 +306,76 @@ class RayExecutor:
             TrainTrial, warm=self.config.warm, parcel=parcel, courier=courier
         )
 
+    def _places(self) -> int:
+        """Trials at a time on the nodes there are now."""
+        if time.monotonic() - self._counted_at >= WATCH_SECONDS:
+            self._counted_at = time.monotonic()
+            places = self._count_places()
+            if places != self.workers:
+                logger.warning("Ray nodes came or went: %d trials at a time now", places)
+                self.workers = places
+        return self.workers
+
     def _count_places(self) -> int:
         """Trials that fit at a time; one trial stays on one node."""
         places = 0
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
-            if node["Alive"]:
-                has = node["Resources"]
-                fits = int(has.get("CPU", 0) / self.resources.cpus)
-                if self.resources.gpus > 0:
-                    fits = min(fits, int(has.get("GPU", 0) / self.resources.gpus + 1e-9))
-                places += fits
-        return places
+        for node in _nodes():
+            has = node["Resources"]
+            fits = int(has.get("CPU", 0) / self.resources.cpus)
+            if self.resources.gpus > 0:
+                fits = min(fits, int(has.get("GPU", 0) / self.resources.gpus + 1e-9))
+            places += fits
+        return min(places, self.config.workers or places)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def _check_data(folder: Path) -> None:
+    """A node without the data would draw trial after trial, and fail them all at once.
+
+    Raises:
+        SearchError: there is such a node.
+    """
+    look: Any = ray.remote(num_cpus=0)(Path.is_dir)
+    asked = {}
+    for node in _nodes():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[look.options(scheduling_strategy=there).remote(folder)] = node["NodeManagerHostname"]
+    lacking = set()
+    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_SECONDS)[0]:
+        try:
+            if not ray.get(answer):
+                lacking.add(asked[answer])
+        except ray.exceptions.RayError:
+            continue  # the node has died meanwhile
+    if lacking:
+        raise SearchError(
+            f"no data folder {folder} on the Ray node(s) {', '.join(sorted(lacking))}: share the "
+            "folder with every node, or set execution.transfer to object_store"
+        )
+
+
+def _watch(address: str, over: threading.Event) -> None:
+    """Say so when the cluster goes away, as Ray ends this process in words of its own."""
+    answers = True
+    while not over.wait(WATCH_SECONDS):
+        try:
+            _connect(address)
+        except OSError as error:
+            if answers:
+                logger.error(
+                    "the Ray cluster at %s does not answer: %s; if it stays away, this driver "
+                    "ends, and the same command goes on where it stopped once there is a cluster",
+                    address,
+                    error,
+                )
+            answers = False
+        else:
+            answers = True
 
 
 def _check_reachable(address: str) -> None:
@@ -269,6 +384,11 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         return  # such as "auto"
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        _connect(f"{host}:{port}")
     except OSError as error:
         raise SearchError(f"nothing answers at the Ray address {address}: {error}") from None
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

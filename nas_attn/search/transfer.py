@@ -6,16 +6,22 @@ import fcntl
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import tempfile
+import time
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas_attn.training.worker import TrialJob
+from nas_attn.training.worker import LOCK_FILE, REPORT_FILE, TrialJob, read_report
 
-LEFT_OUT = ("checkpoint_last.pt", "crash.pt", "training.lock")
-"""Not sent back: only a node that goes on with the trial needs them."""
+LEFT_OUT = ("crash.pt", LOCK_FILE)
+"""Not sent back, as nobody needs them elsewhere."""
+PARTIAL = (".tmp", ".partial")
+"""How names of files end that are being written."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class DataParcel:
     @classmethod
     def pack(cls, folder: Path) -> DataParcel:
         """Read a data set."""
-        content = _pack(folder, ())
+        content = _pack(folder, _files(folder))
         return cls(str(folder), content, hashlib.sha256(content).hexdigest()[:16])
 
     def unpack(self, under: Path) -> Path:
@@ -62,7 +68,7 @@ class Courier:
         self.runs = runs
 
     def take(self, folder: str, content: bytes) -> None:
-        """Write what a node sends into a folder of the run folder."""
+        """Write what a node sends into a folder of the run folder, each file at once or not."""
         target = Path(folder)
         if not target.is_relative_to(self.runs):
             raise ValueError(f"{folder} is not in the run folder")
@@ -73,7 +79,7 @@ class Courier:
         source = Path(folder)
         if not source.is_relative_to(self.runs) or not source.is_dir():
             return None
-        return _pack(source, ())
+        return _pack(source, _files(source))
 
 
 class NodeFiles:
@@ -90,6 +96,8 @@ class NodeFiles:
         self._courier = courier
         self._under = under or Path(tempfile.gettempdir()) / f"nas-attn-{os.getuid()}"
         self._folders: tuple[str, Path] | None = None
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self._send_again = 0.0
 
     def localise(self, job: TrialJob) -> TrialJob:
         """The same job with the folders of this node, and what the run folder has of it."""
@@ -101,9 +109,10 @@ class NodeFiles:
         data = parcel.unpack(self._under)
         folder = self._under / "trials" / hashlib.sha256(job.folder.encode()).hexdigest()[:16]
         known = ray.get(self._courier.give.remote(job.folder))
-        if known is not None and not folder.is_dir():
-            _unpack(known, folder)
-        self._folders = (job.folder, folder)
+        if known is not None:
+            _keep_further(folder, known)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folders, self._sent = (job.folder, folder), {}
 
         def here(text: str) -> str:
             for there, local in ((job.folder, folder), (parcel.folder, data)):
@@ -129,25 +138,108 @@ class NodeFiles:
         )
 
     def send_back(self) -> None:
-        """Send the trial's files to the run folder, but for what only this node needs."""
+        """Send files to the run folder if there are new checkpoints, so that another node can go
+        on; a tenth of the time at most is spent on it."""
+        began = time.monotonic()
+        if self._folders is None or began < self._send_again:
+            return
+        if any(path.suffix == ".pt" for path in self._changed()):
+            self._send()
+        now = time.monotonic()
+        self._send_again = now + 9 * (now - began)
+
+    def hand_over(self) -> None:
+        """Send what is left of a trial that is over here, and remove it."""
         if self._folders is None:
             return
+        self._send()
+        shutil.rmtree(self._folders[1])
+        self._folders = None
+
+    def _send(self) -> None:
         import ray
 
+        assert self._folders is not None
         there, local = self._folders
-        ray.get(self._courier.take.remote(there, _pack(local, LEFT_OUT)))
+        changed = self._changed()
+        ray.get(self._courier.take.remote(there, _pack(local, changed)))
+        self._sent |= changed
+
+    def _changed(self) -> dict[Path, tuple[int, int]]:
+        """Size and time of the files that are not as they were sent."""
+        assert self._folders is not None
+        found = _files(self._folders[1])
+        return {path: state for path, state in found.items() if self._sent.get(path) != state}
 
 
-def _pack(folder: Path, without: tuple[str, ...]) -> bytes:
+def _keep_further(folder: Path, known: bytes) -> None:
+    """Of what a node has of a trial and what the run folder has, keep what has gone further."""
+    other = folder.with_name(folder.name + ".known")
+    shutil.rmtree(other, ignore_errors=True)
+    _unpack(known, other)
+    if _count_validations(other) > _count_validations(folder) or not folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        other.rename(folder)
+    else:
+        shutil.rmtree(other)
+
+
+def _count_validations(folder: Path) -> int:
+    return sum(len(read_report(report.parent)) for report in folder.rglob(REPORT_FILE))
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of the files of a folder that travel."""
+    found = {}
+    for path in folder.rglob("*"):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue  # renamed meanwhile
+        if path.is_file() and path.name not in LEFT_OUT and path.suffix not in PARTIAL:
+            found[path] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _pack(folder: Path, paths: Iterable[Path]) -> bytes:
+    """Read files into a tar archive, in the order in which they are to be written.
+
+    What says that something is done comes after it, and a report before the checkpoints, since a
+    training repeats what is only reported. Read is the other way round, as a training may write
+    meanwhile; a checkpoint that it has only begun is left out.
+    """
+
+    def order(path: Path) -> tuple[int, Path]:
+        return 0 if path.name == REPORT_FILE else 1 if path.suffix == ".pt" else 2, path
+
+    contents = []
+    for path in sorted(paths, key=order, reverse=True):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        if path.suffix != ".pt" or zipfile.is_zipfile(io.BytesIO(content)):
+            contents.append((path, content))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name not in without:
-                archive.add(path, arcname=str(path.relative_to(folder)))
+        for path, content in reversed(contents):
+            entry = tarfile.TarInfo(str(path.relative_to(folder)))
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def _unpack(content: bytes, folder: Path) -> None:
+    """Write the files of an archive; what is there already is replaced, never half."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(folder, filter="data")
+        for entry in archive:
+            target = folder / entry.name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{entry.name} is not in {folder}")
+            partial = target.with_name(target.name + ".partial")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = archive.extractfile(entry)
+            assert file is not None
+            partial.write_bytes(file.read())
+            partial.replace(target)
