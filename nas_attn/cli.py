@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn.errors import ConfigError, NasAttnError, PlanError
+from nas_attn.errors import ConfigError, NasAttnError, PlanError, SearchError
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, on this machine.")
 app.add_typer(bench, name="bench")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
+CONFIRMED = "confirmed_with_seeds"
+"""Under this name the record keeps how many seeds the last confirmation had."""
 SAY_SECONDS = 1.0
 """At most so often a search says how far it is, where there is no live display."""
 
@@ -118,18 +120,24 @@ def search(
         overrides.append(f"execution.executor={executor or 'ray'}")
     loaded = load_study(study, overrides=overrides, runs=runs)
     _prepare_once(loaded)
+    loaded.check_limits()
     record = _open_record(loaded, create=True)
     record.keep_settings(loaded.settings())
     record.note("versions", _versions())
     record.note("machine", _machine())
-    _run_search(
-        loaded,
-        record,
-        address,
-        proposer=loaded.proposer(),
-        config=loaded.config.search,
-        build_job=loaded.build_job,
-    )
+    try:
+        _run_search(
+            loaded,
+            record,
+            address,
+            proposer=loaded.proposer(),
+            config=loaded.config.search,
+            build_job=loaded.build_job,
+        )
+    except SearchError:
+        if any(trial.is_trained for trial in record.trials()):
+            _write_report(loaded, record, loaded.folder / "report")
+        raise
     page = _write_report(loaded, record, loaded.folder / "report")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
@@ -161,46 +169,52 @@ def confirm(
     seeds can be asked for later.
     """
     from nas_attn.display import confirmation_table
-    from nas_attn.report.tables import confirmation_rows
     from nas_attn.search.config import StoppingConfig
-    from nas_attn.search.record import Record, front
+    from nas_attn.search.record import front
     from nas_attn.study import load_study
 
     overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
     overrides += ["execution.executor=ray"] if address is not None else []
     loaded = load_study(study, overrides=overrides, runs=runs)
     record = _open_record(loaded)
+    record.keep_settings(loaded.settings())
     trials = record.trials()
-    points = front(trials) if not trial else [t for t in trials if t.number in trial]
+    trained = {point.number: point for point in trials if point.is_trained}
+    for number in trial or ():
+        if number not in trained:
+            raise NasAttnError(f"trial {number} has no result of its own, so it is not confirmed")
+    points = [trained[number] for number in trial] if trial else front(trials)
     plans = [point.plan for point in points if point.plan is not None]
     if not plans:
         raise NasAttnError("no trial is complete yet, so there is nothing to confirm")
     fresh = _fresh_seeds(loaded.config.training.seeds, seeds)
-    confirmed = Record(
-        f"{record.name} (confirmed with {seeds} seeds)",
-        record.storage,
-        loaded.objectives,
-        create=True,
+    record.note(CONFIRMED, seeds)
+    confirmed = _confirmation(loaded, record, seeds, create=True)
+    known = [other for other in confirmed.trials() if other.counts]
+    chosen = {point.number for point in (*points, *(t for t in trained.values() if t.is_baseline))}
+    console.print(
+        f"trials {', '.join(map(str, sorted(chosen)))} of the search, each trained again with "
+        f"seeds {', '.join(map(str, fresh))}",
+        highlight=False,
+        soft_wrap=True,
     )
+    new = {loaded.baseline, *plans} - {other.plan for other in known}
     _run_search(
         loaded,
         confirmed,
         address,
         proposer=loaded.given_plans(plans),
         config=loaded.config.search.model_copy(
-            update={"stopping": StoppingConfig(), "trials": sys.maxsize}
+            update={"stopping": StoppingConfig(), "trials": len(known) + len(new)}
         ),
         build_job=lambda number, plan: loaded.build_confirmation(number, plan, fresh),
+        title=f"{record.name}, confirmed",
     )
-    rows = confirmation_rows(confirmed.trials())
-    console.print(confirmation_table(rows))
-    out = loaded.folder / "report"
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "confirmed.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    console.print(f"written: {out / 'confirmed.csv'}", highlight=False, soft_wrap=True)
+    page = _write_report(loaded, record, loaded.folder / "report")
+    rows = _confirmed_rows(loaded, record)
+    console.print(confirmation_table(rows, loaded.objectives.axis))
+    _say_failures(confirmed.trials())
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -217,6 +231,7 @@ def proposals(
     With --check every proposal is derived again from what its driver saw, by the study file as it
     is now. The exit status is 1 if one comes out otherwise.
     """
+    from nas_attn.report.tables import state_text
     from nas_attn.search.proposals import derive_again
     from nas_attn.study import load_study
 
@@ -224,10 +239,9 @@ def proposals(
     trials = _open_record(loaded).trials()
     if not check_:
         table = Table("trial", "state", "driver", "running then", "plan", box=None)
-        for trial in trials:
-            running = (trial.proposal or {}).get("running", [])
-            row = [str(trial.number), _state_text(trial), trial.driver or ""]
-            table.add_row(*row, " ".join(map(str, running)), Text(trial.text))
+        for trial, running in zip(trials, _running_then(trials), strict=True):
+            row = [str(trial.number), state_text(trial), trial.driver or ""]
+            table.add_row(*row, " ".join(map(str, sorted(running))), Text(trial.text))
         console.print(table)
         return
     derived = list(derive_again(loaded.proposer(), trials))
@@ -268,22 +282,20 @@ def status(
 ) -> None:
     """Show how far a study is and its front so far."""
     from nas_attn.display import front_table
+    from nas_attn.report.tables import state_text
     from nas_attn.search.record import front
     from nas_attn.study import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs)
     trials = _open_record(loaded).trials()
     table = Table("state", "trials", box=None)
-    states = [_state_text(trial) for trial in trials]
+    states = [state_text(trial) for trial in trials]
     for state in sorted(set(states)):
         table.add_row(state, str(states.count(state)))
     console.print(table)
     baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
     console.print(front_table(tuple(front(trials)), baseline, loaded.objectives))
-    for trial in trials:
-        if trial.failure is not None:
-            why = f"trial {trial.number} failed ({trial.failure}): {trial.reason}"
-            console.print(Text(why, style="red"))
+    _say_failures(trials)
 
 
 @app.command()
@@ -302,6 +314,7 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
         soft_wrap=True,
     )
     if config.data.folder.is_dir():
+        loaded.check_limits()
         low, high = loaded.axis_range()
         console.print(f"{loaded.objectives.axis}: {low:,} to {high:,}")
 
@@ -752,14 +765,25 @@ def _say_error(error: Exception) -> None:
     Console(stderr=True).print(Text(f"nas-attn: {error}", style="red"), soft_wrap=True)
 
 
-def _state_text(trial: TrialRecord) -> str:
-    if trial.duplicate_of is not None:
-        return "repeated"
-    if trial.is_withdrawn:
-        return "withdrawn"
-    if trial.is_refused:
-        return "over a limit"
-    return {"PRUNED": "stopped early"}.get(trial.state.name, trial.state.name.lower())
+def _say_failures(trials: Sequence[TrialRecord]) -> None:
+    for trial in trials:
+        if trial.failure is not None:
+            why = f"trial {trial.number} failed ({trial.failure}): {trial.reason}"
+            console.print(Text(why, style="red"))
+
+
+def _running_then(trials: Sequence[TrialRecord]) -> Iterator[set[int]]:
+    """For each trial, which others had not ended as far as its driver knew when it proposed it."""
+    views: dict[str | None, tuple[int, set[int]]] = {}
+    for trial in trials:
+        origin = trial.proposal or {"running": []}
+        if "running" in origin:
+            running = set(origin["running"])
+        else:
+            since, before = views[trial.driver]
+            running = {*before, *range(since, origin["number"])} - set(origin["over"])
+        views[trial.driver] = origin.get("number", trial.number), running
+        yield running
 
 
 def _open_record(study: Study, *, create: bool = False) -> Record:
@@ -771,7 +795,10 @@ def _open_record(study: Study, *, create: bool = False) -> Record:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = study.config.execution.storage
     if url is None and not create and not (study.folder / JOURNAL).is_file():
-        raise NasAttnError(f"no search has run in {study.folder} yet")
+        raise NasAttnError(
+            f"no search has run in {study.folder} yet; if the study is kept in another storage, "
+            "give --set execution.storage=URL"
+        )
     storage = open_storage(url, study.folder)
     return Record(study.config.name, storage, study.objectives, create=create)
 
@@ -797,6 +824,27 @@ def _fresh_seeds(used: list[int], count: int) -> list[int]:
     return list(range(first, first + count))
 
 
+def _confirmation(study: Study, record: Record, seeds: int, *, create: bool = False) -> Record:
+    """The record of a confirmation, in the storage of its search."""
+    from nas_attn.search.record import Record
+
+    # Names of studies hold no spaces, so this can be no other study's.
+    name = f"{record.name} (confirmed with {seeds} seeds)"
+    return Record(name, record.storage, study.objectives, create=create)
+
+
+def _confirmed_rows(study: Study, record: Record) -> list[dict[str, Any]]:
+    """What the last confirmation has given; empty if there was none."""
+    from nas_attn.report.tables import confirmation_rows
+
+    seeds = record.notes().get(CONFIRMED)
+    if seeds is None:
+        return []
+    numbers = {t.plan: t.number for t in record.trials() if t.plan is not None and t.is_trained}
+    trials = _confirmation(study, record, seeds).trials()
+    return confirmation_rows(trials, study.objectives, numbers)
+
+
 def _run_search(
     study: Study,
     record: Record,
@@ -805,8 +853,12 @@ def _run_search(
     proposer: Proposer,
     config: SearchConfig,
     build_job: JobBuilder,
+    title: str | None = None,
 ) -> None:
-    """Run a search as one of its drivers, to its end or to Ctrl-C."""
+    """Run a search as one of its drivers, to its end or to Ctrl-C.
+
+    With a title it is no search, and no front is shown.
+    """
     from nas_attn.search.driver import Conductor
     from nas_attn.search.ownership import Ownership
 
@@ -828,7 +880,7 @@ def _run_search(
         )
         runner = _make_executor(study, address)
         try:
-            with _interruptible(), _live(study, conductor, runner.workers):
+            with _interruptible(), _live(study, conductor, runner.workers, title):
                 runner.run(conductor)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on where this one stopped")
@@ -855,13 +907,15 @@ def _make_executor(study: Study, address: str | None) -> Executor:
 
 
 @contextlib.contextmanager
-def _live(study: Study, conductor: Conductor, workers: int) -> Iterator[None]:
+def _live(study: Study, conductor: Conductor, workers: int, title: str | None) -> Iterator[None]:
     """The live display on a terminal, plain lines elsewhere."""
     from rich.live import Live
 
     from nas_attn.display import SearchDisplay, duration
 
-    display = SearchDisplay(study.config.name, study.objectives, workers)
+    display = SearchDisplay(
+        title or study.config.name, study.objectives, workers, has_front=title is None
+    )
     display.update(conductor.snapshot)
     if console.is_terminal:
         conductor.on_change = display.update
@@ -927,6 +981,7 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         versions=notes["versions"],
         machine=notes["machine"],
         evaluate={} if study.config.replay else study.evaluation_texts(trials),
+        confirmed=_confirmed_rows(study, record),
     )
     return write_report(trials, context, out)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.report.tables import cost_text
 from nas_attn.search.driver import Snapshot
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord
@@ -32,12 +33,16 @@ class SearchDisplay:
         name: of the study.
         objectives: what is weighed.
         workers: trials at a time.
+        has_front: whether the best points so far are shown.
     """
 
-    def __init__(self, name: str, objectives: Objectives, workers: int) -> None:
+    def __init__(
+        self, name: str, objectives: Objectives, workers: int, *, has_front: bool = True
+    ) -> None:
         self.name = name
         self.objectives = objectives
         self.workers = workers
+        self.has_front = has_front
         self.started = time.time()
         self.snapshot: Snapshot | None = None
         self._updated = 0.0
@@ -54,7 +59,7 @@ class SearchDisplay:
         parts: list[RenderableType] = [self._headline(snapshot)]
         if snapshot.running:
             parts.append(self._running(snapshot))
-        if snapshot.front:
+        if snapshot.front and self.has_front:
             parts.append(front_table(snapshot.front, snapshot.baseline, self.objectives))
         return Group(*parts)
 
@@ -70,7 +75,7 @@ class SearchDisplay:
             + (f", {snapshot.elsewhere} elsewhere" if snapshot.elsewhere else ""),
             Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else ""),
             f"{duration(time.time() - self.started)} gone",
-            "" if left is None else f"about {duration(left)} left",
+            f"about {duration(left)} left" if left and snapshot.over < snapshot.budget else "",
         )
         return grid
 
@@ -120,7 +125,7 @@ def front_table(
             f"{trial.cost:,}",
             smaller or "baseline",
             *(["" if trial.effective is None else f"{trial.effective:,}"] if effective else []),
-            *(f"{trial.costs.get(name, 0):,.6g}" for name in further),
+            *(cost_text(name, trial.costs.get(name)) for name in further),
             f"{trial.loss:.4f}",
             worse,
             Text(trial.text),
@@ -128,20 +133,38 @@ def front_table(
     return table
 
 
-def confirmation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What trainings with fresh seeds gave, with standard errors."""
-    table = Table(box=box.HORIZONTALS)
-    for name in ("trial", "cost", "score", "seeds", "mean", "change"):
-        table.add_column(name, justify="left" if name == "score" else "right")
+def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
+    """What trainings with fresh seeds gave: rows of `confirmation_rows`, each plan once.
+
+    Args:
+        rows: to show.
+        axis: name of the cost.
+    """
+    table = Table(
+        box=box.HORIZONTALS,
+        caption="\u00b1 after a mean: its standard error; after a change: half of its 95 % "
+        "interval (Student's, seeds as pairs)",
+        caption_justify="left",
+    )
+    for name in ("trial", axis.replace("_", " "), "score", "mean", "change"):
+        table.add_column(name, justify="left" if name == "score" else "right", no_wrap=True)
+    table.add_column("")
     table.add_column("plan", overflow="fold")
+    shown = None
     for row in rows:
-        error = "" if row["error"] is None else f" \u00b1{row['error']:.4f}"
-        change = "baseline" if row["baseline"] else ""
-        if row["change"] is not None:
-            change = f"{row['change']:+.4f} \u00b1{row['change_error']:.4f}"
-            change += "" if row["beyond_noise"] else " (noise)"
-        cells = (str(row["trial"]), f"{row['cost']:,}", row["score"], str(row["seeds"]))
-        table.add_row(*cells, f"{row['mean']:.4f}{error}", change, Text(row["plan"]))
+        plan = row["plan"]
+        about = ["" if row["trial"] is None else str(row["trial"]), f"{row['cost']:,}", plan]
+        if plan == shown:
+            about = ["", "", ""]
+        elif shown is not None:
+            table.add_section()
+        shown = plan
+        change = ""
+        if row["interval"] is not None:
+            change = f"{row['change']:+.4f} \u00b1{row['interval']:.4f}"
+        mean = f"{row['mean']:.4f} \u00b1{row['error']:.4f}"
+        verdict = "baseline" if row["baseline"] else row["verdict"] or ""
+        table.add_row(*about[:2], row["score"], mean, change, verdict, Text(about[2]))
     return table
 
 

@@ -240,9 +240,26 @@ class Study:
 
     def axis_range(self) -> tuple[float, float]:
         """The least and the most that a plan of the space costs, on the objectives' axis."""
-        axis = self.objectives.axis
+        return self._range(self.objectives.axis)
+
+    def check_limits(self) -> None:
+        """See that limits leave anything to search; needs the data set.
+
+        Raises:
+            ConfigError: every plan of the space is over a limit.
+        """
+        faults = []
+        for name, limit in self.objectives.limits.items():
+            least, _ = self._range(name)
+            if least > limit:
+                message = f"no plan of the space is under {limit:,.0f}: the least is {least:,.0f}"
+                faults.append(Fault(f"objectives.limits.{name}", message))
+        if faults:
+            raise ConfigError(f"the study {self.config.name}", faults)
+
+    def _range(self, cost: str) -> tuple[float, float]:
         proposer = StratifiedProposer(
-            self.space, lambda plan: expected_costs(self.costs, plan)[0][axis], seed=0
+            self.space, lambda plan: expected_costs(self.costs, plan)[0][cost], seed=0
         )
         return proposer.low, proposer.high
 

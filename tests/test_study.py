@@ -134,10 +134,14 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"objectives": {"costs": []}}, "objectives.costs", "at least 1 item"),
     (
         {"objectives": {"costs": ["decoding_seconds"]}},
-        "objectives",
+        "objectives.costs",
         "known only after training, so it cannot come first",
     ),
-    ({"objectives": {"costs": ["total", "total"]}}, "objectives", "the same cost stands twice"),
+    (
+        {"objectives": {"costs": ["total", "total"]}},
+        "objectives.costs",
+        "the same cost stands twice",
+    ),
     ({"objectives": {"limits": {"total": -1}}}, "objectives.limits.total", "greater than 0"),
     (
         {"objectives": {"limits": {"decoding_seconds": 1}}},

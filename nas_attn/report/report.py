@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,14 +13,18 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from nas_attn.attention.counting import ModelSize
 from nas_attn.report.figures import interactive_figure, write_print_figures
 from nas_attn.report.tables import (
     DIFFERENCE,
+    cost_text,
     curves_of,
     front_table,
     noise_of,
     reproduction_texts,
+    state_text,
     trials_table,
+    write_rows,
 )
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
@@ -43,6 +47,7 @@ class ReportContext:
         versions: of the libraries, as kept with the study.
         machine: where the search ran.
         evaluate: for each trial number on the front, the command that evaluates its checkpoint.
+        confirmed: from `confirmation_rows`; empty if nothing was confirmed.
     """
 
     name: str
@@ -53,21 +58,44 @@ class ReportContext:
     versions: dict[str, str]
     machine: str
     evaluate: dict[int, str]
+    confirmed: Sequence[Mapping[str, Any]] = ()
 
     @property
     def loss(self) -> str:
         return self.objectives.loss
 
     @property
+    def quality(self) -> str:
+        """The measure of quality in words."""
+        better = " (higher is better)" if self.objectives.maximise else ""
+        return f"validation {self.loss}{better}"
+
+    @property
+    def costs(self) -> dict[str, str]:
+        """The costs in words."""
+        return {name: cost_words(name) for name in self.objectives.costs}
+
+    @property
     def axis(self) -> str:
-        """The cost in words."""
-        counts = ("attention", "non_embedding", "total", "effective")
-        name = self.objectives.axis.replace("_", "-" if self.objectives.axis in counts else " ")
-        return f"{name} parameters" if self.objectives.axis in counts else name
+        """The first cost in words."""
+        return self.costs[self.objectives.axis]
+
+
+def cost_words(name: str) -> str:
+    """A cost in words."""
+    if name in ModelSize._fields:
+        return f"{name.replace('_', '-')} parameters"
+    return {
+        "cache_bytes": "cache bytes a token",
+        "flops": "operations a sentence",
+        "decoding_seconds": "decoding seconds a sentence",
+    }[name]
 
 
 def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: Path) -> Path:
     """Write index.html, front.csv, trials.csv, curves.csv, front.json, figures and summary.md.
+
+    After a confirmation, confirmed.csv too.
 
     Args:
         trials: of the study, in order.
@@ -87,11 +115,13 @@ def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: 
     chosen.to_csv(folder / "front.csv", index=False)
     write_curves(curves_of(trials), folder / "curves.csv")
     _write_front_json(trials, context, noise, folder / "front.json")
-    write_print_figures(table, folder, loss=context.loss, axis=context.axis, noise=noise)
+    if context.confirmed:
+        write_rows(context.confirmed, folder / "confirmed.csv")
+    write_print_figures(table, folder, quality=context.quality, costs=context.costs, noise=noise)
     summary = summary_text(trials, context)
     (folder / "summary.md").write_text(summary, encoding="utf-8")
     page = folder / "index.html"
-    figure = interactive_figure(table, loss=context.loss, axis=context.axis, noise=noise)
+    figure = interactive_figure(table, quality=context.quality, costs=context.costs, noise=noise)
     page.write_text(_render(trials, context, noise, figure, chosen), encoding="utf-8")
     return page
 
@@ -101,26 +131,28 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     chosen = front_table(trials, context.objectives)
     noise = noise_of(trials)
     trained = sum(trial.is_trained for trial in trials)
-    hours = sum(trial.seconds for trial in trials) / 3600
     on_front = sum(chosen["on_front"])
     stopped = sum(trial.state.name == "PRUNED" and trial.counts for trial in trials)
     seeds = "1 seed" if context.seeds == 1 else f"{context.seeds} seeds"
     lines = [
         f"# {context.name}",
         "",
-        f"{trained} trials of {seeds} trained in {hours:.2f} hours of training time; "
+        f"{trained} trials of {seeds} trained in {_time(trials)} of training time; "
         f"{on_front} on the front." + (f" {stopped} were stopped early." if stopped else ""),
         "",
-        f"| trial | plan | {context.axis} | change | of them effective | {context.loss} | change |",
-        "|---:|---|---:|---:|---:|---:|---:|",
     ]
+    effective = ["of them effective"] if _counts_parameters(context) else []
+    further = list(context.costs.items())[1:]
+    names = [context.axis, "change", *effective, *(words for _, words in further)]
+    lines.append(f"| trial | plan | {' | '.join(names)} | {context.loss} | change |")
+    lines.append("|---:|---|" + "---:|" * (len(names) + 2))
     for row in chosen.to_dict("records"):
         mark = f" ({_mark(row)})" if _mark(row) else ""
         plan = str(row["plan"]).replace("|", "\\|")
-        lines.append(
-            f"| {row['trial']}{mark} | {plan} | {row['cost']:,} | {_percent(row)} "
-            f"| {_effective(row)} | {row['loss']:.4f} | {_loss_change(row)} |"
-        )
+        cells = [f"{row['cost']:,}", _percent(row), *([_effective(row)] if effective else [])]
+        cells += [cost_text(name, row[name]) for name, _ in further]
+        cells += [f"{row['loss']:.4f}", _loss_change(row)]
+        lines.append(f"| {row['trial']}{mark} | {plan} | {' | '.join(cells)} |")
     if noise is not None and on_front > 1:
         losses = chosen[chosen["on_front"]]["loss"]
         spread = float(losses.max() - losses.min())
@@ -171,12 +203,14 @@ def _render(
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     by_number = {trial.number: trial for trial in trials}
     on_front = {trial.number for trial in front(list(trials))}
-    seconds = sum(trial.seconds for trial in trials)
+    further = list(context.costs)[1:]
     return environment.from_string(template).render(
         name=context.name,
         description=context.description,
         loss=context.loss,
         axis=context.axis,
+        further=[context.costs[name] for name in further],
+        counts_parameters=_counts_parameters(context),
         seeds=context.seeds,
         settings=json.dumps(context.settings, indent=2),
         versions=context.versions,
@@ -184,13 +218,14 @@ def _render(
         noise=noise,
         margin=None if noise is None else DIFFERENCE * noise,
         figure=figure,
-        hours=f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h",
+        time=_time(trials),
         baseline=next((t for t in trials if t.is_baseline and t.is_trained), None),
         counts={
             "front": len(on_front),
             "trained": sum(trial.is_trained for trial in trials),
             "stopped": sum(t.state.name == "PRUNED" and t.counts for t in trials),
             "failed": sum(t.state.name == "FAIL" and t.counts for t in trials),
+            "refused": sum(trial.is_refused for trial in trials),
         },
         front=[
             {
@@ -203,20 +238,22 @@ def _render(
                 "cost": row["cost"],
                 "cost_change": _percent(row),
                 "effective": _effective(row),
+                "further": [cost_text(name, row[name]) for name in further],
                 "loss": f"{row['loss']:.4f}",
                 "loss_change": _loss_change(row),
             }
             for row in chosen.to_dict("records")
         ],
-        trials=[_row(trial, trial.number in on_front) for trial in trials[:MAX_ROWS]],
+        trials=[_row(trial, trial.number in on_front, further) for trial in trials[:MAX_ROWS]],
         left_out=max(0, len(trials) - MAX_ROWS),
+        confirmed=context.confirmed,
     )
 
 
-def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
+def _row(trial: TrialRecord, on_front: bool, further: Sequence[str]) -> dict[str, Any]:
     return {
         "trial": trial.number,
-        "state": trial.state.name.lower(),
+        "state": state_text(trial),
         "baseline": trial.is_baseline,
         "on_front": on_front,
         "duplicate_of": trial.duplicate_of,
@@ -225,10 +262,24 @@ def _row(trial: TrialRecord, on_front: bool) -> dict[str, Any]:
         "commands": reproduction_texts(trial),
         "cost": "" if trial.cost is None else f"{trial.cost:,}",
         "effective": "" if trial.effective is None else f"{trial.effective:,}",
+        "further": [cost_text(name, trial.costs.get(name)) for name in further],
         "loss": "" if trial.loss is None else f"{trial.loss:.4f}",
         "spread": ", ".join(f"{loss:.4f}" for loss in trial.losses),
         "seconds": f"{trial.seconds:.0f}" if trial.seconds else "",
     }
+
+
+def _time(trials: Sequence[TrialRecord]) -> str:
+    """All training time, with a unit that fits."""
+    seconds = sum(trial.seconds for trial in trials)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _counts_parameters(context: ReportContext) -> bool:
+    """Whether the axis counts parameters of which others than the effective ones are part."""
+    return context.objectives.axis in ModelSize._fields
 
 
 def _mark(row: dict[Any, Any]) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.arguments import reproduction, shell_text
+from nas_attn.training.arguments import maximises, reproduction, shell_text
+from nas_attn.training.costs import MEASURED_COSTS
 from nas_attn.training.replay import Curve, Point
 from nas_attn.training.worker import BEST, PRUNED
 
@@ -102,8 +106,8 @@ def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Da
         }
         for trial in trials
     ]
-    measured = {"decoding_seconds"}
-    whole = ["cost", "effective_cost", "duplicate_of", *(n for n in names if n not in measured)]
+    counts = (name for name in names if name not in MEASURED_COSTS)
+    whole = ["cost", "effective_cost", "duplicate_of", *counts]
     table = pd.DataFrame(rows)
     return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
 
@@ -135,23 +139,32 @@ def _standard_error(losses: Sequence[float]) -> float | None:
     return float(statistics.stdev(losses) / len(losses) ** 0.5)
 
 
-def confirmation_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+def confirmation_rows(
+    trials: Sequence[TrialRecord], objectives: Objectives, numbers: Mapping[AttentionPlan, int]
+) -> list[dict[str, Any]]:
     """What trainings with fresh seeds gave, one row for each trial and score.
 
-    Columns: trial, plan, baseline, cost, score (its name; the validation loss is one), seeds, mean,
-    error (standard error of the mean), change (against the baseline, mean), change_error (standard
-    error of the difference, seeds taken as pairs), beyond_noise (whether the change is larger than
-    its 95 % interval).
+    Columns: trial (its number in the search), plan, baseline, cost, score (its name; the validation
+    objective comes first), seeds, mean, error (standard error of the mean), change (against the
+    baseline, mean), interval (half of its 95 % interval: Student's, seeds taken as pairs), verdict
+    (better, worse, or noise if the interval holds nought).
+
+    Args:
+        trials: of the confirmation.
+        objectives: of the study.
+        numbers: of the search's trials, by plan.
     """
     complete = [trial for trial in trials if trial.is_trained]
     baseline = next((trial for trial in complete if trial.is_baseline), None)
     rows = []
     for trial in sorted(complete, key=lambda t: (t.cost or 0, t.number)):
-        for name, values in _scores(trial).items():
-            reference = {} if baseline is None or trial is baseline else _scores(baseline)
+        reference: dict[str, list[float]] = {}
+        if baseline is not None and trial is not baseline:
+            reference = _scores(baseline, objectives.loss)
+        for name, values in _scores(trial, objectives.loss).items():
             rows.append(
                 {
-                    "trial": trial.number,
+                    "trial": None if trial.plan is None else numbers.get(trial.plan),
                     "plan": trial.text,
                     "baseline": trial.is_baseline,
                     "cost": trial.cost,
@@ -159,30 +172,65 @@ def confirmation_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
                     "seeds": len(values),
                     "mean": statistics.fmean(values),
                     "error": _standard_error(values),
-                    **_change(values, reference.get(name)),
+                    **_change(values, reference.get(name), maximise=maximises(name.split()[-1])),
                 }
             )
     return rows
 
 
-def _scores(trial: TrialRecord) -> dict[str, list[float]]:
-    scores = {"validation": list(trial.losses)}
+def _scores(trial: TrialRecord, loss: str) -> dict[str, list[float]]:
+    scores = {f"validation {loss}": list(trial.losses)}
     for name in trial.tests[0] if trial.tests else ():
         scores[f"test {name}"] = [test[name] for test in trial.tests]
     return scores
 
 
-def _change(values: Sequence[float], reference: Sequence[float] | None) -> dict[str, Any]:
+def _change(
+    values: Sequence[float], reference: Sequence[float] | None, *, maximise: bool
+) -> dict[str, Any]:
     if not reference or len(reference) != len(values):
-        return {"change": None, "change_error": None, "beyond_noise": None}
+        return {"change": None, "interval": None, "verdict": None}
     pairs = [value - other for value, other in zip(values, reference, strict=True)]
     change, error = statistics.fmean(pairs), _standard_error(pairs)
-    beyond = None
-    if error is not None:
-        from scipy.stats import t
+    if error is None:
+        return {"change": change, "interval": None, "verdict": None}
+    from scipy.stats import t
 
-        beyond = bool(abs(change) > t.ppf(0.975, len(pairs) - 1) * error)
-    return {"change": change, "change_error": error, "beyond_noise": beyond}
+    interval = float(t.ppf(0.975, len(pairs) - 1) * error)
+    verdict = "better" if (change > 0) == maximise else "worse"
+    return {
+        "change": change,
+        "interval": interval,
+        "verdict": verdict if abs(change) > interval else "noise",
+    }
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows of one kind as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def cost_text(name: str, value: float | None) -> str:
+    """A cost for people: counts to the last digit, seconds to three."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if name in MEASURED_COSTS else f"{value:,.0f}"
+
+
+def state_text(trial: TrialRecord) -> str:
+    """How a trial stands, in words."""
+    if trial.duplicate_of is not None:
+        return "repeated"
+    if trial.is_withdrawn:
+        return "withdrawn"
+    if trial.is_refused:
+        return "over a limit"
+    return {"PRUNED": "stopped early", "FAIL": "failed"}.get(
+        trial.state.name, trial.state.name.lower()
+    )
 
 
 def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:

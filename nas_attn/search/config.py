@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nas_attn.section import Section
 
@@ -33,16 +33,17 @@ class ObjectivesConfig(Section):
     decoding_runs: Annotated[int, Field(ge=1)] = 3
     """Times that the validation side is translated for `decoding_seconds`; the median counts."""
 
-    @model_validator(mode="after")
-    def _sensible(self) -> ObjectivesConfig:
-        if len(set(self.costs)) != len(self.costs):
-            raise ValueError("costs: the same cost stands twice")
-        if self.costs[0] == "decoding_seconds":
+    @field_validator("costs")
+    @classmethod
+    def _sensible(cls, costs: list[Cost]) -> list[Cost]:
+        if len(set(costs)) != len(costs):
+            raise ValueError("the same cost stands twice")
+        if costs[0] == "decoding_seconds":
             raise ValueError(
-                "costs: decoding_seconds is known only after training, so it cannot come first; "
-                "put the parameters (total) before it"
+                "decoding_seconds is known only after training, so it cannot come first; put the "
+                "parameters (total) before it"
             )
-        return self
+        return costs
 
 
 REFUSED_RULES = {

@@ -20,6 +20,9 @@ SHOWN_LINES = 12
 TELLING_LINES = 50
 """Lines at a log's end that say why a process failed; earlier ones may tell of harmless things."""
 
+CHAINED = "During handling of the above exception, another exception occurred:"
+LOGGED = " | INFO | "
+
 
 class FailureKind(StrEnum):
     """Why a trial ended without a result."""
@@ -95,6 +98,9 @@ def failure_after(name: str, code: int, log: str, *, oom_killed: bool) -> Failur
     kind = kind_of_log(log)
     if kind is FailureKind.KILLED and oom_killed:
         kind = FailureKind.OUT_OF_MEMORY
+    cause = _cause(log)
+    if kind is FailureKind.NOT_FINITE and cause:
+        return Failure(kind, f"{name} ended with status {code}: {cause}")
     return Failure(kind, f"{name} ended with status {code}:\n{last_lines(log)}")
 
 
@@ -107,9 +113,18 @@ def _signal_name(number: int) -> str:
 
 def kind_of_log(log: str) -> FailureKind:
     """The kind that the end of a log shows, `TRAINING` if none in particular."""
-    telling = last_lines(log, TELLING_LINES)
+    telling = f"{_cause(log)}\n{last_lines(log, TELLING_LINES)}"
     found = (kind for kind, sign in SIGNS if sign.search(telling))
     return next(found, FailureKind.TRAINING)
+
+
+def _cause(log: str) -> str:
+    """The exception while handling which the last one was raised; empty if there was none.
+
+    fairseq looks for what made a gradient infinite, and itself fails at that with a long traceback.
+    """
+    before, _, after = log.rpartition(f"\n\n{CHAINED}")
+    return "" if LOGGED in after else last_lines(before, 1)
 
 
 def kind_of_error(error: Exception) -> FailureKind | None:

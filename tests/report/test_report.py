@@ -176,7 +176,7 @@ def test_a_point_dominates_only_beyond_the_noise(trials: list[TrialRecord]) -> N
     assert table["loss_error"].iloc[0] == pytest.approx(0.1)
 
 
-def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord]) -> None:
+def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord], tmp_path: Path) -> None:
     baseline = replace(
         seeded(trials[0], 200, 1.0, 2.0, 3.0),
         tests=({"bleu": 20.0}, {"bleu": 21.0}, {"bleu": 22.0}),
@@ -185,16 +185,68 @@ def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord]) -> None:
         seeded(trials[1], 100, 1.1, 2.1, 3.1),
         tests=({"bleu": 19.0}, {"bleu": 23.0}, {"bleu": 22.0}),
     )
-    rows = confirmation_rows([baseline, other])
-    named = {(row["trial"], row["score"]): row for row in rows}
-    loss = named[other.number, "validation"]
+    third = replace(
+        seeded(trials[2], 150, 1.0, 2.0, 3.0),
+        tests=({"bleu": 24.0}, {"bleu": 25.1}, {"bleu": 25.9}),
+    )
+    assert other.plan is not None
+    rows = confirmation_rows([baseline, other, third], OBJECTIVES, {other.plan: 7})
+    assert [row["cost"] for row in rows] == [100, 100, 150, 150, 200, 200]
+    named = {(row["cost"], row["score"]): row for row in rows}
+    loss = named[100, "validation loss"]
+    assert loss["trial"] == 7  # in the search; in the confirmation it is trial 1
     assert loss["change"] == pytest.approx(0.1)
-    assert loss["change_error"] == pytest.approx(0.0, abs=1e-12)
-    assert loss["beyond_noise"]
-    bleu = named[other.number, "test bleu"]
+    assert loss["interval"] == pytest.approx(0.0, abs=1e-12)
+    assert loss["verdict"] == "worse"
+    bleu = named[100, "test bleu"]
     assert bleu["mean"] == pytest.approx(64 / 3)
-    assert not bleu["beyond_noise"]
-    assert named[baseline.number, "test bleu"]["change"] is None
+    # Changes -1, 2 and 0; Student's 97.5 % quantile with 2 degrees of freedom is 4.303.
+    assert bleu["interval"] == pytest.approx(
+        4.303 * statistics.stdev([-1, 2, 0]) / 3**0.5, rel=1e-3
+    )
+    assert bleu["verdict"] == "noise"
+    assert named[150, "test bleu"]["verdict"] == "better"  # BLEU is better when higher
+    assert named[200, "test bleu"]["change"] is None
+
+    about = replace(context(), confirmed=rows)
+    page = write_report([baseline, other, third], about, tmp_path)
+    assert "with 3 seeds that the search did not use" in page.read_text()
+    table = pd.read_csv(tmp_path / "confirmed.csv")
+    assert list(table["score"]) == ["validation loss", "test bleu"] * 3
+    assert list(table["baseline"]) == [False] * 4 + [True] * 2
+
+
+def test_a_second_cost_has_its_column_and_its_panel(
+    trials: list[TrialRecord], tmp_path: Path
+) -> None:
+    both = replace(OBJECTIVES, costs=("total", "decoding_seconds"))
+    timed = [
+        replace(t, costs={**t.costs, "decoding_seconds": 0.0123 * (t.number + 1)}) for t in trials
+    ]
+    page = write_report(timed, replace(context(), objectives=both), tmp_path)
+    assert "| decoding seconds a sentence |" in (tmp_path / "summary.md").read_text()
+    assert "| 0.0123 |" in (tmp_path / "summary.md").read_text()
+    text = page.read_text()
+    assert '<td class="number">0.0123</td>' in text
+    assert '"xaxis2"' in text
+    size = [int.from_bytes((tmp_path / "front.png").read_bytes()[16:20])]
+    write_report(trials, context(), tmp_path)
+    size.append(int.from_bytes((tmp_path / "front.png").read_bytes()[16:20]))
+    assert size[0] > size[1]
+
+
+def test_trials_that_were_not_trained_say_so(trials: list[TrialRecord], tmp_path: Path) -> None:
+    refused = replace(
+        trials[1],
+        state=optuna.trial.TrialState.PRUNED,
+        folder=None,
+        rungs={},
+        loss=None,
+        point=None,
+    )
+    page = write_report([trials[0], refused], context(), tmp_path)
+    assert "<b>1</b>over a limit, not trained" in page.read_text()
+    assert "<td>over a limit" in page.read_text()
 
 
 def test_recorded_curves_can_be_replayed(trials: list[TrialRecord], tmp_path: Path) -> None:

@@ -39,11 +39,25 @@ def test_what_would_come_out_the_same_is_not_tried_again() -> None:
         ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed.", "killed"),
         ("torch...ProcessExitedException: process 0 terminated with signal SIGKILL", "killed"),
         ("KeyError: 'loss'", "training_error"),
+        (
+            "FloatingPointError: gradients are Nan/Inf\n\nDuring handling of the above exception, "
+            "another exception occurred:\n\n" + "step\n" * 60 + "StopIteration",
+            "not_finite",
+        ),
         ("CUDA out of memory\n" + "step\n" * 60 + "KeyError: 'loss'", "training_error"),
     ],
 )
 def test_logs(log: str, kind: str) -> None:
     assert kind_of_log(log) == kind
+
+
+def test_what_came_first_is_the_cause() -> None:
+    first = "FloatingPointError: gradients are Nan/Inf"
+    log = f"{first}\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    ended = failure_after("it", 1, log + "step\n" * 60 + "StopIteration", oom_killed=False)
+    assert ended.message == f"it ended with status 1: {first}"
+    over = log + "2026 | INFO | train | begin training\n" + "step\n" * 60 + "KeyError: 'loss'"
+    assert failure_after("it", 1, over, oom_killed=False).kind is FailureKind.TRAINING
 
 
 def test_a_part_killed_for_memory() -> None:
