@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import BaseStorage, GrpcStorageProxy
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
 
 from nas_attn.search.objectives import Objectives
@@ -36,7 +38,7 @@ class Search:
 
     study: Path
     runs: Path
-    storage: str | None
+    storage: BaseStorage
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, drivers: int) -> None:
@@ -53,8 +55,7 @@ class Search:
 
     def trials(self) -> list[TrialRecord]:
         """As they are on record; none before there is one."""
-        storage = open_storage(self.storage, self.runs / "small")
-        return Record("small", storage, OBJECTIVES, create=True).trials()
+        return Record("small", self.storage, OBJECTIVES, create=True).trials()
 
     def driver_of(self, trial: TrialRecord) -> int:
         """The process that began a trial."""
@@ -83,6 +84,14 @@ class Search:
         return counted
 
 
+def close(storage: BaseStorage) -> None:
+    """Close the connections."""
+    if isinstance(storage, GrpcStorageProxy):
+        storage.close()
+    elif isinstance(storage, _CachedStorage):
+        storage._backend.engine.dispose()
+
+
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
     if find_postgres() is None:
@@ -107,23 +116,25 @@ def proxy(
 def search(
     request: pytest.FixtureRequest, tmp_path: Path, tiny_translation: PreparedData
 ) -> Iterator[Search]:
-    storage = None
+    url = None
     if request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres")
-        storage = server.create_database(f"shared_{time.monotonic_ns()}")
+        url = server.create_database(f"shared_{time.monotonic_ns()}")
     elif request.param == "grpc":
-        storage = request.getfixturevalue("proxy").url
+        url = request.getfixturevalue("proxy").url
     changes: dict[str, Any] = {
         "space/schemes/collaborative": {"shared_dim": [2, 4, 8, 16], "content_bias": [False, True]},
         "search": {"trials": TRIALS, "startup_trials": 5},
-        "execution": {"workers": 1, "storage": storage},
+        "execution": {"workers": 1, "storage": url},
         "replay": {"seconds": 0.5},
     }
-    search = Search(write(tmp_path, tiny_translation.folder, changes), tmp_path / "runs", storage)
+    study, runs = write(tmp_path, tiny_translation.folder, changes), tmp_path / "runs"
+    search = Search(study, runs, open_storage(url, runs / "small"))
     yield search
     for driver in search.drivers:
         driver.kill()
         driver.wait()
+    close(search.storage)
 
 
 def attempts(trial: TrialRecord) -> int:

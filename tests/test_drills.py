@@ -1,0 +1,74 @@
+"""The drill with faults, in short: what is killed comes back, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from drills.faults import faults_of
+from tests.search.fakes import FakeExecutor, make_conductor
+from tests.search.servers import find_postgres
+
+DRILL = Path(__file__).resolve().parent.parent / "drills" / "faults.py"
+KILLS = 2
+
+
+def drill(*arguments: str) -> str:
+    """Run it; returns what it prints."""
+    command = [sys.executable, "-W", "ignore", str(DRILL), "--trials", "6", "--most", str(KILLS)]
+    command += ["--every", "4", "--seed", "5", "--limit", "240", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    assert process.returncode == 0, printed
+    return printed
+
+
+def kills(printed: str) -> dict[str, int]:
+    """How often what was killed."""
+    found = re.search(r"^killed: (.*?);", printed, re.MULTILINE)
+    assert found is not None, printed
+    return {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", found[1])}
+
+
+def test_drivers_and_workers_are_killed() -> None:
+    printed = drill()
+    assert "6 trials: 6 complete" in printed
+    assert sum(kills(printed).values()) >= 1, printed
+
+
+@pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL server (Debian: postgresql)")
+def test_the_database_is_killed() -> None:
+    printed = drill("--storage", "postgres", "--kill", "postgres", "driver")
+    assert "6 trials: 6 complete" in printed
+    assert kills(printed).get("postgres", 0) >= 1, printed
+
+
+def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> None:
+    trials = []
+    for name in ("whole", "broken"):
+        conductor = make_conductor(tmp_path / name, sampler="stratified_random", trials=6)
+        FakeExecutor().run(conductor)
+        trials.append(conductor.record.trials())
+    whole, broken = trials
+    assert faults_of(whole, broken, replayed=False) == []
+    lost = faults_of(whole, broken[:-1], replayed=False)
+    assert lost[0] == "6 trials undisturbed, but 5 under kills"
+    left = [*broken[:-1], replace(broken[-1], state=TrialState.RUNNING, losses=(), loss=None)]
+    assert faults_of(whole, left, replayed=False)[0] == "trial 5 is not over"
+    other = [*broken[:-1], replace(broken[-1], losses=(9.0,))]
+    assert faults_of(whole, other, replayed=False)[0].startswith("trial 5: COMPLETE")
