@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import BaseStorage, GrpcStorageProxy
+from optuna.storages._cached_storage import _CachedStorage
+
 USER = "postgres"
 START_SECONDS = 60.0
 
@@ -156,6 +159,14 @@ class GrpcProxy(_Server):
     def _listens(self) -> bool:
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def close(storage: BaseStorage) -> None:
+    """Close the connections of a storage."""
+    if isinstance(storage, GrpcStorageProxy):
+        storage.close()
+    elif isinstance(storage, _CachedStorage):
+        storage._backend.engine.dispose()
 
 
 def _account() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.storages import BaseStorage, GrpcStorageProxy
-from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.storage import open_storage
 from nas_attn.training.data import PreparedData
-from tests.search.servers import GrpcProxy, Postgres, find_postgres
+from tests.search.servers import GrpcProxy, Postgres, close
 from tests.test_study import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
@@ -82,24 +80,6 @@ class Search:
         checked = subprocess.run(command, capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
         return counted
-
-
-def close(storage: BaseStorage) -> None:
-    """Close the connections."""
-    if isinstance(storage, GrpcStorageProxy):
-        storage.close()
-    elif isinstance(storage, _CachedStorage):
-        storage._backend.engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    if find_postgres() is None:
-        pytest.skip("no PostgreSQL server (Debian: postgresql)")
-    with tempfile.TemporaryDirectory(prefix="nas-attn-") as folder:
-        server = Postgres(Path(folder) / "postgres")
-        yield server
-        server.stop()
 
 
 @pytest.fixture
@@ -183,3 +163,13 @@ def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
         told = validations(trial)
         assert sorted(set(told)) == [100 * number for number in range(1, 10)]
         assert len(told) <= 9 + (trial.number in left), "more than the one that a kill fell into"
+
+
+@pytest.mark.parametrize("search", ["grpc"], indirect=True)
+def test_a_proxy_that_is_started_again_is_waited_for(search: Search, proxy: GrpcProxy) -> None:
+    search.start(drivers=2)
+    search.wait_for(lambda trials: sum(trial.is_trained for trial in trials) > 4)
+    proxy.kill()
+    time.sleep(2)
+    proxy.start()
+    assert [attempts(trial) for trial in search.end()] == [1] * TRIALS
