@@ -18,27 +18,51 @@ set -euo pipefail
 
 port=${RAY_PORT:-6379}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-on_node() {
+declare -A ray_on
+on_node() {  # in a sub-shell, which srun replaces, so that killing it ends what runs there
     local node=$1
     shift
-    srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" "$@"
+    exec srun --nodes=1 --ntasks=1 --overlap --nodelist="$node" "$@"
+}
+start_ray() {
+    local node=$1
+    shift
+    on_node "$node" ray start "$@" --num-cpus="${SLURM_CPUS_PER_TASK:-1}" \
+        --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block &
+    ray_on[$node]=$!
+}
+nodes_up() {
+    ray status --address="$address" 2>/dev/null | grep -c '^ 1 node_' || true
+}
+wait_for_nodes() {  # so many, less those whose Ray has ended
+    local wanted=$1 deadline=$((SECONDS + ${RAY_START_SECONDS:-300})) node
+    while [ "$(nodes_up)" -lt "$wanted" ] && [ "$SECONDS" -lt "$deadline" ]; do
+        for node in "${!ray_on[@]}"; do
+            if ! kill -0 "${ray_on[$node]}" 2>/dev/null; then
+                echo "Ray did not start on $node" >&2
+                unset "ray_on[$node]"
+                wanted=$((wanted - 1))
+            fi
+        done
+        sleep 2
+    done
 }
 
 address=$(on_node "${nodes[0]}" hostname --ip-address | awk '{print $1}'):$port
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-shape=(--num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block)
-on_node "${nodes[0]}" ray start --head --node-ip-address="${address%:*}" --port="$port" \
-    --include-dashboard=false "${shape[@]}" &
-until ray status --address="$address" >/dev/null 2>&1; do
-    sleep 2
-done
+start_ray "${nodes[0]}" --head --node-ip-address="${address%:*}" --port="$port" \
+    --include-dashboard=false
+wait_for_nodes 1
+if [ "$(nodes_up)" -lt 1 ]; then
+    echo "no Ray head answers at $address (${nodes[0]}), so nothing is searched" >&2
+    exit 1
+fi
 for node in "${nodes[@]:1}"; do
-    on_node "$node" ray start --address="$address" "${shape[@]}" &
+    start_ray "$node" --address="$address"
 done
 # Nodes that join later are used as they come; the search counts those that are there as it begins.
-until [ "$(ray status --address="$address" 2>/dev/null | grep -c '^ 1 node_')" -ge "${#nodes[@]}" ]; do
-    sleep 2
-done
+wait_for_nodes "${#nodes[@]}"
+echo "$(nodes_up) of ${#nodes[@]} nodes are up"
 
 nas-attn search "$@" --address="$address"
