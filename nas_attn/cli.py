@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn.errors import ConfigError, NasAttnError, PlanError, SearchError
+from nas_attn.errors import ConfigError, NasAttnError, PlanError
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
@@ -125,21 +125,18 @@ def search(
     record.keep_settings(loaded.settings())
     record.note("versions", _versions())
     record.note("machine", _machine())
-    try:
-        _run_search(
-            loaded,
-            record,
-            address,
-            proposer=loaded.proposer(),
-            config=loaded.config.search,
-            build_job=loaded.build_job,
-        )
-    except SearchError:
-        if any(trial.is_trained for trial in record.trials()):
-            _write_report(loaded, record, loaded.folder / "report")
-        raise
-    page = _write_report(loaded, record, loaded.folder / "report")
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    conductor = _run_search(
+        loaded,
+        record,
+        address,
+        proposer=loaded.proposer(),
+        config=loaded.config.search,
+        build_job=loaded.build_job,
+    )
+    if any(trial.is_trained for trial in record.trials()):
+        page = _write_report(loaded, record, loaded.folder / "report")
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    conductor.outcome()
 
 
 @app.command()
@@ -199,7 +196,7 @@ def confirm(
         soft_wrap=True,
     )
     new = {loaded.baseline, *plans} - {other.plan for other in known}
-    _run_search(
+    conductor = _run_search(
         loaded,
         confirmed,
         address,
@@ -215,6 +212,7 @@ def confirm(
     console.print(confirmation_table(rows, loaded.objectives.axis))
     _say_failures(confirmed.trials())
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    conductor.outcome()
 
 
 @app.command()
@@ -854,10 +852,11 @@ def _run_search(
     config: SearchConfig,
     build_job: JobBuilder,
     title: str | None = None,
-) -> None:
+) -> Conductor:
     """Run a search as one of its drivers, to its end or to Ctrl-C.
 
-    With a title it is no search, and no front is shown.
+    With a title it is no search, and no front is shown. Whether it had to end early is told by the
+    conductor's outcome.
     """
     from nas_attn.search.driver import Conductor
     from nas_attn.search.ownership import Ownership
@@ -885,7 +884,7 @@ def _run_search(
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on where this one stopped")
             raise typer.Exit(130) from None
-        conductor.outcome()
+        return conductor
     finally:
         ownership.close()
 
