@@ -15,12 +15,13 @@ PACKAGE = Path(nas_attn.__file__).parent
 LAYERS = {
     "__init__": 0, "errors": 0, "plan": 0, "section": 0,
     "attention": 1, "space": 1, "pareto": 1,
-    "training": 2,
-    "search": 3, "benchmark": 3,
-    "report": 4,
-    "study": 5,
-    "display": 6,
-    "cli": 7,
+    "conversion": 2,
+    "training": 3,
+    "search": 4, "benchmark": 4,
+    "report": 5,
+    "study": 6,
+    "display": 7,
+    "cli": 8,
 }  # fmt: skip
 """Number of the layer of each module or package; those of one number are strangers."""
 

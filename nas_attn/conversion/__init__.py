@@ -1,0 +1,6 @@
+"""Trained attention taken over by other schemes: exact where it can be, else as near as can be."""
+
+from nas_attn.conversion.convert import Conversion, Errors, convert_attention
+from nas_attn.conversion.metric import Call, recorded
+
+__all__ = ["Call", "Conversion", "Errors", "convert_attention", "recorded"]

@@ -1,0 +1,256 @@
+"""Convert one trained attention module to another scheme."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nas_attn.attention import Attention
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
+from nas_attn.attention.registry import build_attention
+from nas_attn.conversion.maps import maps_of
+from nas_attn.conversion.metric import Call, Metric, attention_scores, run
+from nas_attn.conversion.schemes import largest_heads, only_heads, write
+from nas_attn.errors import PlanError
+from nas_attn.plan import AttentionChoice
+
+RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+"""Shares of the mean square of a head's output that hold refitted weights to what they were."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a converted module is from the trained one, on recorded calls.
+
+    Args:
+        scores: relative error of scores, as far as the softmax sees them: of each query, less the
+            mean over its keys. None if the schemes have different numbers of heads.
+        outputs: relative error of outputs.
+    """
+
+    scores: float | None
+    outputs: float
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted module.
+
+    Args:
+        module: in the type of the trained one.
+        errors: on the calls; None without calls.
+    """
+
+    module: Attention
+    errors: Errors | None
+
+
+def convert_attention(
+    trained: Attention,
+    choice: AttentionChoice,
+    calls: Sequence[Call] = (),
+    *,
+    refit: bool = True,
+    force: bool = False,
+) -> Conversion:
+    """Make a module of another scheme that computes what a trained one does, or nearly.
+
+    Exact where the scheme can hold the trained heads, such as `collaborative` whose shared
+    dimension is as wide as all heads together. Where it cannot, the least error is sought: of
+    scores and outputs on inputs such as the calls have, or without calls of the weights.
+
+    Args:
+        trained: of any scheme; not changed.
+        choice: scheme and options of the new module.
+        calls: recorded calls of the trained module (see `recorded`).
+        refit: with calls, solve the output projection anew, by least squares.
+        force: also convert to a scheme that cannot inherit.
+
+    Raises:
+        PlanError: the choice does not fit the module, or its scheme cannot inherit.
+    """
+    num_heads = trained.embed_dim // trained.head_dim
+    module = build_attention(
+        choice.scheme,
+        trained.embed_dim,
+        num_heads,
+        kdim=trained.kdim,
+        vdim=trained.vdim,
+        dropout=trained.dropout,
+        bias=trained.has_bias,
+        **dict(choice.options),
+    ).double()
+    inherits = not isinstance(module, HeadEmbeddingAddAttention) or type(module) is type(trained)
+    if not (inherits or force):
+        raise PlanError(
+            "head_embedding_add cannot inherit trained heads: all its heads share one bilinear "
+            "form, and a converted model loses what they learned. Train it from scratch, or force "
+            "the conversion"
+        )
+    reference = copy.deepcopy(trained).to("cpu", torch.float64).eval()
+    calls = [call.to(torch.float64) for call in calls]
+    maps = maps_of(reference).padded(num_heads)
+    metric = Metric.of_calls(reference, calls) if calls else Metric.of_weights(reference)
+    if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
+        if calls:
+            kept = heads_to_keep(reference, calls, module.num_heads)
+        else:
+            kept = largest_heads(maps, metric, module.num_heads)
+        maps, metric = only_heads(maps, metric, kept)
+    write(module.eval(), maps, metric)
+    errors = None
+    if calls:
+        if refit:
+            refit_output(module, reference, calls)
+        errors = errors_of(module, reference, calls)
+    parameter = next(trained.parameters())
+    module.to(device=parameter.device, dtype=parameter.dtype).train(trained.training)
+    return Conversion(module, errors)
+
+
+@torch.no_grad()
+def errors_of(module: Attention, reference: Attention, calls: Sequence[Call]) -> Errors:
+    """Compare two modules on calls.
+
+    Args:
+        module: converted.
+        reference: trained.
+        calls: in the type of both.
+    """
+    same_heads = module.num_heads == reference.num_heads
+    scores = torch.zeros(2, dtype=torch.float64)
+    outputs = torch.zeros(2, dtype=torch.float64)
+    for call in calls:
+        counts = call.queries_that_count
+        wanted = run(reference, call)[counts]
+        outputs += torch.stack(
+            [((run(module, call)[counts] - wanted) ** 2).sum(), (wanted**2).sum()]
+        )
+        if same_heads:
+            wanted = _seen_by_softmax(attention_scores(reference, call), call)
+            lost = _seen_by_softmax(attention_scores(module, call), call) - wanted
+            scores += torch.stack([(lost**2).sum(), (wanted**2).sum()])
+    return Errors(_relative(scores) if same_heads else None, _relative(outputs))
+
+
+@torch.no_grad()
+def refit_output(module: Attention, reference: Attention, calls: Sequence[Call]) -> None:
+    """Solve a module's output projection so that outputs are nearest to the reference's.
+
+    Least squares over what the projection gets, held to what it was by a ridge. Of `RIDGES` the one
+    is taken that serves unseen sequences best, as either half of the sequences says of the other.
+
+    Args:
+        module: changed in place.
+        reference: trained.
+        calls: in the type of both.
+    """
+    has_bias = module.out_proj.bias is not None
+    inputs = module.out_proj.in_features
+    size = inputs + has_bias
+    grams = torch.zeros(2, size, size, dtype=torch.float64)
+    targets = torch.zeros(2, size, module.embed_dim, dtype=torch.float64)
+    for call in calls:
+        joined, output, sequence = _joined(module, call)
+        lost = run(reference, call)[call.queries_that_count] - output
+        for half in range(2):
+            rows = sequence % 2 == half
+            some = joined[rows, :size]
+            grams[half] += some.t() @ some
+            targets[half] += some.t() @ lost[rows]
+
+    def solve(gram: Tensor, target: Tensor, ridge: float) -> Tensor:
+        held = torch.full((size,), 1e-9, dtype=torch.float64)
+        held[:inputs] = ridge
+        scale = gram.diagonal()[:inputs].mean().clamp_min(torch.finfo(gram.dtype).tiny)
+        solved: Tensor = torch.linalg.solve(gram + scale * held.diag(), target)
+        return solved
+
+    def gain(ridge: float) -> float:
+        """By how much the squared error of unseen sequences falls."""
+        total = 0.0
+        for seen, unseen in ((0, 1), (1, 0)):
+            change = solve(grams[seen], targets[seen], ridge)
+            fall = (
+                2.0 * (change * targets[unseen]).sum() - (change * (grams[unseen] @ change)).sum()
+            )
+            total += float(fall)
+        return total
+
+    best = max(RIDGES, key=gain)
+    if gain(best) <= 0.0:
+        return
+    change = solve(grams.sum(0), targets.sum(0), best)
+    module.out_proj.weight.add_(change[:inputs].t())
+    if has_bias:
+        module.out_proj.bias.add_(change[-1])
+
+
+@torch.no_grad()
+def heads_to_keep(module: Attention, calls: Sequence[Call], count: int) -> Tensor:
+    """Heads without which the least is lost, given up one by one, the others refitted each time.
+
+    Args:
+        module: trained.
+        calls: in its type.
+        count: how many stay.
+    """
+    gram = torch.zeros(())
+    for call in calls:
+        joined, _, _ = _joined(module, call)
+        gram = gram + joined.t() @ joined
+    weight = module.out_proj.weight
+    whole = torch.cat([weight, weight.new_zeros(len(weight), 1)], dim=1).t()
+    head_of = torch.arange(weight.size(1)) // (weight.size(1) // module.num_heads)
+    head_of = torch.cat([head_of, torch.tensor([-1])])  # a one for the bias, which always stays
+    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    wanted = gram @ whole
+
+    def kept_of(heads: list[int]) -> Tensor:
+        columns = torch.isin(head_of, torch.tensor([-1, *heads]))
+        solved = torch.linalg.solve(gram[columns][:, columns], wanted[columns])
+        explained: Tensor = (solved * wanted[columns]).sum()
+        return explained
+
+    heads = list(range(module.num_heads))
+    while len(heads) > count:
+        gone = max(heads, key=lambda head: float(kept_of([h for h in heads if h != head])))
+        heads.remove(gone)
+    return torch.tensor(heads)
+
+
+def _joined(module: Attention, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """What the output projection gets, (N, width + 1), a one behind, what it makes of it, and to
+    which sequence of the batch each belongs."""
+    seen: list[Tensor] = []
+    hook = module.out_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        output = run(module, call)[call.queries_that_count]
+    finally:
+        hook.remove()
+    joined = seen[0][call.queries_that_count]
+    sequence = call.queries_that_count.nonzero()[:, 0]
+    return torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1), output, sequence
+
+
+def _seen_by_softmax(scores: Tensor, call: Call) -> Tensor:
+    """Scores less their mean over the keys that a query sees; zero elsewhere."""
+    mask = call.mask()
+    if mask is None:
+        seen = torch.ones_like(scores)
+    else:
+        allowed = mask if mask.dtype == torch.bool else mask > -math.inf
+        seen = allowed.expand_as(scores).to(scores)
+    seen = seen * call.queries_that_count[:, None, :, None]
+    mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1.0)
+    return (scores - mean) * seen
+
+
+def _relative(sums: Tensor) -> float:
+    return float((sums[0] / sums[1].clamp_min(torch.finfo(sums.dtype).tiny)).sqrt())

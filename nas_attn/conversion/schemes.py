@@ -1,0 +1,294 @@
+"""How each scheme takes over the maps of trained heads.
+
+A writer sets the weights of a freshly built module (float64) so that it computes what the maps
+say, exactly where its scheme can, else as nearly as its metric tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nas_attn.attention import Attention
+from nas_attn.attention.collaborative import CollaborativeAttention
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.grouped_query import GroupedQueryAttention
+from nas_attn.attention.head_embedding import HeadEmbeddingAttention
+from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
+from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.reduced_key import ReducedKeyAttention
+from nas_attn.attention.shared_key_value import SharedKeyValueAttention
+from nas_attn.attention.single_head import SingleHeadAttention
+from nas_attn.conversion.factors import collaborative_factors, shared_rows
+from nas_attn.conversion.maps import HeadMaps
+from nas_attn.conversion.metric import Metric
+from nas_attn.errors import PlanError
+
+Writer = Callable[[Attention, HeadMaps, Metric], None]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Value maps of groups, (groups, h, vdim), what heads make of them, (n, d, h), and the bias."""
+
+    value: Tensor
+    output: Tensor
+    bias: Tensor
+
+
+def write(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    """Set a module's weights by trained maps.
+
+    Args:
+        module: of any scheme, in float64.
+        maps: of the trained heads, as many as the module has.
+        metric: what counts.
+
+    Raises:
+        PlanError: no writer knows the scheme.
+    """
+    for kind, writer in WRITERS.items():
+        if isinstance(module, kind):
+            with torch.no_grad():
+                writer(module, maps, metric)
+            return
+    raise PlanError(f"{type(module).__name__} cannot take over trained heads")
+
+
+def _grouped_query(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    assert isinstance(module, GroupedQueryAttention)
+    query, key = _shared_keys(maps, metric, module.num_groups, module.head_dim)
+    _set_queries_and_keys(module, query, key)
+    _set_values(module, _shared_values(maps, metric, module.num_groups, module.head_dim))
+
+
+def _reduced_key(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    assert isinstance(module, ReducedKeyAttention)
+    width = module.key_dim // module.num_heads
+    query, key = _shared_keys(maps, metric, module.num_heads, width)
+    _set_queries_and_keys(module, query, key)
+    _set_values(module, _shared_values(maps, metric, module.num_heads, module.head_dim))
+
+
+def _grouped_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    assert isinstance(module, GroupedHeadAttention)
+    query, key = _shared_keys(maps, metric, module.num_heads, module.head_dim)
+    _set_queries_and_keys(module, query, key)
+    _set_values(module, _shared_values(maps, metric, module.num_heads, module.head_dim))
+
+
+def _shared_key_value(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    """Of a head, the rows that serve as key and as value, errors of both counted alike."""
+    assert isinstance(module, SharedKeyValueAttention)
+    left, right = maps.query @ metric.query, maps.key @ metric.key
+    outward, inward = maps.output.mT, maps.value @ metric.key
+    queries, keys, outputs = [], [], []
+    for head in range(maps.num_heads):
+        pairs = ((left[head], right[head]), (outward[head], inward[head]))
+        alike = [((a / _norm(a, b))[None], b[None]) for a, b in pairs]
+        rows = shared_rows(module.head_dim, *alike)
+        queries.append((right[head] @ rows.t()).t() @ maps.query[head])
+        keys.append(_undo(rows, metric.key))
+        outputs.append(maps.output[head] @ inward[head] @ rows.t())
+    query, key, output = torch.stack(queries), torch.stack(keys), torch.stack(outputs)
+    _set_linear(module.q_proj, query.flatten(0, 1))
+    _set_linear(module.kv_proj, _with_bias(key.flatten(0, 1)))
+    lost = torch.einsum("ndh,nhv->ndv", maps.output, maps.value) - output @ key
+    _set_output(module, output, maps.bias + _constant(lost, metric))
+
+
+def _collaborative(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    assert isinstance(module, CollaborativeAttention)
+    if module.content_bias is None:
+        factors = collaborative_factors(
+            maps.query @ metric.query, maps.key @ metric.key, module.shared_dim
+        )
+        query = _undo(factors.query, metric.query)
+    else:
+        factors = collaborative_factors(
+            maps.query[..., :-1] @ metric.centred_query, maps.key @ metric.key, module.shared_dim
+        )
+        query = _undo(factors.query, metric.centred_query)
+    key = _undo(factors.key, metric.key)
+    module.mixing.copy_(factors.mixing)
+    _set_linear(module.k_proj, _with_bias(key))
+    if module.content_bias is None:
+        _set_linear(module.q_proj, query)
+    else:
+        _set_linear(module.q_proj, _with_bias(query))
+        mean = metric.query_mean
+        whole = torch.einsum("nrd,d,nrk->nk", maps.query, mean, maps.key)
+        module.content_bias.weight.copy_(whole - (factors.mixing * (query @ mean[:-1])) @ key)
+    _set_values(module, _shared_values(maps, metric, module.num_value_heads, module.head_dim))
+
+
+def _head_embedding_mul(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    """Collaborative with a head's width; the query embedding mixes, the others do nothing."""
+    assert isinstance(module, HeadEmbeddingMulAttention)
+    factors = collaborative_factors(
+        maps.query @ metric.query, maps.key @ metric.key, module.head_dim
+    )
+    _set_linear(module.q_proj, _undo(factors.query, metric.query))
+    _set_linear(module.k_proj, _with_bias(_undo(factors.key, metric.key)))
+    module.query_embedding.copy_(factors.mixing - module.offset)
+    module.key_embedding.fill_(1.0 - module.offset)
+    module.value_embedding.fill_(1.0 - module.offset)
+    _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
+
+
+def _head_embedding_add(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    """One bilinear form, the heads' mean; embeddings give back what keys each head likes."""
+    assert isinstance(module, HeadEmbeddingAddAttention)
+    key = _one_map(module, maps, metric)
+    mean_query = torch.einsum("nrd,d->nr", maps.query, metric.query_mean)
+    liked = torch.einsum("nr,nrk->nk", mean_query, maps.key)
+    wanted = (liked - liked.mean(0)) @ metric.key
+    solved = torch.linalg.lstsq((key @ metric.key).t(), wanted.t(), driver="gelsd").solution
+    module.query_embedding.copy_(solved.t())
+    module.key_embedding.zero_()
+    module.value_embedding.zero_()
+    _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
+
+
+def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    """The heads' mean, as scores and as outputs."""
+    assert isinstance(module, SingleHeadAttention)
+    _one_map(module, maps, metric)
+    whole = torch.einsum("ndh,nhv->dv", maps.output, maps.value)
+    everything = torch.eye(len(whole)).to(whole)
+    rows = shared_rows(module.head_dim, (everything[None], (whole @ metric.value)[None]))
+    output, value = whole @ metric.value @ rows.t(), _undo(rows, metric.value)
+    copies = module.out_proj.in_features // module.head_dim
+    bias = maps.bias + (whole - output @ value) @ metric.value_mean.mean(0)
+    _set_values(module, _Values(value[None], (output / copies).expand(copies, -1, -1), bias))
+
+
+def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
+    """Set queries and keys to the heads' mean map; returns the key rows."""
+    assert isinstance(module, (HeadEmbeddingAttention, SingleHeadAttention))
+    mean = torch.einsum("nrd,nrk->dk", maps.query, maps.key) / maps.num_heads
+    rows = shared_rows(module.head_dim, (metric.query[None], (mean @ metric.key)[None]))
+    key = _undo(rows, metric.key)
+    query = (mean @ metric.key @ rows.t()).t()
+    query, key = _evened(query[None], key[None])
+    _set_linear(module.q_proj, query[0])
+    _set_linear(module.k_proj, _with_bias(key[0]))
+    return key[0]
+
+
+def _shared_keys(maps: HeadMaps, metric: Metric, groups: int, width: int) -> tuple[Tensor, Tensor]:
+    """Queries (n, width, d + 1) of heads, and keys (groups, width, kdim) that groups share."""
+    left, right = maps.query @ metric.query, maps.key @ metric.key
+    size = maps.num_heads // groups
+    queries, keys = [], []
+    for group in range(groups):
+        heads = slice(group * size, (group + 1) * size)
+        rows = shared_rows(width, (left[heads], right[heads]))
+        own = (right[heads] @ rows.t()).mT @ maps.query[heads]
+        query, key = _evened(own, _undo(rows, metric.key)[None])
+        queries.append(query)
+        keys.append(key)
+    return torch.cat(queries), torch.cat(keys)
+
+
+def _shared_values(maps: HeadMaps, metric: Metric, groups: int, width: int) -> _Values:
+    inward, outward = maps.value @ metric.value, maps.output.mT
+    size = maps.num_heads // groups
+    values, outputs = [], []
+    for group in range(groups):
+        heads = slice(group * size, (group + 1) * size)
+        rows = shared_rows(width, (outward[heads], inward[heads]))
+        output = maps.output[heads] @ inward[heads] @ rows.t()
+        output, value = _evened(output, _undo(rows, metric.value)[None])
+        values.append(value)
+        outputs.append(output)
+    value, output = torch.cat(values), torch.cat(outputs)
+    lost = maps.output @ maps.value - output @ value.repeat_interleave(size, dim=0)
+    return _Values(value, output, maps.bias + _constant(lost, metric))
+
+
+def largest_heads(maps: HeadMaps, metric: Metric, count: int) -> Tensor:
+    """Those heads whose outputs vary most."""
+    left, right = maps.output.mT, maps.value @ metric.value
+    sizes = ((left @ left.mT) * (right @ right.mT)).sum((1, 2))
+    return sizes.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def only_heads(maps: HeadMaps, metric: Metric, kept: Tensor) -> tuple[HeadMaps, Metric]:
+    """Some heads, and their metric; what the others give on average goes to the bias."""
+    lost = maps.output @ maps.value
+    lost[kept] = 0.0
+    few = HeadMaps(
+        query=maps.query[kept],
+        key=maps.key[kept],
+        value=maps.value[kept],
+        output=maps.output[kept],
+        bias=maps.bias + _constant(lost, metric),
+    )
+    return few, replace(metric, value_mean=metric.value_mean[kept])
+
+
+def _constant(lost: Tensor, metric: Metric) -> Tensor:
+    """What maps (n, d, vdim) that were given up make of the mean."""
+    return torch.einsum("ndv,nv->d", lost, metric.value_mean)
+
+
+def _undo(rows: Tensor, root: Tensor) -> Tensor:
+    """rows L^-1, the rows for inputs as they are."""
+    undone: Tensor = torch.linalg.solve_triangular(root, rows, upper=False, left=False)
+    return undone
+
+
+def _evened(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, of factors whose numbers are of one size."""
+    sizes = [(t**2).mean().sqrt().clamp_min(torch.finfo(t.dtype).tiny) for t in (first, second)]
+    ratio = (sizes[1] / sizes[0]).sqrt()
+    return first * ratio, second / ratio
+
+
+def _norm(left: Tensor, right: Tensor) -> Tensor:
+    squared = ((left @ left.t()) * (right @ right.t())).sum().clamp_min(0.0)
+    return squared.sqrt().clamp_min(torch.finfo(left.dtype).tiny)
+
+
+def _with_bias(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(*rows.shape[:-1], 1)], dim=-1)
+
+
+def _set_linear(projection: torch.nn.Linear, rows: Tensor) -> None:
+    """Set weights and bias by (rows, inputs + 1)."""
+    projection.weight.copy_(rows[:, :-1])
+    if projection.bias is not None:
+        projection.bias.copy_(rows[:, -1])
+
+
+def _set_queries_and_keys(module: Attention, query: Tensor, key: Tensor) -> None:
+    assert isinstance(module, (GroupedQueryAttention, ReducedKeyAttention, GroupedHeadAttention))
+    _set_linear(module.q_proj, query.flatten(0, 1))
+    _set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))
+
+
+def _set_values(module: Attention, values: _Values) -> None:
+    assert isinstance(module.v_proj, torch.nn.Linear)
+    _set_linear(module.v_proj, _with_bias(values.value.flatten(0, 1)))
+    _set_output(module, values.output, values.bias)
+
+
+def _set_output(module: Attention, output: Tensor, bias: Tensor) -> None:
+    _set_linear(module.out_proj, torch.cat([output.transpose(0, 1).flatten(1), bias[:, None]], 1))
+
+
+WRITERS: dict[type[Attention], Writer] = {
+    GroupedQueryAttention: _grouped_query,
+    CollaborativeAttention: _collaborative,
+    HeadEmbeddingMulAttention: _head_embedding_mul,
+    HeadEmbeddingAddAttention: _head_embedding_add,
+    GroupedHeadAttention: _grouped_head,
+    ReducedKeyAttention: _reduced_key,
+    SharedKeyValueAttention: _shared_key_value,
+    SingleHeadAttention: _single_head,
+}
+"""By module; multi-head and multi-query attention are grouped-query attention."""
