@@ -184,8 +184,9 @@ def kill_worker(runs: Path, generator: random.Random) -> bool:
             words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        is_training = str(runs) in words and "save-dir" in words and "guard.py" not in words
-        if is_training or (words.startswith("ray::TrainTrial") and is_ours(int(entry.name))):
+        is_driver = "nas_attn.cli" in words
+        is_watcher = words.startswith("ray::TrainTrial") and is_ours(int(entry.name))
+        if is_watcher or (not is_driver and is_training(entry, runs)):
             found.append(int(entry.name))
     if not found:
         return False
@@ -194,6 +195,15 @@ def kill_worker(runs: Path, generator: random.Random) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_training(process: Path, runs: Path) -> bool:
+    """Whether a process holds the lock of a training; one forked warm has its server's command."""
+    try:
+        held = [str(link.readlink()) for link in (process / "fd").iterdir()]
+    except OSError:
+        return False
+    return any(name.startswith(f"{runs}/") and name.endswith("/training.lock") for name in held)
 
 
 def is_ours(pid: int) -> bool:
