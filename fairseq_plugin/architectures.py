@@ -189,9 +189,13 @@ def _register(
         def architecture(
             args: Any, stock: Callable[[Any], None] = stock, model: Any = model
         ) -> None:
+            normalize_before = getattr(args, "decoder_normalize_before", None)
             stock(args)
             if base is not None:
                 base(args)
+            if normalize_before is not None:
+                # fairseq's language models overrule what a converted checkpoint says here.
+                args.decoder_normalize_before = normalize_before
             # A checkpoint must explain itself when the file is gone, so the plan is stored whole.
             args.attention_plan = _resolve_plan(args, model.scheme, model.sites).dumps()
 

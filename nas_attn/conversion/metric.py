@@ -106,12 +106,14 @@ def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[Call]]
     calls: dict[str, list[Call]] = {name: [] for name in modules}
     for name, module in modules.items():
         _watch(module, calls[name])
+        # fairseq's adapter then also says which queries are padding.
+        setattr(module, "is_recording", True)  # noqa: B010
     try:
         yield calls
     finally:
         for module in modules.values():
-            for method in ("keys", "values", "attend"):
-                delattr(module, method)
+            for attribute in ("keys", "values", "attend", "is_recording"):
+                delattr(module, attribute)
 
 
 def _watch(module: Attention, calls: list[Call]) -> None:
@@ -136,6 +138,7 @@ def _watch(module: Attention, calls: list[Call]) -> None:
                 key_padding_mask=more.get("key_padding_mask"),
                 attn_mask=more.get("attn_mask"),
                 is_causal=more.get("is_causal", False),
+                query_padding_mask=getattr(module, "query_padding_mask", None),
             )
         )
         return attend(query, keys, values, **more)

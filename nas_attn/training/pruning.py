@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nas_attn.attention.pruning import Phase, PrunableAttention
 from nas_attn.attention.registry import get_scheme
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
 
 LAYER = re.compile(
     r"(.*?(encoder|decoder)\.(?:\w+\.)*layers\.(\d+)\.(self_attn|encoder_attn)\.attention)\..*"
@@ -40,21 +40,12 @@ class Pruned:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a fairseq checkpoint; only plain data is unpickled.
+    """Load a checkpoint of the plugin's models; only plain data is unpickled.
 
     Raises:
-        NasAttnError: it is no checkpoint of the plugin's models.
+        NasAttnError: it is none.
     """
-    import fairseq_plugin  # noqa: F401  says which types are plain data
-
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise NasAttnError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch raises many kinds
-        raise NasAttnError(f"{path} is no checkpoint that can be read: {error}") from None
-    if not isinstance(state, dict) or not {"model", "cfg"} <= state.keys():
-        raise NasAttnError(f"{path} is no checkpoint of fairseq-train")
+    state = read_checkpoint(path)
     if getattr(state["cfg"]["model"], "attention_plan", None) is None:
         raise NasAttnError(f"{path} holds no attention plan: it was not trained with the plugin")
     return state
@@ -87,10 +78,7 @@ def prune_checkpoint(
     arguments.attention_plan = plan.dumps()
     state["model"] = model
     state["last_optimizer_state"] = None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(out)
+    save_checkpoint(state, out)
     return Pruned(plan, parts, (before, after), (path.stat().st_size, out.stat().st_size))
 
 
