@@ -21,10 +21,8 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from nas_attn.errors import SearchError
 
 JOURNAL = "journal.log"
-OPENINGS = 5
-"""How often a database is opened before its error counts."""
-PROXY_SECONDS = 30.0
-"""How long a proxy may take to answer for the first time."""
+OPEN_SECONDS = 10.0
+"""For how long a storage is asked for the first time before its error counts."""
 
 
 class _FileLock(BaseJournalFileLock):
@@ -104,8 +102,6 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             return JournalStorage(_WholeLines(folder / JOURNAL))
         if url.startswith("grpc://"):
             return _open_proxy(url.removeprefix("grpc://"))
-        if url.startswith(("redis", "journal")):
-            return optuna.storages.get_storage(url)
         return _open_database(url)
     except Exception as error:  # database drivers raise their own kinds
         raise SearchError(f"cannot open the storage {url or folder / JOURNAL}: {error}") from error
@@ -118,7 +114,7 @@ def _open_proxy(address: str) -> BaseStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
-    proxy.wait_server_ready(PROXY_SECONDS)
+    proxy.wait_server_ready(OPEN_SECONDS)
     return proxy
 
 
@@ -126,12 +122,14 @@ def _open_database(url: str) -> BaseStorage:
     from sqlalchemy.exc import DBAPIError
 
     # Drivers that start together all make the tables of a new database, and one succeeds.
-    for _ in range(OPENINGS - 1):
+    deadline = time.monotonic() + OPEN_SECONDS
+    while True:
         try:
             return _connect(url)
         except DBAPIError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(random.uniform(0.1, 0.5))
-    return _connect(url)
 
 
 def _connect(url: str) -> BaseStorage:

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import re
+import subprocess
+import sys
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 
 from nas_attn.errors import SearchError
 from nas_attn.search.storage import open_storage
-from tests.search.servers import Postgres, close
+from tests.search.servers import Postgres
 
 OPENERS = 4
+OPENER = """
+import sys
+from pathlib import Path
+from nas_attn.search.storage import open_storage
+print("ready", flush=True)
+sys.stdin.readline()
+open_storage(sys.argv[1], Path(sys.argv[2]))
+"""
 
 
 def test_a_new_database_is_opened_by_several_at_once(postgres: Postgres, tmp_path: Path) -> None:
     """All of them make its tables; the database refuses all but one."""
-    url = postgres.create_database("new")
-    together = Barrier(OPENERS)
-
-    def open_it(_: int) -> None:
-        together.wait()
-        close(open_storage(url, tmp_path))
-
-    with ThreadPoolExecutor(OPENERS) as threads:
-        list(threads.map(open_it, range(OPENERS)))
+    command = [sys.executable, "-c", OPENER, postgres.create_database("new"), str(tmp_path)]
+    openers = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(OPENERS)
+    ]
+    for opener in openers:
+        assert opener.stdout is not None
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        assert opener.stdin is not None
+        opener.stdin.write("\n")
+        opener.stdin.flush()
+    for opener in openers:
+        _, errors = opener.communicate(timeout=60)
+        assert opener.returncode == 0, errors
 
 
 @pytest.mark.parametrize("address", ["somewhere", "somewhere:", ":13000", "somewhere:port"])
@@ -34,7 +55,8 @@ def test_addresses_of_proxies(address: str, tmp_path: Path) -> None:
         open_storage(f"grpc://{address}", tmp_path)
 
 
-def test_a_proxy_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_attn.search.storage.PROXY_SECONDS", 0.5)
-    with pytest.raises(SearchError, match=r"grpc://127\.0\.0\.1:1: .*timeout"):
-        open_storage("grpc://127.0.0.1:1", tmp_path)
+@pytest.mark.parametrize("url", ["grpc://127.0.0.1:1", "postgresql+psycopg://me@127.0.0.1:1/it"])
+def test_nothing_answers(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_attn.search.storage.OPEN_SECONDS", 0.5)
+    with pytest.raises(SearchError, match=f"cannot open the storage {re.escape(url)}: "):
+        open_storage(url, tmp_path)

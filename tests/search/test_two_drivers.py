@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.storage import open_storage
 from nas_attn.training.data import PreparedData
+from tests.search.fakes import BASELINE, FakeExecutor, make_conductor
 from tests.search.servers import GrpcProxy, Postgres, close
 from tests.test_study import write
 
@@ -173,3 +174,16 @@ def test_a_proxy_that_is_started_again_is_waited_for(search: Search, proxy: Grpc
     time.sleep(2)
     proxy.start()
     assert [attempts(trial) for trial in search.end()] == [1] * TRIALS
+
+
+def test_a_repeat_that_came_second_is_over_already(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=6)
+    FakeExecutor().run(conductor)
+    proposal = conductor.proposer.propose()
+    assert proposal is not None
+    late = replace(proposal, plan=BASELINE, twin=0, number=proposal.number - 1)
+    assert conductor._begin(late) is None
+    trial = conductor.record.trials()[proposal.number]
+    assert trial.is_withdrawn
+    assert trial.duplicate_of == 0
+    assert not trial.counts
