@@ -164,6 +164,7 @@ def test_with_data_it_says_what_is_lost_and_loses_less(
     assert again.state["last_optimizer_state"] is None
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_does_not_fit_is_refused_and_nothing_is_written(
     tiny_translation: PreparedData,
     tiny_language: PreparedData,
