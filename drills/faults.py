@@ -266,7 +266,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--every", type=float, default=12.0, help="seconds between kills, about")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a replayed training")
+    parser.add_argument(
+        "--seconds", type=float, help="of a replayed training; 2, under Ray 6 if left out"
+    )
     parser.add_argument("--sentences", type=int, default=1500, help="of the training corpus")
     parser.add_argument("--most", type=int, default=30, help="kills, then the search is left alone")
     parser.add_argument("--limit", type=float, default=1500.0, help="seconds for the broken search")
@@ -279,6 +281,9 @@ def main() -> int:
         parser.error("--kill node or head needs --executor ray")
     if options.storage == "postgres" and find_postgres() is None:
         parser.error("there is no PostgreSQL server on this machine (Debian: postgresql)")
+    if options.seconds is None:
+        # Tune does not use a second node for trials that are over before its worker has started.
+        options.seconds = 6.0 if options.executor == "ray" else 2.0
     generator = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-drill-"))
     server = Postgres(folder / "postgres") if options.storage == "postgres" else None
