@@ -229,7 +229,7 @@ def proposals(
     With --check every proposal is derived again from what its driver saw, by the study file as it
     is now. The exit status is 1 if one comes out otherwise.
     """
-    from nas_attn.report.tables import state_text
+    from nas_attn.report.tables import running_then, state_text
     from nas_attn.search.proposals import derive_again
     from nas_attn.study import load_study
 
@@ -237,7 +237,7 @@ def proposals(
     trials = _open_record(loaded).trials()
     if not check_:
         table = Table("trial", "state", "driver", "running then", "plan", box=None)
-        for trial, running in zip(trials, _running_then(trials), strict=True):
+        for trial, running in zip(trials, running_then(trials), strict=True):
             row = [str(trial.number), state_text(trial), trial.driver or ""]
             table.add_row(*row, " ".join(map(str, sorted(running))), Text(trial.text))
         console.print(table)
@@ -768,20 +768,6 @@ def _say_failures(trials: Sequence[TrialRecord]) -> None:
         if trial.failure is not None:
             why = f"trial {trial.number} failed ({trial.failure}): {trial.reason}"
             console.print(Text(why, style="red"))
-
-
-def _running_then(trials: Sequence[TrialRecord]) -> Iterator[set[int]]:
-    """For each trial, which others had not ended as far as its driver knew when it proposed it."""
-    views: dict[str | None, tuple[int, set[int]]] = {}
-    for trial in trials:
-        origin = trial.proposal or {"running": []}
-        if "running" in origin:
-            running = set(origin["running"])
-        else:
-            since, before = views[trial.driver]
-            running = {*before, *range(since, origin["number"])} - set(origin["over"])
-        views[trial.driver] = origin.get("number", trial.number), running
-        yield running
 
 
 def _open_record(study: Study, *, create: bool = False) -> Record:

@@ -17,6 +17,9 @@
 set -euo pipefail
 
 port=${RAY_PORT:-6379}
+# Only who knows the token of this job may use its cluster; srun hands it on.
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 declare -A ray_on
 on_node() {  # in a sub-shell, which srun replaces, so that killing it ends what runs there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,7 @@ STUBS = {
     """,
     "ray": """
         echo "$NODE ray $*" >>"$LOG"
+        echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$LOG.tokens"
         case $1 in
             start)
                 [ "$NODE" = "$BROKEN" ] && exit 3
@@ -39,7 +41,11 @@ STUBS = {
                 ;;
         esac
     """,
-    "nas-attn": 'echo "nas-attn $*" >>"$LOG"; exit "${STATUS:-0}"',
+    "nas-attn": """
+        echo "nas-attn $*" >>"$LOG"
+        echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$LOG.tokens"
+        exit "${STATUS:-0}"
+    """,
     "sleep": 'exec /bin/sleep "$([ "$1" = 60 ] && echo 60 || echo 0.05)"',
 }
 
@@ -92,6 +98,8 @@ def test_a_search_on_all_nodes(nodes: dict[str, str]) -> None:
     ]
     assert search == ("nas-attn search my_study.yaml --set search.trials=3 --address=10.0.0.1:6379")
     assert "3 of 3 nodes are up" in done.stdout
+    (token,) = set(Path(nodes["LOG"] + ".tokens").read_text().splitlines())
+    assert re.fullmatch("token [0-9a-f]{64}", token)  # all of them know the same one
 
 
 def test_the_exit_status_is_that_of_the_search(nodes: dict[str, str]) -> None:
