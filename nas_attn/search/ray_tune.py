@@ -379,8 +379,18 @@ def _watch(address: str, over: threading.Event) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself waits for minutes on an address where nothing listens."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Ray itself waits for minutes on an address where nothing listens.
+
+    Raises:
+        SearchError: nothing does, or it is one of Ray's client.
+    """
+    if address.startswith("ray://"):
+        # There Tune would run in another process than the conductor.
+        raise SearchError(
+            f"{address} is an address of Ray's client, from which no search can run: start it on a "
+            "machine of the cluster, with --address auto or HOST:6379"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return  # such as "auto"
     try:

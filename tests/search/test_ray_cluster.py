@@ -136,3 +136,17 @@ def test_a_node_without_the_data_is_refused(nodes: RayNodes, tmp_path: Path) -> 
             data=missing,
             runs=tmp_path,
         )
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("ray://127.0.0.1:9", "Ray's client.*--address auto"), ("127.0.0.1:9", "nothing answers")],
+)
+def test_addresses_that_do_not_do_are_refused_at_once(
+    address: str, message: str, tmp_path: Path
+) -> None:
+    from nas_attn.search.ray_tune import RayExecutor
+
+    config = ExecutionConfig(executor="ray")
+    with pytest.raises(SearchError, match=message):
+        RayExecutor(config, ResourcesConfig(), address, data=tmp_path, runs=tmp_path)

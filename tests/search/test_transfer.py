@@ -23,7 +23,7 @@ from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
 from tests.test_study import write
 
 CHANGES = {
-    "training/arguments/max-epoch": 12,
+    "training/arguments/max-epoch": 8,
     "search/trials": 2,
     "search/sampler": "stratified_random",
 }
