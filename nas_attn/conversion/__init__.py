@@ -2,5 +2,14 @@
 
 from nas_attn.conversion.convert import Conversion, Errors, convert_attention
 from nas_attn.conversion.metric import Call, recorded
+from nas_attn.conversion.models import ConvertedModule, convert_model
 
-__all__ = ["Call", "Conversion", "Errors", "convert_attention", "recorded"]
+__all__ = [
+    "Call",
+    "Conversion",
+    "ConvertedModule",
+    "Errors",
+    "convert_attention",
+    "convert_model",
+    "recorded",
+]
