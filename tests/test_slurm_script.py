@@ -107,18 +107,18 @@ def test_the_exit_status_is_that_of_the_search(nodes: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
-    [("BROKEN", "Ray did not start on first"), ("DEAF", "no Ray head answers")],
+    ("broken", "seconds", "message"),
+    [("BROKEN", "60", "Ray did not start on first"), ("DEAF", "1", "no Ray head answers")],
 )
 def test_without_a_head_nothing_is_searched(
-    broken: str, message: str, nodes: dict[str, str]
+    broken: str, seconds: str, message: str, nodes: dict[str, str]
 ) -> None:
     """It ends at once, or is there and does not answer in time."""
-    done = run({**nodes, broken: "first", "RAY_START_SECONDS": "1"}, "my_study.yaml")
+    done = run({**nodes, broken: "first", "RAY_START_SECONDS": seconds}, "my_study.yaml")
     assert done.returncode == 1
     assert message in done.stderr
     assert "no Ray head answers at 10.0.0.1:6379 (first)" in done.stderr
-    assert len(lines(nodes)) == 1
+    assert len(lines(nodes)) <= 1  # the head at most
 
 
 def test_a_node_that_does_not_come_up_is_done_without(nodes: dict[str, str]) -> None:
