@@ -133,10 +133,13 @@ def search(
         config=loaded.config.search,
         build_job=loaded.build_job,
     )
-    if any(trial.is_trained for trial in record.trials()):
+    is_trained = any(trial.is_trained for trial in record.trials())
+    if is_trained:
         page = _write_report(loaded, record, loaded.folder / "report")
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     conductor.outcome()
+    if not is_trained:
+        raise NasAttnError("all trials have failed; nas-attn status says why, --trials adds some")
 
 
 @app.command()
