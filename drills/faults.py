@@ -298,7 +298,7 @@ def main() -> int:
     whole = Driver(files["whole"], runs, folder / "whole.log")
     whole.start()
     assert whole.process is not None
-    if whole.process.wait() != 0:
+    if whole.process.wait(options.limit) != 0:
         print((folder / "whole.log").read_text()[-3000:])
         return 1
     undisturbed = time.monotonic() - began

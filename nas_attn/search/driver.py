@@ -229,9 +229,12 @@ class Conductor:
     def progress(self, number: int, news: Progress) -> bool:
         """A running trial has validated; returns whether it goes on.
 
-        If not, the executor stops it and calls `finish`.
+        If not, the executor stops it and calls `finish`. It does not if another driver has taken
+        the trial over.
         """
         self._running[number] = replace(self._running[number], last=news)
+        if not self.ownership.owns(self._mine[number]):
+            return False
         goes_on = True
         if news.seed_index == 0:
             self.record.validated(number, news.num_updates, news.loss)
@@ -243,12 +246,12 @@ class Conductor:
     def finish(self, number: int, result: TrialResult) -> None:
         """A trial has ended, well or not, or was stopped."""
         running, trial = self._running.pop(number), self._mine.pop(number)
+        decisions = self._decisions.pop(number, {})
+        self._best.pop(number, None)
         if not self.ownership.owns(trial):
             logger.warning("trial %d was taken over by another driver", number)
             return
         self.record.annotate(number, {fields.SECONDS: round(result.seconds, 2)})
-        decisions = self._decisions.pop(number, {})
-        self._best.pop(number, None)
         if result.losses:
             self._complete(number, running, trial, result)
         elif was_stopped(decisions):
@@ -332,6 +335,8 @@ class Conductor:
     def _continue(self, trial: TrialRecord) -> TrialJob | None:
         """Go on with a trial that was interrupted."""
         assert trial.plan is not None
+        if not self.ownership.owns(trial):
+            return None
         if was_stopped(trial.rungs):
             self.record.stop(trial.number, reason_of(trial.rungs))
             self._follow()

@@ -315,11 +315,11 @@ class Record:
     def annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Write user attributes on a trial that is not over."""
         for name, value in attributes.items():
-            self._call(self.storage.set_trial_user_attr, self._id(number), name, value)
+            self._write(number, self.storage.set_trial_user_attr, name, value)
 
     def validated(self, number: int, updates: int, loss: float) -> None:
         """Write down a validation of a running trial."""
-        self._call(self.storage.set_trial_intermediate_value, self._id(number), updates, loss)
+        self._write(number, self.storage.set_trial_intermediate_value, updates, loss)
 
     def complete(self, number: int, loss: float, costs: Mapping[str, float]) -> None:
         """Close a running trial with its objectives."""
@@ -421,12 +421,15 @@ class Record:
         return self._ids[number]
 
     def _close(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        self._write(number, self.storage.set_trial_state_values, state, values)
+        self._note_end(self._call(self.storage.get_trial, self._id(number)))
+
+    def _write(self, number: int, function: Callable[..., Any], *args: Any) -> None:
         try:
-            self._call(self.storage.set_trial_state_values, self._id(number), state, values)
+            self._call(function, self._id(number), *args)
         except UpdateFinishedTrialError:
             # Written before the storage went away, or by the driver that took the trial over.
             logger.warning("trial %d was closed already", number)
-        self._note_end(self._call(self.storage.get_trial, self._id(number)))
 
     def _call(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
@@ -461,7 +464,9 @@ def _words(directions: Sequence[StudyDirection]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Optuna wraps what the database says in a guess of its own.
+    cause = error.__cause__ or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

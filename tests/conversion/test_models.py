@@ -78,6 +78,7 @@ def hugging_face(kind: str) -> tuple[nn.Module, Run]:
     # fairseq brings a torchaudio that need not fit torch, and transformers would import it.
     sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]
     import transformers
+
     sizes = {
         "hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": 2,
         "intermediate_size": 24, "vocab_size": 50, "max_position_embeddings": 20,

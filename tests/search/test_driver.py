@@ -14,7 +14,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import DRIVER, PLAN, NewTrial, Record, TrialRecord, front
 from nas_attn.search.storage import open_storage
-from nas_attn.training.worker import FailureKind, TrialJob, TrialResult
+from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult
 from tests.search.fakes import (
     BASELINE,
     OBJECTIVES,
@@ -236,6 +236,26 @@ def test_one_driver_leaves_and_another_goes_on_without_a_pause(tmp_path: Path) -
     second.finish(job.number, TrialResult(losses=(0.2,), seconds=1.0))
     trials = second.record.trials()
     assert trials[job.number].loss == 0.2, "what a driver says of a trial it has lost is ignored"
+
+
+def test_a_trial_that_was_taken_over_is_not_trained_on(tmp_path: Path) -> None:
+    """Whether the other driver still trains it or has finished it."""
+    for finished in (False, True):
+        folder = tmp_path / str(finished)
+        first = make_conductor(folder, trials=4)
+        job = first.next_job()
+        assert job is not None
+        first.ownership.close()
+        second = make_conductor(folder, trials=4)
+        taken = second.next_job()
+        assert taken is not None
+        assert taken.number == job.number
+        if finished:
+            second.finish(job.number, TrialResult(losses=(0.2,), seconds=1.0))
+        news = Progress(seed=1, num_updates=5, loss=1.0)
+        assert not first.progress(job.number, news)
+        first.finish(job.number, TrialResult(seconds=1.0))
+        assert second.record.now(job.number).curve == {}
 
 
 def test_two_drivers_share_the_work(tmp_path: Path) -> None:
