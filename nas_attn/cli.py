@@ -198,7 +198,7 @@ def confirm(
         highlight=False,
         soft_wrap=True,
     )
-    new = {loaded.baseline, *plans} - {other.plan for other in known}
+    new = {loaded.baseline, *plans} - {t.plan for t in known if t.state.name != "FAIL"}
     conductor = _run_search(
         loaded,
         confirmed,
@@ -575,6 +575,76 @@ def prune(
     for place, (kept, of) in pruned.parts.items():
         table.add_row(place, str(of), str(kept), f"{kept / of - 1:+.1%}")
     console.print(table)
+    console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Of fairseq's transformer, transformer_lm or roberta, or of the plugin.",
+        ),
+    ],
+    plan: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE-OR-JSON",
+            help="The attention plan that is wanted, such as "
+            """'{"encoder_self": {"scheme": "collaborative", "shared_dim": 128}}'; sites that it """
+            "leaves out stay as they are.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the new checkpoint goes.")],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="A binarised data set: what its training side says decides what is kept, and its "
+            "validation side tells what is lost.",
+        ),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option(help="With --calibrate: solve the output projections again.")
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also to schemes that cannot inherit trained heads.")
+    ] = False,
+) -> None:
+    """Turn a trained checkpoint into one with another attention plan.
+
+    The new model computes the same where its plan has room for all that the heads do, else as
+    nearly as it can; --calibrate says how nearly, and brings it nearer. fairseq's commands load the
+    result as any other checkpoint; the optimiser's state is left out.
+    """
+    from nas_attn.plan import AttentionPlan
+    from nas_attn.training.conversion import convert_checkpoint
+
+    if out.exists():
+        raise NasAttnError(f"{out} exists; remove it or name another file")
+    wanted = AttentionPlan.parse(plan)
+    found = convert_checkpoint(checkpoint, wanted, out, data=calibrate, refit=refit, force=force)
+    table = Table(box=None)
+    for name in ("module", "converted to"):
+        table.add_column(name)
+    if calibrate is not None:
+        for name in ("error of scores", "of outputs"):
+            table.add_column(name, justify="right")
+    for module in found.modules:
+        errors = []
+        if module.errors is not None:
+            scores, outputs = module.errors.scores, module.errors.outputs
+            errors = ["" if scores is None else f"{scores:.2%}", f"{outputs:.2%}"]
+        table.add_row(module.place, str(module.choice), *errors)
+    console.print(table)
+    before, after = found.parameters
+    console.print(f"parameters: {before:,} -> {after:,} ({after / before - 1:+.1%})")
+    if found.losses is not None:
+        first, second = found.losses
+        console.print(
+            f"validation loss, bits a token: {first:.4f} -> {second:.4f} ({second - first:+.4f})"
+        )
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
 
 

@@ -207,6 +207,7 @@ def test_a_real_search_survives_kill_9(
         assert (folder / "seed-1" / "checkpoints" / "checkpoint_best.pt").is_file()
         assert "fairseq-train" in (folder / "commands.sh").read_text()
         assert json.loads((folder / "plan.json").read_text())
+    _convert(Path(trials[0].folder or ""), tiny_translation.folder, tmp_path)
     # A third start has nothing to do; a changed training is refused.
     before = (runs / "small" / "trials" / "00000" / "seed-1" / "train.log").stat().st_mtime_ns
     assert "report:" in run(*arguments)
@@ -216,6 +217,27 @@ def test_a_real_search_survives_kill_9(
     study["training"]["arguments"]["lr"] = 0.01
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     assert "training.arguments.lr (0.003, now 0.01)" in run(*arguments, status=1)
+
+
+def _convert(trial: Path, data: Path, folder: Path) -> None:
+    """A trained checkpoint gets another plan, and fairseq-generate takes it."""
+    best, out = trial / "seed-1" / "checkpoints" / "checkpoint_best.pt", folder / "shared.pt"
+    plan = json.dumps({"decoder_self": "multi_query"})
+    command = ("convert", str(best), "--plan", plan, "--out", str(out))
+    text = run(*command, "--calibrate", str(data))
+    assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", text)
+    assert re.search(r"validation loss, bits a token: ([\d.]+) -> [\d.]+", text)
+    assert "exists; remove it" in run(*command, status=1)
+    bad = json.dumps({"decoder_self": {"scheme": "multi_query", "shared_dim": 4}})
+    other = ("convert", str(best), "--plan", bad, "--out", str(folder / "other.pt"))
+    assert "decoder_self.0: multi_query: unknown option 'shared_dim'" in run(*other, status=1)
+    assert not (folder / "other.pt").exists()
+    generate = ["fairseq_cli.generate", str(data), "--path", str(out), "--max-tokens", "2000"]
+    plugin = Path(__file__).parent.parent / "fairseq_plugin"
+    subprocess.run(
+        [sys.executable, "-m", *generate, "--user-dir", str(plugin), "--gen-subset", "valid"],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -256,6 +256,7 @@ class Conductor:
             self._complete(number, running, trial, result)
         elif was_stopped(decisions):
             self.record.stop(number, reason_of(decisions))
+            self._failures.clear()
             logger.info("trial %d: %s", number, reason_of(decisions))
         elif self._retries(trial, result):
             return
@@ -273,7 +274,8 @@ class Conductor:
         if self._abort is not None:
             raise SearchError(self._abort)
         if self._exhausted:
-            logger.info("every plan of the space has been tried")
+            within = " within the limits" if self.record.objectives.limits else ""
+            logger.info("every plan of the space%s has been tried", within)
         return self.snapshot()
 
     def _begin(self, proposal: Proposal) -> TrialJob | None:
@@ -472,7 +474,9 @@ class Conductor:
             return False
         attempts.append({"failure": str(result.failure), "reason": result.error or ""})
         self.record.annotate(trial.number, {fields.ATTEMPTS: attempts})
-        pause = RETRY_SECONDS[min(len(attempts), len(RETRY_SECONDS)) - 1]
+        # A disk is not emptied at once.
+        late = len(attempts) - (result.failure is not FailureKind.DISK_FULL)
+        pause = RETRY_SECONDS[min(late, len(RETRY_SECONDS) - 1)]
         logger.warning(
             "trial %d: %s; continued in %.0f s (%d of %d)",
             trial.number,

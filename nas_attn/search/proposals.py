@@ -306,7 +306,8 @@ class Proposer:
 
 
 class GivenPlans(Proposer):
-    """Proposes the plans of a list, each once, the baseline first.
+    """Proposes the plans of a list, each once, the baseline first; what failed when the search was
+    run before is proposed again.
 
     Args:
         plans: what is proposed.
@@ -316,6 +317,12 @@ class GivenPlans(Proposer):
     def __init__(self, plans: Sequence[AttentionPlan], *arguments: Any) -> None:
         super().__init__(*arguments)
         self.plans = [self.baseline, *plans]
+
+    def close(self, trial: TrialRecord) -> None:
+        """Add the end of a trial."""
+        super().close(trial)
+        if trial.state == TrialState.FAIL and not self._has_told and trial.plan is not None:
+            self._known.pop(trial.plan.dumps(), None)
 
     def propose(self) -> Proposal | None:
         """The next plan of the list; None at its end."""

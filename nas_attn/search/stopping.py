@@ -60,7 +60,7 @@ class Rung:
 
     def __init__(self) -> None:
         self._numbers: set[int] = set()
-        self._points = np.empty((0, 0))
+        self._points = np.empty((0, 0))  # (objectives, room): a rung may hold many thousands
         self._dominators = np.empty(0, dtype=np.int64)
         self._size = 0
 
@@ -78,12 +78,16 @@ class Rung:
         """
         new = np.asarray(point, dtype=float)
         self._make_room(len(new))
-        points, dominators = self._points[: self._size], self._dominators[: self._size]
-        is_worse = (points >= new).all(axis=1) & (points > new).any(axis=1)
-        dominators += is_worse
-        mine = int(((points <= new).all(axis=1) & (points < new).any(axis=1)).sum())
-        better = int((dominators < mine).sum())
-        self._points[self._size], self._dominators[self._size] = new, mine
+        points, dominators = self._points[:, : self._size], self._dominators[: self._size]
+        no_worse, no_better = np.ones((2, self._size), dtype=bool)
+        for values, value in zip(points, new, strict=True):
+            no_worse &= values <= value
+            no_better &= values >= value
+        equal = no_worse & no_better
+        dominators += no_better & ~equal
+        mine = int(np.count_nonzero(no_worse) - np.count_nonzero(equal))
+        better = int(np.count_nonzero(dominators < mine))
+        self._points[:, self._size], self._dominators[self._size] = new, mine
         self._size += 1
         self._numbers.add(number)
         return mine, better
@@ -92,9 +96,9 @@ class Rung:
         if self._size < len(self._dominators):
             return
         room = max(64, 2 * self._size)
-        points, dominators = np.empty((room, width)), np.empty(room, dtype=np.int64)
+        points, dominators = np.empty((width, room)), np.empty(room, dtype=np.int64)
         if self._size:
-            points[: self._size], dominators[: self._size] = self._points, self._dominators
+            points[:, : self._size], dominators[: self._size] = self._points, self._dominators
         self._points, self._dominators = points, dominators
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nas_attn.search.driver import Conductor
-from nas_attn.search.proposals import derive_again
+from nas_attn.search.proposals import GivenPlans, derive_again
 from nas_attn.training.worker import TrialJob, TrialResult
 from tests.search.fakes import FakeExecutor, kill_drivers, loss_of, make_conductor
 
@@ -72,3 +72,29 @@ def test_an_interruption_changes_no_proposal(sampler: str, tmp_path: Path) -> No
     kill_drivers()
     assert [t.plan for t in whole.record.trials()] == [t.plan for t in again.record.trials()]
     assert [t.loss for t in whole.record.trials()] == [t.loss for t in again.record.trials()]
+
+
+def test_given_plans_that_failed_are_proposed_again_by_the_next_search(tmp_path: Path) -> None:
+    first = make_conductor(tmp_path, trials=4)
+    proposer = first.proposer
+    arguments = (proposer.space, proposer.costs, proposer.objectives, proposer.config)
+    wanted = [
+        first.proposer.space.plan([u.alternatives[i] for u in proposer.space.units]) for i in (1, 2)
+    ]
+    failed: list[int] = []
+
+    def fail_the_second(job: TrialJob) -> str | None:
+        if job.number == 2 and not failed:
+            failed.append(job.number)
+            return "broken"
+        return None
+
+    for budget in (3, 4):
+        conductor = make_conductor(tmp_path, trials=budget)
+        conductor.proposer = GivenPlans(wanted, *arguments, proposer.baseline)
+        conductor._look()
+        FakeExecutor(workers=1, error=fail_the_second).run(conductor)
+        kill_drivers()
+    trials = conductor.record.trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert trials[3].plan == trials[2].plan == wanted[1]
