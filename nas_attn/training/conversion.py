@@ -161,9 +161,9 @@ def convert_checkpoint(
         PlanError: the plan does not fit the model.
     """
     trained = load_trained(path)
-    before = _loss(trained, data) if data is not None else None
+    before = validation_loss(trained, data) if data is not None else None
     converted = convert_trained(trained, plan, data=data, force=force, refit=refit)
-    after = _loss(trained, data) if data is not None else None
+    after = validation_loss(trained, data) if data is not None else None
     save_checkpoint(trained.state, out)
     losses = None if before is None or after is None else (before, after)
     return Converted(
@@ -304,7 +304,7 @@ def _samples(
 
 
 @torch.no_grad()
-def _loss(trained: TrainedModel, data: Path) -> float:
+def validation_loss(trained: TrainedModel, data: Path) -> float:
     """Validation loss a token, in bits: cross-entropy of the targets, without smoothing."""
     model: Any = trained.model
     total, count = 0.0, 0

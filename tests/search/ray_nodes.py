@@ -5,9 +5,11 @@ What a node makes lies in its folder, so that files on another one must have tra
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +21,12 @@ RECONNECT_SECONDS = 5
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 """By which the head notices within seconds that a node has died."""
 
+_drivers: list[subprocess.Popen[bytes]] = []
+"""What `start_driver` started; ended with the cluster if a test has failed before."""
+
 
 class RayNodes:
-    """A cluster that can lose nodes.
+    """A cluster that can lose nodes; one at a time on this machine, whichever tests run beside.
 
     Args:
         folder: for the nodes' temporary folders.
@@ -32,10 +37,16 @@ class RayNodes:
         from ray.cluster_utils import Cluster
 
         self._folder = folder
-        self._cluster = Cluster()
-        self.head = self._add(
-            "head", num_cpus=head_cpus, include_dashboard=False, _system_config=HEALTH
-        )
+        self._lock = (Path(tempfile.gettempdir()) / "nas-attn-ray-nodes.lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self._cluster = Cluster()
+            self.head = self._add(
+                "head", num_cpus=head_cpus, include_dashboard=False, _system_config=HEALTH
+            )
+        except BaseException:
+            self._lock.close()
+            raise
 
     @property
     def address(self) -> str:
@@ -56,7 +67,14 @@ class RayNodes:
             info.process.kill()
 
     def close(self) -> None:
-        self._cluster.shutdown()
+        try:
+            for driver in _drivers:
+                driver.kill()
+                driver.wait()
+            _drivers.clear()
+            self._cluster.shutdown()
+        finally:
+            self._lock.close()
 
     def _add(self, name: str, **arguments: Any) -> Any:
         temporary = self._folder / name
@@ -92,12 +110,14 @@ def start_driver(study: Path, runs: Path, *options: str) -> subprocess.Popen[byt
     """`nas-attn search` as a process; what it prints goes to the study's log."""
     reconnect = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_SECONDS)}
     with log_of(study).open("ab") as log:
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             [*COMMAND, str(study), "--runs", str(runs), *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **reconnect},
         )
+    _drivers.append(driver)
+    return driver
 
 
 def log_of(study: Path) -> Path:

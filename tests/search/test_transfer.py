@@ -24,6 +24,8 @@ from tests.test_study import write
 
 CHANGES = {
     "training/arguments/max-epoch": 8,
+    # Loaders share batches through sockets in the temporary folder, whose path may be too long.
+    "training/arguments/num-workers": 0,
     "search/trials": 2,
     "search/sampler": "stratified_random",
 }

@@ -1,0 +1,146 @@
+"""What a conversion costs: seconds against tensorly's, and loss on the validation side.
+
+    python drills/conversion.py speed checkpoint_best.pt
+    python drills/conversion.py damage checkpoint_best.pt data-bin/multi30k
+
+The checkpoint is of a trained fairseq transformer with multi-head attention. `speed` decomposes one
+module's score maps, tensorly's parafac by the settings of the collaborative-attention paper's code
+beside ours; `damage` converts every module without any fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from nas_attn.attention import Attention
+from nas_attn.attention.grouped_query import GroupedQueryAttention
+from nas_attn.conversion.factors import collaborative_factors
+from nas_attn.conversion.maps import maps_of
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.training.conversion import (
+    TrainedModel,
+    convert_trained,
+    load_trained,
+    validation_loss,
+)
+
+SWEEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+
+
+def speed(checkpoint: Path, shared_dims: list[int]) -> None:
+    """Print seconds and errors of one module's decomposition, ours and tensorly's."""
+    import tensorly
+    from tensorly.decomposition import parafac
+
+    tensorly.set_backend("pytorch")
+    module = next(iter(load_trained(checkpoint).attention().values()))
+    maps = maps_of(module)
+    left, right = maps.query[..., :-1].contiguous(), maps.key
+    tensor = torch.einsum("nrp,nrq->pnq", left, right).float()
+    print(f"width {module.embed_dim}, {module.num_heads} heads, {torch.get_num_threads()} threads")
+    print("shared dimension  method          sweeps  seconds  relative error")
+    for shared_dim in shared_dims:
+        began = time.perf_counter()
+        weights, factors = parafac(tensor, shared_dim, init="random", tol=1e-6, n_iter_max=100)
+        seconds = time.perf_counter() - began
+        found = tensorly.cp_to_tensor((weights, factors))
+        theirs = float((found - tensor).norm() / tensor.norm())
+        print(f"{shared_dim:16d}  tensorly        {'':6}  {seconds:7.2f}  {theirs:.4f}")
+        reached = False
+        for sweeps in SWEEPS:
+            began = time.perf_counter()
+            ours = collaborative_factors(left, right, shared_dim, sweeps=sweeps, tolerance=0.0)
+            mine = time.perf_counter() - began
+            note = ""
+            if not reached and float(ours.error) <= theirs:
+                reached, note = True, f"  tensorly's error in {seconds / mine:.0f} times less time"
+            print(
+                f"{shared_dim:16d}  ours            {sweeps:6d}  {mine:7.3f}  "
+                f"{float(ours.error):.4f}{note}"
+            )
+
+
+def mean_pooled(module: Attention, num_groups: int) -> GroupedQueryAttention:
+    """Grouped-query attention whose keys and values are means, as Ainslie et al. 2023 make it."""
+    pooled = GroupedQueryAttention(module.embed_dim, module.num_heads, num_groups=num_groups)
+    width = (num_groups, module.num_heads // num_groups, module.head_dim)
+
+    def mean(tensor: Tensor) -> Tensor:
+        return tensor.view(*width, *tensor.shape[1:]).mean(1).flatten(0, 1)
+
+    weights = module.state_dict()
+    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+        weights[name] = mean(weights[name])
+    pooled.load_state_dict(weights)
+    return pooled.eval()
+
+
+def damage(checkpoint: Path, data: Path) -> None:
+    """Print what each conversion of all modules changes in the validation loss."""
+    trained = load_trained(checkpoint)
+    base = validation_loss(trained, data)
+    module = next(iter(trained.attention().values()))
+    width, heads = module.embed_dim, module.num_heads
+    print(f"width {width}, {heads} heads, validation loss {base:.4f} bits a token")
+    print(f"{'everywhere':40}  {'mean-pooled':>11}  {'weights':>9}  {'data':>9}  data, refit")
+    of = AttentionChoice.of
+    choices = [of("collaborative", shared_dim=width // part) for part in (1, 2, 4, 8)]
+    groups = [number for number in range(heads, 0, -1) if heads % number == 0]
+    choices += [of("grouped_query", num_groups=number) for number in groups]
+    choices += [of("reduced_key", key_dim=width // part) for part in (2, 4)]
+    choices += [of("shared_key_value"), of("head_embedding_mul"), of("single_head")]
+    choices += [of("grouped_head", kept_heads=max(1, heads // 2))]
+    for choice in choices:
+        cells = [" " * 11]
+        if choice.scheme == "grouped_query":
+            pooled = copy.deepcopy(trained)
+            for adapter in pooled.modules.values():
+                adapter.attention = mean_pooled(
+                    adapter.attention, dict(choice.options)["num_groups"]
+                )
+            cells = [f"{validation_loss(pooled, data) - base:+11.4f}"]
+        for source, refit in ((None, False), (data, False), (data, True)):
+            cells.append(f"{_loss_of(trained, choice, source, refit, data) - base:+9.4f}")
+        print(f"{choice!s:40}  {'  '.join(cells)}", flush=True)
+
+
+def _loss_of(
+    trained: TrainedModel, choice: AttentionChoice, source: Path | None, refit: bool, data: Path
+) -> float:
+    model = copy.deepcopy(trained)
+    plan = AttentionPlan.uniform(choice, tuple(trained.layers()))
+    convert_trained(model, plan, data=source, refit=refit)
+    return validation_loss(model, data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["speed", "damage"])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--shared-dims", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.what == "speed":
+        speed(options.checkpoint, options.shared_dims)
+    elif options.data is None:
+        parser.error("damage needs the data set")
+    else:
+        damage(options.checkpoint, options.data)
+
+
+if __name__ == "__main__":
+    main()
