@@ -68,7 +68,7 @@ class Call:
         """The same with inputs of another type, on the CPU."""
         moved = {}
         for name in ("query", "key", "value"):
-            moved[name] = getattr(self, name).to("cpu", dtype)
+            moved[name] = getattr(self, name).detach().to("cpu", dtype)
         if self.value is self.key:
             moved["value"] = moved["key"]
         for name in ("key_padding_mask", "attn_mask", "query_padding_mask"):
@@ -121,11 +121,11 @@ def _watch(module: Attention, calls: list[Call]) -> None:
     keys, values, attend = module.keys, module.values, module.attend
 
     def watched_keys(key: Tensor) -> Tensor:
-        inputs["key"] = key.detach()
+        inputs["key"] = key
         return keys(key)
 
     def watched_values(value: Tensor) -> Tensor:
-        inputs["value"] = value.detach()
+        inputs["value"] = value
         return values(value)
 
     def watched_attend(
@@ -133,7 +133,7 @@ def _watch(module: Attention, calls: list[Call]) -> None:
     ) -> tuple[Tensor, Tensor | None]:
         calls.append(
             Call(
-                query.detach(),
+                query,
                 **inputs,
                 key_padding_mask=more.get("key_padding_mask"),
                 attn_mask=more.get("attn_mask"),

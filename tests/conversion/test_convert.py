@@ -218,6 +218,9 @@ def test_calls_are_recorded_as_they_are_made() -> None:
         module(call.query, call.query, call.query, is_causal=True)
     output(module, call)
     first, second = calls["it"]
+    assert second.value is second.key, "which attention with shared keys and values looks at"
+    shared = convert_attention(module, of("shared_key_value"), calls["it"])
+    assert shared.errors is not None
     assert first.query is call.query or torch.equal(first.query, call.query)
     assert torch.equal(first.key, call.key)
     assert torch.equal(first.key_padding_mask, call.key_padding_mask)  # type: ignore[arg-type]
