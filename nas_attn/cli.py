@@ -232,8 +232,8 @@ def proposals(
     With --check every proposal is derived again from what its driver saw, by the study file as it
     is now. The exit status is 1 if one comes out otherwise.
     """
-    from nas_attn.report.tables import running_then, state_text
-    from nas_attn.search.proposals import derive_again
+    from nas_attn.report.tables import state_text
+    from nas_attn.search.proposals import derive_again, running_then
     from nas_attn.study import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs)

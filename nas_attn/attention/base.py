@@ -9,11 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, NoReturn, TypedDict
 
-import torch
 from torch import Tensor, nn
 
 from nas_attn.attention.functional import Form, attend
-from nas_attn.attention.masks import causal_mask, merge_masks
+from nas_attn.attention.masks import merge_masks, with_causal_mask
 from nas_attn.errors import PlanError
 
 
@@ -193,13 +192,7 @@ class Attention(nn.Module):
             or None if they are not asked for.
         """
         if is_causal and (key_padding_mask is not None or attn_mask is not None):
-            causal = causal_mask(query.size(1), key.size(1), query.device)
-            if attn_mask is None:
-                attn_mask = causal
-            elif attn_mask.dtype == torch.bool:
-                attn_mask = attn_mask | causal
-            else:
-                attn_mask = attn_mask.masked_fill(causal, float("-inf"))
+            attn_mask = with_causal_mask(attn_mask, query, key)
             is_causal = False
         output, weights = self.attend(
             query,

@@ -30,6 +30,22 @@ def merge_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Te
     return attn_mask if allowed is None else attn_mask.masked_fill(~allowed, float("-inf"))
 
 
+def with_causal_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """A mask that also leaves later positions out.
+
+    Args:
+        attn_mask: bool, true where attention is *not* allowed, or float, added to the scores.
+        query: (B, T, width).
+        key: (B, S, width).
+    """
+    causal = causal_mask(query.size(1), key.size(1), query.device)
+    if attn_mask is None:
+        return causal
+    if attn_mask.dtype == torch.bool:
+        return attn_mask | causal
+    return attn_mask.masked_fill(causal, float("-inf"))
+
+
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     """Bool (queries, keys), true where attention is *not* allowed: at later positions."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nas_attn.attention import Attention
-from nas_attn.attention.masks import causal_mask, merge_masks
+from nas_attn.attention.masks import merge_masks, with_causal_mask
 
 SHRINKAGE = 1e-4
 """Share of the mean variance that is added to every direction."""
@@ -81,13 +81,7 @@ class Call:
         """All masks in one (see `merge_masks`)."""
         attn_mask = self.attn_mask
         if self.is_causal:
-            causal = causal_mask(self.query.size(1), self.key.size(1), self.query.device)
-            if attn_mask is None:
-                attn_mask = causal
-            elif attn_mask.dtype == torch.bool:
-                attn_mask = attn_mask | causal
-            else:
-                attn_mask = attn_mask.masked_fill(causal, float("-inf"))
+            attn_mask = with_causal_mask(attn_mask, self.query, self.key)
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.view(self.query.size(0), -1, *attn_mask.shape[1:])
         return merge_masks(self.key_padding_mask, attn_mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,20 +231,6 @@ def state_text(trial: TrialRecord) -> str:
     return {"PRUNED": "stopped early", "FAIL": "failed"}.get(
         trial.state.name, trial.state.name.lower()
     )
-
-
-def running_then(trials: Sequence[TrialRecord]) -> Iterator[set[int]]:
-    """For each trial, those that had not ended as far as its driver knew when it proposed it."""
-    views: dict[str | None, tuple[int, set[int]]] = {}
-    for trial in trials:
-        origin = trial.proposal or {"number": trial.number, "running": []}
-        if "running" in origin:
-            running = set(origin["running"])
-        else:
-            since, before = views[trial.driver]
-            running = {*before, *range(since, origin["number"])} - set(origin["over"])
-        views[trial.driver] = origin["number"], running
-        yield running
 
 
 def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:

@@ -359,6 +359,20 @@ class Derivation:
         return self.plan == self.trial.plan
 
 
+def running_then(trials: Sequence[TrialRecord]) -> Iterator[set[int]]:
+    """For each trial, those that had not ended as far as its driver knew when it proposed it."""
+    views: dict[str | None, tuple[int, set[int]]] = {}
+    for trial in trials:
+        origin = trial.proposal or {"number": trial.number, "running": []}
+        if "running" in origin:
+            running = set(origin["running"])
+        else:
+            since, before = views[trial.driver]
+            running = {*before, *range(since, origin["number"])} - set(origin["over"])
+        views[trial.driver] = origin["number"], running
+        yield running
+
+
 def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[Derivation]:
     """Derive every proposal of a search from what its driver saw then.
 
@@ -366,16 +380,8 @@ def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[
         proposer: of the study, with an empty history.
         trials: all of the record.
     """
-    views: dict[str | None, tuple[int, set[int]]] = {}
-    for trial in trials:
-        origin = trial.proposal
-        if origin is not None and not trial.is_withdrawn:
-            if "running" in origin:
-                running = set(origin["running"])
-            else:
-                since, before = views[trial.driver]
-                running = {*before, *range(since, trial.number)} - set(origin["over"])
-            views[trial.driver] = trial.number, running
+    for trial, running in zip(trials, running_then(trials), strict=True):
+        if trial.proposal is not None and not trial.is_withdrawn:
             # A driver that knows every trial before its own knows all that their drivers knew.
             for ended in sorted(proposer.running - running):
                 proposer.close(trials[ended])
