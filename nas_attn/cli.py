@@ -24,10 +24,12 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn.errors import ConfigError, NasAttnError, PlanError
+from nas_attn.errors import ConfigError, NasAttnError, PlanError, SearchError
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
+    from nas_attn.plan import AttentionPlan
+    from nas_attn.report.agreement import Agreement
     from nas_attn.search.config import SearchConfig
     from nas_attn.search.driver import Conductor, Executor, JobBuilder, Snapshot
     from nas_attn.search.proposals import Proposer
@@ -134,6 +136,8 @@ def search(
         build_job=loaded.build_job,
     )
     is_trained = any(trial.is_trained for trial in record.trials())
+    if loaded.config.search.warm_start.rank_agreement and not conductor.has_given_up:
+        _train_cold(loaded, record, address)
     if is_trained:
         page = _write_report(loaded, record, loaded.folder / "report")
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -164,12 +168,11 @@ def confirm(
     """Train the front's points and the baseline again, with fresh seeds, and open the test side.
 
     A search picks what looked best on the validation side, which flatters it. Here nothing is
-    picked any more: every point is trained to its end with seeds that the search did not use, and
-    scored on the test side, which nothing else reads. It goes on where it was interrupted, and more
-    seeds can be asked for later.
+    picked any more: every point is trained from nothing to its end, with seeds that the search did
+    not use, and scored on the test side, which nothing else reads. It goes on where it was
+    interrupted, and more seeds can be asked for later.
     """
     from nas_attn.display import confirmation_table
-    from nas_attn.search.config import StoppingConfig
     from nas_attn.search.record import front
     from nas_attn.study import load_study
 
@@ -190,7 +193,6 @@ def confirm(
     fresh = _fresh_seeds(loaded.config.training.seeds, seeds)
     record.note(CONFIRMED, seeds)
     confirmed = _confirmation(loaded, record, seeds, create=True)
-    known = [other for other in confirmed.trials() if other.counts]
     chosen = {point.number for point in (*points, *(t for t in trained.values() if t.is_baseline))}
     console.print(
         f"trials {', '.join(map(str, sorted(chosen)))} of the search, each trained again with "
@@ -198,16 +200,12 @@ def confirm(
         highlight=False,
         soft_wrap=True,
     )
-    new = {loaded.baseline, *plans} - {t.plan for t in known if t.state.name != "FAIL"}
-    conductor = _run_search(
+    conductor = _run_given(
         loaded,
         confirmed,
         address,
-        proposer=loaded.given_plans(plans),
-        config=loaded.config.search.model_copy(
-            update={"stopping": StoppingConfig(), "trials": len(known) + len(new)}
-        ),
-        build_job=lambda number, plan: loaded.build_confirmation(number, plan, fresh),
+        plans=[loaded.baseline, *plans],
+        build_job=lambda number, plan, _: loaded.build_confirmation(number, plan, fresh),
         title=f"{record.name}, confirmed",
     )
     page = _write_report(loaded, record, loaded.folder / "report")
@@ -611,6 +609,9 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Also to schemes that cannot inherit trained heads.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over a file that is there.")
+    ] = False,
 ) -> None:
     """Turn a trained checkpoint into one with another attention plan.
 
@@ -621,8 +622,8 @@ def convert(
     from nas_attn.plan import AttentionPlan
     from nas_attn.training.conversion import convert_checkpoint
 
-    if out.exists():
-        raise NasAttnError(f"{out} exists; remove it or name another file")
+    if out.exists() and not replace:
+        raise NasAttnError(f"{out} exists; remove it, name another file, or say --replace")
     wanted = AttentionPlan.parse(plan)
     found = convert_checkpoint(checkpoint, wanted, out, data=calibrate, refit=refit, force=force)
     table = Table(box=None)
@@ -948,6 +949,87 @@ def _run_search(
         ownership.close()
 
 
+def _run_given(
+    study: Study,
+    record: Record,
+    address: str | None,
+    *,
+    plans: Sequence[AttentionPlan],
+    build_job: JobBuilder,
+    title: str,
+) -> Conductor:
+    """Train plans whole, as far as the record does not hold them."""
+    from nas_attn.search.config import StoppingConfig, WarmStartConfig
+
+    known = [trial for trial in record.trials() if trial.counts]
+    new = set(plans) - {trial.plan for trial in known if trial.state.name != "FAIL"}
+    changes = {
+        "stopping": StoppingConfig(),
+        "warm_start": WarmStartConfig(),
+        "trials": len(known) + len(new),
+    }
+    return _run_search(
+        study,
+        record,
+        address,
+        proposer=study.given_plans(plans),
+        config=study.config.search.model_copy(update=changes),
+        build_job=build_job,
+        title=title,
+    )
+
+
+def _cold_record(study: Study, record: Record, *, create: bool = False) -> Record:
+    """The record of what was trained from nothing beside warm trials, in the search's storage."""
+    from nas_attn.search.record import Record
+
+    # Names of studies hold no spaces, so this can be no other study's.
+    return Record(f"{record.name} (cold)", record.storage, study.objectives, create=create)
+
+
+def _train_cold(study: Study, record: Record, address: str | None) -> None:
+    """Train some warm trials from nothing too, to see whether the order is the same."""
+    from nas_attn.report.agreement import spread_evenly
+
+    wanted = study.config.search.warm_start.rank_agreement
+    chosen = spread_evenly(record.trials(), wanted)
+    if len(chosen) < wanted:
+        console.print(
+            f"the rank agreement is wanted of {wanted} warm trials, but only {len(chosen)} are "
+            "complete: give the search more trials",
+            soft_wrap=True,
+        )
+    numbers = ", ".join(str(number) for number in sorted(trial.number for trial in chosen))
+    console.print(
+        f"trials {numbers} are trained from nothing too, for the rank agreement of warm and cold",
+        highlight=False,
+        soft_wrap=True,
+    )
+    conductor = _run_given(
+        study,
+        _cold_record(study, record, create=True),
+        address,
+        plans=[trial.plan for trial in chosen if trial.plan is not None],
+        build_job=lambda number, plan, _: study.build_cold_job(number, plan),
+        title=f"{record.name}, from nothing",
+    )
+    if conductor.has_given_up:
+        conductor.outcome()
+
+
+def _agreement(study: Study, record: Record) -> Agreement | None:
+    """What is known of the rank agreement of warm and cold trials."""
+    from nas_attn.report.agreement import agreement_of
+
+    if not study.config.search.warm_start.is_on:
+        return None
+    try:
+        cold = _cold_record(study, record).trials()
+    except SearchError:
+        return None  # never asked for
+    return agreement_of(record.trials(), cold)
+
+
 def _make_executor(study: Study, address: str | None) -> Executor:
     execution, resources = study.config.execution, study.config.resources
     if execution.executor == "simulated":
@@ -1040,8 +1122,18 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         machine=notes["machine"],
         evaluate={} if study.config.replay else study.evaluation_texts(trials),
         confirmed=_confirmed_rows(study, record),
+        fine_tuning=_fine_tuning_updates(study),
+        agreement=_agreement(study, record),
     )
     return write_report(trials, context, out)
+
+
+def _fine_tuning_updates(study: Study) -> int | None:
+    """Updates at the end of every trial where there are warm starts."""
+    if not study.config.search.warm_start.is_on:
+        return None
+    updates: int = study.fine_tuning.arguments["max-update"]
+    return updates
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.conversion import inherits
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.config import (
@@ -35,6 +36,7 @@ from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.training.arguments import (
     check_arguments,
     check_metric,
+    convert_command,
     decoding_command,
     evaluation_command,
     last_epoch_and_update,
@@ -42,6 +44,7 @@ from nas_attn.training.arguments import (
     shell_text,
     training_arguments,
     training_command,
+    with_value,
 )
 from nas_attn.training.config import DataConfig, TrainingConfig
 from nas_attn.training.costs import CostModel, available_costs
@@ -54,9 +57,23 @@ from nas_attn.training.data import (
     read_manifest,
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
+from nas_attn.training.fine_tuning import count_updates, fine_tuning
 from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
 from nas_attn.training.replay import ReplayConfig, curve_of, replay_command
-from nas_attn.training.worker import CHECKPOINT, SeedRun, TrialJob, best_checkpoint
+from nas_attn.training.worker import (
+    BEST,
+    CHECKPOINT,
+    CHECKPOINTS,
+    START,
+    SeedRun,
+    TrialJob,
+    best_checkpoint,
+)
+
+NO_VOTE = (
+    "votes while it trains, and a warm start leaves no time for that: take grouped_head with "
+    "kept_heads, or search without search.warm_start"
+)
 
 
 class StudyConfig(Section):
@@ -129,8 +146,30 @@ class Study:
         """Proposes plans, from an empty history."""
         return Proposer(*self._proposer_arguments())
 
+    @cached_property
+    def fine_tuning(self) -> TrainingConfig:
+        """The training that ends every trial where there are warm starts; needs the data set."""
+        config, warm = self.config, self.config.search.warm_start
+        data = load_prepared(config.data.folder)
+        updates = count_updates(config.training, data, gpus=max(1, int(config.resources.gpus)))
+        return fine_tuning(
+            config.training,
+            max(1, round(warm.fraction * updates)),
+            learning_rate=warm.learning_rate,
+            replaced=warm.arguments,
+        )
+
+    def inherits(self, plan: AttentionPlan) -> bool:
+        """Whether a model of a plan can take over what the trained baseline has learned."""
+        shapes = self.space.shapes
+        return all(
+            inherits(build_on_meta(choice, shapes[site]))
+            for site, choices in plan
+            for choice in choices
+        )
+
     def given_plans(self, plans: Sequence[AttentionPlan]) -> GivenPlans:
-        """Proposes these plans and the baseline."""
+        """Proposes these plans."""
         return GivenPlans(plans, *self._proposer_arguments())
 
     def _proposer_arguments(self) -> tuple[Any, ...]:
@@ -169,10 +208,23 @@ class Study:
             origin=data.origin,
         )
 
-    def build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
-        """What an executor needs to run a trial."""
+    def build_job(self, number: int, plan: AttentionPlan, baseline: str | None = None) -> TrialJob:
+        """What an executor needs to run a trial.
+
+        Args:
+            number: of the trial.
+            plan: for all attention.
+            baseline: folder of the trained baseline, from which warm trials start.
+        """
         folder = self.folder / "trials" / f"{number:05d}"
-        return self._job(number, plan, folder, self.config.training.seeds, test=False)
+        job = self._job(number, plan, folder, self.config.training.seeds, test=False)
+        return self._with_start(job, plan, baseline) if self._has_warm_start else job
+
+    def build_cold_job(self, number: int, plan: AttentionPlan) -> TrialJob:
+        """What an executor needs to run a trial that starts from nothing, beside a warm one."""
+        folder = self.folder / "cold" / plan.digest
+        job = self._job(number, plan, folder, self.config.training.seeds, test=False)
+        return self._with_start(job, plan, None)
 
     def build_confirmation(
         self, number: int, plan: AttentionPlan, seeds: Sequence[int]
@@ -181,6 +233,44 @@ class Study:
         # By plan: another confirmation, with more seeds or other points, finds what is trained.
         folder = self.folder / "confirm" / plan.digest
         return self._job(number, plan, folder, seeds, test=True)
+
+    @property
+    def _has_warm_start(self) -> bool:
+        return self.config.search.warm_start.is_on
+
+    def _with_start(self, job: TrialJob, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+        """A job with the checkpoint made that its trainings start from; they fine-tune it."""
+        config = self.config
+        data = load_prepared(config.data.folder.absolute())
+        is_warm = baseline is not None and self.inherits(plan)
+        runs, needs = [], []
+        for run in job.runs:
+            made = Path(run.folder) / START
+            if is_warm:
+                trained = Path(str(baseline)) / f"seed-{run.seed}" / START / BEST
+                needs.append(str(trained))
+                start = convert_command(trained, plan, data, made / BEST)
+            else:
+                start = list(run.command)
+                start = with_value(start, "--save-dir", str(made))
+            command = training_command(
+                self.fine_tuning,
+                data,
+                plan,
+                seed=run.seed,
+                metric=config.objectives.loss,
+                save_dir=Path(run.folder) / CHECKPOINTS,
+            )
+            command += ["--finetune-from-model", str(made / BEST)]
+            runs.append(replace(run, command=tuple(command), start=tuple(start)))
+        last_epoch, last_update = last_epoch_and_update(self.fine_tuning)
+        return replace(
+            job,
+            runs=tuple(runs),
+            needs=tuple(needs),
+            last_epoch=last_epoch,
+            last_update=last_update,
+        )
 
     def _job(
         self, number: int, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
@@ -195,7 +285,7 @@ class Study:
             evaluation = evaluation_command(config.training, data, Path(CHECKPOINT), "test")
         for seed in seeds:
             run = folder / f"seed-{seed}"
-            save_dir = run / "checkpoints"
+            save_dir = run / CHECKPOINTS
             if config.replay is not None:
                 text = plan.dumps()
                 command = replay_command(config.replay, text, parameters, seed, save_dir)
@@ -285,6 +375,9 @@ class Study:
             kept["objectives"]["sentence_length"] = objectives["sentence_length"]
         if config["replay"] is not None:
             kept["replay"] = config["replay"]
+        if self._has_warm_start:
+            kept["warm_start"] = config["search"]["warm_start"]
+            del kept["warm_start"]["rank_agreement"]
         # As JSON gives it back: with lists for tuples, so that it equals what a storage returns.
         kept["space"] = self.space.config.model_dump(mode="json")
         del kept["space"]["description"]
@@ -343,6 +436,8 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
     faults = _check_data(config.data, config.training.task)
     faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
     faults += _check_objectives(config)
+    if not faults:
+        faults += _check_warm_start(config)
     space_config, space_key = _load_space(config.space, faults)
     if faults or space_config is None:
         raise ConfigError(str(path), faults)
@@ -361,6 +456,8 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
             continue
         for message in _missing_for(module, config.training):
             seen[f"{space_key}.{key}", message] = None
+        if config.search.warm_start.is_on and _prunes(module):
+            seen[f"{space_key}.{key}", NO_VOTE] = None
     if seen:
         raise ConfigError(str(path), [Fault(key, message) for key, message in seen])
     return Study(config, space, runs)
@@ -389,11 +486,29 @@ def _check_objectives(config: StudyConfig) -> list[Fault]:
     return faults
 
 
+def _check_warm_start(config: StudyConfig) -> list[Fault]:
+    """What is wrong with the fine-tuning of warm starts."""
+    warm = config.search.warm_start
+    if not warm.is_on:
+        return []
+    key = "search.warm_start"
+    if config.replay is not None:
+        return [Fault(key, "replayed learning curves start from nothing: leave it out")]
+    training = fine_tuning(
+        config.training, 1, learning_rate=warm.learning_rate, replaced=warm.arguments
+    )
+    return [Fault(f"{key}.{fault.key}", fault.message) for fault in check_arguments(training)]
+
+
+def _prunes(module: Attention) -> bool:
+    return isinstance(module, PrunableAttention) and module.is_prunable
+
+
 def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
     """What the training lacks for attention that is grouped or pruned."""
     given = {name.replace("_", "-"): value for name, value in training.arguments.items()}
     grouped = isinstance(module, GroupedHeadAttention)
-    prunes = isinstance(module, PrunableAttention) and module.is_prunable
+    prunes = _prunes(module)
     if (grouped or prunes) and not str(given.get("criterion")).startswith("grouped_"):
         yield (
             "needs a criterion with the group constraint and the vote: set "

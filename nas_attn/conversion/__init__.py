@@ -1,6 +1,6 @@
 """Trained attention taken over by other schemes: exact where it can be, else as near as can be."""
 
-from nas_attn.conversion.convert import Conversion, Errors, convert_attention
+from nas_attn.conversion.convert import Conversion, Errors, convert_attention, inherits
 from nas_attn.conversion.metric import Call, recorded
 from nas_attn.conversion.models import ConvertedModule, convert_model
 
@@ -11,5 +11,6 @@ __all__ = [
     "Errors",
     "convert_attention",
     "convert_model",
+    "inherits",
     "recorded",
 ]

@@ -86,8 +86,7 @@ def convert_attention(
         bias=trained.has_bias,
         **dict(choice.options),
     ).double()
-    inherits = not isinstance(module, HeadEmbeddingAddAttention) or type(module) is type(trained)
-    if not (inherits or force):
+    if not (inherits(module) or type(module) is type(trained) or force):
         raise PlanError(
             "head_embedding_add cannot inherit trained heads: all its heads share one bilinear "
             "form, and a converted model loses what they learned. Train it from scratch, or force "
@@ -112,6 +111,11 @@ def convert_attention(
     parameter = next(trained.parameters())
     module.to(device=parameter.device, dtype=parameter.dtype).train(trained.training)
     return Conversion(module, errors)
+
+
+def inherits(module: Attention) -> bool:
+    """Whether a module, of any weights, can take over what trained heads have learned."""
+    return not isinstance(module, HeadEmbeddingAddAttention)
 
 
 @torch.no_grad()

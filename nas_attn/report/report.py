@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from nas_attn.attention.counting import ModelSize
+from nas_attn.report.agreement import Agreement
 from nas_attn.report.figures import interactive_figure, write_print_figures
 from nas_attn.report.tables import (
     DIFFERENCE,
@@ -48,6 +49,8 @@ class ReportContext:
         machine: where the search ran.
         evaluate: for each trial number on the front, the command that evaluates its checkpoint.
         confirmed: from `confirmation_rows`; empty if nothing was confirmed.
+        fine_tuning: updates that end every trial where there are warm starts; None where not.
+        agreement: of warm and cold trials, if it was asked for.
     """
 
     name: str
@@ -59,6 +62,8 @@ class ReportContext:
     machine: str
     evaluate: dict[int, str]
     confirmed: Sequence[Mapping[str, Any]] = ()
+    fine_tuning: int | None = None
+    agreement: Agreement | None = None
 
     @property
     def loss(self) -> str:
@@ -95,7 +100,8 @@ def cost_words(name: str) -> str:
 def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: Path) -> Path:
     """Write index.html, front.csv, trials.csv, curves.csv, front.json, figures and summary.md.
 
-    After a confirmation, confirmed.csv too.
+    After a confirmation, confirmed.csv too, and agreement.csv where warm trials were compared with
+    cold ones.
 
     Args:
         trials: of the study, in order.
@@ -117,6 +123,8 @@ def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: 
     _write_front_json(trials, context, noise, folder / "front.json")
     if context.confirmed:
         write_rows(context.confirmed, folder / "confirmed.csv")
+    if context.agreement:
+        write_rows([asdict(pair) for pair in context.agreement.pairs], folder / "agreement.csv")
     write_print_figures(table, folder, quality=context.quality, costs=context.costs, noise=noise)
     summary = summary_text(trials, context)
     (folder / "summary.md").write_text(summary, encoding="utf-8")
@@ -162,6 +170,21 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
             f"{noise:.4f}. Spread of the loss along the front: {spread:.4f}, "
             f"{spread / noise:.1f} times the noise.",
         ]
+    if context.fine_tuning is not None:
+        warm = sum(trial.is_warm for trial in front(list(trials)))
+        lines += [
+            "",
+            f"{warm} of the {on_front} points started warm: from the trained baseline, converted. "
+            f"Every trial ends with {context.fine_tuning:,} updates of fine-tuning. All trials "
+            f"together had {sum(trial.updates for trial in trials):,} updates.",
+        ]
+    if context.agreement is not None:
+        terciles = ", ".join(f"{tau:.2f}" for tau in context.agreement.terciles)
+        lines += [
+            "",
+            f"{context.agreement.verdict}. {len(context.agreement.pairs)} plans were trained both "
+            f"ways; terciles from small to large: {terciles}.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -172,17 +195,20 @@ def _write_front_json(
         {
             "trial": trial.number,
             "baseline": trial.is_baseline,
+            "warm": trial.is_warm,
             "plan": trial.plan.to_json() if trial.plan else None,
             "costs": dict(trial.costs),
             "loss": trial.loss,
             "losses": list(trial.losses),
+            "starts": [list(start) for start in trial.starts],
             "commands": [list(command) for command in trial.commands],
+            "updates": trial.updates,
             "folder": trial.folder,
         }
         for trial in front(list(trials))
     ]
     data = {
-        "schema": 2,
+        "schema": 3,
         "study": context.name,
         "loss": context.loss,
         "costs": list(context.objectives.costs),
@@ -247,6 +273,9 @@ def _render(
         trials=[_row(trial, trial.number in on_front, further) for trial in trials[:MAX_ROWS]],
         left_out=max(0, len(trials) - MAX_ROWS),
         confirmed=context.confirmed,
+        fine_tuning=context.fine_tuning,
+        updates=sum(trial.updates for trial in trials),
+        agreement=context.agreement,
     )
 
 
@@ -256,6 +285,7 @@ def _row(trial: TrialRecord, on_front: bool, further: Sequence[str]) -> dict[str
         "state": state_text(trial),
         "baseline": trial.is_baseline,
         "on_front": on_front,
+        "warm": trial.is_warm,
         "duplicate_of": trial.duplicate_of,
         "plan": trial.text,
         "reason": trial.reason,
@@ -285,7 +315,8 @@ def _counts_parameters(context: ReportContext) -> bool:
 def _mark(row: dict[Any, Any]) -> str:
     """What sets a row of the front table apart; empty for a plain point of the front."""
     place = "" if row["on_front"] else "within the noise" if row["within_noise"] else "dominated"
-    return ", ".join(part for part in ("baseline" if row["baseline"] else "", place) if part)
+    kinds = ("baseline" if row["baseline"] else "", "warm" if row["warm"] else "", place)
+    return ", ".join(kind for kind in kinds if kind)
 
 
 def _effective(row: dict[Any, Any]) -> str:

@@ -13,10 +13,10 @@ import pandas as pd
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.arguments import maximises, reproduction, shell_text
+from nas_attn.training.arguments import maximises, shell_text, with_value
 from nas_attn.training.costs import MEASURED_COSTS
 from nas_attn.training.replay import Curve, Point
-from nas_attn.training.worker import BEST, PRUNED
+from nas_attn.training.worker import BEST, PRUNED, START
 
 DIFFERENCE = 1.96 * 2**0.5
 """Half the 95 % interval of a difference of two means, in standard errors of one."""
@@ -70,12 +70,12 @@ def undecided(
 def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.DataFrame:
     """One row for each trial.
 
-    Columns: trial, state, baseline, on_front, within_noise (off the front, but nothing dominates it
-    beyond the noise), plan, cost (on the axis of the objectives), cost_certain (whether it was
-    known before training), effective_cost (if it counts parameters, those of them that act), every
-    cost by name, loss (mean over seeds), loss_std (over seeds), loss_error (standard error of the
-    mean), seeds, seconds, attempts (continued after a fault), duplicate_of, failure (its kind),
-    reason, command (of the first seed), folder.
+    Columns: trial, state, baseline, warm (started from the baseline), on_front, within_noise (off
+    the front, but nothing dominates it beyond the noise), plan, cost (on the axis of the
+    objectives), cost_certain (whether it was known before training), effective_cost (if it counts
+    parameters, those of them that act), every cost by name, loss (mean over seeds), loss_std (over
+    seeds), loss_error (standard error of the mean), seeds, seconds, updates, attempts (continued
+    after a fault), duplicate_of, failure (its kind), reason, command (of the first seed), folder.
     """
     on_front = {trial.number for trial in front(list(trials))}
     tied = undecided(trials, objectives, noise_of(trials))
@@ -85,6 +85,7 @@ def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Da
             "trial": trial.number,
             "state": trial.state.name.lower(),
             "baseline": trial.is_baseline,
+            "warm": trial.is_warm,
             "on_front": trial.number in on_front,
             "within_noise": trial.number in tied,
             "plan": trial.text,
@@ -97,6 +98,7 @@ def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Da
             "loss_error": _standard_error(trial.losses),
             "seeds": len(trial.losses),
             "seconds": trial.seconds,
+            "updates": trial.updates,
             "attempts": len(trial.attempts),
             "duplicate_of": trial.duplicate_of,
             "failure": trial.failure,
@@ -252,12 +254,23 @@ def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:
 
 
 def reproduction_texts(trial: TrialRecord) -> list[str]:
-    """For each seed, the line that trains the trial again, into a folder of its own, and prunes."""
+    """For each seed, the line that trains the trial again and prunes it.
+
+    It has folders of its own, since in those of the trial there is nothing left to do.
+    """
     texts = []
-    for run, command in enumerate(trial.commands, start=1):
+    starts = trial.starts or ((),) * len(trial.commands)
+    for run, (start, command) in enumerate(zip(starts, trial.commands, strict=True), start=1):
         folder = f"checkpoints/trial-{trial.number}-run-{run}"
-        text = shell_text(reproduction(command, folder), trial.threads)
+        steps = [with_value(command, "--save-dir", folder)]
+        if start:
+            made = f"{folder}/{START}/{BEST}"
+            steps[0] = with_value(steps[0], "--finetune-from-model", made)
+            trains = "--save-dir" in start
+            flag, value = ("--save-dir", f"{folder}/{START}") if trains else ("--out", made)
+            steps.insert(0, with_value(start, flag, value))
+        lines = [shell_text(step, trial.threads) for step in steps]
         if trial.pruned:
-            text += f" && nas-attn prune {folder}/{BEST} --out {folder}/{PRUNED}"
-        texts.append(text)
+            lines.append(f"nas-attn prune {folder}/{BEST} --out {folder}/{PRUNED}")
+        texts.append(" && ".join(lines))
     return texts

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nas_attn.section import Section
+from nas_attn.section import Scalar, Section
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
@@ -79,6 +79,42 @@ class StoppingConfig(Section):
     """Of the trials on a rung one in so many goes on; the next rung is so many times later."""
 
 
+MIN_COMPARED = 12
+
+
+def _source_alone(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+class WarmStartConfig(Section):
+    """Trials that start from the trained baseline, converted to their plan, and not from nothing.
+
+    Every trial of such a search ends with the same fine-tuning: one that is warm after the
+    conversion, the baseline and what cannot inherit after a whole training of its own.
+    """
+
+    source: Literal["none", "baseline"] = "none"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Updates of fine-tuning, a share of those of a training."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.5
+    """The highest of fine-tuning, a share of the training's `lr`; it falls to 0."""
+    arguments: dict[str, Scalar] = Field(default_factory=dict)
+    """Flags of fairseq-train that fine-tuning has otherwise."""
+    rank_agreement: Annotated[int, Field(ge=0)] = 0
+    """So many warm trials are trained from nothing too, to see whether the order is the same."""
+
+    @field_validator("rank_agreement")
+    @classmethod
+    def _enough(cls, count: int) -> int:
+        if 0 < count < MIN_COMPARED:
+            raise ValueError(f"must be 0 or at least {MIN_COMPARED}, as fewer trials say nothing")
+        return count
+
+    @property
+    def is_on(self) -> bool:
+        return self.source != "none"
+
+
 class SearchConfig(Section):
     """How plans are proposed."""
 
@@ -89,6 +125,7 @@ class SearchConfig(Section):
     """Trials spread evenly over the exact cost axis before the sampler takes over."""
     seed: int = 1
     stopping: StoppingConfig = StoppingConfig()
+    warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
     give_up_after: Annotated[int, Field(ge=1)] = 5
     """The search ends when so many trials in a row have failed."""
 

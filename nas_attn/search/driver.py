@@ -38,7 +38,8 @@ LOOK_SECONDS = 2.0
 RETRY_SECONDS = (0.0, 10.0, 60.0)
 """How long a trial waits before it is continued for the first, second, and every later time."""
 
-JobBuilder = Callable[[int, AttentionPlan], TrialJob]
+JobBuilder = Callable[[int, AttentionPlan, str | None], TrialJob]
+"""From a trial's number, its plan and the folder of the trained baseline, if there is one."""
 
 
 class Executor(Protocol):
@@ -133,7 +134,7 @@ class Conductor:
         ownership: of this driver.
         proposer: of plans, with an empty history.
         config: budget and stopping rule.
-        build_job: turns a trial's number and plan into a job.
+        build_job: makes a trial's job.
         retries: times that a trial is continued after a fault that may not come again.
         on_change: called with a function that makes a snapshot whenever something happened.
     """
@@ -200,7 +201,7 @@ class Conductor:
                 return self._continue(trial)
         while not self._exhausted:
             self._read_others()
-            if self.proposer.counted >= self.config.trials:
+            if self.proposer.counted >= self.config.trials or self._waits_for_baseline():
                 return None
             proposal = self.proposer.propose()
             if proposal is None:
@@ -210,6 +211,11 @@ class Conductor:
             if job is not None:
                 return job
         return None
+
+    def _waits_for_baseline(self) -> bool:
+        """Whether trials are to start from a baseline that is still in training."""
+        is_needed = self.config.warm_start.is_on and self.proposer.has_baseline
+        return is_needed and self._tally.baseline is None
 
     def is_over(self) -> bool:
         """Whether no trial runs, waits or can be proposed, with other drivers' taken into account.
@@ -236,7 +242,7 @@ class Conductor:
         if not self.ownership.owns(self._mine[number]):
             return False
         goes_on = True
-        if news.seed_index == 0:
+        if news.seed_index == 0 and not news.is_start:
             self.record.validated(number, news.num_updates, news.loss)
             if news.settled and self.config.stopping.rule == "halving":
                 goes_on = self._at_rung(number, news)
@@ -251,7 +257,10 @@ class Conductor:
         if not self.ownership.owns(trial):
             logger.warning("trial %d was taken over by another driver", number)
             return
-        self.record.annotate(number, {fields.SECONDS: round(result.seconds, 2)})
+        # What runs on another node tells no updates where it is stopped.
+        updates = max(result.updates, running.last.num_updates if running.last else 0)
+        spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}
+        self.record.annotate(number, spent)
         if result.losses:
             self._complete(number, running, trial, result)
         elif was_stopped(decisions):
@@ -264,6 +273,11 @@ class Conductor:
             self._fail(number, trial, result)
         self._follow()
         self._tell()
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the search had to end early (see `outcome`)."""
+        return self._abort is not None
 
     def outcome(self) -> Snapshot:
         """The end of a search.
@@ -300,7 +314,7 @@ class Conductor:
         elif proposal.excess is not None:
             state, attributes[fields.REASON] = TrialState.PRUNED, proposal.excess
         else:
-            job = self.build_job(proposal.number, proposal.plan)
+            job = self._build_job(proposal.number, proposal.plan)
             attributes |= {
                 fields.BASELINE: proposal.plan == self.proposer.baseline,
                 # The sampler learns such a cost from the trial's end, and not from the plan.
@@ -309,6 +323,9 @@ class Conductor:
                 fields.THREADS: job.threads,
                 fields.FOLDER: job.folder,
             }
+            starts = [list(run.start) for run in job.runs if run.start]
+            if starts:
+                attributes |= {fields.STARTS: starts, fields.WARM: bool(job.needs)}
         new = NewTrial(
             attributes=attributes,
             params=proposal.params,
@@ -346,7 +363,11 @@ class Conductor:
         logger.info("trial %d goes on where it was interrupted", trial.number)
         self._mine[trial.number] = trial
         self._decisions[trial.number] = {k: dict(v) for k, v in trial.rungs.items()}
-        return self._start(trial, self.build_job(trial.number, trial.plan))
+        return self._start(trial, self._build_job(trial.number, trial.plan))
+
+    def _build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
+        baseline = self._tally.baseline
+        return self.build_job(number, plan, None if baseline is None else baseline.folder)
 
     def _start(self, trial: TrialRecord, job: TrialJob) -> TrialJob:
         assert trial.plan is not None

@@ -8,7 +8,7 @@ import time
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
 from nas_attn.training.launch import ColdLauncher, Launcher, WarmLauncher
-from nas_attn.training.worker import TrialResult, TrialRun
+from nas_attn.training.worker import TrialRun
 
 POLL_SECONDS = 0.1
 
@@ -77,7 +77,7 @@ def _advance(conductor: Conductor, trial: TrialRun) -> bool:
     for news in trial.poll():
         if not conductor.progress(number, news):
             trial.stop()
-            conductor.finish(number, trial.result or TrialResult(seconds=trial.seconds()))
+            conductor.finish(number, trial.result or trial.spent())
             return True
     if trial.result is None:
         return False

@@ -173,6 +173,11 @@ class Proposer:
         return self._counted
 
     @property
+    def has_baseline(self) -> bool:
+        """Whether the baseline is trained, or is being."""
+        return bool(self._baselines)
+
+    @property
     def running(self) -> frozenset[int]:
         """Trials of the history that are not over."""
         return frozenset(self._running)
@@ -306,8 +311,8 @@ class Proposer:
 
 
 class GivenPlans(Proposer):
-    """Proposes the plans of a list, each once, the baseline first; what failed when the search was
-    run before is proposed again.
+    """Proposes the plans of a list, each once; what failed when the search was run before is
+    proposed again.
 
     Args:
         plans: what is proposed.
@@ -316,7 +321,7 @@ class GivenPlans(Proposer):
 
     def __init__(self, plans: Sequence[AttentionPlan], *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.plans = [self.baseline, *plans]
+        self.plans = list(plans)
 
     def close(self, trial: TrialRecord) -> None:
         """Add the end of a trial."""

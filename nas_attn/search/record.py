@@ -35,6 +35,7 @@ LOSSES, SECONDS, REASON, DUPLICATE = "losses", "seconds", "reason", "duplicate_o
 THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
 COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
 ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
+STARTS, WARM, UPDATES = "starts", "warm", "updates"
 
 PATIENCE_SECONDS = 600.0
 """A storage that does not answer is asked again for so long."""
@@ -60,6 +61,8 @@ class TrialRecord:
         cost: the cost that trials are spread over.
         effective: of `cost`, if it counts parameters, those that are neither dead nor redundant.
         seconds: training time.
+        updates: of all its trainings; 0 in records of old.
+        is_warm: whether it started from the trained baseline, converted.
         is_baseline: whether it is the multi-head baseline.
         duplicate_of: number of the trial whose result this proposal took over.
         is_withdrawn: another driver's proposal came first, so this one never ran.
@@ -70,6 +73,7 @@ class TrialRecord:
         curve: validation loss of the first seed by number of updates.
         tests: scores on the test side for each seed, if it was opened.
         commands: the fairseq-train command of each seed.
+        starts: the command of each seed that makes what its training starts from, if there is one.
         threads: CPU threads of a training.
         folder: where its files are.
         driver: which driver created it.
@@ -92,6 +96,8 @@ class TrialRecord:
     cost: int | None
     effective: int | None
     seconds: float
+    updates: int
+    is_warm: bool
     is_baseline: bool
     duplicate_of: int | None
     is_withdrawn: bool
@@ -102,6 +108,7 @@ class TrialRecord:
     curve: Mapping[int, float]
     tests: tuple[Mapping[str, float], ...]
     commands: tuple[tuple[str, ...], ...]
+    starts: tuple[tuple[str, ...], ...]
     threads: int
     folder: str | None
     driver: str | None
@@ -174,6 +181,8 @@ def read_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         cost=costs.get(axis),
         effective=effective,
         seconds=float(attrs.get(SECONDS, 0.0)),
+        updates=int(attrs.get(UPDATES, 0)),
+        is_warm=bool(attrs.get(WARM, False)),
         is_baseline=bool(attrs.get(BASELINE, False)),
         duplicate_of=attrs.get(DUPLICATE),
         is_withdrawn=proposal is not None and proposal["number"] != trial.number,
@@ -184,6 +193,7 @@ def read_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         curve=dict(trial.intermediate_values),
         tests=tuple(attrs.get(TESTS, ())),
         commands=tuple(tuple(command) for command in attrs.get(COMMANDS, ())),
+        starts=tuple(tuple(start) for start in attrs.get(STARTS, ())),
         threads=attrs.get(THREADS, 1),
         folder=attrs.get(FOLDER),
         driver=attrs.get(DRIVER),

@@ -74,6 +74,12 @@ class Courier:
             raise ValueError(f"{folder} is not in the run folder")
         _unpack(content, target)
 
+    def read(self, path: str) -> bytes:
+        """A file of the run folder."""
+        if not Path(path).is_relative_to(self.runs):
+            raise ValueError(f"{path} is not in the run folder")
+        return Path(path).read_bytes()
+
     def give(self, folder: str) -> bytes | None:
         """What is known of a trial; None if nothing is."""
         source = Path(folder)
@@ -113,9 +119,11 @@ class NodeFiles:
             _keep_further(folder, known)
         folder.mkdir(parents=True, exist_ok=True)
         self._folders, self._sent = (job.folder, folder), {}
+        places = [(job.folder, folder), (parcel.folder, data)]
+        places += [(path, self._fetch(path)) for path in job.needs]
 
         def here(text: str) -> str:
-            for there, local in ((job.folder, folder), (parcel.folder, data)):
+            for there, local in places:
                 if text == there or text.startswith(there + "/"):
                     return str(local) + text[len(there) :]
             return text
@@ -126,6 +134,7 @@ class NodeFiles:
                 folder=here(run.folder),
                 command=tuple(here(word) for word in run.command),
                 evaluation=tuple(here(word) for word in run.evaluation),
+                start=tuple(here(word) for word in run.start),
             )
             for run in job.runs
         )
@@ -135,7 +144,23 @@ class NodeFiles:
             data_folder=str(data),
             runs=runs,
             measure=tuple(here(word) for word in job.measure),
+            needs=tuple(here(word) for word in job.needs),
         )
+
+    def _fetch(self, path: str) -> Path:
+        """A file of another trial, on this node; it is fetched once."""
+        import ray
+
+        name = hashlib.sha256(path.encode()).hexdigest()[:16]
+        target = self._under / "needed" / f"{name}{Path(path).suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.is_file():
+                partial = target.with_suffix(".partial")
+                partial.write_bytes(ray.get(self._courier.read.remote(path)))
+                partial.rename(target)
+        return target
 
     def send_back(self) -> None:
         """Send files to the run folder if there are new checkpoints, so that another node can go

@@ -56,6 +56,7 @@ RESERVED = frozenset(
         "best-checkpoint-metric",
         "data",
         "disable-validation",
+        "finetune-from-model",
         "log-file",
         "log-format",
         "maximize-best-checkpoint-metric",
@@ -158,6 +159,12 @@ def decoding_command(config: TrainingConfig, data: PreparedData, checkpoint: Pat
     return _with_checkpoint("generate", data, checkpoint) + _decoding_flags(data, "valid")
 
 
+def convert_command(trained: Path, plan: AttentionPlan, data: PreparedData, out: Path) -> list[str]:
+    """The command that turns a trained checkpoint into one of another plan."""
+    command = ["nas-attn", "convert", str(trained), "--plan", plan.dumps()]
+    return [*command, "--calibrate", str(data.folder), "--out", str(out), "--replace"]
+
+
 def maximises(metric: str) -> bool:
     """Whether a validation metric is better when higher."""
     return metric in MAXIMISED
@@ -208,13 +215,10 @@ def shell_text(command: Sequence[str], threads: int | None = None) -> str:
     return prefix + shlex.join(command)
 
 
-def reproduction(command: Sequence[str], save_dir: str) -> list[str]:
-    """A training command with a checkpoint folder of its own.
-
-    In the folder of the finished training it would find nothing left to do.
-    """
-    at = list(command).index("--save-dir") + 1
-    return [*command[:at], save_dir, *command[at + 1 :]]
+def with_value(command: Sequence[str], flag: str, value: str) -> list[str]:
+    """A command whose flag has another value."""
+    at = list(command).index(flag) + 1
+    return [*command[:at], value, *command[at + 1 :]]
 
 
 def last_epoch_and_update(config: TrainingConfig) -> tuple[int | None, int | None]:
@@ -230,7 +234,7 @@ def check_arguments(config: TrainingConfig) -> list[Fault]:
     faults = [
         Fault(f"{key}.{name}", "is set by nas-attn itself; leave it out")
         for name in config.arguments
-        if _dashed(name) in RESERVED
+        if dashed(name) in RESERVED
     ]
     given = _given(config).keys()
     if not given & {"max-epoch", "max-update"}:
@@ -317,7 +321,7 @@ def _architectures() -> list[str]:
 def _locate(message: str, config: TrainingConfig) -> Fault:
     """Point fairseq's message at the argument that it names."""
     for name in config.arguments:
-        if f"--{_dashed(name)}:" in message or f"--{_dashed(name)}/" in message:
+        if f"--{dashed(name)}:" in message or f"--{dashed(name)}/" in message:
             text = message.partition(": ")[2] or message
             return Fault(f"arguments.{name}", f"fairseq-train says: {text}")
     return Fault("arguments", f"fairseq-train says: {message}")
@@ -332,7 +336,7 @@ def _flags(config: TrainingConfig) -> list[str]:
     for name, value in config.arguments.items():
         if value is False:
             continue
-        flags.append(f"--{_dashed(name)}")
+        flags.append(f"--{dashed(name)}")
         if value is not True:
             flags.append(str(value))
     return flags
@@ -373,8 +377,9 @@ def _criterion(config: TrainingConfig) -> str:
 
 
 def _given(config: TrainingConfig) -> dict[str, Scalar]:
-    return {_dashed(name): value for name, value in config.arguments.items()}
+    return {dashed(name): value for name, value in config.arguments.items()}
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """The name of a flag as fairseq's help writes it, without the leading dashes."""
     return name.removeprefix("--").replace("_", "-")

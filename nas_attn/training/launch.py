@@ -23,8 +23,8 @@ from nas_attn.errors import NasAttnError
 
 logger = logging.getLogger(__name__)
 
-WARM_PACKAGE = "fairseq_cli."
-"""Modules of this package can be started warm."""
+WARM = ("fairseq_cli.", "nas_attn.cli")
+"""How the names of modules begin that can be started warm."""
 IMPORT_SECONDS = 300.0
 FORK_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
@@ -100,7 +100,8 @@ class ColdLauncher:
 
 
 class WarmLauncher:
-    """Forks fairseq's commands off a server that has fairseq imported; starts others cold.
+    """Forks commands of fairseq, and our own, off a server that has fairseq imported; starts others
+    cold.
 
     The first start for a number of CPU threads waits for the server's imports (3 to 6 s). All
     starts must come from one thread that lives as long as the launcher: Linux ends the server, and
@@ -329,7 +330,7 @@ def _start_guarded(
 
 
 def _can_be_warm(command: Sequence[str]) -> bool:
-    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith(WARM_PACKAGE)
+    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith(WARM)
 
 
 def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:

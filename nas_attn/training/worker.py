@@ -1,6 +1,7 @@
 """Run one trial: a fairseq-train sub-process for each of its seeds, one after the other.
 
-Then come, if the job says so, an evaluation for each seed and measurements of decoding. `TrialRun`
+Before it comes, if the job says so, a command that makes the checkpoint to start from; after it an
+evaluation for each seed, and measurements of decoding. `TrialRun`
 never blocks: an executor polls it. What a training says is read from the report file that the
 plugin's task appends to, so a training that is continued keeps what it reported before.
 """
@@ -21,7 +22,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
@@ -44,10 +45,11 @@ logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.jsonl"
 LOG_FILE, TEST_LOG_FILE, MEASURE_LOG_FILE = "train.log", "test.log", "measure.log"
+START_LOG_FILE = "start.log"
 STATE_FILE = "finished.json"
 PLAN_FILE, COMMANDS_FILE = "plan.json", "commands.sh"
 LOCK_FILE = "training.lock"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, START = "checkpoints", "start"
 LAST, BEST, PRUNED = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_pruned.pt"
 CHECKPOINT = "{checkpoint}"
 """Stands in an evaluation or measurement for the best checkpoint of its seed, pruned if it is."""
@@ -61,6 +63,7 @@ MODULES = {
     "fairseq-generate": "fairseq_cli.generate",
     "fairseq-eval-lm": "fairseq_cli.eval_lm",
     "fairseq-validate": "fairseq_cli.validate",
+    "nas-attn": "nas_attn.cli",
     "nas-attn-replay": "nas_attn.training.replay",
 }
 
@@ -75,17 +78,25 @@ class SeedRun:
         command: the training.
         evaluation: the command that tests what was trained and pruned; empty for none. An argument
             `CHECKPOINT` becomes the path of the checkpoint.
+        start: a training or a conversion that makes, in the folder `START`, the checkpoint that the
+            training starts from; empty for none.
     """
 
     seed: int
     folder: str
     command: tuple[str, ...]
     evaluation: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SeedRun:
-        commands = {name: tuple(data.get(name, ())) for name in ("command", "evaluation")}
+        commands = {name: tuple(data.get(name, ())) for name in ("command", "evaluation", "start")}
         return cls(**{**data, **commands})
+
+    @property
+    def is_trained_first(self) -> bool:
+        """Whether its start is a training of its own."""
+        return self.start[:1] == ("fairseq-train",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +119,7 @@ class TrialJob:
         measure_runs: how often it is timed; the median counts.
         last_epoch: in which a training ends; None if it has no such limit.
         last_update: after which it ends; None if it has no such limit.
+        needs: files of another trial that must be there.
     """
 
     number: int
@@ -124,6 +136,7 @@ class TrialJob:
     maximise: bool = False
     last_epoch: int | None = None
     last_update: int | None = None
+    needs: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,7 +144,8 @@ class TrialJob:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrialJob:
         runs = tuple(SeedRun.from_json(run) for run in data["runs"])
-        return cls(**{**data, "runs": runs, "measure": tuple(data.get("measure", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("measure", "needs")}
+        return cls(**{**data, "runs": runs, **lists})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +160,8 @@ class Progress:
         settled: nothing more will be pruned: what was measured is the model that is left.
         seed_index: place of the seed among the job's runs, 0 for the first.
         is_last: the trial is in its last epoch, so that ending it saves next to nothing.
+        is_start: of the training whose checkpoint the trial's own starts from; nothing is judged
+            by it.
     """
 
     seed: int
@@ -155,6 +171,7 @@ class Progress:
     settled: bool = True
     seed_index: int = 0
     is_last: bool = False
+    is_start: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -173,6 +190,7 @@ class TrialResult:
         failure: the kind of the error; None if there is a result.
         measured: figures of the trained model by name; `decoding_seconds` is for a sentence.
         tests: scores by name, for each seed; empty if the job evaluates nothing.
+        updates: of all trainings of the trial.
     """
 
     losses: tuple[float, ...] = ()
@@ -182,6 +200,7 @@ class TrialResult:
     failure: FailureKind | None = None
     measured: dict[str, float] = field(default_factory=dict)
     tests: tuple[dict[str, float], ...] = ()
+    updates: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -201,6 +220,7 @@ class TrialResult:
 class StepKind(Enum):
     """What a process of a trial is for; the value is the name of its log."""
 
+    START = START_LOG_FILE
     TRAIN = LOG_FILE
     EVALUATE = TEST_LOG_FILE
     MEASURE = MEASURE_LOG_FILE
@@ -221,6 +241,22 @@ class Step:
     @property
     def log(self) -> Path:
         return self.folder / self.kind.value
+
+    @property
+    def trains(self) -> bool:
+        return self.kind is StepKind.TRAIN or (
+            self.kind is StepKind.START and self.run.is_trained_first
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where it keeps its checkpoints."""
+        return self.folder / (START if self.kind is StepKind.START else CHECKPOINTS)
+
+    @property
+    def report_folder(self) -> Path:
+        """Where its report is, if it trains."""
+        return self.checkpoints if self.kind is StepKind.START else self.folder
 
     @property
     def name(self) -> str:
@@ -309,8 +345,8 @@ class TrialRun:
         self.launcher = launcher or ColdLauncher()
         self.result: TrialResult | None = None
         self._activity: _Activity | None = None
-        self._reports = {run.folder: Report(Path(run.folder)) for run in job.runs}
-        self._told: dict[str, set[int]] = {run.folder: set() for run in job.runs}
+        self._reports: dict[Path, Report] = {}
+        self._told: dict[Path, set[int]] = {}
 
     def poll(self) -> list[Progress]:
         """Move on as far as possible without waiting; returns the validations since last time."""
@@ -365,6 +401,8 @@ class TrialRun:
         job = self.job
         for run in job.runs:
             state = _state(run)
+            if run.start and "started" not in state:
+                return Step(StepKind.START, run, run.start)
             if not state.get("finished", False):
                 return Step(StepKind.TRAIN, run, run.command)
             if run.evaluation and "test" not in state:
@@ -380,8 +418,9 @@ class TrialRun:
         if lock is None:
             return  # what an earlier driver left is about to die; poll again
         with lock:  # held on by the process alone
-            if step.kind is StepKind.TRAIN:
-                _repair_checkpoints(step.folder / CHECKPOINTS)
+            if step.trains:
+                step.checkpoints.mkdir(parents=True, exist_ok=True)
+                _repair_checkpoints(step.checkpoints)
             log_start = _size(step.log)
             oom_kills = count_oom_kills()
             running = self.launcher.start(
@@ -399,8 +438,8 @@ class TrialRun:
             "PYTHONWARNINGS": "ignore",
             "PYTHONUNBUFFERED": "1",
         }
-        if step.kind is StepKind.TRAIN:
-            environment["NAS_ATTN_REPORT"] = str(step.folder / REPORT_FILE)
+        if step.trains:
+            environment["NAS_ATTN_REPORT"] = str(step.report_folder / REPORT_FILE)
         if self.device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.device
         return environment
@@ -426,8 +465,8 @@ class TrialRun:
 
     def _failure_while_running(self, activity: _Activity) -> Failure | None:
         step, limit = activity.step, self.job.hang_seconds
-        if step.kind is StepKind.TRAIN:
-            failure = self._not_finite(step.run)
+        if step.trains:
+            failure = self._not_finite(step)
             if failure is not None:
                 return failure
         if limit is not None and (quiet := activity.quiet_seconds()) >= limit:
@@ -440,26 +479,30 @@ class TrialRun:
         if code != 0:
             oom_killed = activity.was_oom_killed()
             return failure_after(step.name, code, activity.log_text(), oom_killed=oom_killed)
-        if step.kind is not StepKind.TRAIN:
+        if not step.trains:
             return None
-        failure = self._not_finite(step.run)
+        failure = self._not_finite(step)
         if failure is not None:
             return failure
         message = self._fault_of_report(step)
         return None if message is None else Failure(FailureKind.TRAINING, message)
 
-    def _not_finite(self, run: SeedRun) -> Failure | None:
+    def _report(self, folder: Path) -> list[dict[str, Any]]:
+        """The validations of a training so far."""
+        return self._reports.setdefault(folder, Report(folder)).lines()
+
+    def _not_finite(self, step: Step) -> Failure | None:
         """A loss that is no number does not heal, so one such validation is enough."""
-        for line in self._reports[run.folder].lines():
+        for line in self._report(step.report_folder):
             loss = line["metrics"].get(self.job.metric, 0.0)
             if not math.isfinite(loss):
-                message = f"the validation {self.job.metric} of seed {run.seed} is {loss}"
+                message = f"the validation {self.job.metric} of seed {step.run.seed} is {loss}"
                 return Failure(FailureKind.NOT_FINITE, message)
         return None
 
     def _fault_of_report(self, step: Step) -> str | None:
         """What the report of a training that ended without an error lacks."""
-        lines = self._reports[step.run.folder].lines()
+        lines = self._report(step.report_folder)
         if not lines:
             return f"{step.name} ended without a validation"
         phase = lines[-1].get("phase")
@@ -481,8 +524,10 @@ class TrialRun:
         step = activity.step
         state = _state(step.run)
         try:
-            if step.kind is StepKind.TRAIN:
-                if self._reports[step.run.folder].lines()[-1].get("phase") is not None:
+            if step.kind is StepKind.START:
+                state["started"] = True
+            elif step.kind is StepKind.TRAIN:
+                if self._report(step.folder)[-1].get("phase") is not None:
                     state["plan"] = _prune(step.folder)
                 state["finished"] = True
             elif step.kind is StepKind.EVALUATE:
@@ -496,10 +541,11 @@ class TrialRun:
         return None
 
     def _close(self, activity: _Activity) -> None:
-        """Let go of a process that has ended, with all it has started; add up training time."""
+        """Let go of a process that has ended, with all it has started; add up its time, but not
+        that of tests and measurements."""
         self._activity = None
         activity.running.signal(signal.SIGKILL)
-        if activity.step.kind is StepKind.TRAIN:
+        if activity.step.kind in (StepKind.START, StepKind.TRAIN):
             state = {"finished": False, **_state(activity.step.run)}
             state["seconds"] = state.get("seconds", 0.0) + activity.seconds
             try:
@@ -508,28 +554,27 @@ class TrialRun:
                 logger.warning("the time of %s is not kept: %s", activity.step.name, error)
 
     def _fail(self, failure: Failure) -> None:
-        self.result = TrialResult(
-            seconds=self.seconds(), error=failure.message, failure=failure.kind
-        )
+        self.result = replace(self.spent(), error=failure.message, failure=failure.kind)
 
     def _success(self) -> TrialResult:
         runs = self.job.runs
         states = [_state(run) for run in runs]
         decoding = _decoding_seconds(runs[0])
-        return TrialResult(
+        return replace(
+            self.spent(),
             losses=tuple(self._best_loss(run) for run in runs),
             plans=tuple(state["plan"] for state in states if state.get("plan") is not None),
-            seconds=self.seconds(),
             measured={"decoding_seconds": statistics.median(decoding)} if decoding else {},
             tests=tuple(state["test"] for state in states if "test" in state),
         )
 
     def _news(self, step: Step) -> list[Progress]:
-        if step.kind is not StepKind.TRAIN:
+        if not step.trains:
             return []
-        run, told = step.run, self._told[step.run.folder]
+        run, told = step.run, self._told.setdefault(step.report_folder, set())
+        is_start = step.kind is StepKind.START
         news = []
-        for count, line in enumerate(self._reports[run.folder].lines(), start=1):
+        for count, line in enumerate(self._report(step.report_folder), start=1):
             update = line["num_updates"]
             if update in told or self.job.metric not in line["metrics"]:
                 continue
@@ -542,7 +587,8 @@ class TrialRun:
                     validation=count,
                     settled=_is_settled(line),
                     seed_index=self.job.runs.index(run),
-                    is_last=run == self.job.runs[-1] and self._is_at_end(line),
+                    is_last=run == self.job.runs[-1] and self._is_at_end(line) and not is_start,
+                    is_start=is_start,
                 )
             )
         return news
@@ -554,15 +600,21 @@ class TrialRun:
 
     def _best_loss(self, run: SeedRun) -> float:
         """Of the model that is left: before pruning it was another one."""
-        lines = [line for line in self._reports[run.folder].lines() if _is_settled(line)]
+        lines = [line for line in self._report(Path(run.folder)) if _is_settled(line)]
         losses = [line["metrics"].get(self.job.metric, math.nan) for line in lines]
         finite = [loss for loss in losses if math.isfinite(loss)]
         best = max if self.job.maximise else min
         return best(finite) if finite else math.nan
 
-    def seconds(self) -> float:
-        """Time spent so far, earlier attempts included, without the process that runs now."""
-        return sum(float(_state(run).get("seconds", 0.0)) for run in self.job.runs)
+    def spent(self) -> TrialResult:
+        """Time and updates so far, earlier attempts included, without the process that runs now."""
+        updates = 0
+        for run in self.job.runs:
+            folder = Path(run.folder)
+            for reported in (folder, *((folder / START,) if run.is_trained_first else ())):
+                updates += max((line["num_updates"] for line in self._report(reported)), default=0)
+        seconds = sum(float(_state(run).get("seconds", 0.0)) for run in self.job.runs)
+        return TrialResult(seconds=seconds, updates=updates)
 
 
 class Report:
@@ -598,7 +650,12 @@ def write_trial_files(job: TrialJob) -> None:
     """Keep a trial's plan and trainings in its folder, for people."""
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    commands = "".join(shell_text(run.command, job.threads) + "\n" for run in job.runs)
+    commands = "".join(
+        shell_text(command, job.threads) + "\n"
+        for run in job.runs
+        for command in (run.start, run.command)
+        if command
+    )
     (folder / COMMANDS_FILE).write_text(commands, encoding="utf-8")
     _write_json(folder / PLAN_FILE, job.plan)
 
@@ -674,13 +731,13 @@ def _traces(step: Step) -> tuple[Any, ...]:
     """What changes when a step's process gets anywhere: sizes of its files, its checkpoints."""
     checkpoints = []
     try:
-        with os.scandir(step.folder / CHECKPOINTS) as entries:
+        with os.scandir(step.checkpoints) as entries:
             for entry in entries:
                 stat = entry.stat()
                 checkpoints.append((entry.name, stat.st_size, stat.st_mtime_ns))
     except OSError:
         pass  # not yet made, or renamed as we look; the next look will tell
-    return (_size(step.log), _size(step.folder / REPORT_FILE), *sorted(checkpoints))
+    return (_size(step.log), _size(step.report_folder / REPORT_FILE), *sorted(checkpoints))
 
 
 def _size(path: Path) -> int:
@@ -704,7 +761,8 @@ def _prune(run_folder: Path) -> dict[str, Any]:
 def _state(run: SeedRun) -> dict[str, Any]:
     """What is finished of a run.
 
-    `seconds` of training, `finished` (whether training and pruning are), `plan` (after pruning),
+    `seconds` of training, `started` (there is a checkpoint to start from), `finished` (training
+    and pruning), `plan` (after pruning),
     `test` (scores) and `decoding_seconds` (of each measurement), as far as there is any.
     """
     try:

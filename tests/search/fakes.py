@@ -64,7 +64,7 @@ def make_conductor(
 ) -> Conductor:
     config = SearchConfig.model_validate({"trials": 12, "startup_trials": 5, **settings})
 
-    def build_job(number: int, plan: AttentionPlan) -> TrialJob:
+    def build_job(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
         trial = folder / f"{number:05d}"
         run = SeedRun(
             seed=1,

@@ -91,7 +91,7 @@ def test_given_plans_that_failed_are_proposed_again_by_the_next_search(tmp_path:
 
     for budget in (3, 4):
         conductor = make_conductor(tmp_path, trials=budget)
-        conductor.proposer = GivenPlans(wanted, *arguments, proposer.baseline)
+        conductor.proposer = GivenPlans([proposer.baseline, *wanted], *arguments, proposer.baseline)
         conductor._look()
         FakeExecutor(workers=1, error=fail_the_second).run(conductor)
         kill_drivers()

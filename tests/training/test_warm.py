@@ -280,7 +280,7 @@ def test_a_server_that_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(launch, "_server_environment", lambda _: {"PYTHONHOME": "/absent"})
-    monkeypatch.setattr(launch, "WARM_PACKAGE", "json.")
+    monkeypatch.setattr(launch, "WARM", ("json.",))
     launcher = WarmLauncher()
     with (tmp_path / "lock").open("w") as lock, caplog.at_level(logging.WARNING):
         running = launcher.start(
