@@ -60,6 +60,32 @@ def write(tmp_path: Path, data: Path, changes: dict[str, Any] | None = None) -> 
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"trails": 3}, "trails", "unknown key"),
+    ({"search/warm_start": "basline"}, "search.warm_start.source", "'none' or 'baseline'"),
+    (
+        {"search/warm_start": {"source": "baseline", "rank_agreement": 5}},
+        "search.warm_start.rank_agreement",
+        "must be 0 or at least 12",
+    ),
+    (
+        {"search/warm_start": {"source": "baseline", "arguments": {"droopout": 0.1}}},
+        "search.warm_start.arguments.droopout",
+        "no such flag",
+    ),
+    (
+        {"search/warm_start": "baseline", "replay": {}},
+        "search.warm_start",
+        "replayed learning curves start from nothing",
+    ),
+    (
+        {
+            "search/warm_start": "baseline",
+            "space/schemes/grouped_head": {"keep": ["most_votes"], "num_groups": [2]},
+            "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
+            "training/arguments/vote-at-epoch": 1,
+        },
+        "space.schemes.grouped_head",
+        "votes while it trains",
+    ),
     ({"search/sampler": "tpee"}, "search.sampler", "but is 'tpee'"),
     ({"search/trials": "three"}, "search.trials", "valid integer, but is 'three'"),
     ({"search/trials": 0}, "search.trials", "greater than or equal to 1, but is 0"),

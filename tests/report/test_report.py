@@ -14,6 +14,7 @@ import pytest
 
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, write_report
+from nas_attn.report.agreement import agreement_of, spread_evenly
 from nas_attn.report.tables import (
     confirmation_rows,
     front_table,
@@ -214,6 +215,60 @@ def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord], tmp_path: 
     table = pd.read_csv(tmp_path / "confirmed.csv")
     assert list(table["score"]) == ["validation loss", "test bleu"] * 3
     assert list(table["baseline"]) == [False] * 4 + [True] * 2
+
+
+def compared(
+    trials: list[TrialRecord], warm: list[float], cold: list[float]
+) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    """Trials of a search and of the trainings from nothing, with losses of one's own."""
+    done = [trial for trial in trials if trial.is_trained and not trial.is_baseline]
+    done.sort(key=lambda trial: trial.cost or 0)
+    pairs = list(zip(done, warm, cold, strict=False))
+    return (
+        [replace(t, is_warm=True, loss=loss, updates=3) for t, loss, _ in pairs],
+        [replace(t, loss=loss, updates=30) for t, _, loss in pairs],
+    )
+
+
+def test_rank_agreement(trials: list[TrialRecord], tmp_path: Path) -> None:
+    order = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    agreement = agreement_of(*compared(trials, order, [10 * loss for loss in order]))
+    assert agreement is not None
+    assert (agreement.overall, agreement.terciles, agreement.misleads) == (
+        1.0,
+        (1.0, 1.0, 1.0),
+        False,
+    )
+    assert agreement.updates == 270
+    # The smallest third the other way round: 3 of 36 pairs, and nothing left within it.
+    agreement = agreement_of(*compared(trials, order, [7.0, 8.0, 9.0, *order[3:]]))
+    assert agreement is not None
+    assert agreement.overall == pytest.approx(1 - 2 * 3 / 36)
+    assert agreement.terciles == (-1.0, 1.0, 1.0)
+    assert not agreement.misleads
+    # Right about sizes and wrong within all: the search would be no better than a guess.
+    swapped = [order[3 * third + place] for third in range(3) for place in (2, 1, 0)]
+    agreement = agreement_of(*compared(trials, order, swapped))
+    assert agreement is not None
+    assert agreement.misleads
+    assert "misleads here (tau 0.50 over all, -1.00 within terciles" in agreement.verdict
+    page = write_report(
+        trials, replace(context(), fine_tuning=3, agreement=agreement), tmp_path / "report"
+    )
+    assert "misleads here" in page.read_text()
+    assert len(pd.read_csv(page.parent / "agreement.csv")) == 9
+    # What is not known is not trusted.
+    flat = agreement_of(*compared(trials, order, [1.0] * 9))
+    assert flat is not None
+    assert flat.misleads
+    assert agreement_of(*compared(trials, order[:5], order[:5])) is None
+
+
+def test_compared_trials_are_spread_by_rank(trials: list[TrialRecord]) -> None:
+    warm, _ = compared(trials, [1.0] * 9, [1.0] * 9)
+    assert [warm.index(trial) for trial in spread_evenly(warm, 5)] == [0, 2, 4, 6, 8]
+    assert len(spread_evenly(warm, 20)) == 9
+    assert spread_evenly(trials, 5) == []
 
 
 def test_a_second_cost_has_its_column_and_its_panel(

@@ -315,6 +315,54 @@ def test_a_fault_that_may_not_come_again_is_tried_again(
     assert [attempt["failure"] for attempt in trials[3].attempts] == [kind, kind]
 
 
+WARM = {"warm_start": {"source": "baseline"}}
+
+
+def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=4, **WARM)
+    told: list[str | None] = []
+    build = conductor.build_job
+
+    def tell(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+        told.append(baseline)
+        return build(number, plan, baseline)
+
+    conductor.build_job = tell
+    first = conductor.next_job()
+    assert first is not None
+    assert conductor.next_job() is None
+    assert not conductor.is_over()
+    conductor.progress(first.number, Progress(seed=1, num_updates=70, loss=9.0, is_start=True))
+    assert conductor.record.now(first.number).curve == {}, "a start is not the trial's curve"
+    conductor.finish(first.number, TrialResult(losses=(0.5,), seconds=1.0, updates=80))
+    assert conductor.record.trials()[0].updates == 80
+    assert conductor.next_job() is not None
+    assert conductor.next_job() is not None
+    assert told == [None, first.folder, first.folder]
+
+
+def test_warm_trials_wait_for_another_driver_s_baseline(tmp_path: Path) -> None:
+    first, second = (make_conductor(tmp_path, trials=4, **WARM) for _ in range(2))
+    job = first.next_job()
+    assert job is not None
+    assert second.next_job() is None
+    first.finish(job.number, TrialResult(losses=(0.5,), seconds=1.0))
+    second._looked = second._read_again = 0.0
+    assert second.next_job() is not None
+
+
+def test_a_baseline_that_failed_is_trained_by_the_next_search(tmp_path: Path) -> None:
+    broken = TrialResult(error="no", failure=FailureKind.TRAINING, seconds=1.0)
+    conductor = make_conductor(tmp_path, trials=4, **WARM)
+    FakeExecutor(error=lambda job: broken).run(conductor)
+    assert conductor.has_given_up
+    kill_drivers()
+    again = make_conductor(tmp_path, trials=4, **WARM)
+    FakeExecutor().run(again)
+    assert [t.is_baseline for t in again.record.trials()] == [True, True, False, False]
+    assert len(trained(again.record.trials())) == 3
+
+
 def test_retries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas_attn.search.driver.RETRY_SECONDS", (0.0,))
     broken = TrialResult(error="no room", failure=FailureKind.DISK_FULL, seconds=1.0)

@@ -8,6 +8,8 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ from optuna.trial import TrialState
 
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.storage import open_storage
-from nas_attn.search.transfer import Courier, DataParcel, _keep_further, _unpack
+from nas_attn.search.transfer import Courier, DataParcel, NodeFiles, _keep_further, _unpack
 from nas_attn.study import load_study
 from nas_attn.training.data import PreparedData
-from nas_attn.training.worker import checkpoint_is_whole
+from nas_attn.training.worker import SeedRun, TrialJob, checkpoint_is_whole
 from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
 from tests.test_study import write
 
@@ -84,6 +86,54 @@ def test_nothing_is_written_or_read_outside_the_run_folder(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"\.\./escaped is not in"):
         courier.take(str(tmp_path / "runs" / "trial"), buffer.getvalue())
     assert not (tmp_path / "runs" / "escaped").exists()
+
+
+def test_what_another_trial_made_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own part, calling an actor, is stood in for."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    runs, asked = tmp_path / "runs", []
+
+    class Direct:
+        """Calls a courier at once where Ray would do it elsewhere."""
+
+        def __getattr__(self, name: str) -> Any:
+            def remote(*arguments: Any) -> Any:
+                asked.append(name)
+                return getattr(Courier(runs), name)(*arguments)
+
+            return SimpleNamespace(remote=remote)
+
+    needed = runs / "trials" / "00000" / "start" / "checkpoint_best.pt"
+    needed.parent.mkdir(parents=True)
+    needed.write_bytes(b"weights")
+    (tmp_path / "data").mkdir()
+    parcel = DataParcel.pack(tmp_path / "data")
+    folder = runs / "trials" / "00001"
+    run = SeedRun(
+        seed=1,
+        folder=str(folder / "seed-1"),
+        command=("fairseq-train", str(tmp_path / "data")),
+        start=("nas-attn", "convert", str(needed), "--out", str(folder / "seed-1" / "x.pt")),
+    )
+    job = TrialJob(
+        number=1,
+        folder=str(folder),
+        metric="loss",
+        parameters=1,
+        runs=(run,),
+        needs=(str(needed),),
+    )
+    for _ in range(2):
+        files = NodeFiles(parcel, Direct(), tmp_path / "node")
+        start = files.localise(job).runs[0].start
+        assert Path(start[2]).read_bytes() == b"weights"
+        assert all(Path(part).is_relative_to(tmp_path / "node") for part in (start[2], start[4]))
+    assert asked.count("read") == 1
+    with pytest.raises(ValueError, match="not in the run folder"):
+        Courier(runs).read(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(("here", "known", "kept"), [(3, 2, 3), (2, 3, 3), (0, 2, 2)])

@@ -110,6 +110,7 @@ def make_job(
     *runs: tuple[list[Any], str],
     parameters: int = 10,
     evaluation: tuple[str, ...] = (),
+    start: tuple[str, ...] = (),
     **more: Any,
 ) -> TrialJob:
     return TrialJob(
@@ -124,6 +125,7 @@ def make_job(
                 folder=str(folder / f"seed-{seed}"),
                 command=("fairseq-train", json.dumps(losses), str(parameters), ending),
                 evaluation=evaluation,
+                start=start,
             )
             for seed, (losses, ending) in enumerate(runs, start=1)
         ),
@@ -211,6 +213,53 @@ def test_progress_says_when_a_trial_is_about_to_end(
     while trial.result is None:
         news += trial.poll()
     assert [(n.seed, n.num_updates) for n in news if n.is_last] == last
+
+
+def start_of(ending: str, *losses: float) -> tuple[str, ...]:
+    return ("fairseq-train", json.dumps(losses), "10", ending)
+
+
+def test_a_start_comes_first_and_counts_for_time_only(tmp_path: Path) -> None:
+    job = make_job(tmp_path, ([3.0, 2.0], "end"), start=start_of("end", 1.0, 0.5, 0.4))
+    trial = TrialRun(job)
+    news: list[Progress] = []
+    while trial.result is None:
+        news += trial.poll()
+    assert [(n.num_updates, n.loss, n.is_start) for n in news] == [
+        (0, 1.0, True),
+        (1, 0.5, True),
+        (2, 0.4, True),
+        (0, 3.0, False),
+        (1, 2.0, False),
+    ]
+    assert trial.result.losses == (2.0,)
+    assert trial.result.updates == 3
+    assert len(read_report(tmp_path / "seed-1" / "start")) == 3
+    commands = (tmp_path / "commands.sh").read_text().splitlines()
+    assert [line.split()[2] for line in commands] == ["'[1.0,", "'[3.0,"]
+    again = TrialRun(job)
+    assert finish(again).updates == 3
+    assert (tmp_path / "seed-1" / "start.log").read_text().count("working") == 1
+
+
+def test_a_start_that_fails(tmp_path: Path) -> None:
+    result = finish(TrialRun(make_job(tmp_path, ([3.0], "end"), start=start_of("fail", 1.0))))
+    assert result.failure == "training_error"
+    assert "no such thing" in (result.error or "")
+    result = finish(TrialRun(make_job(tmp_path, ([3.0], "end"), start=start_of("end", math.nan))))
+    assert result.failure == "not_finite"
+    assert not (tmp_path / "seed-1" / "train.log").exists()
+
+
+def test_a_start_that_hangs_is_killed_and_made_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path, ([3.0], "end"), start=start_of("hang", 1.0), hang_seconds=1.5)
+    assert finish(TrialRun(job)).failure == "hung"
+    mended = dataclasses.replace(
+        job, runs=(dataclasses.replace(job.runs[0], start=start_of("end", 1.0)),)
+    )
+    result = finish(TrialRun(mended))
+    assert result.losses == (3.0,)
+    assert result.seconds > 1.5
 
 
 @pytest.mark.parametrize(

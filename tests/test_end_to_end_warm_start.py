@@ -1,0 +1,173 @@
+"""A search whose trials start from the trained baseline, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from nas_attn.errors import SearchError
+from nas_attn.study import load_study
+from nas_attn.training.conversion import load_trained, validation_loss
+from nas_attn.training.data import PreparedData
+from nas_attn.training.fine_tuning import count_updates
+from nas_attn.training.worker import read_report
+from tests.test_cli import COMMAND
+from tests.test_end_to_end_objectives import run
+from tests.test_study import write
+
+pytestmark = pytest.mark.slow
+
+CHANGES: dict[str, Any] = {
+    "training/seeds": [1, 2],
+    "training/arguments/max-epoch": 2,
+    "space": {
+        "schemes": {
+            "multi_head": {},
+            "collaborative": {"shared_dim": [4, 8]},
+            "head_embedding_add": {},
+        },
+        "decide": "site",
+    },
+    "search": {
+        "trials": 6,
+        "sampler": "stratified_random",
+        "warm_start": {"source": "baseline", "fraction": 0.25},
+    },
+}
+
+
+class Searched:
+    """A search that was killed while a warm trial was fine-tuned, and went on."""
+
+    def __init__(self, folder: Path, data: PreparedData) -> None:
+        self.data = data
+        self.study = str(write(folder, data.folder, CHANGES))
+        self.folder = folder / "runs" / "small"
+        self.arguments = ["search", self.study, "--runs", str(self.folder.parent)]
+        driver = subprocess.Popen(
+            [*COMMAND, *self.arguments, "--workers", "1"],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 180
+            while not list(self.folder.glob("trials/00001/seed-1/train.log")):
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+        self.first = self.logs()
+        run(*self.arguments)
+        self.table = pd.read_csv(self.folder / "report" / "trials.csv").set_index("trial")
+
+    def logs(self) -> dict[str, int]:
+        """Sizes of the logs that say what trials start from."""
+        logs = self.folder.glob("trials/*/seed-*/start.log")
+        return {f"{log.parent.parent.name}/{log.parent.name}": log.stat().st_size for log in logs}
+
+    def run_folder(self, trial: int, seed: int = 1) -> Path:
+        return self.folder / "trials" / f"{trial:05d}" / f"seed-{seed}"
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedData) -> Searched:
+    return Searched(tmp_path_factory.mktemp("warm"), tiny_translation)
+
+
+def test_what_starts_how(searched: Searched) -> None:
+    table = searched.table[searched.table["state"] == "complete"]
+    assert len(table) == 6
+    inherits = ~table["plan"].str.contains("head_embedding_add") & ~table["baseline"]
+    assert list(table["warm"]) == list(inherits)
+    assert inherits.any()
+    assert not inherits[1:].all(), "the space has plans that cannot inherit"
+    study = load_study(searched.study)
+    tuned = study.fine_tuning.arguments["max-update"]
+    whole = read_report(searched.run_folder(0) / "start")[-1]["num_updates"]
+    assert whole == count_updates(study.config.training, searched.data)
+    assert tuned == round(0.25 * whole)
+    for number, row in table.iterrows():
+        assert row["updates"] == 2 * (tuned if row["warm"] else whole + tuned)
+        assert read_report(searched.run_folder(int(number)))[-1]["num_updates"] == tuned
+
+
+def test_a_warm_trial_starts_with_what_the_baseline_knows(searched: Searched) -> None:
+    warm = searched.table[searched.table["warm"]]
+    number = int(warm.index[warm["cost"].argmax()])
+    before = validation_loss(
+        load_trained(searched.run_folder(0) / "start" / "checkpoint_best.pt"), searched.data.folder
+    )
+    converted = load_trained(searched.run_folder(number) / "start" / "checkpoint_best.pt")
+    plan = json.loads((searched.folder / "trials" / f"{number:05d}" / "plan.json").read_text())
+    assert converted.plan.to_json() == plan
+    assert abs(validation_loss(converted, searched.data.folder) - before) < 0.1
+    assert "--replace" in (searched.folder / "trials" / f"{number:05d}" / "commands.sh").read_text()
+
+
+def test_what_was_made_before_a_kill_is_not_made_again(searched: Searched) -> None:
+    after = searched.logs()
+    assert searched.first.items() <= after.items()
+    assert {"00000/seed-1", "00000/seed-2", "00001/seed-1"} <= searched.first.keys()
+    before = {path: path.stat().st_mtime_ns for path in searched.folder.glob("trials/*/*/*.log")}
+    run(*searched.arguments)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_report_says_what_was_warm(searched: Searched) -> None:
+    summary = (searched.folder / "report" / "summary.md").read_text()
+    assert "points started warm: from the trained baseline, converted." in summary
+    page = (searched.folder / "report" / "index.html").read_text()
+    assert '<span class="tag near">warm</span>' in page
+    data = json.loads((searched.folder / "report" / "front.json").read_text())
+    starts = {point["warm"]: point["starts"][0][0] for point in data["front"]}
+    assert starts.get(True, "nas-attn") == "nas-attn"
+    assert starts.get(False, "fairseq-train") == "fairseq-train"
+
+
+def test_the_line_that_is_shown_trains_the_same_again(searched: Searched, tmp_path: Path) -> None:
+    row = searched.table[searched.table["warm"]].iloc[0]
+    folders = sorted(path.parent for path in Path(row["folder"]).glob("seed-*/report.jsonl"))
+    environment = os.environ | {"PATH": f"{Path(COMMAND[0]).parent}:{os.environ['PATH']}"}
+    subprocess.run(row["command"], shell=True, check=True, cwd=tmp_path, env=environment)
+    made = tmp_path / "checkpoints" / f"trial-{row.name}-run-1" / "checkpoint_best.pt"
+    again = load_trained(made).model.state_dict()
+    first = load_trained(folders[0] / "checkpoints" / "checkpoint_best.pt").model.state_dict()
+    assert all(first[name].equal(again[name]) for name in first)
+    assert shlex.split(row["command"]).count("&&") == 1
+
+
+def test_other_settings_of_the_fine_tuning_are_refused(searched: Searched) -> None:
+    with pytest.raises(SearchError, match=r"warm_start\.fraction \(0\.25, now 0\.5\)"):
+        run(*searched.arguments, "--set", "search.warm_start.fraction=0.5")
+
+
+def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two more trials; the least number is lowered, as this many would take minutes."""
+    monkeypatch.setattr("nas_attn.search.config.MIN_COMPARED", 6)
+    more = ("--set", "search.warm_start.rank_agreement=6", "--trials", "12")
+    output = run(*searched.arguments, *more)
+    assert "are trained from nothing too, for the rank agreement of warm and cold" in output
+    report = searched.folder / "report"
+    table = pd.read_csv(report / "agreement.csv")
+    assert len(table) == 6
+    assert table["cost"].is_monotonic_increasing
+    trials = pd.read_csv(report / "trials.csv").set_index("trial")
+    assert list(table["warm"]) == pytest.approx(list(trials.loc[table["trial"]]["loss"]))
+    summary = (report / "summary.md").read_text()
+    assert "6 plans were trained both ways; terciles from small to large:" in summary
+    assert "Warm against cold" in (report / "index.html").read_text()
+    logs = {log: log.stat().st_mtime_ns for log in searched.folder.glob("cold/*/*/*.log")}
+    assert len(logs) == 2 * 2 * 6
+    run(*searched.arguments, *more)
+    assert logs == {log: log.stat().st_mtime_ns for log in logs}, "nothing is trained twice"
