@@ -17,13 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nas_attn.attention import Attention
-from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.conversion.factors import collaborative_factors
 from nas_attn.conversion.maps import maps_of
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -70,21 +67,6 @@ def speed(checkpoint: Path, shared_dims: list[int]) -> None:
             )
 
 
-def mean_pooled(module: Attention, num_groups: int) -> GroupedQueryAttention:
-    """Grouped-query attention whose keys and values are means, as Ainslie et al. 2023 make it."""
-    pooled = GroupedQueryAttention(module.embed_dim, module.num_heads, num_groups=num_groups)
-    width = (num_groups, module.num_heads // num_groups, module.head_dim)
-
-    def mean(tensor: Tensor) -> Tensor:
-        return tensor.view(*width, *tensor.shape[1:]).mean(1).flatten(0, 1)
-
-    weights = module.state_dict()
-    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
-        weights[name] = mean(weights[name])
-    pooled.load_state_dict(weights)
-    return pooled.eval()
-
-
 def damage(checkpoint: Path, data: Path) -> None:
     """Print what each conversion of all modules changes in the validation loss."""
     trained = load_trained(checkpoint)
@@ -92,7 +74,7 @@ def damage(checkpoint: Path, data: Path) -> None:
     module = next(iter(trained.attention().values()))
     width, heads = module.embed_dim, module.num_heads
     print(f"width {width}, {heads} heads, validation loss {base:.4f} bits a token")
-    print(f"{'everywhere':40}  {'mean-pooled':>11}  {'weights':>9}  {'data':>9}  data, refit")
+    print(f"{'everywhere':40}  {'means':>9}  {'weights':>9}  {'data':>9}  data, refit")
     of = AttentionChoice.of
     choices = [of("collaborative", shared_dim=width // part) for part in (1, 2, 4, 8)]
     groups = [number for number in range(heads, 0, -1) if heads % number == 0]
@@ -101,25 +83,27 @@ def damage(checkpoint: Path, data: Path) -> None:
     choices += [of("shared_key_value"), of("head_embedding_mul"), of("single_head")]
     choices += [of("grouped_head", kept_heads=max(1, heads // 2))]
     for choice in choices:
-        cells = [" " * 11]
+        cells = [" " * 9]
         if choice.scheme == "grouped_query":
-            pooled = copy.deepcopy(trained)
-            for adapter in pooled.modules.values():
-                adapter.attention = mean_pooled(
-                    adapter.attention, dict(choice.options)["num_groups"]
-                )
-            cells = [f"{validation_loss(pooled, data) - base:+11.4f}"]
+            cells = [f"{_loss_of(trained, choice, data, means=True) - base:+9.4f}"]
         for source, refit in ((None, False), (data, False), (data, True)):
-            cells.append(f"{_loss_of(trained, choice, source, refit, data) - base:+9.4f}")
+            loss = _loss_of(trained, choice, data, calibrate=source, refit=refit)
+            cells.append(f"{loss - base:+9.4f}")
         print(f"{choice!s:40}  {'  '.join(cells)}", flush=True)
 
 
 def _loss_of(
-    trained: TrainedModel, choice: AttentionChoice, source: Path | None, refit: bool, data: Path
+    trained: TrainedModel,
+    choice: AttentionChoice,
+    data: Path,
+    *,
+    calibrate: Path | None = None,
+    refit: bool = False,
+    means: bool = False,
 ) -> float:
     model = copy.deepcopy(trained)
     plan = AttentionPlan.uniform(choice, tuple(trained.layers()))
-    convert_trained(model, plan, data=source, refit=refit)
+    convert_trained(model, plan, data=calibrate, refit=refit, means=means)
     return validation_loss(model, data)
 
 

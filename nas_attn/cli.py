@@ -609,6 +609,14 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Also to schemes that cannot inherit trained heads.")
     ] = False,
+    means: Annotated[
+        bool,
+        typer.Option(
+            "--means",
+            help="To grouped_query and multi_query by means of heads (Ainslie et al. 2023), which "
+            "is worse: only to compare with.",
+        ),
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Write over a file that is there.")
     ] = False,
@@ -625,7 +633,9 @@ def convert(
     if out.exists() and not replace:
         raise NasAttnError(f"{out} exists; remove it, name another file, or say --replace")
     wanted = AttentionPlan.parse(plan)
-    found = convert_checkpoint(checkpoint, wanted, out, data=calibrate, refit=refit, force=force)
+    found = convert_checkpoint(
+        checkpoint, wanted, out, data=calibrate, refit=refit, force=force, means=means
+    )
     table = Table(box=None)
     for name in ("module", "converted to"):
         table.add_column(name)

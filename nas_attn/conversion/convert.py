@@ -16,7 +16,7 @@ from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.registry import build_attention
 from nas_attn.conversion.maps import maps_of
 from nas_attn.conversion.metric import Call, Metric, attention_scores, run
-from nas_attn.conversion.schemes import largest_heads, only_heads, write
+from nas_attn.conversion.schemes import largest_heads, only_heads, write, write_means
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
 
@@ -58,6 +58,7 @@ def convert_attention(
     *,
     refit: bool = True,
     force: bool = False,
+    means: bool = False,
 ) -> Conversion:
     """Make a module of another scheme that computes what a trained one does, or nearly.
 
@@ -71,6 +72,7 @@ def convert_attention(
         calls: recorded calls of the trained module (see `recorded`).
         refit: with calls, solve the output projection anew, by least squares.
         force: also convert to a scheme that cannot inherit.
+        means: share keys and values as means of heads, to compare with; nothing is refitted.
 
     Raises:
         PlanError: the choice does not fit the module, or its scheme cannot inherit.
@@ -102,10 +104,13 @@ def convert_attention(
         else:
             kept = largest_heads(maps, metric, module.num_heads)
         maps, metric = only_heads(maps, metric, kept)
-    write(module.eval(), maps, metric)
+    if means:
+        write_means(module.eval(), reference)
+    else:
+        write(module.eval(), maps, metric)
     errors = None
     if calls:
-        if refit:
+        if refit and not means:
             refit_output(module, reference, calls)
         errors = errors_of(module, reference, calls)
     parameter = next(trained.parameters())

@@ -142,6 +142,7 @@ def convert_checkpoint(
     data: Path | None = None,
     force: bool = False,
     refit: bool = True,
+    means: bool = False,
 ) -> Converted:
     """Write a checkpoint whose attention follows another plan and computes nearly the same.
 
@@ -155,6 +156,7 @@ def convert_checkpoint(
         data: binarised data; the training side calibrates, the validation side is the judge.
         force: also convert to schemes that cannot inherit.
         refit: with data, solve output projections anew.
+        means: share keys and values as means of heads, to compare with.
 
     Raises:
         NasAttnError: the checkpoint or the data are unfit, or there is no room; nothing is written.
@@ -162,7 +164,7 @@ def convert_checkpoint(
     """
     trained = load_trained(path)
     before = validation_loss(trained, data) if data is not None else None
-    converted = convert_trained(trained, plan, data=data, force=force, refit=refit)
+    converted = convert_trained(trained, plan, data=data, force=force, refit=refit, means=means)
     after = validation_loss(trained, data) if data is not None else None
     save_checkpoint(trained.state, out)
     losses = None if before is None or after is None else (before, after)
@@ -181,6 +183,7 @@ def convert_trained(
     data: Path | None = None,
     force: bool = False,
     refit: bool = True,
+    means: bool = False,
 ) -> Converted:
     """Convert a model in place, its checkpoint with it (see `convert_checkpoint`)."""
     choices = _choices(trained, plan)
@@ -194,7 +197,12 @@ def convert_trained(
         adapter = trained.modules[site, layer]
         try:
             conversion = convert_attention(
-                adapter.attention, choice, calls.get(place, ()), refit=refit, force=force
+                adapter.attention,
+                choice,
+                calls.get(place, ()),
+                refit=refit,
+                force=force,
+                means=means,
             )
         except PlanError as error:
             raise PlanError(f"{place}: {error}") from None

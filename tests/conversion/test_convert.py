@@ -148,6 +148,23 @@ def test_added_embeddings_cannot_inherit() -> None:
     assert isinstance(again.module, type(same))
 
 
+def test_means_are_worse_and_exact_where_nothing_is_shared() -> None:
+    module, calls = trained(), [make_call()]
+    shared = of("grouped_query", num_groups=2)
+    best = convert_attention(module, shared, calls, refit=False).errors
+    pooled = convert_attention(module, shared, calls, means=True)
+    assert best is not None
+    assert pooled.errors is not None
+    assert pooled.errors.outputs > 1.2 * best.outputs
+    weight = module.k_proj.weight.detach().unflatten(0, (2, 2, -1)).mean(1).flatten(0, 1)
+    assert torch.equal(pooled.module.k_proj.weight, weight)
+    alone = convert_attention(module, of("grouped_query", num_groups=HEADS), calls, means=True)
+    assert alone.errors is not None
+    assert alone.errors.outputs < 1e-12
+    with pytest.raises(PlanError, match="means are taken of multi-head attention"):
+        convert_attention(module, of("single_head"), calls, means=True)
+
+
 def test_type_and_mode_are_those_of_the_trained_module() -> None:
     reference = trained().float().train()
     converted = convert_attention(reference, of("multi_query"), [make_call()]).module
