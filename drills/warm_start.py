@@ -1,0 +1,109 @@
+"""What a warm start is worth: hypervolume against updates, warm beside cold, on the same plans.
+
+    nas-attn search multi30k_warm_start --set data.folder=DATA
+    python drills/warm_start.py multi30k_warm_start --set data.folder=DATA
+
+The study is one that has been searched with `search.warm_start.rank_agreement`. The cold search is
+made of the same plans in the same order, which is what the sampler stratified_random proposes
+without a warm start too. Hypervolume is up to the baseline's cost and the loss that the baseline
+had after its first validation, fixed before anything else is known, over the volume of the best
+that all cold trainings together reach. A warm search is valued in two ways: by its own losses, and
+by what its front's plans reach when trained from nothing, whose training is then paid for, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from nas_attn.errors import NasAttnError
+from nas_attn.pareto import hypervolume
+from nas_attn.report.agreement import agreement_of
+from nas_attn.search.record import Record, TrialRecord, front
+from nas_attn.search.storage import open_storage
+from nas_attn.study import load_study
+from nas_attn.training.worker import START, read_report
+
+
+def compare(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord], weak_loss: float) -> None:
+    """Print what both searches have after each trial.
+
+    Args:
+        warm: trials of the search that were trained, in order; the first is the baseline.
+        cold: the same plans, trained from nothing.
+        weak_loss: the loss of the reference point.
+    """
+    baseline = warm[0]
+    by_plan = {trial.plan: trial for trial in (*cold, baseline)}
+    pairs = [(trial, by_plan[trial.plan]) for trial in warm if trial.plan in by_plan]
+    reference = (float(baseline.cost or 0), weak_loss)
+
+    def volume(trials: Sequence[TrialRecord]) -> float:
+        return hypervolume([(float(t.cost or 0), t.loss or 0.0) for t in trials], reference)
+
+    def cold_values(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        return [by_plan[trial.plan] for trial in front(list(trials))]
+
+    best = volume([both for _, both in pairs])
+    whole = sum(trial.updates for _, trial in pairs)
+    print(f"{len(pairs)} plans; reference {reference[0]:,.0f} parameters, loss {weak_loss:.4f}")
+    print("shares of the cold search's final hypervolume, and of its updates:")
+    print("trials   warm, own losses       warm, front trained cold       cold")
+    for count in range(1, len(pairs) + 1):
+        warm_part = [trial for trial, _ in pairs[:count]]
+        cold_part = [trial for _, trial in pairs[:count]]
+        spent = sum(trial.updates for trial in warm_part)
+        again = [t for t in cold_values(warm_part) if t is not baseline]
+        with_front = spent + sum(trial.updates for trial in again)
+        cells = (
+            (volume(warm_part), spent),
+            (volume(cold_values(warm_part)), with_front),
+            (volume(cold_part), sum(trial.updates for trial in cold_part)),
+        )
+        row = (f"{value / best:6.3f} for {updates / whole:6.1%}" for value, updates in cells)
+        print(f"{count:6d}   {'      '.join(f'{cell:18}' for cell in row)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = load_study(options.study, overrides=options.set, runs=options.runs)
+    storage = open_storage(study.config.execution.storage, study.folder)
+    names = (study.config.name, f"{study.config.name} (cold)")
+    searched, cold = (Record(name, storage, study.objectives).trials() for name in names)
+    trained = [trial for trial in searched if trial.is_trained]
+    agreement = agreement_of(trained, cold)
+    if agreement is None or not trained or not trained[0].folder:
+        sys.exit("too few plans were trained both ways")
+    baseline_loss = trained[0].loss or 0.0
+    print("trial       cost      warm      cold  plan  (losses less the baseline's, ", end="")
+    print(f"{baseline_loss:.4f})")
+    for pair in agreement.pairs:
+        losses = (pair.warm - baseline_loss, pair.cold - baseline_loss)
+        print(
+            f"{pair.trial:5d} {pair.cost:10,d}  {losses[0]:+8.4f}  {losses[1]:+8.4f}  {pair.plan}"
+        )
+    print(f"{agreement.verdict}; terciles {', '.join(f'{t:.2f}' for t in agreement.terciles)}")
+    seed = study.config.training.seeds[0]
+    first = read_report(Path(trained[0].folder) / f"seed-{seed}" / START)[0]
+    compare(trained, cold, first["metrics"][study.objectives.loss])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except NasAttnError as error:
+        sys.exit(str(error))
