@@ -92,10 +92,9 @@ def main() -> None:
     print("trial       cost      warm      cold  plan  (losses less the baseline's, ", end="")
     print(f"{baseline_loss:.4f})")
     for pair in agreement.pairs:
-        losses = (pair.warm - baseline_loss, pair.cold - baseline_loss)
-        print(
-            f"{pair.trial:5d} {pair.cost:10,d}  {losses[0]:+8.4f}  {losses[1]:+8.4f}  {pair.plan}"
-        )
+        warm_change, cold_change = pair.warm - baseline_loss, pair.cold - baseline_loss
+        about = f"{pair.trial:5d} {pair.cost:10,d}  {warm_change:+8.4f}  {cold_change:+8.4f}"
+        print(f"{about}  {pair.plan}")
     print(f"{agreement.verdict}; terciles {', '.join(f'{t:.2f}' for t in agreement.terciles)}")
     seed = study.config.training.seeds[0]
     first = read_report(Path(trained[0].folder) / f"seed-{seed}" / START)[0]
