@@ -26,6 +26,7 @@ from nas_attn.conversion.maps import maps_of
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.conversion import (
     TrainedModel,
+    calibration_calls,
     convert_trained,
     load_trained,
     validation_loss,
@@ -103,7 +104,8 @@ def _loss_of(
 ) -> float:
     model = copy.deepcopy(trained)
     plan = AttentionPlan.uniform(choice, tuple(trained.layers()))
-    convert_trained(model, plan, data=calibrate, refit=refit, means=means)
+    calls = calibration_calls(model, calibrate) if calibrate is not None else {}
+    convert_trained(model, plan, calls, refit=refit, means=means)
     return validation_loss(model, data)
 
 

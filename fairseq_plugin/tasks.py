@@ -1,16 +1,11 @@
 """fairseq's tasks with one addition: each validation is appended to a report file.
 
 The file is named by the environment variable `NAS_ATTN_REPORT`; without it the tasks are fairseq's
-own. A line is a JSON object: time (seconds since 1970), epoch, num_updates, parameters (attention,
-non_embedding, total, effective), phase of pruning (null where nothing is pruned) and metrics.
+own (see `nas_attn.training.reporting`).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -21,8 +16,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from nas_attn.attention.counting import count_model
 from nas_attn.attention.pruning import Phase, PrunableAttention
-
-REPORT_VARIABLE = "NAS_ATTN_REPORT"
+from nas_attn.training.reporting import report_validation
 
 
 class ReportingTask:
@@ -34,8 +28,7 @@ class ReportingTask:
         self._epoch = epoch
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
-        path = os.environ.get(REPORT_VARIABLE)
-        if path is None or (dist.is_initialized() and dist.get_rank() != 0):
+        if dist.is_initialized() and dist.get_rank() != 0:
             return
         # Averages are taken before fairseq rounds them for its log.
         values = {
@@ -43,16 +36,13 @@ class ReportingTask:
             for name, smoothed in agg.get_smoothed_values().items()
         }
         metrics = {name: float(value) for name, value in values.items() if _is_number(value)}
-        line = {
-            "time": time.time(),
-            "epoch": self._epoch,
-            "num_updates": int(stats["num_updates"]),
-            "parameters": count_model(model)._asdict(),
-            "phase": _phase(model),
-            "metrics": metrics,
-        }
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        report_validation(
+            int(stats["num_updates"]),
+            count_model(model)._asdict(),
+            metrics,
+            epoch=self._epoch,
+            phase=_phase(model),
+        )
 
 
 def _phase(model: Any) -> str | None:

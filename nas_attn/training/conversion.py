@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention
-from nas_attn.conversion import Errors, convert_attention, recorded
+from nas_attn.conversion import Call, Errors, convert_attention, recorded
 from nas_attn.errors import NasAttnError, PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
@@ -67,6 +67,40 @@ class Converted:
     modules: tuple[Module, ...]
     parameters: tuple[int, int]
     losses: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropy of the validation side's targets, batch by batch.
+
+    Args:
+        sums: in bits.
+        tokens: targets of each batch.
+    """
+
+    sums: Sequence[float]
+    tokens: Sequence[int]
+
+    @property
+    def mean(self) -> float:
+        """A token, in bits."""
+        return math.fsum(self.sums) / max(1, sum(self.tokens))
+
+    def change_from(self, other: Losses) -> tuple[float, float]:
+        """By how much the mean is above another model's, and the standard error of that.
+
+        Batches are pairs, so what both models find hard does not count as noise.
+        """
+        changes = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
+        tokens, count = max(1, sum(self.tokens)), len(changes)
+        change = math.fsum(changes) / tokens
+        if count < 2:
+            return change, math.nan
+        spread = math.fsum(
+            (of_batch - change * size) ** 2
+            for of_batch, size in zip(changes, self.tokens, strict=True)
+        )
+        return change, math.sqrt(spread * count / (count - 1)) / tokens
 
 
 @dataclass
@@ -164,7 +198,8 @@ def convert_checkpoint(
     """
     trained = load_trained(path)
     before = validation_loss(trained, data) if data is not None else None
-    converted = convert_trained(trained, plan, data=data, force=force, refit=refit, means=means)
+    calls = calibration_calls(trained, data) if data is not None else {}
+    converted = convert_trained(trained, plan, calls, force=force, refit=refit, means=means)
     after = validation_loss(trained, data) if data is not None else None
     save_checkpoint(trained.state, out)
     losses = None if before is None or after is None else (before, after)
@@ -179,17 +214,26 @@ def convert_checkpoint(
 def convert_trained(
     trained: TrainedModel,
     plan: AttentionPlan,
+    calls: Mapping[str, Sequence[Call]],
     *,
-    data: Path | None = None,
     force: bool = False,
     refit: bool = True,
     means: bool = False,
 ) -> Converted:
-    """Convert a model in place, its checkpoint with it (see `convert_checkpoint`)."""
+    """Convert a model in place, its checkpoint with it (see `convert_checkpoint`).
+
+    Args:
+        trained: changed.
+        plan: sites that it leaves out stay as they are.
+        calls: of its attention modules, by place; empty for conversions by weights alone.
+        force: also convert to schemes that cannot inherit.
+        refit: with calls, solve output projections anew.
+        means: share keys and values as means of heads, to compare with.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
     choices = _choices(trained, plan)
-    calls: Mapping[str, Sequence[Any]] = {}
-    if data is not None:
-        calls = calibration_calls(trained, data)
     before = sum(p.numel() for p in trained.model.parameters())
     modules = []
     for number, ((site, layer), choice) in enumerate(choices.items(), start=1):
@@ -220,7 +264,7 @@ def convert_trained(
 
 
 @torch.no_grad()
-def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[Any]]:
+def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[Call]]:
     """What the attention modules are called with on some of the training side.
 
     Raises:
@@ -311,11 +355,16 @@ def _samples(
         yield sample
 
 
-@torch.no_grad()
 def validation_loss(trained: TrainedModel, data: Path) -> float:
     """Validation loss a token, in bits: cross-entropy of the targets, without smoothing."""
+    return validation_losses(trained, data).mean
+
+
+@torch.no_grad()
+def validation_losses(trained: TrainedModel, data: Path) -> Losses:
+    """Validation loss of each batch; the same batches for every model of a data set."""
     model: Any = trained.model
-    total, count = 0.0, 0
+    sums, tokens = [], []
     padding = 1  # of every fairseq dictionary
     for sample in _samples(trained, data, "valid", math.inf):
         output = model(**sample["net_input"])
@@ -323,6 +372,6 @@ def validation_loss(trained: TrainedModel, data: Path) -> float:
         target = sample["target"]
         seen = target != padding
         picked = scores.gather(-1, target[..., None])[..., 0]
-        total -= float(picked[seen].sum())
-        count += int(seen.sum())
-    return total / max(1, count) / math.log(2.0)
+        sums.append(-float(picked[seen].double().sum()) / math.log(2.0))
+        tokens.append(int(seen.sum()))
+    return Losses(sums, tokens)

@@ -23,7 +23,7 @@ from nas_attn.errors import NasAttnError
 
 logger = logging.getLogger(__name__)
 
-WARM = ("fairseq_cli.", "nas_attn.cli")
+WARM = ("fairseq_cli.", "nas_attn.cli", "nas_attn.training.measure")
 """How the names of modules begin that can be started warm."""
 IMPORT_SECONDS = 300.0
 FORK_SECONDS = 60.0

@@ -32,6 +32,7 @@ from nas_attn.errors import ConfigError, DataError, Fault, NasAttnError
 from nas_attn.plan import AttentionPlan
 from nas_attn.section import Section, faults_of
 from nas_attn.training.config import Count, FilePath
+from nas_attn.training.reporting import report_validation
 
 logger = logging.getLogger(__name__)
 
@@ -320,20 +321,8 @@ def _strike(fault: FaultName) -> NoReturn:
 
 
 def _report(point: Point, parameters: int) -> None:
-    """Append a line such as the plugin's tasks write."""
-    path = os.environ.get("NAS_ATTN_REPORT")
-    if path is None:
-        return
     metrics = {"loss": point.loss, "nll_loss": point.loss, "ppl": _perplexity(point.loss)}
-    line = {
-        "time": time.time(),
-        "num_updates": point.num_updates,
-        "parameters": {"total": parameters},
-        "phase": None,
-        "metrics": metrics,
-    }
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    report_validation(point.num_updates, {"total": parameters}, metrics)
 
 
 def _perplexity(loss: float) -> float:

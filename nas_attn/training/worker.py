@@ -64,6 +64,7 @@ MODULES = {
     "fairseq-eval-lm": "fairseq_cli.eval_lm",
     "fairseq-validate": "fairseq_cli.validate",
     "nas-attn": "nas_attn.cli",
+    "nas-attn-measure": "nas_attn.training.measure",
     "nas-attn-replay": "nas_attn.training.replay",
 }
 
@@ -120,6 +121,7 @@ class TrialJob:
         last_epoch: in which a training ends; None if it has no such limit.
         last_update: after which it ends; None if it has no such limit.
         needs: files of another trial that must be there.
+        figures: names of validation metrics that are kept of the first seed's last validation.
     """
 
     number: int
@@ -137,6 +139,7 @@ class TrialJob:
     last_epoch: int | None = None
     last_update: int | None = None
     needs: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,7 +147,7 @@ class TrialJob:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrialJob:
         runs = tuple(SeedRun.from_json(run) for run in data["runs"])
-        lists = {name: tuple(data.get(name, ())) for name in ("measure", "needs")}
+        lists = {name: tuple(data.get(name, ())) for name in ("measure", "needs", "figures")}
         return cls(**{**data, "runs": runs, **lists})
 
 
@@ -560,11 +563,15 @@ class TrialRun:
         runs = self.job.runs
         states = [_state(run) for run in runs]
         decoding = _decoding_seconds(runs[0])
+        measured = {"decoding_seconds": statistics.median(decoding)} if decoding else {}
+        if self.job.figures:
+            last = self._report(Path(runs[0].folder))[-1]["metrics"]
+            measured |= {name: last[name] for name in self.job.figures}
         return replace(
             self.spent(),
             losses=tuple(self._best_loss(run) for run in runs),
             plans=tuple(state["plan"] for state in states if state.get("plan") is not None),
-            measured={"decoding_seconds": statistics.median(decoding)} if decoding else {},
+            measured=measured,
             tests=tuple(state["test"] for state in states if "test" in state),
         )
 

@@ -128,7 +128,7 @@ def test_full_width_equals_the_original(
         # in single.
         exact, reference = (load_trained(tmp_path / "stock.pt") for _ in range(2))
         exact.model.double()
-        convert_trained(exact, plan)
+        convert_trained(exact, plan, {})
         assert difference(reference.model.double(), exact.model, arch) < 1e-10, choice
 
 
