@@ -95,7 +95,7 @@ def main() -> None:
         warm_change, cold_change = pair.warm - baseline_loss, pair.cold - baseline_loss
         about = f"{pair.trial:5d} {pair.cost:10,d}  {warm_change:+8.4f}  {cold_change:+8.4f}"
         print(f"{about}  {pair.plan}")
-    print(f"{agreement.verdict}; terciles {', '.join(f'{t:.2f}' for t in agreement.terciles)}")
+    print(agreement.verdict)
     seed = study.config.training.seeds[0]
     first = read_report(Path(trained[0].folder) / f"seed-{seed}" / START)[0]
     compare(trained, cold, first["metrics"][study.objectives.loss])

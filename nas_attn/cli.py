@@ -30,6 +30,7 @@ from nas_attn.training.data import Subword
 if TYPE_CHECKING:
     from nas_attn.plan import AttentionPlan
     from nas_attn.report.agreement import Agreement
+    from nas_attn.report.sensitivity import Findings
     from nas_attn.search.config import SearchConfig
     from nas_attn.search.driver import Conductor, Executor, JobBuilder, Snapshot
     from nas_attn.search.proposals import Proposer
@@ -214,6 +215,72 @@ def confirm(
     _say_failures(confirmed.trials())
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     conductor.outcome()
+
+
+@app.command()
+def sensitivity(
+    study: StudyArgument,
+    checks: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Plans, half of them random and half predicted, to test predictions on."
+        ),
+    ] = 40,
+    points: Annotated[int, typer.Option(min=2, help="Plans that are recommended.")] = 8,
+    max_schemes: Annotated[
+        int | None, typer.Option(min=1, help="So many schemes in a plan at most.")
+    ] = None,
+    keep_first_layer: Annotated[
+        bool, typer.Option("--keep-first-layer", help="Leave the first layer of each site.")
+    ] = False,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster, such as auto.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Plans at a time.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Predict the front over all plans of a space from one trained baseline.
+
+    Converts one unit of the baseline at a time (a layer, where the space decides layer by layer) to
+    each choice of the space, without any training, and measures what that does to the validation
+    loss. Such changes nearly add up, so the best plan at every size is found exactly. Whether they
+    do is tested on plans that change everything at once; where not, nothing is recommended.
+
+    A study that has not been searched trains its baseline first. It goes on where it was
+    interrupted, and nothing is measured twice.
+    """
+    from nas_attn.display import predictions_table, savings_table
+    from nas_attn.report.sensitivity import write_findings
+    from nas_attn.study import load_study
+
+    overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
+    overrides += ["execution.executor=ray"] if address is not None else []
+    loaded = load_study(study, overrides=overrides, runs=runs)
+    if loaded.config.replay is not None:
+        raise NasAttnError("replayed learning curves leave no model that could be converted")
+    _prepare_once(loaded)
+    record = _open_record(loaded, create=True)
+    record.keep_settings(loaded.settings())
+    baseline = _train_baseline(loaded, record, address)
+    findings = _measure_and_predict(
+        loaded,
+        record,
+        baseline,
+        address,
+        checks=checks,
+        points=points,
+        limits={"max_schemes": max_schemes, "keep_first_layer": keep_first_layer},
+    )
+    folder = loaded.folder / "sensitivity"
+    write_findings(findings, folder)
+    console.print(savings_table(findings))
+    console.print(findings.verdict, highlight=False, soft_wrap=True)
+    if findings.is_guide:
+        console.print(predictions_table(findings))
+    console.print(f"written: {folder}", highlight=False, soft_wrap=True)
+    if not findings.is_guide and checks:
+        sys.exit(1)
 
 
 @app.command()
@@ -987,6 +1054,142 @@ def _run_given(
         build_job=build_job,
         title=title,
     )
+
+
+def _train_baseline(study: Study, record: Record, address: str | None) -> TrialRecord:
+    """The trained baseline of a study; it is trained if it is not there."""
+
+    def found() -> TrialRecord | None:
+        return next((t for t in record.trials() if t.is_baseline and t.is_trained), None)
+
+    baseline = found()
+    if baseline is None:
+        record.note("versions", _versions())
+        record.note("machine", _machine())
+        conductor = _run_search(
+            study,
+            record,
+            address,
+            proposer=study.proposer(),
+            config=study.config.search.model_copy(update={"trials": 1}),
+            build_job=study.build_job,
+        )
+        conductor.outcome()
+        baseline = found()
+    assert baseline is not None
+    return baseline
+
+
+def _measure_and_predict(
+    study: Study,
+    record: Record,
+    baseline: TrialRecord,
+    address: str | None,
+    *,
+    checks: int,
+    points: int,
+    limits: dict[str, Any],
+) -> Findings:
+    """Measure single changes, predict, and measure what tests the predictions."""
+    from nas_attn.ranks import LEAST_COUNT
+    from nas_attn.report.sensitivity import Findings
+    from nas_attn.search.objectives import Objectives
+    from nas_attn.search.record import Record
+    from nas_attn.search.sensitivity import (
+        AdditiveModel,
+        Check,
+        Measured,
+        single_changes,
+        spread_predictions,
+        validity_of,
+    )
+    from nas_attn.training.measure import CHANGE, ERROR, METRIC, calibrate
+
+    checkpoint = study.trained_checkpoint(baseline)
+    calibration = study.folder / "sensitivity" / "calibration.pt"
+    if not calibration.is_file():
+        console.print("recording what the baseline's attention sees ...", highlight=False)
+        calibrate(checkpoint, study.config.data.folder, calibration)
+    axis = study.objectives.axis
+    known = [name for name in study.objectives.costs if name != "decoding_seconds"]
+    objectives = Objectives(loss=METRIC, maximise=False, costs=tuple(known), limits={})
+    # Names of studies hold no spaces, so this can be no other study's.
+    kept = Record(f"{record.name} (sensitivity)", record.storage, objectives, create=True)
+
+    def measure(plans: Sequence[AttentionPlan], title: str) -> dict[AttentionPlan, Measured]:
+        conductor = _run_given(
+            study,
+            kept,
+            address,
+            plans=plans,
+            build_job=lambda number, plan, _: study.build_measurement(
+                number, plan, checkpoint, calibration
+            ),
+            title=f"{record.name}, {title}",
+        )
+        _say_failures(kept.trials())
+        conductor.outcome()
+        return {
+            trial.plan: Measured(trial.costs[CHANGE], trial.costs[ERROR])
+            for trial in kept.trials()
+            if trial.plan is not None and trial.is_trained
+        }
+
+    changes = single_changes(study.space, study.baseline, study.inherits)
+    left_out = sum(len(unit.alternatives) for unit in study.space.units) - len(changes)
+    console.print(
+        f"{len(changes)} single changes of {len(study.space.units)} units are measured; "
+        f"{left_out} choices are the baseline's own, or cannot inherit and need training",
+        highlight=False,
+        soft_wrap=True,
+    )
+    measured = measure([change.plan for change in changes], "single changes")
+    changes = [change for change in changes if change.plan in measured]
+    tie = "cache_bytes" if axis != "cache_bytes" and _has_cache(study) else None
+    model = AdditiveModel(study.space, study.baseline, study.costs.known, axis, tie, measured)
+    front = model.front(**limits)
+    if not front:
+        raise NasAttnError("no plan of the space can inherit from the baseline in every unit")
+    kinds = {p.plan: "predicted" for p in spread_predictions(front, checks - checks // 2)}
+    for plan in model.random_plans(checks // 2, study.config.search.seed):
+        kinds.setdefault(plan, "random")
+    kinds.pop(study.baseline, None)
+    singles = {change.plan for change in changes}
+    tested = [plan for plan in kinds if plan not in singles]
+    measured |= measure(tested, "tests") if tested else {}
+    found = []
+    for plan in tested:
+        predicted, seen = model.predict(plan), measured.get(plan)
+        if predicted is None or seen is None:
+            continue
+        found.append(
+            Check(
+                plan=plan,
+                cost=int(study.costs.known(plan)[axis]),
+                kind=kinds[plan],
+                predicted=predicted.change,
+                measured=seen.change,
+                error=seen.error,
+            )
+        )
+    return Findings(
+        name=record.name,
+        axis=axis,
+        base_cost=model.base_cost,
+        changes=changes,
+        costs={change.plan: int(study.costs.known(change.plan)[axis]) for change in changes},
+        measured=measured,
+        front=front,
+        checks=found,
+        validity=validity_of(found) if len(found) >= LEAST_COUNT else None,
+        chosen=spread_predictions(front, points),
+    )
+
+
+def _has_cache(study: Study) -> bool:
+    from nas_attn.training.costs import available_costs
+
+    return "cache_bytes" in available_costs(study.config.training.task)
 
 
 def _cold_record(study: Study, record: Record, *, create: bool = False) -> Record:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.report.sensitivity import TOLERANCES, Findings, prediction_row
 from nas_attn.report.tables import cost_text
 from nas_attn.search.driver import Snapshot
 from nas_attn.search.objectives import Objectives
@@ -165,6 +166,43 @@ def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
         mean = f"{row['mean']:.4f} \u00b1{row['error']:.4f}"
         verdict = "baseline" if row["baseline"] else row["verdict"] or ""
         table.add_row(*about[:2], row["score"], mean, change, verdict, Text(about[2]))
+    return table
+
+
+def savings_table(findings: Findings) -> Table:
+    """What each unit saves within a tolerance, by its best choice."""
+    table = Table(
+        title=f"{findings.axis.replace('_', ' ')} saved by one unit within so many bits a token",
+        title_justify="left",
+        box=box.HORIZONTALS,
+    )
+    table.add_column("unit", no_wrap=True)
+    for tolerance in TOLERANCES:
+        table.add_column(f"{tolerance:g}", justify="right")
+    for unit, cells in findings.savings():
+        row = [
+            Text.assemble(f"{saved:.1%}", (f"\n{choice}", "dim")) if saved > 0 else Text("-")
+            for saved, choice in cells
+        ]
+        table.add_row(unit, *row)
+    return table
+
+
+def predictions_table(findings: Findings) -> Table:
+    """The recommended points of a predicted front."""
+    table = Table(title="predicted front", title_justify="left", box=None)
+    for name in (findings.axis.replace("_", " "), "change", "loss change", "measured"):
+        table.add_column(name, justify="right")
+    table.add_column("plan", overflow="fold")
+    for prediction in findings.chosen:
+        row = prediction_row(prediction, findings)
+        table.add_row(
+            f"{row['cost']:,}",
+            f"{row['cost_change']:+.1%}",
+            f"{row['corrected']:+.4f}",
+            "" if row["measured"] is None else f"{row['measured']:+.4f}",
+            Text(str(prediction.plan)),
+        )
     return table
 
 

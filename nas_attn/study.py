@@ -58,6 +58,7 @@ from nas_attn.training.data import (
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
 from nas_attn.training.fine_tuning import count_updates, fine_tuning
+from nas_attn.training.measure import CHANGE, ERROR, METRIC, measure_command
 from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
 from nas_attn.training.replay import ReplayConfig, curve_of, replay_command
 from nas_attn.training.worker import (
@@ -233,6 +234,35 @@ class Study:
         # By plan: another confirmation, with more seeds or other points, finds what is trained.
         folder = self.folder / "confirm" / plan.digest
         return self._job(number, plan, folder, seeds, test=True)
+
+    def trained_checkpoint(self, baseline: TrialRecord) -> Path:
+        """The checkpoint that conversions start from: of the first seed, before any fine-tuning."""
+        run = Path(str(baseline.folder)) / f"seed-{self.config.training.seeds[0]}"
+        return run / START / BEST if self._has_warm_start else best_checkpoint(run)
+
+    def build_measurement(
+        self, number: int, plan: AttentionPlan, checkpoint: Path, calibration: Path
+    ) -> TrialJob:
+        """What an executor needs to measure a conversion, before any training."""
+        data = load_prepared(self.config.data.folder.absolute())
+        folder = self.folder / "sensitivity" / "trials" / plan.digest
+        command = measure_command(checkpoint, plan, data.folder, calibration)
+        run = SeedRun(
+            seed=self.config.training.seeds[0], folder=str(folder / "run"), command=tuple(command)
+        )
+        return TrialJob(
+            number=number,
+            folder=str(folder),
+            metric=METRIC,
+            parameters=self.costs.sizer.size(plan).total,
+            runs=(run,),
+            threads=self.config.resources.cpus,
+            plan=plan.to_json(),
+            data_folder=str(data.folder),
+            hang_seconds=60 * self.config.execution.hang_minutes,
+            needs=(str(checkpoint), str(calibration)),
+            figures=(CHANGE, ERROR),
+        )
 
     @property
     def _has_warm_start(self) -> bool:

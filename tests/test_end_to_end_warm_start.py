@@ -165,7 +165,7 @@ def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> 
     trials = pd.read_csv(report / "trials.csv").set_index("trial")
     assert list(table["warm"]) == pytest.approx(list(trials.loc[table["trial"]]["loss"]))
     summary = (report / "summary.md").read_text()
-    assert "6 plans were trained both ways; terciles from small to large:" in summary
+    assert "6 plans were trained both ways." in summary
     assert "Warm against cold" in (report / "index.html").read_text()
     logs = {log: log.stat().st_mtime_ns for log in searched.folder.glob("cold/*/*/*.log")}
     assert len(logs) == 2 * 2 * 6

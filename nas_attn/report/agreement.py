@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas_attn.ranks import (
+    LEAST_COUNT,
+    LEAST_OVERALL,
+    LEAST_WITHIN,
+    RankAgreement,
+    rank_agreement,
+)
 from nas_attn.search.record import TrialRecord
-
-LEAST_OVERALL = 0.7
-LEAST_WITHIN = 1 / 3
-"""Kendall's tau below which an order misleads, over all and as a mean within terciles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,39 +40,26 @@ class Agreement:
 
     Args:
         pairs: from small to large.
-        overall: Kendall's tau-b of all pairs.
-        terciles: the same among the smallest, the middle and the largest third.
+        ranks: of their losses.
         seconds: that the cold trainings took.
         updates: that they had.
     """
 
     pairs: tuple[Pair, ...]
-    overall: float
-    terciles: tuple[float, float, float]
+    ranks: RankAgreement
     seconds: float
     updates: int
 
     @property
-    def within(self) -> float:
-        """Mean over the terciles."""
-        return statistics.fmean(self.terciles)
-
-    @property
-    def misleads(self) -> bool:
-        """Whether the order of warm trials is no guide to that of cold ones; so if unknown."""
-        return not (self.overall >= LEAST_OVERALL and self.within >= LEAST_WITHIN)
-
-    @property
     def verdict(self) -> str:
         """In a sentence."""
-        found = f"tau {self.overall:.2f} over all, {self.within:.2f} within terciles of size"
-        if self.misleads:
-            return (
-                f"The order of warm trials misleads here ({found}; at least {LEAST_OVERALL:.2f} "
-                f"and {LEAST_WITHIN:.2f} are wanted): believe the front only once it is confirmed, "
-                "or fine-tune for longer (search.warm_start.fraction)"
-            )
-        return f"Warm trials come in nearly the order of cold ones ({found})"
+        if self.ranks.is_guide:
+            return f"Warm trials come in nearly the order of cold ones: {self.ranks}"
+        return (
+            f"The order of warm trials misleads here: {self.ranks}, where at least "
+            f"{LEAST_OVERALL:.2f} and {LEAST_WITHIN:.2f} are wanted. Believe the front only once "
+            "it is confirmed, or fine-tune for longer (search.warm_start.fraction)"
+        )
 
 
 def spread_evenly(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
@@ -103,24 +90,13 @@ def agreement_of(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord]) -> Ag
         for trial in warm
         if trial.is_warm and trial.is_trained and trial.plan in by_plan
     ]
-    if len(pairs) < 6:
+    if len(pairs) < LEAST_COUNT:
         return None
     pairs.sort(key=lambda pair: (pair.cost, pair.trial))
-    cuts = [round(third * len(pairs) / 3) for third in range(4)]
-    low, middle, high = (_tau(pairs[start:end]) for start, end in itertools.pairwise(cuts))
+    sizes, warm_losses, cold_losses = zip(*((p.cost, p.warm, p.cold) for p in pairs), strict=True)
     return Agreement(
         pairs=tuple(pairs),
-        overall=_tau(pairs),
-        terciles=(low, middle, high),
+        ranks=rank_agreement(sizes, warm_losses, cold_losses),
         seconds=sum(trial.seconds for trial in cold),
         updates=sum(trial.updates for trial in cold),
     )
-
-
-def _tau(pairs: Sequence[Pair]) -> float:
-    from scipy.stats import kendalltau
-
-    if len({pair.warm for pair in pairs}) < 2 or len({pair.cold for pair in pairs}) < 2:
-        return math.nan
-    warm, cold = [pair.warm for pair in pairs], [pair.cold for pair in pairs]
-    return float(kendalltau(warm, cold).statistic)

@@ -179,11 +179,10 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
             f"together had {sum(trial.updates for trial in trials):,} updates.",
         ]
     if context.agreement is not None:
-        terciles = ", ".join(f"{tau:.2f}" for tau in context.agreement.terciles)
         lines += [
             "",
             f"{context.agreement.verdict}. {len(context.agreement.pairs)} plans were trained both "
-            f"ways; terciles from small to large: {terciles}.",
+            "ways.",
         ]
     return "\n".join(lines) + "\n"
 

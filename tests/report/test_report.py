@@ -234,24 +234,24 @@ def test_rank_agreement(trials: list[TrialRecord], tmp_path: Path) -> None:
     order = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
     agreement = agreement_of(*compared(trials, order, [10 * loss for loss in order]))
     assert agreement is not None
-    assert (agreement.overall, agreement.terciles, agreement.misleads) == (
+    assert (agreement.ranks.overall, agreement.ranks.terciles, agreement.ranks.is_guide) == (
         1.0,
         (1.0, 1.0, 1.0),
-        False,
+        True,
     )
     assert agreement.updates == 270
     # The smallest third the other way round: 3 of 36 pairs, and nothing left within it.
     agreement = agreement_of(*compared(trials, order, [7.0, 8.0, 9.0, *order[3:]]))
     assert agreement is not None
-    assert agreement.overall == pytest.approx(1 - 2 * 3 / 36)
-    assert agreement.terciles == (-1.0, 1.0, 1.0)
-    assert not agreement.misleads
+    assert agreement.ranks.overall == pytest.approx(1 - 2 * 3 / 36)
+    assert agreement.ranks.terciles == (-1.0, 1.0, 1.0)
+    assert agreement.ranks.is_guide
     # Right about sizes and wrong within all: the search would be no better than a guess.
     swapped = [order[3 * third + place] for third in range(3) for place in (2, 1, 0)]
     agreement = agreement_of(*compared(trials, order, swapped))
     assert agreement is not None
-    assert agreement.misleads
-    assert "misleads here (tau 0.50 over all, -1.00 within terciles" in agreement.verdict
+    assert not agreement.ranks.is_guide
+    assert "misleads here: tau 0.50 over all, -1.00 within terciles" in agreement.verdict
     page = write_report(
         trials, replace(context(), fine_tuning=3, agreement=agreement), tmp_path / "report"
     )
@@ -260,7 +260,7 @@ def test_rank_agreement(trials: list[TrialRecord], tmp_path: Path) -> None:
     # What is not known is not trusted.
     flat = agreement_of(*compared(trials, order, [1.0] * 9))
     assert flat is not None
-    assert flat.misleads
+    assert not flat.ranks.is_guide
     assert agreement_of(*compared(trials, order[:5], order[:5])) is None
 
 

@@ -1,0 +1,178 @@
+"""What single conversions cost, which plans they predict, and whether that holds: as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nas_attn.plan import AttentionPlan
+from nas_attn.report.tables import write_rows
+from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, Validity
+
+TOLERANCES = (0.002, 0.01, 0.05, 0.2)
+"""Changes of the loss, in bits a token, for which units' savings are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that was measured and predicted.
+
+    Args:
+        name: of the study.
+        axis: name of the cost.
+        base_cost: of the baseline.
+        changes: every single change that was measured.
+        costs: of the plans of those.
+        measured: what they did to the loss.
+        front: predicted.
+        checks: plans that were predicted and measured.
+        validity: what these say; None with too few.
+        chosen: of the front, spread over the axis.
+    """
+
+    name: str
+    axis: str
+    base_cost: int
+    changes: Sequence[Change]
+    costs: Mapping[AttentionPlan, int]
+    measured: Mapping[AttentionPlan, Measured]
+    front: Sequence[Prediction]
+    checks: Sequence[Check]
+    validity: Validity | None
+    chosen: Sequence[Prediction]
+
+    @property
+    def is_guide(self) -> bool:
+        return self.validity is not None and self.validity.ranks.is_guide
+
+    @property
+    def verdict(self) -> str:
+        """Whether the predictions may be followed, in a few sentences."""
+        if self.validity is None:
+            return "Too few plans were measured to say whether single changes add up."
+        ranks, (ratio, low, high) = self.validity.ranks, self.validity.ratio
+        text = f"Predicted and measured changes of {len(self.checks)} plans: {ranks}"
+        text += f"; measured over predicted {ratio:.2f} (quartiles {low:.2f}, {high:.2f})."
+        if self.validity.bend > 0:
+            text += (
+                " Strong changes cost more than their sum, so predictions are corrected by "
+                f"+{self.validity.bend:.2f} times their square."
+            )
+        if not self.is_guide:
+            text += " That is no guide: single changes do not add up here, so search by trials."
+        return text
+
+    def savings(self) -> list[tuple[str, list[tuple[float, str]]]]:
+        """For each unit and tolerance, the largest saving within it as a share of the whole cost,
+        and by what."""
+        rows = []
+        for unit in dict.fromkeys(change.unit for change in self.changes):
+            cells = []
+            for tolerance in TOLERANCES:
+                best = (0.0, "")
+                for change in self.changes:
+                    if change.unit == unit and self.measured[change.plan].change <= tolerance:
+                        saved = (self.base_cost - self.costs[change.plan]) / self.base_cost
+                        best = max(best, (saved, change.choice))
+                cells.append(best)
+            rows.append((unit, cells))
+        return rows
+
+
+def write_findings(findings: Findings, folder: Path) -> None:
+    """Write sensitivity.csv, checks.csv, predicted.csv, heatmap.png/.svg and summary.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(
+        [_change_row(change, findings) for change in findings.changes], folder / "sensitivity.csv"
+    )
+    if findings.checks:
+        rows = [asdict(check) | {"plan": check.plan.dumps()} for check in findings.checks]
+        write_rows(rows, folder / "checks.csv")
+    write_rows([prediction_row(p, findings) for p in findings.front], folder / "predicted.csv")
+    _write_heatmap(findings, folder)
+    (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
+
+
+def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]:
+    """A predicted point, corrected, and with what was measured if it was."""
+    measured = {check.plan: check.measured for check in findings.checks}
+    validity = findings.validity
+    corrected = prediction.change if validity is None else validity.corrected(prediction.change)
+    return {
+        "cost": prediction.cost,
+        "cost_change": prediction.cost / findings.base_cost - 1,
+        "predicted": prediction.change,
+        "corrected": corrected,
+        "error": prediction.error,
+        "measured": measured.get(prediction.plan),
+        "plan": prediction.plan.dumps(),
+    }
+
+
+def _change_row(change: Change, findings: Findings) -> dict[str, Any]:
+    measured = findings.measured[change.plan]
+    return {
+        "unit": change.unit,
+        "choice": change.choice,
+        "cost": findings.costs[change.plan],
+        "cost_change": findings.costs[change.plan] / findings.base_cost - 1,
+        "change": measured.change,
+        "change_error": measured.error,
+        "plan": change.plan.dumps(),
+    }
+
+
+def _summary(findings: Findings) -> str:
+    lines = [f"# {findings.name}: what single conversions cost", "", findings.verdict, ""]
+    if not findings.is_guide:
+        return "\n".join(lines)
+    lines += [
+        f"| {findings.axis} | change | predicted loss change | measured | plan |",
+        "|---:|---:|---:|---:|---|",
+    ]
+    for prediction in findings.chosen:
+        row = prediction_row(prediction, findings)
+        measured = "" if row["measured"] is None else f"{row['measured']:+.4f}"
+        lines.append(
+            f"| {row['cost']:,} | {row['cost_change']:+.1%} | {row['corrected']:+.4f} "
+            f"| {measured} | {prediction.plan} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _write_heatmap(findings: Findings, folder: Path) -> None:
+    """Units by choices, coloured by the change of the loss; written as PNG and SVG."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    units = list(dict.fromkeys(change.unit for change in findings.changes))
+    choices = list(dict.fromkeys(change.choice for change in findings.changes))
+    values = np.full((len(units), len(choices)), np.nan)
+    for change in findings.changes:
+        place = units.index(change.unit), choices.index(change.choice)
+        values[place] = max(1e-4, findings.measured[change.plan].change)
+    # Choices that cost most come last, wherever the space lists them.
+    order = np.argsort(np.nanmean(values, axis=0), kind="stable")
+    size = (3.2 + 0.34 * len(choices), 2.4 + 0.3 * len(units))
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(values[:, order], cmap="cividis_r", norm=LogNorm(1e-4, 10.0), aspect="auto")
+    axes.set_yticks(range(len(units)), units, fontsize=8)
+    axes.set_xticks(
+        range(len(choices)),
+        [choices[i] for i in order],
+        fontsize=7,
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    axes.set_title("Change of the validation loss, one unit converted", fontsize=9)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("bits a token", fontsize=8)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"heatmap.{ending}", dpi=150)

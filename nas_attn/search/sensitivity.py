@@ -1,0 +1,329 @@
+"""Predict every plan's loss from conversions of one unit at a time, and check that they add up.
+
+One conversion of one module changes the loss a little, and such changes nearly add up. So the best
+plan at every size is a knapsack, which is solved exactly (`nas_attn.knapsack`). Whether
+it is so for a model is seen by measuring plans that change everything at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas_attn.knapsack import Option, solve
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.ranks import LEAST_COUNT, RankAgreement, rank_agreement
+from nas_attn.space import Alternative, SearchSpace
+from nas_attn.space.space import Unit
+
+LOSS_UNIT = 1e-6
+"""Bits a token in which losses are counted as whole numbers."""
+DRIFT = 1.25
+"""Measured over predicted, a median of the stronger half, above which predictions are corrected."""
+
+Costs = Callable[[AttentionPlan], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a conversion did to the loss.
+
+    Args:
+        change: in bits a token.
+        error: its standard error.
+    """
+
+    change: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """One unit of a model with another choice than the baseline's.
+
+    Args:
+        unit: its name, such as decoder_self.2.
+        choice: in words.
+        plan: the baseline with that change.
+    """
+
+    unit: str
+    choice: str
+    plan: AttentionPlan
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a unit may choose: as the solver has it, what was measured, whether it is a change."""
+
+    option: Option
+    measured: Measured
+    is_change: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A plan that no other is predicted to dominate.
+
+    Args:
+        plan: of the whole model.
+        cost: on the axis, exact.
+        change: predicted change of the loss in bits a token, a sum.
+        error: standard error of that, those of its terms taken as independent.
+    """
+
+    plan: AttentionPlan
+    cost: int
+    change: float
+    error: float
+
+
+def single_changes(
+    space: SearchSpace, baseline: AttentionPlan, inherits: Callable[[AttentionPlan], bool]
+) -> list[Change]:
+    """Every single change that the space offers and a conversion can make.
+
+    Args:
+        space: what may be chosen.
+        baseline: what is changed.
+        inherits: whether a plan can take over what the baseline has learned.
+    """
+    found = []
+    for unit, alternative, plan in _all_changes(space, baseline):
+        if plan != baseline and inherits(plan):
+            choices = space.units[unit].alternatives[alternative].choices
+            texts = dict.fromkeys(str(choice) for _, choice in choices)
+            found.append(Change(space.units[unit].name, ", ".join(texts), plan))
+    return found
+
+
+def _all_changes(
+    space: SearchSpace, baseline: AttentionPlan
+) -> Iterator[tuple[int, int, AttentionPlan]]:
+    for number, unit in enumerate(space.units):
+        for place, alternative in enumerate(unit.alternatives):
+            yield number, place, _changed(space, baseline, unit, alternative)
+
+
+def _changed(
+    space: SearchSpace, baseline: AttentionPlan, unit: Unit, alternative: Alternative
+) -> AttentionPlan:
+    layers: dict[str, list[AttentionChoice]] = {
+        site: list(baseline.layers(site, shape.num_layers)) for site, shape in space.shapes.items()
+    }
+    for site, choice in alternative.choices:
+        for layer in range(len(layers[site])) if unit.layer is None else (unit.layer,):
+            layers[site][layer] = choice
+    return AttentionPlan.of(layers)
+
+
+class AdditiveModel:
+    """What single changes predict for whole plans.
+
+    Args:
+        space: what may be chosen.
+        baseline: the plan that was changed.
+        costs: exact costs of a plan; those of units add up.
+        axis: name of the cost on the axis.
+        tie: name of the cost that decides among equals; None if there is none.
+        measured: of each single change; what lacks is not chosen.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        baseline: AttentionPlan,
+        costs: Costs,
+        axis: str,
+        tie: str | None,
+        measured: Mapping[AttentionPlan, Measured],
+    ) -> None:
+        self.space = space
+        base = costs(baseline)
+        self.base_cost = int(base[axis])
+        self._tables: list[dict[int, _Entry]] = [{} for _ in space.units]
+        for unit, alternative, plan in _all_changes(space, baseline):
+            found = Measured(0.0, 0.0) if plan == baseline else measured.get(plan)
+            if found is None:
+                continue
+            known = costs(plan)
+            option = Option(
+                cost=int(known[axis] - base[axis]),
+                loss=round(found.change / LOSS_UNIT),
+                tie=0 if tie is None else int(known[tie] - base[tie]),
+            )
+            self._tables[unit][alternative] = _Entry(option, found, plan != baseline)
+
+    def predict(self, plan: AttentionPlan) -> Measured | None:
+        """The sum of a plan's single changes; None if the space or a measurement lacks one."""
+        chosen = self.space.encode(plan)
+        if chosen is None:
+            return None
+        terms = []
+        for unit, table, alternative in zip(self.space.units, self._tables, chosen, strict=True):
+            term = table.get(unit.alternatives.index(alternative))
+            if term is None:
+                return None
+            terms.append(term.measured)
+        return _total(terms)
+
+    def random_plans(self, count: int, seed: int) -> list[AttentionPlan]:
+        """Plans with any measured choice in every unit, each as likely; the same for a seed."""
+        generator = random.Random(seed)
+        plans: dict[AttentionPlan, None] = {}
+        for _ in range(20 * count):
+            if len(plans) == count or not all(self._tables):
+                break
+            picked = [generator.choice(sorted(table)) for table in self._tables]
+            plans[self._plan(picked)] = None
+        return list(plans)
+
+    def _plan(self, picked: Sequence[int]) -> AttentionPlan:
+        pairs = zip(self.space.units, picked, strict=True)
+        return self.space.plan([unit.alternatives[place] for unit, place in pairs])
+
+    def front(
+        self, *, max_schemes: int | None = None, keep_first_layer: bool = False
+    ) -> list[Prediction]:
+        """The plans that no other is predicted to dominate, from small to large.
+
+        Args:
+            max_schemes: how many schemes a plan may have; any number if None.
+            keep_first_layer: the first layer of each site stays as it is; only where the space
+                decides layer by layer.
+        """
+        allowed: list[list[int]] = []
+        for unit, table in zip(self.space.units, self._tables, strict=True):
+            is_kept = keep_first_layer and unit.layer == 0
+            allowed.append([a for a, e in table.items() if not (is_kept and e.is_change)])
+        if max_schemes is None:
+            found = self._solve(allowed)
+        else:
+            schemes = sorted({s for unit in self.space.units for s in _schemes(unit)})
+            found = []
+            for some in itertools.combinations(schemes, min(max_schemes, len(schemes))):
+                within = [
+                    [a for a in places if _scheme(unit, a) in some]
+                    for unit, places in zip(self.space.units, allowed, strict=True)
+                ]
+                found += self._solve(within)
+        best: list[Prediction] = []
+        for prediction in sorted(found, key=lambda p: (p.cost, p.change)):
+            if not best or prediction.change < best[-1].change:
+                best.append(prediction)
+        return best
+
+    def _solve(self, allowed: Sequence[Sequence[int]]) -> list[Prediction]:
+        if not all(allowed):
+            return []
+        options = [
+            [table[a].option for a in places]
+            for table, places in zip(self._tables, allowed, strict=True)
+        ]
+        found = []
+        for solution in solve(options):
+            picked = [places[o] for places, o in zip(allowed, solution.chosen, strict=True)]
+            terms = [table[a].measured for table, a in zip(self._tables, picked, strict=True)]
+            total = _total(terms)
+            cost = self.base_cost + solution.cost
+            found.append(
+                Prediction(
+                    plan=self._plan(picked), cost=cost, change=total.change, error=total.error
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A plan whose loss was predicted and measured.
+
+    Args:
+        plan: that changes many units at once.
+        cost: on the axis.
+        kind: random, or predicted to be on the front.
+        predicted: change of the loss.
+        measured: change of the loss.
+        error: standard error of what was measured.
+    """
+
+    plan: AttentionPlan
+    cost: int
+    kind: str
+    predicted: float
+    measured: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validity:
+    """How far predictions are right.
+
+    Args:
+        ranks: of predicted and measured changes.
+        ratio: median of measured over predicted, and its quartiles; of changes that are clear.
+        bend: c in measured = predicted + c predicted^2, which corrects predictions; 0 if they drift
+            too little to matter.
+    """
+
+    ranks: RankAgreement
+    ratio: tuple[float, float, float]
+    bend: float
+
+    def corrected(self, change: float) -> float:
+        """What is to be expected where a change is predicted."""
+        return change + self.bend * max(0.0, change) ** 2
+
+
+def validity_of(checks: Sequence[Check]) -> Validity:
+    """Compare predictions with measurements; six at least."""
+    costs, predicted, measured = zip(
+        *((check.cost, check.predicted, check.measured) for check in checks), strict=True
+    )
+    ranks = rank_agreement(costs, predicted, measured)
+    # What is within two standard errors of no change says nothing about a ratio.
+    clear = [check for check in checks if check.predicted > max(0.0, 2 * check.error)]
+    if len(clear) < LEAST_COUNT:
+        return Validity(ranks=ranks, ratio=(math.nan,) * 3, bend=0.0)
+    clear.sort(key=lambda check: check.predicted)
+    ratios = [check.measured / check.predicted for check in clear]
+    low, median, high = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    strong = statistics.median(ratios[len(ratios) // 2 :])
+    bend = 0.0
+    if strong > DRIFT:
+        squares = math.fsum(check.predicted**2 for check in clear)
+        pairs = zip(ratios, clear, strict=True)
+        bend = math.fsum((ratio - 1) * check.predicted for ratio, check in pairs) / squares
+    return Validity(ranks=ranks, ratio=(median, low, high), bend=max(0.0, bend))
+
+
+def spread_predictions(front: Sequence[Prediction], count: int) -> list[Prediction]:
+    """So many points of a predicted front, spread evenly over the exact axis, ends included."""
+    if len(front) <= count:
+        return list(front)
+    low, high = front[0].cost, front[-1].cost
+    chosen: dict[int, None] = {}
+    for place in range(count):
+        wanted = low + (high - low) * place / max(1, count - 1)
+        nearest = min(range(len(front)), key=lambda i: abs(front[i].cost - wanted))
+        chosen[nearest] = None
+    return [front[i] for i in sorted(chosen)]
+
+
+def _total(terms: Sequence[Measured]) -> Measured:
+    change = math.fsum(term.change for term in terms)
+    return Measured(change, math.sqrt(math.fsum(term.error**2 for term in terms)))
+
+
+def _scheme(unit: Unit, alternative: int) -> str:
+    return unit.alternatives[alternative].choices[0][1].scheme
+
+
+def _schemes(unit: Unit) -> set[str]:
+    return {_scheme(unit, alternative) for alternative in range(len(unit.alternatives))}
