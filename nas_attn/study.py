@@ -537,15 +537,16 @@ def _prunes(module: Attention) -> bool:
 def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
     """What the training lacks for attention that is grouped or pruned."""
     given = {name.replace("_", "-"): value for name, value in training.arguments.items()}
-    grouped = isinstance(module, GroupedHeadAttention)
+    is_grouped = isinstance(module, GroupedHeadAttention)
+    is_constrained = is_grouped and bool(module.alpha or module.beta)
     prunes = _prunes(module)
-    if (grouped or prunes) and not str(given.get("criterion")).startswith("grouped_"):
+    if (is_constrained or prunes) and not str(given.get("criterion")).startswith("grouped_"):
         yield (
             "needs a criterion with the group constraint and the vote: set "
             f"training.arguments.criterion to grouped_{given.get('criterion', 'cross_entropy')}"
         )
     timed = given.get("vote-at-epoch") or given.get("vote-at-update")
-    if prunes and not timed and not (grouped and module.centre_shift is not None):
+    if prunes and not timed and not (is_grouped and module.centre_shift is not None):
         yield (
             "prunes, but nothing says when: set training.arguments.vote-at-epoch or "
             "vote-at-update, or the option centre_shift"

@@ -13,6 +13,8 @@ from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, Val
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
 """Changes of the loss, in bits a token, for which units' savings are told."""
+SHOWN = (1e-3, 3.0)
+"""The least and the largest change that colours of the heat map tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +156,14 @@ def _write_heatmap(findings: Findings, folder: Path) -> None:
     values = np.full((len(units), len(choices)), np.nan)
     for change in findings.changes:
         place = units.index(change.unit), choices.index(change.choice)
-        values[place] = max(1e-4, findings.measured[change.plan].change)
+        values[place] = max(SHOWN[0], findings.measured[change.plan].change)
     # Choices that cost most come last, wherever the space lists them.
     order = np.argsort(np.nanmean(values, axis=0), kind="stable")
     size = (3.2 + 0.34 * len(choices), 2.4 + 0.3 * len(units))
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    image = axes.imshow(values[:, order], cmap="cividis_r", norm=LogNorm(1e-4, 10.0), aspect="auto")
+    image = axes.imshow(values[:, order], cmap="cividis_r", norm=LogNorm(*SHOWN), aspect="auto")
     axes.set_yticks(range(len(units)), units, fontsize=8)
     axes.set_xticks(
         range(len(choices)),

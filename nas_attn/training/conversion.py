@@ -71,11 +71,11 @@ class Converted:
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross-entropy of the validation side's targets, batch by batch.
+    """Cross-entropy of the validation side's targets, sequence by sequence.
 
     Args:
         sums: in bits.
-        tokens: targets of each batch.
+        tokens: targets of each sequence.
     """
 
     sums: Sequence[float]
@@ -89,7 +89,7 @@ class Losses:
     def change_from(self, other: Losses) -> tuple[float, float]:
         """By how much the mean is above another model's, and the standard error of that.
 
-        Batches are pairs, so what both models find hard does not count as noise.
+        Sequences are pairs, so what both models find hard does not count as noise.
         """
         changes = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
         tokens, count = max(1, sum(self.tokens)), len(changes)
@@ -97,8 +97,8 @@ class Losses:
         if count < 2:
             return change, math.nan
         spread = math.fsum(
-            (of_batch - change * size) ** 2
-            for of_batch, size in zip(changes, self.tokens, strict=True)
+            (of_sequence - change * size) ** 2
+            for of_sequence, size in zip(changes, self.tokens, strict=True)
         )
         return change, math.sqrt(spread * count / (count - 1)) / tokens
 
@@ -362,9 +362,10 @@ def validation_loss(trained: TrainedModel, data: Path) -> float:
 
 @torch.no_grad()
 def validation_losses(trained: TrainedModel, data: Path) -> Losses:
-    """Validation loss of each batch; the same batches for every model of a data set."""
+    """Validation loss of each sequence, in the same order for every model."""
     model: Any = trained.model
-    sums, tokens = [], []
+    sums: list[float] = []
+    tokens: list[int] = []
     padding = 1  # of every fairseq dictionary
     for sample in _samples(trained, data, "valid", math.inf):
         output = model(**sample["net_input"])
@@ -372,6 +373,7 @@ def validation_losses(trained: TrainedModel, data: Path) -> Losses:
         target = sample["target"]
         seen = target != padding
         picked = scores.gather(-1, target[..., None])[..., 0]
-        sums.append(-float(picked[seen].double().sum()) / math.log(2.0))
-        tokens.append(int(seen.sum()))
+        in_bits = picked.double().masked_fill(~seen, 0.0).sum(1) / -math.log(2.0)
+        sums += in_bits.tolist()
+        tokens += seen.sum(1).tolist()
     return Losses(sums, tokens)

@@ -33,7 +33,7 @@ from nas_attn.training.reporting import report_validation
 COMMAND = "nas-attn-measure"
 METRIC, CHANGE, ERROR = "nll_loss", "change", "change_error"
 """What is reported: the loss of the converted model in bits a token, by how much it is above the
-trained model's, and the standard error of that change, batches taken as pairs."""
+trained model's, and the standard error of that change, sequences taken as pairs."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,12 @@ from torch import nn
 from nas_attn.errors import NasAttnError, PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.arguments import parse_arguments
-from nas_attn.training.conversion import convert_checkpoint, convert_trained, load_trained
+from nas_attn.training.conversion import (
+    Losses,
+    convert_checkpoint,
+    convert_trained,
+    load_trained,
+)
 from nas_attn.training.data import PreparedData
 
 WIDTH, HEADS = 16, 4
@@ -209,3 +214,25 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
 
     monkeypatch.setattr(torch, "save", full)
     refused("No space left", good)
+
+
+def test_the_error_of_a_change_is_that_of_a_ratio_of_pairs() -> None:
+    """By the jackknife, which knows nothing of the formula."""
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(3, 30, (400,), generator=generator).tolist()
+    before = [8.0 * count + float(torch.randn((), generator=generator)) for count in tokens]
+    after = [
+        b + 0.2 * count + float(torch.randn((), generator=generator))
+        for b, count in zip(before, tokens, strict=True)
+    ]
+    change, error = Losses(after, tokens).change_from(Losses(before, tokens))
+    assert change == pytest.approx(0.2, abs=4 * error)
+    left_out = []
+    for place in range(len(tokens)):
+        rest = [index for index in range(len(tokens)) if index != place]
+        total = sum(after[index] - before[index] for index in rest)
+        left_out.append(total / sum(tokens[index] for index in rest))
+    mean = sum(left_out) / len(left_out)
+    count = len(left_out)
+    jackknife = ((count - 1) / count * sum((x - mean) ** 2 for x in left_out)) ** 0.5
+    assert error == pytest.approx(jackknife, rel=0.02)

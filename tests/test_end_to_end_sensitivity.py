@@ -1,0 +1,131 @@
+"""`nas-attn sensitivity` with a real baseline, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from nas_attn.cli import app
+from nas_attn.errors import NasAttnError
+from nas_attn.plan import AttentionPlan
+from nas_attn.training.conversion import calibration_calls, convert_trained, load_trained
+from nas_attn.training.conversion import validation_losses as losses_of
+from nas_attn.training.data import PreparedData
+from tests.test_cli import COMMAND
+from tests.test_study import write
+
+pytestmark = pytest.mark.slow
+
+CHANGES: dict[str, Any] = {
+    "training/arguments/max-epoch": 6,
+    "training/arguments/lr": 0.01,
+    "space": {
+        "schemes": {
+            "multi_head": {},
+            "multi_query": {},
+            "reduced_key": {"key_dim": [4, 8]},
+            "head_embedding_add": {},
+        },
+        "decide": "site",
+    },
+}
+
+
+class Measured:
+    """A study whose measurements were killed, and went on."""
+
+    def __init__(self, folder: Path, data: PreparedData) -> None:
+        self.data = data
+        study = str(write(folder, data.folder, CHANGES))
+        self.folder = folder / "runs" / "small"
+        self.arguments = ["sensitivity", study, "--runs", str(self.folder.parent), "--checks", "12"]
+        driver = subprocess.Popen(
+            [*COMMAND, *self.arguments], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 180
+            while len(self.logs()) < 4:
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+        self.finished = {
+            log: time_written
+            for log, time_written in self.logs().items()
+            if (log.parent / "finished.json").is_file()
+            and json.loads((log.parent / "finished.json").read_text())["finished"]
+        }
+        self.text = self.command()
+
+    def command(self, *more: str) -> str:
+        done = CliRunner().invoke(app, [*self.arguments, *more])
+        assert done.exit_code in (0, 1), done.output  # 1: such a small model may not add up
+        return done.output
+
+    def logs(self) -> dict[Path, int]:
+        logs = (self.folder / "sensitivity").glob("trials/*/run/train.log")
+        return {log: log.stat().st_mtime_ns for log in logs}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedData) -> Measured:
+    return Measured(tmp_path_factory.mktemp("sensitivity"), tiny_translation)
+
+
+def test_changes_are_those_of_the_conversions(measured: Measured) -> None:
+    table = pd.read_csv(measured.folder / "sensitivity" / "sensitivity.csv")
+    assert len(table) == 3 * 3, "added embeddings cannot inherit"
+    assert "6 choices are the baseline's own, or cannot inherit" in measured.text
+    checkpoint = measured.folder / "trials" / "00000" / "seed-1" / "checkpoints"
+    for _, row in table.iloc[::4].iterrows():
+        trained = load_trained(checkpoint / "checkpoint_best.pt")
+        before = losses_of(trained, measured.data.folder)
+        calls = calibration_calls(trained, measured.data.folder)
+        convert_trained(trained, AttentionPlan.parse(row["plan"]), calls)
+        change, error = losses_of(trained, measured.data.folder).change_from(before)
+        assert row["change"] == pytest.approx(change, abs=1e-6)
+        assert row["change_error"] == pytest.approx(error, rel=1e-3)
+
+
+def test_predictions_are_tested_on_plans_that_change_everything(measured: Measured) -> None:
+    checks = pd.read_csv(measured.folder / "sensitivity" / "checks.csv")
+    assert len(checks) >= 6
+    assert set(checks["kind"]) == {"random", "predicted"}
+    assert (checks["predicted"] - checks["measured"]).abs().max() < 0.5
+    assert f"changes of {len(checks)} plans: tau" in measured.text.replace("\n", " ")
+    predicted = pd.read_csv(measured.folder / "sensitivity" / "predicted.csv")
+    assert predicted["cost"].is_monotonic_increasing
+    assert predicted["predicted"].is_monotonic_decreasing
+    assert (measured.folder / "sensitivity" / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_measured_twice(measured: Measured) -> None:
+    assert len(measured.finished) >= 2
+    assert measured.finished.items() <= measured.logs().items()
+    before = measured.logs()
+    measured.command()
+    assert measured.logs() == before
+
+
+def test_limits(measured: Measured) -> None:
+    measured.command("--max-schemes", "1", "--checks", "0")
+    predicted = pd.read_csv(measured.folder / "sensitivity" / "predicted.csv")
+    for text in predicted["plan"]:
+        choices = [choice for _, of_site in AttentionPlan.parse(text) for choice in of_site]
+        assert len({choice.scheme for choice in choices}) == 1
+
+
+def test_replayed_studies_have_no_model(measured: Measured) -> None:
+    with pytest.raises(NasAttnError, match="leave no model that could be converted"):
+        CliRunner().invoke(app, [*measured.arguments, "--set", "replay={}"], catch_exceptions=False)
