@@ -54,6 +54,10 @@ console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ e
 
 CONFIRMED = "confirmed_with_seeds"
 """Under this name the record keeps how many seeds the last confirmation had."""
+QUEUE = "queue"
+"""Under this name the record keeps plans that come before the sampler's."""
+CHECKS, POINTS = 40, 8
+"""Plans that test predictions, and that are recommended."""
 SAY_SECONDS = 1.0
 """At most so often a search says how far it is, where there is no live display."""
 
@@ -128,14 +132,10 @@ def search(
     record.keep_settings(loaded.settings())
     record.note("versions", _versions())
     record.note("machine", _machine())
-    conductor = _run_search(
-        loaded,
-        record,
-        address,
-        proposer=loaded.proposer(),
-        config=loaded.config.search,
-        build_job=loaded.build_job,
-    )
+    if loaded.config.search.predicts:
+        conductor = _search_by_predictions(loaded, record, address)
+    else:
+        conductor = _search_by_sampler(loaded, record, address)
     is_trained = any(trial.is_trained for trial in record.trials())
     if loaded.config.search.warm_start.rank_agreement and not conductor.has_given_up:
         _train_cold(loaded, record, address)
@@ -225,8 +225,8 @@ def sensitivity(
         typer.Option(
             min=0, help="Plans, half of them random and half predicted, to test predictions on."
         ),
-    ] = 40,
-    points: Annotated[int, typer.Option(min=2, help="Plans that are recommended.")] = 8,
+    ] = CHECKS,
+    points: Annotated[int, typer.Option(min=2, help="Plans that are recommended.")] = POINTS,
     max_schemes: Annotated[
         int | None, typer.Option(min=1, help="So many schemes in a plan at most.")
     ] = None,
@@ -270,7 +270,8 @@ def sensitivity(
         address,
         checks=checks,
         points=points,
-        limits={"max_schemes": max_schemes, "keep_first_layer": keep_first_layer},
+        max_schemes=max_schemes,
+        keep_first_layer=keep_first_layer,
     )
     folder = loaded.folder / "sensitivity"
     write_findings(findings, folder)
@@ -302,7 +303,8 @@ def proposals(
     from nas_attn.study import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs)
-    trials = _open_record(loaded).trials()
+    record = _open_record(loaded)
+    trials = record.trials()
     if not check_:
         table = Table("trial", "state", "driver", "running then", "plan", box=None)
         for trial, running in zip(trials, running_then(trials), strict=True):
@@ -310,7 +312,7 @@ def proposals(
             table.add_row(*row, " ".join(map(str, sorted(running))), Text(trial.text))
         console.print(table)
         return
-    derived = list(derive_again(loaded.proposer(), trials))
+    derived = list(derive_again(loaded.proposer(_queue(record)), trials))
     for derivation in derived:
         if not derivation.agrees:
             other = f"trial {derivation.trial.number}: the history gives {derivation.plan}"
@@ -1056,6 +1058,72 @@ def _run_given(
     )
 
 
+def _search_by_sampler(
+    study: Study,
+    record: Record,
+    address: str | None,
+    *,
+    queue: Sequence[AttentionPlan] = (),
+    trials: int | None = None,
+) -> Conductor:
+    """Run the study's own search; plans of a queue come first."""
+    config = study.config.search
+    return _run_search(
+        study,
+        record,
+        address,
+        proposer=study.proposer(queue),
+        config=config if trials is None else config.model_copy(update={"trials": trials}),
+        build_job=study.build_job,
+    )
+
+
+def _search_by_predictions(study: Study, record: Record, address: str | None) -> Conductor:
+    """Train points that single conversions predict to be best, and then what the study says."""
+    from nas_attn.report.sensitivity import write_findings
+    from nas_attn.search.sensitivity import largest_steps, spread_predictions
+
+    config = study.config.search
+    queue = _queue(record)
+    is_strategy = config.strategy == "sensitivity"
+    wanted = config.trials - 1
+    # Two thirds of the points are spread evenly; the others go where the front is unsure.
+    first = -(-2 * wanted // 3) if is_strategy else min(config.startup_trials, wanted)
+    if len(queue) >= first and not is_strategy:
+        return _search_by_sampler(study, record, address, queue=queue)
+    baseline = _train_baseline(study, record, address)
+    findings = _measure_and_predict(study, record, baseline, address)
+    write_findings(findings, study.folder / "sensitivity")
+    console.print(findings.verdict, highlight=False, soft_wrap=True)
+    if not findings.is_guide:
+        if is_strategy:
+            raise NasAttnError(
+                "predictions are no guide for this model; search with strategy: sampler"
+            )
+        return _search_by_sampler(study, record, address)
+    if not queue:
+        queue = [p.plan for p in spread_predictions(findings.front, first)]
+        record.note(QUEUE, [plan.to_json() for plan in queue])
+    if not is_strategy:
+        return _search_by_sampler(study, record, address, queue=queue)
+    conductor = _search_by_sampler(
+        study, record, address, queue=queue, trials=1 + min(len(queue), wanted)
+    )
+    if conductor.has_given_up or len(queue) >= wanted:
+        return conductor
+    reached = [(t.cost or 0, (t.point or (0.0,))[0]) for t in record.trials() if t.is_trained]
+    queue += [p.plan for p in largest_steps(findings.front, reached, wanted - len(queue))]
+    record.note(QUEUE, [plan.to_json() for plan in queue])
+    return _search_by_sampler(study, record, address, queue=queue, trials=1 + len(queue))
+
+
+def _queue(record: Record) -> list[AttentionPlan]:
+    """Plans that were put before the sampler's."""
+    from nas_attn.plan import AttentionPlan
+
+    return [AttentionPlan.from_json(plan) for plan in record.notes().get(QUEUE, ())]
+
+
 def _train_baseline(study: Study, record: Record, address: str | None) -> TrialRecord:
     """The trained baseline of a study; it is trained if it is not there."""
 
@@ -1066,15 +1134,7 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
     if baseline is None:
         record.note("versions", _versions())
         record.note("machine", _machine())
-        conductor = _run_search(
-            study,
-            record,
-            address,
-            proposer=study.proposer(),
-            config=study.config.search.model_copy(update={"trials": 1}),
-            build_job=study.build_job,
-        )
-        conductor.outcome()
+        _search_by_sampler(study, record, address, trials=1).outcome()
         baseline = found()
     assert baseline is not None
     return baseline
@@ -1086,9 +1146,10 @@ def _measure_and_predict(
     baseline: TrialRecord,
     address: str | None,
     *,
-    checks: int,
-    points: int,
-    limits: dict[str, Any],
+    checks: int = CHECKS,
+    points: int = POINTS,
+    max_schemes: int | None = None,
+    keep_first_layer: bool = False,
 ) -> Findings:
     """Measure single changes, predict, and measure what tests the predictions."""
     from nas_attn.ranks import LEAST_COUNT
@@ -1147,7 +1208,7 @@ def _measure_and_predict(
     changes = [change for change in changes if change.plan in measured]
     tie = "cache_bytes" if axis != "cache_bytes" and _has_cache(study) else None
     model = AdditiveModel(study.space, study.baseline, study.costs.known, axis, tie, measured)
-    front = model.front(**limits)
+    front = model.front(max_schemes=max_schemes, keep_first_layer=keep_first_layer)
     if not front:
         raise NasAttnError("no plan of the space can inherit from the baseline in every unit")
     kinds = {p.plan: "predicted" for p in spread_predictions(front, checks - checks // 2)}

@@ -143,9 +143,9 @@ class Study:
             with_flops="flops" in {*config.costs, *config.limits},
         )
 
-    def proposer(self) -> Proposer:
-        """Proposes plans, from an empty history."""
-        return Proposer(*self._proposer_arguments())
+    def proposer(self, queue: Sequence[AttentionPlan] = ()) -> Proposer:
+        """Proposes plans, from an empty history; those of a queue first."""
+        return Proposer(*self._proposer_arguments(), queue)
 
     @cached_property
     def fine_tuning(self) -> TrainingConfig:
@@ -173,7 +173,9 @@ class Study:
         """Proposes these plans."""
         return GivenPlans(plans, *self._proposer_arguments())
 
-    def _proposer_arguments(self) -> tuple[Any, ...]:
+    def _proposer_arguments(
+        self,
+    ) -> tuple[SearchSpace, CostModel, Objectives, SearchConfig, AttentionPlan]:
         return self.space, self.costs, self.objectives, self.config.search, self.baseline
 
     def prepare_data(self, *, workers: int = 1) -> PreparedData:

@@ -126,8 +126,25 @@ class SearchConfig(Section):
     seed: int = 1
     stopping: StoppingConfig = StoppingConfig()
     warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
+    strategy: Literal["sampler", "sensitivity"] = "sampler"
+    """`sensitivity` trains points of a front that single conversions of the baseline predict."""
+    enqueue: Literal["none", "sensitivity"] = "none"
+    """`sensitivity` puts such points in place of the startup trials, before the sampler."""
     give_up_after: Annotated[int, Field(ge=1)] = 5
     """The search ends when so many trials in a row have failed."""
+
+    @property
+    def predicts(self) -> bool:
+        return "sensitivity" in (self.strategy, self.enqueue)
+
+    @model_validator(mode="after")
+    def _predicted_points_start_warm(self) -> SearchConfig:
+        if self.strategy == "sensitivity" and not self.warm_start.is_on:
+            raise ValueError(
+                "strategy: sensitivity fine-tunes converted models: set search.warm_start to "
+                "baseline, or take enqueue: sensitivity"
+            )
+        return self
 
 
 class ResourcesConfig(Section):

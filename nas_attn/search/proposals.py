@@ -132,6 +132,7 @@ class Proposer:
         objectives: with the axis that plans are spread over, and limits.
         config: sampler, its start and the seed.
         baseline: what is proposed first.
+        queue: plans of the space that come next, in this order.
     """
 
     def __init__(
@@ -141,12 +142,14 @@ class Proposer:
         objectives: Objectives,
         config: SearchConfig,
         baseline: AttentionPlan,
+        queue: Sequence[AttentionPlan] = (),
     ) -> None:
         self.space = space
         self.costs = costs
         self.objectives = objectives
         self.config = config
         self.baseline = baseline
+        self.queue = tuple(queue)
         limit = objectives.limits.get(objectives.axis)
         self._stratified = StratifiedProposer(space, self._axis, config.seed, limit)
         self._distributions = distributions_of(space)
@@ -228,6 +231,8 @@ class Proposer:
             chosen = self.space.encode(plan)
             if chosen is not None:
                 params = answers_of(self.space, chosen)
+        elif (queued := self._queued()) is not None:
+            plan, params = queued
         elif self._asks_sampler():
             plan, params, system = self._ask(number)
         else:
@@ -249,6 +254,14 @@ class Proposer:
             twin=None if not self._baselines else self._known.get(plan.dumps()),
             excess=None if is_baseline else self.objectives.excess(costs),
         )
+
+    def _queued(self) -> tuple[AttentionPlan, Mapping[str, tuple[Any, BaseDistribution]]] | None:
+        """The first plan of the queue that was not proposed yet."""
+        for plan in self.queue:
+            if plan.dumps() not in self._known:
+                chosen = self.space.encode(plan)
+                return plan, {} if chosen is None else answers_of(self.space, chosen)
+        return None
 
     def _running_told(self) -> tuple[int, ...] | None:
         return None if self._has_told else tuple(sorted(self._running))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_attn.knapsack import Option, solve
+from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.ranks import LEAST_COUNT, RankAgreement, rank_agreement
 from nas_attn.space import Alternative, SearchSpace
@@ -314,6 +315,44 @@ def spread_predictions(front: Sequence[Prediction], count: int) -> list[Predicti
         nearest = min(range(len(front)), key=lambda i: abs(front[i].cost - wanted))
         chosen[nearest] = None
     return [front[i] for i in sorted(chosen)]
+
+
+def largest_steps(
+    front: Sequence[Prediction], reached: Sequence[tuple[int, float]], count: int
+) -> list[Prediction]:
+    """Predicted points where the front is least sure, once some were trained.
+
+    Between two neighbours on the trained front lies a rectangle that a further point could win at
+    most: what they differ in cost times what they differ in loss. The largest are halved, one after
+    the other, each by the predicted point whose cost is nearest to its middle.
+
+    Args:
+        front: predicted.
+        reached: cost and loss of the points that were trained.
+        count: how many are wanted.
+    """
+    best = [reached[index] for index in non_dominated(reached)]
+    steps = [
+        (left_cost, right_cost, left_loss - right_loss)
+        for (left_cost, left_loss), (right_cost, right_loss) in itertools.pairwise(sorted(best))
+    ]
+    trained = {cost for cost, _ in reached}
+    chosen: list[Prediction] = []
+    while steps and len(chosen) < count:
+        low, high, height = steps.pop(_largest(steps))
+        inside = [p for p in front if low < p.cost < high and p.cost not in trained]
+        if not inside:
+            continue
+        middle = min(inside, key=lambda p: abs(p.cost - (low + high) / 2))
+        chosen.append(middle)
+        trained.add(middle.cost)
+        steps += [(low, middle.cost, height / 2), (middle.cost, high, height / 2)]
+    return sorted(chosen, key=lambda p: p.cost)
+
+
+def _largest(steps: Sequence[tuple[int, int, float]]) -> int:
+    """The place of the rectangle (low, high, height) with the largest area."""
+    return max(range(len(steps)), key=lambda i: (steps[i][1] - steps[i][0]) * steps[i][2])
 
 
 def _total(terms: Sequence[Measured]) -> Measured:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nas_attn.search.driver import Conductor
-from nas_attn.search.proposals import GivenPlans, derive_again
+from nas_attn.search.proposals import GivenPlans, Proposer, derive_again
 from nas_attn.training.worker import TrialJob, TrialResult
-from tests.search.fakes import FakeExecutor, kill_drivers, loss_of, make_conductor
+from tests.search.fakes import BASELINE, FakeExecutor, kill_drivers, loss_of, make_conductor
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -72,6 +72,25 @@ def test_an_interruption_changes_no_proposal(sampler: str, tmp_path: Path) -> No
     kill_drivers()
     assert [t.plan for t in whole.record.trials()] == [t.plan for t in again.record.trials()]
     assert [t.loss for t in whole.record.trials()] == [t.loss for t in again.record.trials()]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "stratified_random"])
+def test_a_queue_comes_first_and_is_derived_again(sampler: str, tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=9, sampler=sampler, startup_trials=2)
+    proposer = conductor.proposer
+    every = [
+        proposer.space.plan([u.alternatives[i] for u in proposer.space.units]) for i in (3, 1, 2)
+    ]
+    arguments = (proposer.space, proposer.costs, proposer.objectives, proposer.config)
+    queue = [every[0], BASELINE, *every[1:]]
+    conductor.proposer = Proposer(*arguments, BASELINE, queue)
+    FakeExecutor(workers=2).run(conductor)
+    trials = conductor.record.trials()
+    assert [trial.plan for trial in trials[:4]] == [BASELINE, *every]
+    assert all(trial.params for trial in trials[1:4]), "the sampler learns from them"
+    assert len([trial for trial in trials if trial.is_trained]) == 9
+    derived = derive_again(Proposer(*arguments, BASELINE, queue), trials)
+    assert all(derivation.agrees for derivation in derived)
 
 
 def test_given_plans_that_failed_are_proposed_again_by_the_next_search(tmp_path: Path) -> None:

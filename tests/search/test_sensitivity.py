@@ -14,6 +14,7 @@ from nas_attn.search.sensitivity import (
     AdditiveModel,
     Check,
     Measured,
+    largest_steps,
     single_changes,
     spread_predictions,
     validity_of,
@@ -177,3 +178,21 @@ def test_changes_within_the_noise_make_no_ratio() -> None:
     validity = validity_of(checks([5 * p for p in PREDICTED], PREDICTED, error=1.0))
     assert all(math.isnan(value) for value in validity.ratio)
     assert validity.bend == 0.0
+
+
+def test_unsure_steps_are_halved() -> None:
+    _, model, _ = make_model("layer")
+    front = model.front()
+    low, high = front[0], front[-1]
+    middle = min(front, key=lambda p: abs(p.cost - (low.cost + high.cost) / 2))
+    # The step left of the middle is ten times as high as the one right of it.
+    reached = [(low.cost, 11.0), (middle.cost, 1.0), (high.cost, 0.0)]
+    chosen = largest_steps(front, reached, 1)
+    wanted = (low.cost + middle.cost) / 2
+    assert abs(chosen[0].cost - wanted) == min(abs(p.cost - wanted) for p in front)
+    more = largest_steps(front, reached, 5)
+    assert len({p.cost for p in more} - {cost for cost, _ in reached}) == 5
+    assert sum(p.cost < middle.cost for p in more) == 4, "a half is still five times as high"
+    everything = largest_steps(front, reached, 10_000)
+    assert len(everything) == len(front) - 3
+    assert largest_steps(front, reached[:1], 3) == []
