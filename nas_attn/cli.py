@@ -1101,8 +1101,9 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
                 "predictions are no guide for this model; search with strategy: sampler"
             )
         return _search_by_sampler(study, record, address)
+    front = [p for p in findings.front if p.plan != study.baseline]
     if not queue:
-        queue = [p.plan for p in spread_predictions(findings.front, first)]
+        queue = [p.plan for p in spread_predictions(front, first)]
         record.note(QUEUE, [plan.to_json() for plan in queue])
     if not is_strategy:
         return _search_by_sampler(study, record, address, queue=queue)
@@ -1112,7 +1113,7 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     if conductor.has_given_up or len(queue) >= wanted:
         return conductor
     reached = [(t.cost or 0, (t.point or (0.0,))[0]) for t in record.trials() if t.is_trained]
-    queue += [p.plan for p in largest_steps(findings.front, reached, wanted - len(queue))]
+    queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
     record.note(QUEUE, [plan.to_json() for plan in queue])
     return _search_by_sampler(study, record, address, queue=queue, trials=1 + len(queue))
 

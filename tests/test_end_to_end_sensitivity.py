@@ -129,3 +129,34 @@ def test_limits(measured: Measured) -> None:
 def test_replayed_studies_have_no_model(measured: Measured) -> None:
     with pytest.raises(NasAttnError, match="leave no model that could be converted"):
         CliRunner().invoke(app, [*measured.arguments, "--set", "replay={}"], catch_exceptions=False)
+
+
+def test_a_search_by_predictions(
+    tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever so small a model's predictions are worth, they are followed here."""
+    monkeypatch.setattr("nas_attn.ranks.LEAST_OVERALL", -1.0)
+    monkeypatch.setattr("nas_attn.ranks.LEAST_WITHIN", -1.0)
+    search = {"trials": 7, "strategy": "sensitivity", "warm_start": "baseline"}
+    study = str(write(tmp_path, tiny_translation.folder, CHANGES | {"search": search}))
+    arguments = [study, "--runs", str(tmp_path / "runs")]
+
+    def command(name: str, *more: str) -> str:
+        done = CliRunner().invoke(app, [name, *arguments, *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    command("search")
+    folder = tmp_path / "runs" / "small"
+    table = pd.read_csv(folder / "report" / "trials.csv")
+    predicted = pd.read_csv(folder / "sensitivity" / "predicted.csv")
+    assert list(table["state"]) == ["complete"] * len(table)
+    assert table["baseline"].sum() == 1
+    assert table["warm"].sum() == len(table) - 1
+    assert 5 <= len(table) <= 7, "a front may have fewer points"
+    assert set(table["cost"]) <= {*predicted["cost"], table["cost"][0]}
+    assert f"{len(table)} proposals, all as on record" in command("proposals", "--check")
+    logs = {log: log.stat().st_mtime_ns for log in folder.glob("**/*.log")}
+    command("search")
+    changed = {log.name for log, then in logs.items() if log.stat().st_mtime_ns != then}
+    assert changed <= {"journal.log"}
