@@ -219,7 +219,24 @@ def confirm(
 
 @app.command()
 def sensitivity(
-    study: StudyArgument,
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY-OR-CHECKPOINT",
+            help="A study, or a trained checkpoint such as checkpoint_best.pt (with --data).",
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="For a checkpoint: its binarised data set."),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure this space, by file or shipped name.",
+            show_default="the study's own; for a checkpoint inherited_per_layer",
+        ),
+    ] = None,
     checks: Annotated[
         int,
         typer.Option(
@@ -249,24 +266,27 @@ def sensitivity(
 
     A study that has not been searched trains its baseline first. It goes on where it was
     interrupted, and nothing is measured twice.
+
+    nas-attn sensitivity checkpoint_best.pt --data data-bin/my_data
     """
     from nas_attn.display import predictions_table, savings_table
     from nas_attn.report.sensitivity import write_findings
-    from nas_attn.study import load_study
 
-    overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
-    overrides += ["execution.executor=ray"] if address is not None else []
-    loaded = load_study(study, overrides=overrides, runs=runs)
-    if loaded.config.replay is not None:
-        raise NasAttnError("replayed learning curves leave no model that could be converted")
-    _prepare_once(loaded)
-    record = _open_record(loaded, create=True)
-    record.keep_settings(loaded.settings())
-    baseline = _train_baseline(loaded, record, address)
+    if Path(study).suffix == ".pt":
+        loaded: Study = _study_of_checkpoint(
+            Path(study), data, space, set_, workers=workers, on_ray=address is not None, runs=runs
+        )
+        record = _open_record(loaded, create=True)
+        record.keep_settings(loaded.settings())
+        checkpoint = Path(study).absolute()
+    else:
+        loaded, record, checkpoint = _study_with_baseline(
+            study, space, set_, workers=workers, address=address, runs=runs
+        )
     findings = _measure_and_predict(
         loaded,
         record,
-        baseline,
+        checkpoint,
         address,
         checks=checks,
         points=points,
@@ -1091,8 +1111,8 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     first = -(-2 * wanted // 3) if is_strategy else min(config.startup_trials, wanted)
     if len(queue) >= first and not is_strategy:
         return _search_by_sampler(study, record, address, queue=queue)
-    baseline = _train_baseline(study, record, address)
-    findings = _measure_and_predict(study, record, baseline, address)
+    checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
+    findings = _measure_and_predict(study, record, checkpoint, address)
     write_findings(findings, study.folder / "sensitivity")
     console.print(findings.verdict, highlight=False, soft_wrap=True)
     if not findings.is_guide:
@@ -1116,6 +1136,61 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
     record.note(QUEUE, [plan.to_json() for plan in queue])
     return _search_by_sampler(study, record, address, queue=queue, trials=1 + len(queue))
+
+
+def _study_with_baseline(
+    name: str,
+    space: str | None,
+    overrides: Sequence[str],
+    *,
+    workers: int | None,
+    address: str | None,
+    runs: Path,
+) -> tuple[Study, Record, Path]:
+    """A study, perhaps with another space, its record, and its baseline's checkpoint."""
+    from dataclasses import replace
+
+    from nas_attn.space import SearchSpace
+    from nas_attn.study import load_space_config, load_study
+
+    more = [f"execution.workers={workers}"] if workers is not None else []
+    more += ["execution.executor=ray"] if address is not None else []
+    study = load_study(name, overrides=[*overrides, *more], runs=runs)
+    if study.config.replay is not None:
+        raise NasAttnError("replayed learning curves leave no model that could be converted")
+    _prepare_once(study)
+    record = _open_record(study, create=True)
+    record.keep_settings(study.settings())
+    checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
+    if space is not None:
+        study = replace(study, space=SearchSpace(load_space_config(space), study.space.shapes))
+    return study, record, checkpoint
+
+
+def _study_of_checkpoint(
+    checkpoint: Path,
+    data: Path | None,
+    space: str | None,
+    overrides: Sequence[str],
+    *,
+    workers: int | None,
+    on_ray: bool,
+    runs: Path,
+) -> Study:
+    from nas_attn.search.config import ExecutionConfig
+    from nas_attn.study import load_space_config, study_of_checkpoint
+
+    if data is None:
+        raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
+    if overrides:
+        raise NasAttnError("--set changes studies, but this is a checkpoint")
+    return study_of_checkpoint(
+        checkpoint,
+        data,
+        load_space_config(space or "inherited_per_layer"),
+        runs=runs,
+        execution=ExecutionConfig(executor="ray" if on_ray else "local", workers=workers),
+    )
 
 
 def _queue(record: Record) -> list[AttentionPlan]:
@@ -1144,7 +1219,7 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
 def _measure_and_predict(
     study: Study,
     record: Record,
-    baseline: TrialRecord,
+    checkpoint: Path,
     address: str | None,
     *,
     checks: int = CHECKS,
@@ -1167,7 +1242,6 @@ def _measure_and_predict(
     )
     from nas_attn.training.measure import CHANGE, ERROR, METRIC, calibrate
 
-    checkpoint = study.trained_checkpoint(baseline)
     calibration = study.folder / "sensitivity" / "calibration.pt"
     if not calibration.is_file():
         console.print("recording what the baseline's attention sees ...", highlight=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,6 +50,7 @@ from nas_attn.training.arguments import (
     with_value,
 )
 from nas_attn.training.config import DataConfig, TrainingConfig
+from nas_attn.training.conversion import load_trained
 from nas_attn.training.costs import CostModel, available_costs
 from nas_attn.training.data import (
     PreparedData,
@@ -415,6 +419,70 @@ class Study:
         del kept["space"]["description"]
         settings: dict[str, Any] = json.loads(json.dumps(kept))
         return settings
+
+
+@dataclass(frozen=True)
+class CheckpointStudy(Study):
+    """A trained checkpoint in place of a study that trains one; its conversions can be measured.
+
+    Args:
+        checkpoint: the file.
+        arguments: of its model, its plan among them.
+    """
+
+    checkpoint: Path
+    arguments: Namespace
+
+    @property
+    def baseline(self) -> AttentionPlan:
+        """The checkpoint's own plan."""
+        return AttentionPlan.parse(self.arguments.attention_plan)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Exact costs of plans."""
+        data, task = load_prepared(self.config.data.folder), self.config.training.task
+        return CostModel.of(self.arguments, load_dictionaries(data, task), with_flops=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What measurements depend on."""
+        with self.checkpoint.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"checkpoint": digest, "data": str(self.config.data.folder.absolute())}
+
+
+def study_of_checkpoint(
+    checkpoint: Path,
+    data: Path,
+    space: SpaceConfig,
+    *,
+    runs: Path,
+    execution: ExecutionConfig,
+) -> CheckpointStudy:
+    """A study of what a checkpoint can be converted to, named after its folder and file.
+
+    Raises:
+        ConfigError: the space does not fit the model.
+        NasAttnError: the checkpoint or the data are unfit.
+    """
+    trained = load_trained(checkpoint)
+    arguments = trained.arguments
+    load_prepared(data)
+    task = str(trained.state["cfg"]["task"]["_name"]).removeprefix("reported_")
+    said = f"{checkpoint.absolute().parent.name}-{checkpoint.stem}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", said).lstrip("_.-")
+    config = StudyConfig.model_validate(
+        {
+            "name": name,
+            "data": {"folder": data},
+            "training": {"task": task, "arguments": {}},
+            "space": space,
+            "objectives": {"costs": ["attention"]},
+            "execution": execution,
+        }
+    )
+    shapes = site_shapes(arguments)
+    return CheckpointStudy(config, SearchSpace(space, shapes), runs, checkpoint, arguments)
 
 
 def shipped_folder(name: str) -> Path:
