@@ -29,6 +29,7 @@ from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
     from nas_attn.plan import AttentionPlan
+    from nas_attn.predictions import Limits, Predictions
     from nas_attn.report.agreement import Agreement
     from nas_attn.report.sensitivity import Findings
     from nas_attn.search.config import SearchConfig
@@ -270,6 +271,7 @@ def sensitivity(
     nas-attn sensitivity checkpoint_best.pt --data data-bin/my_data
     """
     from nas_attn.display import predictions_table, savings_table
+    from nas_attn.predictions import Limits, Predictions
     from nas_attn.report.sensitivity import write_findings
 
     if Path(study).suffix == ".pt":
@@ -283,16 +285,12 @@ def sensitivity(
         loaded, record, checkpoint = _study_with_baseline(
             study, space, set_, workers=workers, address=address, runs=runs
         )
-    findings = _measure_and_predict(
-        loaded,
-        record,
-        checkpoint,
-        address,
-        checks=checks,
-        points=points,
-        max_schemes=max_schemes,
-        keep_first_layer=keep_first_layer,
-    )
+    limits = Limits(max_schemes, keep_first_layer)
+    predictions = Predictions(loaded, record, create=True)
+    _measure(predictions, checkpoint, address, limits=limits, checks=checks)
+    findings = predictions.findings(limits, points)
+    if not findings.front:
+        raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
     folder = loaded.folder / "sensitivity"
     write_findings(findings, folder)
     console.print(savings_table(findings))
@@ -1100,6 +1098,7 @@ def _search_by_sampler(
 
 def _search_by_predictions(study: Study, record: Record, address: str | None) -> Conductor:
     """Train points that single conversions predict to be best, and then what the study says."""
+    from nas_attn.predictions import Limits, Predictions
     from nas_attn.report.sensitivity import write_findings
     from nas_attn.search.sensitivity import largest_steps, spread_predictions
 
@@ -1112,7 +1111,9 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     if len(queue) >= first and not is_strategy:
         return _search_by_sampler(study, record, address, queue=queue)
     checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
-    findings = _measure_and_predict(study, record, checkpoint, address)
+    predictions = Predictions(study, record, create=True)
+    _measure(predictions, checkpoint, address, limits=Limits())
+    findings = predictions.findings()
     write_findings(findings, study.folder / "sensitivity")
     console.print(findings.verdict, highlight=False, soft_wrap=True)
     if not findings.is_guide:
@@ -1216,116 +1217,48 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
     return baseline
 
 
-def _measure_and_predict(
-    study: Study,
-    record: Record,
+def _measure(
+    predictions: Predictions,
     checkpoint: Path,
     address: str | None,
     *,
+    limits: Limits,
     checks: int = CHECKS,
-    points: int = POINTS,
-    max_schemes: int | None = None,
-    keep_first_layer: bool = False,
-) -> Findings:
-    """Measure single changes, predict, and measure what tests the predictions."""
-    from nas_attn.ranks import LEAST_COUNT
-    from nas_attn.report.sensitivity import Findings
-    from nas_attn.search.objectives import Objectives
-    from nas_attn.search.record import Record
-    from nas_attn.search.sensitivity import (
-        AdditiveModel,
-        Check,
-        Measured,
-        single_changes,
-        spread_predictions,
-        validity_of,
-    )
-    from nas_attn.training.measure import CHANGE, ERROR, METRIC, calibrate
+) -> None:
+    """Measure single changes of a checkpoint, and then plans that test what they predict."""
+    from nas_attn.training.measure import calibrate
 
+    study = predictions.study
     calibration = study.folder / "sensitivity" / "calibration.pt"
     if not calibration.is_file():
         console.print("recording what the baseline's attention sees ...", highlight=False)
         calibrate(checkpoint, study.config.data.folder, calibration)
-    axis = study.objectives.axis
-    known = [name for name in study.objectives.costs if name != "decoding_seconds"]
-    objectives = Objectives(loss=METRIC, maximise=False, costs=tuple(known), limits={})
-    # Names of studies hold no spaces, so this can be no other study's.
-    kept = Record(f"{record.name} (sensitivity)", record.storage, objectives, create=True)
+    console.print(
+        f"{len(predictions.changes)} single changes of {len(study.space.units)} units are "
+        f"measured; {predictions.left_out} choices are the baseline's own, or cannot inherit and "
+        "need training",
+        highlight=False,
+        soft_wrap=True,
+    )
 
-    def measure(plans: Sequence[AttentionPlan], title: str) -> dict[AttentionPlan, Measured]:
+    def measure(plans: Sequence[AttentionPlan], title: str) -> None:
         conductor = _run_given(
             study,
-            kept,
+            predictions.record,
             address,
             plans=plans,
             build_job=lambda number, plan, _: study.build_measurement(
                 number, plan, checkpoint, calibration
             ),
-            title=f"{record.name}, {title}",
+            title=f"{study.config.name}, {title}",
         )
-        _say_failures(kept.trials())
+        _say_failures(predictions.record.trials())
         conductor.outcome()
-        return {
-            trial.plan: Measured(trial.costs[CHANGE], trial.costs[ERROR])
-            for trial in kept.trials()
-            if trial.plan is not None and trial.is_trained
-        }
 
-    changes = single_changes(study.space, study.baseline, study.inherits)
-    left_out = sum(len(unit.alternatives) for unit in study.space.units) - len(changes)
-    console.print(
-        f"{len(changes)} single changes of {len(study.space.units)} units are measured; "
-        f"{left_out} choices are the baseline's own, or cannot inherit and need training",
-        highlight=False,
-        soft_wrap=True,
-    )
-    measured = measure([change.plan for change in changes], "single changes")
-    changes = [change for change in changes if change.plan in measured]
-    tie = "cache_bytes" if axis != "cache_bytes" and _has_cache(study) else None
-    model = AdditiveModel(study.space, study.baseline, study.costs.known, axis, tie, measured)
-    front = model.front(max_schemes=max_schemes, keep_first_layer=keep_first_layer)
-    if not front:
-        raise NasAttnError("no plan of the space can inherit from the baseline in every unit")
-    kinds = {p.plan: "predicted" for p in spread_predictions(front, checks - checks // 2)}
-    for plan in model.random_plans(checks // 2, study.config.search.seed):
-        kinds.setdefault(plan, "random")
-    kinds.pop(study.baseline, None)
-    singles = {change.plan for change in changes}
-    tested = [plan for plan in kinds if plan not in singles]
-    measured |= measure(tested, "tests") if tested else {}
-    found = []
-    for plan in tested:
-        predicted, seen = model.predict(plan), measured.get(plan)
-        if predicted is None or seen is None:
-            continue
-        found.append(
-            Check(
-                plan=plan,
-                cost=int(study.costs.known(plan)[axis]),
-                kind=kinds[plan],
-                predicted=predicted.change,
-                measured=seen.change,
-                error=seen.error,
-            )
-        )
-    return Findings(
-        name=record.name,
-        axis=axis,
-        base_cost=model.base_cost,
-        changes=changes,
-        costs={change.plan: int(study.costs.known(change.plan)[axis]) for change in changes},
-        measured=measured,
-        front=front,
-        checks=found,
-        validity=validity_of(found) if len(found) >= LEAST_COUNT else None,
-        chosen=spread_predictions(front, points),
-    )
-
-
-def _has_cache(study: Study) -> bool:
-    from nas_attn.training.costs import available_costs
-
-    return "cache_bytes" in available_costs(study.config.training.task)
+    measure([change.plan for change in predictions.changes], "single changes")
+    tests = predictions.tests(checks, limits)
+    if tests:
+        measure(tests, "tests of predictions")
 
 
 def _cold_record(study: Study, record: Record, *, create: bool = False) -> Record:
@@ -1473,8 +1406,23 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         confirmed=_confirmed_rows(study, record),
         fine_tuning=_fine_tuning_updates(study),
         agreement=_agreement(study, record),
+        findings=_findings(study, record),
     )
     return write_report(trials, context, out)
+
+
+def _findings(study: Study, record: Record) -> Findings | None:
+    """What single conversions of the study's baseline predict; None if none was measured."""
+    from nas_attn.predictions import Predictions
+
+    if study.config.replay is not None:
+        return None
+    try:
+        predictions = Predictions(study, record)
+    except SearchError:
+        return None
+    findings = predictions.findings()
+    return findings if findings.front else None
 
 
 def _fine_tuning_updates(study: Study) -> int | None:

@@ -156,6 +156,9 @@ def test_a_search_by_predictions(
     assert 5 <= len(table) <= 7, "a front may have fewer points"
     assert set(table["cost"]) <= {*predicted["cost"], table["cost"][0]}
     assert f"{len(table)} proposals, all as on record" in command("proposals", "--check")
+    page = (folder / "report" / "index.html").read_text()
+    assert "<h2>Predicted front</h2>" in page
+    assert page.count('src="data:image/svg+xml;base64,') == 2
     logs = {log: log.stat().st_mtime_ns for log in folder.glob("**/*.log")}
     command("search")
     changed = {log.name for log, then in logs.items() if log.stat().st_mtime_ns != then}

@@ -20,7 +20,7 @@ LAYERS = {
     "search": 4, "benchmark": 4,
     "report": 5,
     "study": 6,
-    "display": 7,
+    "display": 7, "predictions": 7,
     "cli": 8,
 }  # fmt: skip
 """Number of the layer of each module or package; those of one number are strangers."""

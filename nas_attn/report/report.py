@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from nas_attn.attention.counting import ModelSize
 from nas_attn.report.agreement import Agreement
 from nas_attn.report.figures import interactive_figure, write_print_figures
+from nas_attn.report.sensitivity import Findings, curve, heat_map, outcome_text
 from nas_attn.report.tables import (
     DIFFERENCE,
     cost_text,
@@ -51,6 +54,7 @@ class ReportContext:
         confirmed: from `confirmation_rows`; empty if nothing was confirmed.
         fine_tuning: updates that end every trial where there are warm starts; None where not.
         agreement: of warm and cold trials, if it was asked for.
+        findings: what single conversions of the baseline predict, if they were measured.
     """
 
     name: str
@@ -64,6 +68,7 @@ class ReportContext:
     confirmed: Sequence[Mapping[str, Any]] = ()
     fine_tuning: int | None = None
     agreement: Agreement | None = None
+    findings: Findings | None = None
 
     @property
     def loss(self) -> str:
@@ -275,7 +280,26 @@ def _render(
         fine_tuning=context.fine_tuning,
         updates=sum(trial.updates for trial in trials),
         agreement=context.agreement,
+        findings=context.findings,
+        outcomes="" if context.findings is None else outcome_text(context.findings),
+        pictures=_pictures(context),
     )
+
+
+def _pictures(context: ReportContext) -> list[tuple[str, str]]:
+    """Figures of the predictions for the page, each with what it shows."""
+    if context.findings is None:
+        return []
+    pictures = []
+    for words, figure in (
+        ("The predicted front with what was measured", curve(context.findings)),
+        ("Change of the loss for each unit and choice", heat_map(context.findings)),
+    ):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg")
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        pictures.append((words, f"data:image/svg+xml;base64,{encoded}"))
+    return pictures
 
 
 def _row(trial: TrialRecord, on_front: bool, further: Sequence[str]) -> dict[str, Any]:

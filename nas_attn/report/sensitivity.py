@@ -5,16 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nas_attn.plan import AttentionPlan
+from nas_attn.ranks import LEAST_COUNT, RankAgreement, rank_agreement
 from nas_attn.report.tables import write_rows
 from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, Validity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
 """Changes of the loss, in bits a token, for which units' savings are told."""
 SHOWN = (1e-3, 3.0)
 """The least and the largest change that colours of the heat map tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a trained trial made of a prediction.
+
+    Args:
+        trial: its number.
+        plan: of the trial.
+        cost: on the axis.
+        predicted: change of the loss by conversion, before any training, in bits a token.
+        trained: its loss less the baseline's, both trained.
+        is_warm: whether it started from the converted baseline.
+    """
+
+    trial: int
+    plan: AttentionPlan
+    cost: int
+    predicted: float
+    trained: float
+    is_warm: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +57,7 @@ class Findings:
         checks: plans that were predicted and measured.
         validity: what these say; None with too few.
         chosen: of the front, spread over the axis.
+        outcomes: what training made of predictions.
     """
 
     name: str
@@ -44,6 +70,7 @@ class Findings:
     checks: Sequence[Check]
     validity: Validity | None
     chosen: Sequence[Prediction]
+    outcomes: Sequence[Outcome] = ()
 
     @property
     def is_guide(self) -> bool:
@@ -66,6 +93,14 @@ class Findings:
             text += " That is no guide: single changes do not add up here, so search by trials."
         return text
 
+    @property
+    def trained_ranks(self) -> RankAgreement | None:
+        """Whether trained trials come in the order that was predicted; None with too few."""
+        if len(self.outcomes) < LEAST_COUNT:
+            return None
+        columns = ((o.cost, o.predicted, o.trained) for o in self.outcomes)
+        return rank_agreement(*zip(*columns, strict=True))
+
     def savings(self) -> list[tuple[str, list[tuple[float, str]]]]:
         """For each unit and tolerance, the largest saving within it as a share of the whole cost,
         and by what."""
@@ -84,7 +119,12 @@ class Findings:
 
 
 def write_findings(findings: Findings, folder: Path) -> None:
-    """Write sensitivity.csv, checks.csv, predicted.csv, heatmap.png/.svg and summary.md."""
+    """Write tables, figures and summary.md.
+
+    sensitivity.csv (single changes), predicted.csv (the front), checks.csv (predicted and
+    measured), outcomes.csv (what training made of predictions), heatmap and predicted as PNG and
+    SVG.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(
         [_change_row(change, findings) for change in findings.changes], folder / "sensitivity.csv"
@@ -92,8 +132,13 @@ def write_findings(findings: Findings, folder: Path) -> None:
     if findings.checks:
         rows = [asdict(check) | {"plan": check.plan.dumps()} for check in findings.checks]
         write_rows(rows, folder / "checks.csv")
+    if findings.outcomes:
+        rows = [asdict(o) | {"plan": o.plan.dumps()} for o in findings.outcomes]
+        write_rows(rows, folder / "outcomes.csv")
     write_rows([prediction_row(p, findings) for p in findings.front], folder / "predicted.csv")
-    _write_heatmap(findings, folder)
+    for name, figure in (("heatmap", heat_map(findings)), ("predicted", curve(findings))):
+        for ending in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{ending}", dpi=150)
     (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
 
 
@@ -141,11 +186,65 @@ def _summary(findings: Findings) -> str:
             f"| {row['cost']:,} | {row['cost_change']:+.1%} | {row['corrected']:+.4f} "
             f"| {measured} | {prediction.plan} |"
         )
+    if findings.trained_ranks is not None:
+        lines += ["", f"{outcome_text(findings)}."]
     return "\n".join(lines) + "\n"
 
 
-def _write_heatmap(findings: Findings, folder: Path) -> None:
-    """Units by choices, coloured by the change of the loss; written as PNG and SVG."""
+def outcome_text(findings: Findings) -> str:
+    """How trained trials compare with predictions, in words; empty with too few."""
+    ranks = findings.trained_ranks
+    if ranks is None:
+        return ""
+    return f"Predictions and {len(findings.outcomes)} trained trials: {ranks}"
+
+
+def curve(findings: Findings) -> Figure:
+    """The predicted front, with what was measured without training, and what training made of
+    it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    validity = findings.validity
+    expected = [
+        p.change if validity is None else validity.corrected(p.change) for p in findings.front
+    ]
+    costs = [p.cost for p in findings.front]
+    axes.step(costs, expected, where="post", color="#0b5cad", linewidth=1.4, label="predicted")
+    for kind, marker in (("predicted", "o"), ("random", "x")):
+        some = [check for check in findings.checks if check.kind == kind]
+        if some:
+            axes.scatter(
+                [check.cost for check in some],
+                [check.measured for check in some],
+                s=22,
+                marker=marker,
+                color="#0b5cad" if kind == "predicted" else "#8a8f98",
+                label=f"converted, {'from this front' if kind == 'predicted' else 'random plans'}",
+            )
+    if findings.outcomes:
+        axes.scatter(
+            [o.cost for o in findings.outcomes],
+            [o.trained for o in findings.outcomes],
+            s=30,
+            marker="^",
+            facecolors="none",
+            edgecolors="#c44e00",
+            label="trained trials, against the trained baseline",
+        )
+    axes.axhline(0.0, color="#8a8f98", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_xlabel(findings.axis.replace("_", " "))
+    axes.set_ylabel("change of the validation loss, bits a token")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def heat_map(findings: Findings) -> Figure:
+    """Units by choices, coloured by the change of the loss."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
@@ -176,5 +275,4 @@ def _write_heatmap(findings: Findings, folder: Path) -> None:
     axes.set_title("Change of the validation loss, one unit converted", fontsize=9)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("bits a token", fontsize=8)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"heatmap.{ending}", dpi=150)
+    return figure
