@@ -3,7 +3,8 @@
     nas-attn search multi30k_warm_start --set data.folder=DATA
     python drills/warm_start.py multi30k_warm_start --set data.folder=DATA
 
-The study is one that has been searched with `search.warm_start.rank_agreement`. The cold search is
+The study is one that has been searched with `search.warm_start.rank_agreement`; `nas-attn
+sensitivity` on it adds how predictions order the plans. The cold search is
 made of the same plans in the same order, which is what the sampler stratified_random proposes
 without a warm start too. Hypervolume is up to the baseline's cost and the loss that the baseline
 had after its first validation, fixed before anything else is known, over the volume of the best
@@ -25,11 +26,31 @@ sys.path.insert(0, str(ROOT))
 
 from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
+from nas_attn.predictions import Predictions
+from nas_attn.ranks import LEAST_COUNT, rank_agreement
 from nas_attn.report.agreement import agreement_of
 from nas_attn.search.record import Record, TrialRecord, front
 from nas_attn.search.storage import open_storage
-from nas_attn.study import load_study
+from nas_attn.study import Study, load_study
 from nas_attn.training.worker import START, read_report
+
+
+def say_predictions(study: Study, record: Record, cold: Sequence[TrialRecord]) -> None:
+    """Print how single conversions order the plans that were trained, if they were measured."""
+    try:
+        predictions = Predictions(study, record)
+    except NasAttnError:
+        return  # nas-attn sensitivity STUDY measures them
+    model, trials = predictions.model(), record.trials()
+    for words, trained in (
+        ("fine-tuned", [trial for trial in trials if trial.is_warm and trial.is_trained]),
+        ("trained from nothing", [trial for trial in cold if trial.is_trained]),
+    ):
+        pairs = [(t, model.predict(t.plan)) for t in trained if t.plan is not None]
+        known = [(t.cost or 0, p.change, t.loss or 0.0) for t, p in pairs if p is not None]
+        if len(known) >= LEAST_COUNT:
+            ranks = rank_agreement(*zip(*known, strict=True))
+            print(f"predicted by single conversions, and {words} ({len(known)} plans): {ranks}")
 
 
 def compare(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord], weak_loss: float) -> None:
@@ -96,6 +117,7 @@ def main() -> None:
         about = f"{pair.trial:5d} {pair.cost:10,d}  {warm_change:+8.4f}  {cold_change:+8.4f}"
         print(f"{about}  {pair.plan}")
     print(agreement.verdict)
+    say_predictions(study, Record(names[0], storage, study.objectives), cold)
     seed = study.config.training.seeds[0]
     first = read_report(Path(trained[0].folder) / f"seed-{seed}" / START)[0]
     compare(trained, cold, first["metrics"][study.objectives.loss])
