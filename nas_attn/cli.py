@@ -1211,9 +1211,11 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
     if baseline is None:
         record.note("versions", _versions())
         record.note("machine", _machine())
-        _search_by_sampler(study, record, address, trials=1).outcome()
+        failed = sum(t.is_baseline and t.state.name == "FAIL" for t in record.trials())
+        _search_by_sampler(study, record, address, trials=failed + 1).outcome()
         baseline = found()
-    assert baseline is not None
+    if baseline is None:
+        raise NasAttnError("the baseline has no result; nas-attn status says why")
     return baseline
 
 
