@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_attn.errors import ConfigError, NasAttnError, PlanError, SearchError
+from nas_attn.search.config import KnownCost
 from nas_attn.training.data import Subword
 
 if TYPE_CHECKING:
@@ -238,6 +239,13 @@ def sensitivity(
             show_default="the study's own; for a checkpoint inherited_per_layer",
         ),
     ] = None,
+    cost: Annotated[
+        KnownCost | None,
+        typer.Option(
+            help="What plans are to save.",
+            show_default="the study's first cost; for a checkpoint attention",
+        ),
+    ] = None,
     checks: Annotated[
         int,
         typer.Option(
@@ -276,7 +284,14 @@ def sensitivity(
 
     if Path(study).suffix == ".pt":
         loaded: Study = _study_of_checkpoint(
-            Path(study), data, space, set_, workers=workers, on_ray=address is not None, runs=runs
+            Path(study),
+            data,
+            space,
+            set_,
+            cost=cost or "attention",
+            workers=workers,
+            on_ray=address is not None,
+            runs=runs,
         )
         record = _open_record(loaded, create=True)
         record.keep_settings(loaded.settings())
@@ -286,7 +301,7 @@ def sensitivity(
             study, space, set_, workers=workers, address=address, runs=runs
         )
     limits = Limits(max_schemes, keep_first_layer)
-    predictions = Predictions(loaded, record, create=True)
+    predictions = Predictions(loaded, record, axis=cost, create=True)
     _measure(predictions, checkpoint, address, limits=limits, checks=checks)
     findings = predictions.findings(limits, points)
     if not findings.front:
@@ -1174,6 +1189,7 @@ def _study_of_checkpoint(
     space: str | None,
     overrides: Sequence[str],
     *,
+    cost: str,
     workers: int | None,
     on_ray: bool,
     runs: Path,
@@ -1189,6 +1205,7 @@ def _study_of_checkpoint(
         checkpoint,
         data,
         load_space_config(space or "inherited_per_layer"),
+        cost=cost,
         runs=runs,
         execution=ExecutionConfig(executor="ray" if on_ray else "local", workers=workers),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from nas_attn.errors import SearchError
 from nas_attn.plan import AttentionPlan
 from nas_attn.ranks import LEAST_COUNT
 from nas_attn.report.sensitivity import Findings, Outcome
@@ -45,17 +46,26 @@ class Predictions:
     Args:
         study: with the space that is measured.
         searched: record of the study.
+        axis: name of the cost that fronts are about; the study's first if left out.
         create: make the record of the measurements if it is not there.
 
     Raises:
-        SearchError: there is none and `create` is false.
+        SearchError: there is none and `create` is false, or the study does not count the cost.
     """
 
-    def __init__(self, study: Study, searched: Record, *, create: bool = False) -> None:
+    def __init__(
+        self, study: Study, searched: Record, *, axis: str | None = None, create: bool = False
+    ) -> None:
         self.study = study
         self.searched = searched
-        known = [name for name in study.objectives.costs if name != "decoding_seconds"]
-        objectives = Objectives(loss=METRIC, maximise=False, costs=tuple(known), limits={})
+        self.axis = axis or study.objectives.axis
+        counted = study.costs.known(study.baseline)
+        if self.axis not in counted:
+            raise SearchError(
+                f"the study does not count {self.axis}; it has {', '.join(counted)} (flops once "
+                "they are among objectives.costs)"
+            )
+        objectives = Objectives(loss=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         name = f"{searched.name} (sensitivity)"
         self.record = Record(name, searched.storage, objectives, create=create)
@@ -81,11 +91,11 @@ class Predictions:
 
     def model(self) -> AdditiveModel:
         """What the single changes predict."""
-        study, axis = self.study, self.study.objectives.axis
+        study = self.study
         has_cache = "cache_bytes" in available_costs(study.config.training.task)
-        tie = "cache_bytes" if has_cache and axis != "cache_bytes" else None
+        tie = "cache_bytes" if has_cache and self.axis != "cache_bytes" else None
         return AdditiveModel(
-            study.space, study.baseline, study.costs.known, axis, tie, self.measured()
+            study.space, study.baseline, study.costs.known, self.axis, tie, self.measured()
         )
 
     def tests(self, count: int, limits: Limits) -> list[AttentionPlan]:
@@ -110,7 +120,7 @@ class Predictions:
         checks = self._checks(model, measured, {point.plan for point in front})
         return Findings(
             name=self.searched.name,
-            axis=self.study.objectives.axis,
+            axis=self.axis,
             base_cost=model.base_cost,
             changes=changes,
             costs={change.plan: self._cost(change.plan) for change in changes},
@@ -159,7 +169,7 @@ class Predictions:
                 outcome = Outcome(
                     trial=trial.number,
                     plan=trial.plan,
-                    cost=trial.cost or 0,
+                    cost=self._cost(trial.plan),
                     predicted=predicted.change,
                     trained=(trial.loss or 0.0) - (baseline.loss or 0.0),
                     is_warm=trial.is_warm,
@@ -168,7 +178,7 @@ class Predictions:
         return found
 
     def _cost(self, plan: AttentionPlan) -> int:
-        return int(self.study.costs.known(plan)[self.study.objectives.axis])
+        return int(self.study.costs.known(plan)[self.axis])
 
 
 def _front(model: AdditiveModel, limits: Limits) -> list[Prediction]:

@@ -442,7 +442,8 @@ class CheckpointStudy(Study):
     def costs(self) -> CostModel:
         """Exact costs of plans."""
         data, task = load_prepared(self.config.data.folder), self.config.training.task
-        return CostModel.of(self.arguments, load_dictionaries(data, task), with_flops=False)
+        with_flops = self.objectives.axis == "flops"
+        return CostModel.of(self.arguments, load_dictionaries(data, task), with_flops=with_flops)
 
     def settings(self) -> dict[str, Any]:
         """What measurements depend on."""
@@ -456,13 +457,14 @@ def study_of_checkpoint(
     data: Path,
     space: SpaceConfig,
     *,
+    cost: str,
     runs: Path,
     execution: ExecutionConfig,
 ) -> CheckpointStudy:
     """A study of what a checkpoint can be converted to, named after its folder and file.
 
     Raises:
-        ConfigError: the space does not fit the model.
+        ConfigError: the space does not fit the model, or there is no such cost.
         NasAttnError: the checkpoint or the data are unfit.
     """
     trained = load_trained(checkpoint)
@@ -471,13 +473,16 @@ def study_of_checkpoint(
     task = str(trained.state["cfg"]["task"]["_name"]).removeprefix("reported_")
     said = f"{checkpoint.absolute().parent.name}-{checkpoint.stem}"
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", said).lstrip("_.-")
+    if cost not in available_costs(task):
+        offer = ", ".join(available_costs(task))
+        raise ConfigError("--cost", [Fault(cost, f"{task} has no such cost; it has {offer}")])
     config = StudyConfig.model_validate(
         {
             "name": name,
             "data": {"folder": data},
             "training": {"task": task, "arguments": {}},
             "space": space,
-            "objectives": {"costs": ["attention"]},
+            "objectives": {"costs": [cost]},
             "execution": execution,
         }
     )

@@ -163,3 +163,27 @@ def test_a_search_by_predictions(
     command("search")
     changed = {log.name for log, then in logs.items() if log.stat().st_mtime_ns != then}
     assert changed <= {"journal.log"}
+
+
+def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) -> None:
+    """By any exact cost: operations, and bytes of the cache."""
+    run = measured.folder / "trials" / "00000" / "seed-1" / "checkpoints"
+    space = tmp_path / "space.yaml"
+    space.write_text("schemes: {multi_head: {}, multi_query: {}, reduced_key: {key_dim: [8]}}\n")
+    arguments = ["sensitivity", str(run / "checkpoint_best.pt"), "--runs", str(tmp_path / "runs")]
+    arguments += ["--space", str(space), "--checks", "0"]
+    told = CliRunner().invoke(app, arguments)
+    assert "with --data DATA" in str(told.exception)
+    data = ["--data", str(measured.data.folder)]
+    told = CliRunner().invoke(app, [*arguments, *data, "--cost", "flops"])
+    assert told.exit_code == 0, told.output
+    folder = tmp_path / "runs" / "checkpoints-checkpoint_best" / "sensitivity"
+    table = pd.read_csv(folder / "sensitivity.csv")
+    assert len(table) == 3 * 2
+    told = CliRunner().invoke(app, [*arguments, *data, "--cost", "cache_bytes"])
+    assert told.exit_code == 0, told.output
+    predicted = pd.read_csv(folder / "predicted.csv")
+    kept = {"multi_head": 16 + 16, "multi_query": 4 + 4, "reduced_key": 8 + 16}
+    for _, row in predicted.iterrows():
+        choice = json.loads(row["plan"])["decoder_self"]["scheme"]
+        assert row["cost"] == 4 * kept[choice]

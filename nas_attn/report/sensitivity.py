@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,7 +197,11 @@ def outcome_text(findings: Findings) -> str:
     ranks = findings.trained_ranks
     if ranks is None:
         return ""
-    return f"Predictions and {len(findings.outcomes)} trained trials: {ranks}"
+    text = f"Predictions and {len(findings.outcomes)} trained trials: {ranks}"
+    left = [o.trained / o.predicted for o in findings.outcomes if o.is_warm and o.predicted > 0]
+    if left:
+        text += f"; fine-tuning left {statistics.median(left):.2f} of what was predicted (median)"
+    return text
 
 
 def curve(findings: Findings) -> Figure:
