@@ -362,12 +362,16 @@ def validation_loss(trained: TrainedModel, data: Path) -> float:
 
 @torch.no_grad()
 def validation_losses(trained: TrainedModel, data: Path) -> Losses:
-    """Validation loss of each sequence, in the same order for every model."""
+    """Validation loss of each sequence, in the same order for every model; on its device."""
+    from fairseq import utils
+
     model: Any = trained.model
+    device = next(model.parameters()).device
     sums: list[float] = []
     tokens: list[int] = []
     padding = 1  # of every fairseq dictionary
-    for sample in _samples(trained, data, "valid", math.inf):
+    for batch in _samples(trained, data, "valid", math.inf):
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(device), batch)
         output = model(**sample["net_input"])
         scores = model.get_normalized_probs(output, log_probs=True).float()
         target = sample["target"]

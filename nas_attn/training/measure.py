@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         calibration = load_calibration(given.calibration)
         trained = load_trained(given.checkpoint)
         convert_trained(trained, AttentionPlan.parse(given.plan), calibration.calls)
+        trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
         losses = validation_losses(trained, given.data)
     except NasAttnError as error:
         sys.exit(str(error))
