@@ -406,11 +406,16 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
 
     loaded = load_study(study, overrides=set_)
     config = loaded.config
-    trainings = config.search.trials * len(config.training.seeds)
+    search = config.search
+    if search.strategy == "sensitivity":
+        proposed = "strategy sensitivity"
+    else:
+        startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
+        proposed = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
     console.print(
-        f"{config.name}: {loaded.space.size:,} plans; {config.search.trials} trials, "
-        f"{len(config.training.seeds)} seed(s) each, are {trainings} trainings; sampler "
-        f"{config.search.sampler} after {config.search.startup_trials} stratified trials",
+        f"{config.name}: {loaded.space.size:,} plans; {search.trials} trials, "
+        f"{len(config.training.seeds)} seed(s) each, are "
+        f"{search.trials * len(config.training.seeds)} trainings; {proposed}",
         highlight=False,
         soft_wrap=True,
     )

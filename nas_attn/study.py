@@ -225,7 +225,10 @@ class Study:
         """
         folder = self.folder / "trials" / f"{number:05d}"
         job = self._job(number, plan, folder, self.config.training.seeds, test=False)
-        return self._with_start(job, plan, baseline) if self._has_warm_start else job
+        if not self._has_warm_start:
+            return job
+        from_baseline = self.config.search.warm_start.from_baseline
+        return self._with_start(job, plan, baseline if from_baseline else None)
 
     def build_cold_job(self, number: int, plan: AttentionPlan) -> TrialJob:
         """What an executor needs to run a trial that starts from nothing, beside a warm one."""

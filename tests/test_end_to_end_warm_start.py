@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from nas_attn.errors import SearchError
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study import load_study
 from nas_attn.training.conversion import load_trained, validation_loss
 from nas_attn.training.data import PreparedData
@@ -150,6 +151,23 @@ def test_the_line_that_is_shown_trains_the_same_again(searched: Searched, tmp_pa
 def test_other_settings_of_the_fine_tuning_are_refused(searched: Searched) -> None:
     with pytest.raises(SearchError, match=r"warm_start\.fraction \(0\.25, now 0\.5\)"):
         run(*searched.arguments, "--set", "search.warm_start.fraction=0.5")
+
+
+def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -> None:
+    warm, cold = (
+        load_study(searched.study, overrides=[f"search.warm_start.source={source}"])
+        for source in ("baseline", "nothing")
+    )
+    plan = AttentionPlan.uniform(AttentionChoice.of("collaborative", shared_dim=4))
+    first, second = (study.build_job(1, plan, "runs/baseline") for study in (warm, cold))
+    assert len(first.needs) == len(first.runs) == 2
+    assert second.needs == ()
+    for run_warm, run_cold in zip(first.runs, second.runs, strict=True):
+        assert run_warm.command == run_cold.command, "both end with the same fine-tuning"
+        assert run_warm.start is not None
+        assert run_cold.start is not None
+        assert "convert" in run_warm.start
+        assert "convert" not in run_cold.start
 
 
 def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:

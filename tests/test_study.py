@@ -60,7 +60,17 @@ def write(tmp_path: Path, data: Path, changes: dict[str, Any] | None = None) -> 
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"trails": 3}, "trails", "unknown key"),
-    ({"search/warm_start": "basline"}, "search.warm_start.source", "'none' or 'baseline'"),
+    ({"search/warm_start": "basline"}, "search.warm_start.source", "'none', 'baseline' or"),
+    (
+        {"search/warm_start": {"source": "nothing", "rank_agreement": 12}},
+        "search.warm_start",
+        "which source: baseline has",
+    ),
+    (
+        {"search/warm_start": "nothing", "search/strategy": "sensitivity"},
+        "search",
+        "set search.warm_start to baseline",
+    ),
     (
         {"search/warm_start": {"source": "baseline", "rank_agreement": 5}},
         "search.warm_start.rank_agreement",

@@ -93,7 +93,8 @@ class WarmStartConfig(Section):
     conversion, the baseline and what cannot inherit after a whole training of its own.
     """
 
-    source: Literal["none", "baseline"] = "none"
+    source: Literal["none", "baseline", "nothing"] = "none"
+    """`nothing`: all trials are trained whole, and fine-tuned as warm ones are, to compare."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Updates of fine-tuning, a share of those of a training."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.5
@@ -110,9 +111,21 @@ class WarmStartConfig(Section):
             raise ValueError(f"must be 0 or at least {MIN_COMPARED}, as fewer trials say nothing")
         return count
 
+    @model_validator(mode="after")
+    def _compared_with_warm(self) -> WarmStartConfig:
+        if self.rank_agreement and not self.from_baseline:
+            raise ValueError("rank_agreement compares warm trials, which source: baseline has")
+        return self
+
     @property
     def is_on(self) -> bool:
+        """Whether every trial ends with fine-tuning."""
         return self.source != "none"
+
+    @property
+    def from_baseline(self) -> bool:
+        """Whether trials start from the trained baseline."""
+        return self.source == "baseline"
 
 
 class SearchConfig(Section):
@@ -139,7 +152,7 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _predicted_points_start_warm(self) -> SearchConfig:
-        if self.strategy == "sensitivity" and not self.warm_start.is_on:
+        if self.strategy == "sensitivity" and not self.warm_start.from_baseline:
             raise ValueError(
                 "strategy: sensitivity fine-tunes converted models: set search.warm_start to "
                 "baseline, or take enqueue: sensitivity"

@@ -214,7 +214,7 @@ class Conductor:
 
     def _waits_for_baseline(self) -> bool:
         """Whether trials are to start from a baseline that is still in training."""
-        is_needed = self.config.warm_start.is_on and self.proposer.has_baseline
+        is_needed = self.config.warm_start.from_baseline and self.proposer.has_baseline
         return is_needed and self._tally.baseline is None
 
     def is_over(self) -> bool:

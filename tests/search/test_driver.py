@@ -341,6 +341,12 @@ def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     assert told == [None, first.folder, first.folder]
 
 
+def test_cold_trials_wait_for_nobody(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=4, warm_start={"source": "nothing"})
+    assert conductor.next_job() is not None
+    assert conductor.next_job() is not None
+
+
 def test_warm_trials_wait_for_another_driver_s_baseline(tmp_path: Path) -> None:
     first, second = (make_conductor(tmp_path, trials=4, **WARM) for _ in range(2))
     job = first.next_job()
