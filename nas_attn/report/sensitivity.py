@@ -85,10 +85,12 @@ class Findings:
         ranks, (ratio, low, high) = self.validity.ranks, self.validity.ratio
         text = f"Predicted and measured changes of {len(self.checks)} plans: {ranks}"
         text += f"; measured over predicted {ratio:.2f} (quartiles {low:.2f}, {high:.2f})."
-        if self.validity.bend > 0:
+        if self.validity.left is not None:
+            square = f" + {self.validity.bend:.2f} x^2" if self.validity.bend else ""
             text += (
-                " Strong changes cost more than their sum, so predictions are corrected by "
-                f"+{self.validity.bend:.2f} times their square."
+                f" Predictions x are corrected to {self.validity.scale:.2f} x{square}, which keeps "
+                f"their order and leaves {self.validity.left:.0%} (median, of a plan that was left "
+                "out)."
             )
         if not self.is_guide:
             text += " That is no guide: single changes do not add up here, so search by trials."

@@ -25,8 +25,10 @@ from nas_attn.space.space import Unit
 
 LOSS_UNIT = 1e-6
 """Bits a token in which losses are counted as whole numbers."""
-DRIFT = 1.25
-"""Measured over predicted, a median of the stronger half, above which predictions are corrected."""
+DRIFT = 0.05
+"""Median distance of measured over predicted from 1 above which predictions are corrected."""
+
+EPSILON = 1e-6
 
 Costs = Callable[[AttentionPlan], Mapping[str, float]]
 
@@ -269,17 +271,22 @@ class Validity:
     Args:
         ranks: of predicted and measured changes.
         ratio: median of measured over predicted, and its quartiles; of changes that are clear.
-        bend: c in measured = predicted + c predicted^2, which corrects predictions; 0 if they drift
-            too little to matter.
+        scale: s in measured = s predicted + c predicted^2, which corrects predictions and keeps
+            their order; 1 where they drift too little to matter.
+        bend: c in the same, at least 0, as strong changes may cost more than their sum.
+        left: median distance of measured over corrected from 1, each check corrected by what
+            the others say; None where nothing is corrected.
     """
 
     ranks: RankAgreement
     ratio: tuple[float, float, float]
-    bend: float
+    scale: float = 1.0
+    bend: float = 0.0
+    left: float | None = None
 
     def corrected(self, change: float) -> float:
         """What is to be expected where a change is predicted."""
-        return change + self.bend * max(0.0, change) ** 2
+        return self.scale * change + self.bend * max(0.0, change) ** 2
 
 
 def validity_of(checks: Sequence[Check]) -> Validity:
@@ -291,17 +298,29 @@ def validity_of(checks: Sequence[Check]) -> Validity:
     # What is within two standard errors of no change says nothing about a ratio.
     clear = [check for check in checks if check.predicted > max(0.0, 2 * check.error)]
     if len(clear) < LEAST_COUNT:
-        return Validity(ranks=ranks, ratio=(math.nan,) * 3, bend=0.0)
-    clear.sort(key=lambda check: check.predicted)
-    ratios = [check.measured / check.predicted for check in clear]
+        return Validity(ranks=ranks, ratio=(math.nan,) * 3)
+    points = np.array([check.predicted for check in clear])
+    ratios = np.array([check.measured for check in clear]) / points
     low, median, high = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
-    strong = statistics.median(ratios[len(ratios) // 2 :])
-    bend = 0.0
-    if strong > DRIFT:
-        squares = math.fsum(check.predicted**2 for check in clear)
-        pairs = zip(ratios, clear, strict=True)
-        bend = math.fsum((ratio - 1) * check.predicted for ratio, check in pairs) / squares
-    return Validity(ranks=ranks, ratio=(median, low, high), bend=max(0.0, bend))
+    ratio = (median, low, high)
+    if float(np.median(np.abs(ratios - 1))) <= DRIFT:
+        return Validity(ranks=ranks, ratio=ratio)
+    scale, bend = _line(points, ratios)
+    left = []
+    for index, (point, known) in enumerate(zip(points, ratios, strict=True)):
+        s, c = _line(np.delete(points, index), np.delete(ratios, index))
+        left.append(abs(known / (s + c * point) - 1))
+    return Validity(
+        ranks=ranks, ratio=ratio, scale=scale, bend=bend, left=float(statistics.median(left))
+    )
+
+
+def _line(points: np.ndarray, ratios: np.ndarray) -> tuple[float, float]:
+    """The line of ratios over predictions, s + c p with s > 0 and c >= 0: least squares."""
+    bend, scale = np.polyfit(points, ratios, 1)
+    if bend < 0 or scale <= 0:
+        return max(float(ratios.mean()), EPSILON), 0.0
+    return float(scale), float(bend)
 
 
 def spread_predictions(front: Sequence[Prediction], count: int) -> list[Prediction]:

@@ -156,15 +156,25 @@ def test_a_sum_that_holds() -> None:
     validity = validity_of(checks([1.02 * p for p in PREDICTED], PREDICTED))
     assert (validity.ranks.overall, validity.ranks.is_guide) == (1.0, True)
     assert validity.ratio == pytest.approx((1.02, 1.02, 1.02))
-    assert (validity.bend, validity.corrected(0.5)) == (0.0, 0.5)
+    assert (validity.left, validity.corrected(0.5)) == (None, 0.5)
 
 
 def test_strong_changes_that_cost_more_than_their_sum_are_corrected() -> None:
-    validity = validity_of(checks([p + 0.8 * p**2 for p in PREDICTED], PREDICTED))
-    assert validity.bend == pytest.approx(0.8)
-    assert validity.corrected(0.5) == pytest.approx(0.5 + 0.8 * 0.25)
-    assert validity.corrected(-0.1) == -0.1
+    validity = validity_of(checks([1.1 * p + 0.8 * p**2 for p in PREDICTED], PREDICTED))
+    assert (validity.scale, validity.bend) == pytest.approx((1.1, 0.8))
+    assert validity.left == pytest.approx(0, abs=1e-9)
+    assert validity.corrected(0.5) == pytest.approx(0.55 + 0.8 * 0.25)
+    assert validity.corrected(-0.1) == pytest.approx(-0.11)
     assert validity.ranks.is_guide
+
+
+def test_corrections_keep_the_order() -> None:
+    """Also where weak changes drift more than strong ones: then all are scaled alike."""
+    validity = validity_of(checks([1.5 * p - 0.2 * p**2 for p in PREDICTED], PREDICTED))
+    assert validity.bend == 0
+    assert 1.3 < validity.scale < 1.5
+    steps = [validity.corrected(p / 100) for p in range(-10, 300)]
+    assert steps == sorted(steps)
 
 
 def test_what_does_not_add_up_is_no_guide() -> None:
@@ -177,7 +187,7 @@ def test_what_does_not_add_up_is_no_guide() -> None:
 def test_changes_within_the_noise_make_no_ratio() -> None:
     validity = validity_of(checks([5 * p for p in PREDICTED], PREDICTED, error=1.0))
     assert all(math.isnan(value) for value in validity.ratio)
-    assert validity.bend == 0.0
+    assert (validity.left, validity.corrected(0.5)) == (None, 0.5)
 
 
 def test_unsure_steps_are_halved() -> None:
