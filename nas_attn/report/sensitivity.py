@@ -96,6 +96,18 @@ class Findings:
             text += " That is no guide: single changes do not add up here, so search by trials."
         return text
 
+    def corrected(self, change: float) -> float:
+        """What is to be measured after conversion where a change is predicted."""
+        return change if self.validity is None else self.validity.corrected(change)
+
+    @property
+    def remaining(self) -> float | None:
+        """The share of a (corrected) change that fine-tuning leaves: median of the warm trials;
+        None with too few."""
+        warm = [(o.trained, self.corrected(o.predicted)) for o in self.outcomes if o.is_warm]
+        shares = [trained / change for trained, change in warm if change > 0]
+        return statistics.median(shares) if len(shares) >= LEAST_COUNT else None
+
     @property
     def trained_ranks(self) -> RankAgreement | None:
         """Whether trained trials come in the order that was predicted; None with too few."""
@@ -148,8 +160,7 @@ def write_findings(findings: Findings, folder: Path) -> None:
 def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]:
     """A predicted point, corrected, and with what was measured if it was."""
     measured = {check.plan: check.measured for check in findings.checks}
-    validity = findings.validity
-    corrected = prediction.change if validity is None else validity.corrected(prediction.change)
+    corrected, remaining = findings.corrected(prediction.change), findings.remaining
     return {
         "cost": prediction.cost,
         "cost_change": prediction.cost / findings.base_cost - 1,
@@ -157,6 +168,7 @@ def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]
         "corrected": corrected,
         "error": prediction.error,
         "measured": measured.get(prediction.plan),
+        "fine_tuned": None if remaining is None else remaining * corrected,
         "plan": prediction.plan.dumps(),
     }
 
@@ -200,9 +212,11 @@ def outcome_text(findings: Findings) -> str:
     if ranks is None:
         return ""
     text = f"Predictions and {len(findings.outcomes)} trained trials: {ranks}"
-    left = [o.trained / o.predicted for o in findings.outcomes if o.is_warm and o.predicted > 0]
-    if left:
-        text += f"; fine-tuning left {statistics.median(left):.2f} of what was predicted (median)"
+    if findings.remaining is not None:
+        text += (
+            f"; fine-tuning left {findings.remaining:.2f} of what was predicted (median), so the "
+            "curve is drawn at that scale, too"
+        )
     return text
 
 
@@ -215,12 +229,20 @@ def curve(findings: Findings) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    validity = findings.validity
-    expected = [
-        p.change if validity is None else validity.corrected(p.change) for p in findings.front
-    ]
+    expected = [findings.corrected(p.change) for p in findings.front]
     costs = [p.cost for p in findings.front]
     axes.step(costs, expected, where="post", color="#0b5cad", linewidth=1.4, label="predicted")
+    if findings.remaining is not None:
+        after = [findings.remaining * change for change in expected]
+        axes.step(
+            costs,
+            after,
+            where="post",
+            color="#c44e00",
+            linewidth=1.0,
+            linestyle="--",
+            label=f"predicted, times {findings.remaining:.2f} for fine-tuning",
+        )
     for kind, marker in (("predicted", "o"), ("random", "x")):
         some = [check for check in findings.checks if check.kind == kind]
         if some:

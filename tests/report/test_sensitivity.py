@@ -1,0 +1,74 @@
+"""What is said of predictions once trials were trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.report.sensitivity import Findings, Outcome, outcome_text, write_findings
+from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, validity_of
+
+PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
+PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+
+
+def findings(*, outcomes: int, is_warm: bool = True) -> Findings:
+    """Predictions that measurements exceed by a half, and of which training leaves a fifth."""
+    checks = [
+        Check(
+            plan=PLAN,
+            cost=1000 - i,
+            kind="predicted",
+            predicted=p,
+            measured=1.5 * p,
+            error=0.0001,
+        )
+        for i, p in enumerate(PREDICTED)
+    ]
+    trained = [
+        Outcome(
+            trial=i + 1,
+            plan=PLAN,
+            cost=1000 - i,
+            predicted=p,
+            trained=0.3 * p,
+            is_warm=is_warm,
+        )
+        for i, p in enumerate(PREDICTED[:outcomes])
+    ]
+    front = [Prediction(plan=PLAN, cost=900, change=0.1, error=0.001)]
+    return Findings(
+        name="study",
+        axis="attention",
+        base_cost=1000,
+        changes=[Change(unit="encoder_self", choice="multi_query", plan=PLAN)],
+        costs={PLAN: 900},
+        measured={PLAN: Measured(0.1, 0.001)},
+        front=front,
+        checks=checks,
+        validity=validity_of(checks),
+        chosen=front,
+        outcomes=trained,
+    )
+
+
+def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
+    found = findings(outcomes=7)
+    assert found.corrected(0.1) == pytest.approx(0.15)
+    assert found.remaining == pytest.approx(0.2)
+    assert "fine-tuning left 0.20 of what was predicted" in outcome_text(found)
+    write_findings(found, tmp_path)
+    row = pd.read_csv(tmp_path / "predicted.csv").iloc[0]
+    assert row["fine_tuned"] == pytest.approx(0.03)
+
+
+def test_few_trials_or_cold_ones_say_nothing_of_fine_tuning(tmp_path: Path) -> None:
+    assert findings(outcomes=5).remaining is None
+    cold = findings(outcomes=7, is_warm=False)
+    assert cold.remaining is None
+    assert "fine-tuning" not in outcome_text(cold)
+    write_findings(cold, tmp_path)
+    assert pd.read_csv(tmp_path / "predicted.csv")["fine_tuned"].isna().all()
