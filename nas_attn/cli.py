@@ -1152,11 +1152,14 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
         study, record, address, queue=queue, trials=1 + min(len(queue), wanted)
     )
     if conductor.has_given_up or len(queue) >= wanted:
+        write_findings(predictions.findings(), study.folder / "sensitivity")
         return conductor
     reached = [(t.cost or 0, (t.point or (0.0,))[0]) for t in record.trials() if t.is_trained]
     queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
     record.note(QUEUE, [plan.to_json() for plan in queue])
-    return _search_by_sampler(study, record, address, queue=queue, trials=1 + len(queue))
+    conductor = _search_by_sampler(study, record, address, queue=queue, trials=1 + len(queue))
+    write_findings(predictions.findings(), study.folder / "sensitivity")
+    return conductor
 
 
 def _study_with_baseline(

@@ -155,6 +155,8 @@ def test_a_search_by_predictions(
     assert table["warm"].sum() == len(table) - 1
     assert 5 <= len(table) <= 7, "a front may have fewer points"
     assert set(table["cost"]) <= {*predicted["cost"], table["cost"][0]}
+    outcomes = pd.read_csv(folder / "sensitivity" / "outcomes.csv")
+    assert len(outcomes) == len(table) - 1, "what training made of predictions is told, too"
     assert f"{len(table)} proposals, all as on record" in command("proposals", "--check")
     page = (folder / "report" / "index.html").read_text()
     assert "<h2>Predicted front</h2>" in page
