@@ -1434,6 +1434,8 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         fine_tuning=_fine_tuning_updates(study),
         agreement=_agreement(study, record),
         findings=_findings(study, record),
+        shapes=study.space.shapes,
+        study=study.typed,
     )
     return write_report(trials, context, out)
 

@@ -110,11 +110,13 @@ class Study:
         config: what the file says.
         space: over the model that is trained.
         runs: folder that holds the run folders of all studies.
+        typed: arguments by which a command finds the study again.
     """
 
     config: StudyConfig
     space: SearchSpace
     runs: Path
+    typed: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
@@ -490,7 +492,7 @@ def study_of_checkpoint(
         }
     )
     shapes = site_shapes(arguments)
-    return CheckpointStudy(config, SearchSpace(space, shapes), runs, checkpoint, arguments)
+    return CheckpointStudy(config, SearchSpace(space, shapes), runs, (), checkpoint, arguments)
 
 
 def shipped_folder(name: str) -> Path:
@@ -568,7 +570,10 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
             seen[f"{space_key}.{key}", NO_VOTE] = None
     if seen:
         raise ConfigError(str(path), [Fault(key, message) for key, message in seen])
-    return Study(config, space, runs)
+    typed = [name, *(part for text in overrides for part in ("--set", text))]
+    if runs != Path("runs"):
+        typed += ["--runs", str(runs)]
+    return Study(config, space, runs, tuple(typed))
 
 
 def _check_objectives(config: StudyConfig) -> list[Fault]:

@@ -1,5 +1,6 @@
 """Reports of a study: tables, figures, page and summary."""
 
-from nas_attn.report.report import ReportContext, summary_text, write_report
+from nas_attn.report.context import ReportContext
+from nas_attn.report.report import summary_text, write_report
 
 __all__ = ["ReportContext", "summary_text", "write_report"]

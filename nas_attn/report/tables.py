@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,8 +120,10 @@ def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Dat
 
     The baseline has a row even if it is dominated; `on_front` tells.
 
-    Columns: those of `trials_table`, and loss_change and cost_change (a fraction) against the
-    baseline; empty if the baseline is not complete.
+    Columns: those of `trials_table`, and, against the baseline if it is complete: loss_change;
+    cost_change (a fraction); retention (baseline's loss over the trial's, or score over the
+    baseline's score where higher is better); price (loss_change for each tenth of the cost that is
+    saved, empty where nothing is).
     """
     table = trials_table(trials, objectives)
     if table.empty:
@@ -132,6 +135,10 @@ def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Dat
     if baseline is not None and baseline.loss is not None and baseline.cost is not None:
         chosen["loss_change"] = chosen["loss"] - baseline.loss
         chosen["cost_change"] = chosen["cost"] / baseline.cost - 1
+        shares = baseline.loss / chosen["loss"]
+        chosen["retention"] = 1 / shares if objectives.maximise else shares
+        saved = -chosen["cost_change"]
+        chosen["price"] = (chosen["loss_change"] / saved * 0.1).where(saved > 0)
     return chosen
 
 
@@ -274,3 +281,49 @@ def reproduction_texts(trial: TrialRecord) -> list[str]:
             lines.append(f"nas-attn prune {folder}/{BEST} --out {folder}/{PRUNED}")
         texts.append(" && ".join(lines))
     return texts
+
+
+def time_text(trials: Sequence[TrialRecord]) -> str:
+    """All training time, with a unit that fits."""
+    seconds = sum(trial.seconds for trial in trials)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def mark_text(row: dict[Any, Any]) -> str:
+    """What sets a row of the front table apart; empty for a plain point of the front."""
+    place = "" if row["on_front"] else "within the noise" if row["within_noise"] else "dominated"
+    kinds = ("baseline" if row["baseline"] else "", "warm" if row["warm"] else "", place)
+    return ", ".join(kind for kind in kinds if kind)
+
+
+def effective_text(row: dict[Any, Any]) -> str:
+    count = row["effective_cost"]
+    return "" if pd.isna(count) else f"{count:,}"
+
+
+def percent_text(row: dict[Any, Any]) -> str:
+    change = row.get("cost_change")
+    if row["baseline"] or change is None or math.isnan(change):
+        return ""
+    return f"{change:+.1%}"
+
+
+def loss_change_text(row: dict[Any, Any]) -> str:
+    change = row.get("loss_change")
+    if row["baseline"] or change is None or math.isnan(change):
+        return ""
+    return f"{change:+.4f}"
+
+
+def retention_text(row: dict[Any, Any]) -> str:
+    """How much of the baseline's quality is left, as a share; empty where it has no meaning."""
+    share = row.get("retention")
+    return "" if row["baseline"] or share is None or math.isnan(share) else f"{share:.1%}"
+
+
+def price_text(row: dict[Any, Any]) -> str:
+    """Change of the loss for each tenth of the cost that is saved; empty where none is."""
+    price = row.get("price")
+    return "" if row["baseline"] or price is None or math.isnan(price) else f"{price:+.4f}"

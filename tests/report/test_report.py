@@ -7,6 +7,7 @@ import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -58,28 +59,40 @@ class Outline(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.scripts: list[str] = []
+        self.data = ""
         self.fetched: list[str] = []
-        self._in_script = False
+        self._in_script = self._in_data = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._in_script = tag == "script"
         named = dict(attrs)
-        self.fetched += [v for v in (named.get("src"), named.get("data")) if v]
-        if tag == "link" and named.get("href"):
-            self.fetched.append(named["href"] or "")
+        self._in_data = named.get("type") == "application/json"
+        self._in_script = tag == "script" and not self._in_data
+        addresses = [named.get("src"), named.get("href") if tag == "link" else None]
+        self.fetched += [a for a in addresses if a and not a.startswith("data:")]
 
     def handle_endtag(self, tag: str) -> None:
-        self._in_script = False
+        self._in_script = self._in_data = False
 
     def handle_data(self, data: str) -> None:
         if self._in_script:
             self.scripts.append(data)
+        elif self._in_data:
+            self.data += data
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    """What the page's script reads."""
+    outline = Outline()
+    outline.feed(page.read_text(encoding="utf-8"))
+    data: dict[str, Any] = json.loads(outline.data)
+    return data
 
 
 def test_everything_is_written(trials: list[TrialRecord], tmp_path: Path) -> None:
     page = write_report(trials, context(), tmp_path / "report")
     names = {path.name for path in page.parent.iterdir()}
     written = "index.html front.csv trials.csv curves.csv front.json front.png front.svg summary.md"
+    written += " front.tex"
     assert names == set(written.split())
     table = pd.read_csv(page.parent / "trials.csv")
     assert len(table) == len(trials)
@@ -103,6 +116,8 @@ def test_the_page_runs_nothing_from_outside(trials: list[TrialRecord], tmp_path:
     outline.feed(page.read_text(encoding="utf-8"))
     assert outline.fetched == []
     assert not any("alert(1)" in script for script in outline.scripts)
+    assert not set("<>&") & set(outline.data), "no data can end the element that holds it"
+    assert json.loads(outline.data)["trials"][4]["reason"] == HOSTILE
     text = page.read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)" in text
 
@@ -283,7 +298,9 @@ def test_a_second_cost_has_its_column_and_its_panel(
     assert "| 0.0123 |" in (tmp_path / "summary.md").read_text()
     text = page.read_text()
     assert '<td class="number">0.0123</td>' in text
-    assert '"xaxis2"' in text
+    data = page_data(page)
+    assert [cost["name"] for cost in data["costs"]] == ["total", "decoding_seconds"]
+    assert data["trials"][0]["costs"]["decoding_seconds"] == 0.0123
     size = [int.from_bytes((tmp_path / "front.png").read_bytes()[16:20])]
     write_report(trials, context(), tmp_path)
     size.append(int.from_bytes((tmp_path / "front.png").read_bytes()[16:20]))
@@ -301,7 +318,7 @@ def test_trials_that_were_not_trained_say_so(trials: list[TrialRecord], tmp_path
     )
     page = write_report([trials[0], refused], context(), tmp_path)
     assert "<b>1</b>over a limit, not trained" in page.read_text()
-    assert "<td>over a limit" in page.read_text()
+    assert page_data(page)["trials"][1]["state"] == "over a limit"
 
 
 def test_recorded_curves_can_be_replayed(trials: list[TrialRecord], tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""What a report says besides its trials."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas_attn.attention.counting import ModelSize
+from nas_attn.plan import SiteShape
+from nas_attn.report.agreement import Agreement
+from nas_attn.report.sensitivity import Findings
+from nas_attn.search.objectives import Objectives
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContext:
+    """What a report says besides its trials.
+
+    Args:
+        name: of the study.
+        description: in the user's words.
+        objectives: what was weighed.
+        seeds: trainings of a trial.
+        settings: kept with the trials.
+        versions: of the libraries, as kept with the study.
+        machine: where the search ran.
+        evaluate: for each trial number on the front, the command that evaluates its checkpoint.
+        confirmed: from `confirmation_rows`; empty if nothing was confirmed.
+        fine_tuning: updates that end every trial where there are warm starts; None where not.
+        agreement: of warm and cold trials, if it was asked for.
+        findings: what single conversions of the baseline predict, if they were measured.
+        shapes: of the model's sites.
+        study: arguments of commands that name the study, such as its file.
+    """
+
+    name: str
+    description: str
+    objectives: Objectives
+    seeds: int
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    machine: str
+    evaluate: dict[int, str]
+    confirmed: Sequence[Mapping[str, Any]] = ()
+    fine_tuning: int | None = None
+    agreement: Agreement | None = None
+    findings: Findings | None = None
+    shapes: Mapping[str, SiteShape] = field(default_factory=dict)
+    study: Sequence[str] = ()
+
+    @property
+    def loss(self) -> str:
+        return self.objectives.loss
+
+    @property
+    def quality(self) -> str:
+        """The measure of quality in words."""
+        better = " (higher is better)" if self.objectives.maximise else ""
+        return f"validation {self.loss}{better}"
+
+    @property
+    def costs(self) -> dict[str, str]:
+        """The costs in words."""
+        return {name: cost_words(name) for name in self.objectives.costs}
+
+    @property
+    def axis(self) -> str:
+        """The first cost in words."""
+        return self.costs[self.objectives.axis]
+
+    @property
+    def counts_parameters(self) -> bool:
+        """Whether the axis counts parameters, of which the effective ones are part."""
+        return self.objectives.axis in ModelSize._fields
+
+    @property
+    def export_text(self) -> str:
+        """The command that exports a trial, with {trial} for its number."""
+        named = shlex.join(self.study or (self.name,))
+        return f"nas-attn export {named} --trial {{trial}} --out trial-{{trial}}"
+
+
+def cost_words(name: str) -> str:
+    """A cost in words."""
+    if name in ModelSize._fields:
+        return f"{name.replace('_', '-')} parameters"
+    return {
+        "cache_bytes": "cache bytes a token",
+        "flops": "operations a sentence",
+        "decoding_seconds": "decoding seconds a sentence",
+    }[name]
