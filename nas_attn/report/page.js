@@ -76,13 +76,14 @@
     const best = within.reduce((a, b) => (data.maximise ? b.loss > a.loss : b.loss < a.loss) ? b : a);
     const text = `Trial ${best.number}: ${count(best.costs[axis])} ${words[axis]}, ${data.loss} ${best.loss.toFixed(4)}` +
       (data.noise === null ? "" : ` \u00b1${data.noise.toFixed(4)}`);
-    answer.replaceChildren(make("b", text), make("br"), document.createTextNode(against(best) + ". "),
-      make("br"), document.createTextNode(best.plan));
-    byId("budget-export").textContent = data.export.replace("{trial}", best.number);
+    const row = byId(`front-${best.number}`);
+    const picture = row.querySelector("table.plan").cloneNode(true);
+    answer.replaceChildren(make("b", text), make("br"), document.createTextNode(against(best) + "."));
+    byId("budget-plan").replaceChildren(picture);
+    byId("budget-export").textContent = data.export.replaceAll("{trial}", best.number);
     byId("budget-train").textContent = (data.commands[best.number] || []).join("\n");
     byId("budget-commands").hidden = false;
-    const row = byId(`front-${best.number}`);
-    if (row) row.classList.add("chosen");
+    row.classList.add("chosen");
   }
   if (slider && front.length) {
     slider.addEventListener("input", () => { field.value = slider.value; choose(Number(slider.value)); });
@@ -103,7 +104,7 @@
     const along = (rows, name) => name === "loss" ? rows.map((trial) => trial.loss) : column(rows, name);
     const name = (key) => key === "loss" ? `validation ${data.loss}` : words[key];
     const traces = [];
-    const onFront = front.filter((trial) => trial.costs[x] !== undefined);
+    const onFront = [...front].sort((a, b) => a.costs[axis] - b.costs[axis]);
     if (data.costs.length === 1 && x === axis && y === "loss")
       traces.push({ x: along(onFront, x), y: along(onFront, y), mode: "lines", line: { shape: "hv", color: "#0b5cad", width: 1.5 },
         hoverinfo: "skip", name: "front" });
@@ -177,11 +178,11 @@
   // All trials: sorted, found, a page at a time.
   const PAGE = 50;
   let order = "number", falling = false, from = 0;
-  const value = (trial) => order === "loss" || order === "number" || order === "seconds" || order === "state" || order === "plan"
+  const value = (trial) => order === "loss" || order === "number" || order === "seconds" || order === "state" || order === "codes"
     ? trial[order] : trial.costs[order];
   function list() {
     const wanted = byId("find").value.toLowerCase();
-    const found = trials.filter((trial) => `${trial.number} ${trial.state} ${trial.plan}`.toLowerCase().includes(wanted));
+    const found = trials.filter((trial) => `${trial.number} ${trial.state} ${trial.plan} ${trial.codes}`.toLowerCase().includes(wanted));
     found.sort((a, b) => {
       const [left, right] = [value(a), value(b)];
       if (left === right) return a.number - b.number;
@@ -198,7 +199,7 @@
       if (trial.on_front) state.append(make("span", "front", { class: "tag" }), " ");
       if (trial.baseline) state.append(make("span", "baseline", { class: "tag base" }), " ");
       if (trial.warm) state.append(make("span", "warm", { class: "tag near" }));
-      row.append(number, state, make("td", trial.plan));
+      row.append(number, state, make("td", trial.codes, { title: trial.plan }));
       for (const cost of data.costs) row.append(make("td", count(trial.costs[cost.name]), { class: "number" }));
       row.append(make("td", trial.loss === null ? "" : trial.loss.toFixed(4), { class: "number" }),
         make("td", trial.seconds ? Math.round(trial.seconds).toLocaleString("en-US") : "", { class: "number" }));

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nas_attn.report.context import ReportContext
 from nas_attn.report.importance import Importance, importance_of
-from nas_attn.report.pictures import label_of, plan_picture, scheme_styles
+from nas_attn.report.pictures import codes_text, label_of, plan_picture, scheme_styles
 from nas_attn.report.progress import Progress, progress_of
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 from nas_attn.report.tables import (
@@ -40,8 +40,8 @@ MAX_STOPPED = 60
 MAX_FAILURES = 50
 MAX_DIMENSIONS = 20
 """Of parallel coordinates."""
-CLEAR = 2.0
-"""Standard errors beyond which an effect is coloured."""
+CLEAR, CLEAR_COUNT = 2.0, 5
+"""Standard errors beyond which, and trials from which on, an effect is coloured."""
 
 
 def render_page(
@@ -119,6 +119,8 @@ def render_page(
         parallel=parallel,
         importance=[_importance_row(unit) for unit in importance],
         schemes=list(dict.fromkeys(e.scheme for unit in importance for e in unit.effects)),
+        clear_count=CLEAR_COUNT,
+        codes={t.number: codes_text(t.plan) for t in trials if t.plan is not None},
         progress=progress,
         curves=curves,
         failures=[_failure(trial) for trial in failed[-MAX_FAILURES:]],
@@ -148,7 +150,7 @@ def _shown(trials: Sequence[TrialRecord], on_front: set[int]) -> list[TrialRecor
 
 
 def _columns(context: ReportContext) -> list[tuple[str, str, str]]:
-    columns = [("number", "trial", ""), ("state", "state", ""), ("plan", "plan", "")]
+    columns = [("number", "trial", ""), ("state", "state", ""), ("codes", "plan", "")]
     columns += [(name, words, "number") for name, words in context.costs.items()]
     return [*columns, ("loss", context.loss, "number"), ("seconds", "seconds", "number")]
 
@@ -202,6 +204,7 @@ def _trial(trial: TrialRecord, on_front: bool, context: ReportContext) -> dict[s
         "state": state_text(trial),
         "scheme": None if trial.plan is None else label_of(trial.plan),
         "plan": trial.text,
+        "codes": "" if trial.plan is None else codes_text(trial.plan),
         "costs": {name: trial.costs[name] for name in context.costs if name in trial.costs},
         "loss": trial.loss if trial.is_trained else None,
         "losses": trial.losses,
@@ -250,7 +253,7 @@ def _front_rows(
 def _importance_row(unit: Importance) -> dict[str, Any]:
     effects = {}
     for effect in unit.effects:
-        is_clear = effect.error is not None and abs(effect.mean) > CLEAR * effect.error
+        is_clear = effect.count >= CLEAR_COUNT and abs(effect.mean) > CLEAR * (effect.error or 0.0)
         tone = (" good" if effect.mean < 0 else " bad") if is_clear else ""
         effects[effect.scheme] = {
             "mean": effect.mean,
@@ -290,14 +293,15 @@ def _curves(trials: Sequence[TrialRecord], on_front: set[int]) -> list[dict[str,
     kinds = [("stopped", trial) for trial in stopped]
     kinds += [("front", t) for t in trials if t.number in on_front and not t.is_baseline]
     kinds += [("baseline", trial) for trial in trials if trial.is_baseline and trial.is_trained]
-    found = []
+    found: list[dict[str, Any]] = []
     for kind, trial in kinds:
         points = [(n, loss) for n, loss in sorted(trial.curve.items()) if math.isfinite(loss)]
         if points:
             updates, values = zip(*points, strict=True)
             entry = {"kind": kind, "number": trial.number, "updates": updates, "values": values}
             found.append(entry)
-    return found
+    # Where every training is validated once, there is nothing to follow.
+    return found if any(len(entry["updates"]) > 1 for entry in found) else []
 
 
 def _failure(trial: TrialRecord) -> dict[str, Any]:

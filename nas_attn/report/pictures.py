@@ -64,6 +64,12 @@ def code_of(choice: AttentionChoice) -> str:
     return initials
 
 
+def codes_text(plan: AttentionPlan) -> str:
+    """A plan in codes, site by site: encoder_self C64 MH; decoder_self GQ2."""
+    sites = (f"{site} {' '.join(code_of(choice) for choice in choices)}" for site, choices in plan)
+    return "; ".join(sites)
+
+
 def plan_picture(
     plan: AttentionPlan, shapes: Mapping[str, SiteShape]
 ) -> list[tuple[str, list[Cell]]]:

@@ -1,0 +1,234 @@
+"""The page in a browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas_attn.report import ReportContext, write_report
+from nas_attn.report.agreement import agreement_of, spread_evenly
+from nas_attn.search.record import TrialRecord
+from tests.conftest import ROOT
+from tests.report.test_report import HOSTILE, VERSIONS
+from tests.search.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium (apt-get install chromium)", allow_module_level=True)
+
+PICTURES = ROOT / "build" / "screenshots"
+"""Kept by CI."""
+WIDTHS = (1280, 390)
+
+
+@dataclass
+class Visit:
+    """A page that is open, and what it did that a page should not do."""
+
+    page: Any
+    faults: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        # Chromium has no sandbox for root, as whom CI runs.
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
+    folder = tmp_path_factory.mktemp("run")
+    conductor = make_conductor(folder, make_space("layer"), trials=40)
+    FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None).run(conductor)
+    return conductor.record.trials()
+
+
+@pytest.fixture(scope="module")
+def address(trials: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory) -> str:
+    objectives = replace(OBJECTIVES, costs=("total", "cache_bytes"))
+    trained = [trial for trial in trials if trial.is_trained]
+    warm = [replace(trial, is_warm=not trial.is_baseline) for trial in trained]
+    agreement = agreement_of(warm, spread_evenly(warm, 12))
+    context = ReportContext(
+        name=HOSTILE,
+        description=HOSTILE,
+        objectives=objectives,
+        seeds=1,
+        settings={"name": HOSTILE},
+        versions=VERSIONS,
+        machine="2 CPUs",
+        evaluate={},
+        agreement=agreement,
+        shapes=SHAPES,
+        study=("my study.yaml",),
+    )
+    return write_report(trials, context, tmp_path_factory.mktemp("report")).as_uri()
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Visit]:
+    yield from visited(browser, address, WIDTHS[0])
+
+
+def visited(browser: Any, address: str, width: int) -> Iterator[Visit]:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    seen = Visit(page)
+    page.on("console", lambda m: seen.faults.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: seen.faults.append(str(error)))
+    page.on("dialog", lambda dialog: seen.faults.append(dialog.message))
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.goto(address)
+    yield seen
+    page.close()
+    assert seen.faults == []
+
+
+def scroll_through(page: Any) -> None:
+    """Come near every chart, so that all are drawn."""
+    for chart in page.query_selector_all(".chart"):
+        chart.scroll_into_view_if_needed()
+        page.wait_for_function("chart => chart.querySelector('.main-svg')", arg=chart)
+    page.evaluate("window.scrollTo(0, 0)")
+
+
+def best_within(trials: list[TrialRecord], budget: int) -> TrialRecord:
+    fits = [trial for trial in trials if trial.is_trained and (trial.cost or 0) <= budget]
+    return min(fits, key=lambda trial: trial.loss or 0.0)
+
+
+def test_all_charts_are_drawn_without_faults_or_requests(visit: Visit, address: str) -> None:
+    scroll_through(visit.page)
+    assert len(visit.page.query_selector_all(".chart .main-svg")) >= 4
+    assert [url for url in visit.requests if not url.startswith("data:")] == [address]
+
+
+def test_a_budget_names_the_best_trial_within_it(visit: Visit, trials: list[TrialRecord]) -> None:
+    page = visit.page
+    costs = sorted(trial.cost or 0 for trial in trials if trial.is_trained)
+    for budget in (costs[0], costs[len(costs) // 2], costs[-1]):
+        page.fill("#budget-field", str(budget))
+        best = best_within(trials, budget)
+        told = page.inner_text("#budget-answer")
+        assert told.startswith(f"Trial {best.number}: {best.cost:,} ")
+        assert f"{best.loss:.4f}" in told
+        export = page.inner_text("#budget-export")
+        assert export == (
+            f"nas-attn export 'my study.yaml' --trial {best.number} --out trial-{best.number}"
+        )
+        assert page.locator(f"tr.chosen#front-{best.number}").count() == 1
+        assert page.locator("#budget-plan td").count() == 6, "three sites of two layers"
+    page.fill("#budget-field", str(costs[0] - 1))
+    assert f"Nothing was trained within {costs[0] - 1:,}" in page.inner_text("#budget-answer")
+    assert page.is_hidden("#budget-commands")
+
+
+def test_the_slider_moves_with_the_keyboard(visit: Visit) -> None:
+    page = visit.page
+    before = page.inner_text("#budget-answer")
+    page.focus("#budget-slider")
+    page.keyboard.press("Home")
+    assert page.inner_text("#budget-answer") != before
+    assert page.input_value("#budget-field") == page.get_attribute("#budget-slider", "min")
+
+
+def test_hover_shows_the_plan_and_a_click_opens_the_trial(
+    visit: Visit, trials: list[TrialRecord]
+) -> None:
+    page = visit.page
+    scroll_through(page)
+    page.locator("#chart-front").scroll_into_view_if_needed()
+    baseline = page.locator("#chart-front .scatterlayer .trace").last.locator(".points path")
+    place = baseline.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2, steps=4)
+    page.wait_for_selector("#chart-front .hoverlayer text")
+    assert "trial 0" in page.text_content("#chart-front .hoverlayer")
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_selector("dialog[open]")
+    assert page.inner_text("#trial-title") == "Trial 0 (baseline)"
+    assert str(trials[0].plan) in page.inner_text("#trial-body")
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_axes_are_switched(visit: Visit) -> None:
+    page = visit.page
+    page.locator("#chart-front").scroll_into_view_if_needed()
+    page.wait_for_selector("#chart-front .xtitle")
+    assert page.text_content("#chart-front .xtitle") == "total parameters"
+    page.select_option("#front-x", "cache_bytes")
+    page.wait_for_function(
+        "document.querySelector('#chart-front .xtitle').textContent == 'cache bytes a token'"
+    )
+    page.check("#front-x-log")
+    page.wait_for_function("document.getElementById('chart-front').layout.xaxis.type == 'log'")
+    page.select_option("#progress-x", "spent")
+
+
+def test_trials_are_found_and_sorted(visit: Visit, trials: list[TrialRecord]) -> None:
+    page = visit.page
+    page.fill("#find", "failed")
+    assert page.locator("#all-body tr").count() == sum(t.state.name == "FAIL" for t in trials)
+    page.fill("#find", "")
+    page.click("#all th[data-order=loss] button")
+    first = page.locator("#all-body tr").first.inner_text()
+    assert f"{min(t.loss for t in trials if t.is_trained):.4f}" in first
+    page.click("#all-body tr:first-child button")
+    assert page.locator("dialog[open]").count() == 1
+
+
+def test_hostile_texts_are_shown_and_not_run(visit: Visit) -> None:
+    """A script that ran would open a dialog of the browser, which is a fault (see `visited`)."""
+    page = visit.page
+    assert page.inner_text("h1") == HOSTILE
+    page.fill("#find", "failed")
+    page.click("#all-body tr:first-child button")
+    assert HOSTILE in page.inner_text("#trial-body")
+    assert page.locator("main script, #trial script").count() == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pictures(browser: Any, address: str, width: int) -> None:
+    """Nothing sticks out at the side; the pictures are for people to look at."""
+    for seen in visited(browser, address, width):
+        scroll_through(seen.page)
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        seen.page.screenshot(path=PICTURES / f"report-{width}.png", full_page=True)
+
+
+def test_accessibility(visit: Visit) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    scroll_through(visit.page)
+    found = axe.Axe().run(visit.page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert serious == [], [(v["id"], v["nodes"][0]["html"]) for v in serious]
+
+
+def test_two_thousand_trials_fit(trials: list[TrialRecord], tmp_path: Path) -> None:
+    from plotly.offline import get_plotlyjs
+
+    many = [replace(trials[i % 40], number=i, is_baseline=i == 0) for i in range(2000)]
+    context = ReportContext(
+        name="many",
+        description="",
+        objectives=OBJECTIVES,
+        seeds=1,
+        settings={},
+        versions=VERSIONS,
+        machine="2 CPUs",
+        evaluate={},
+        shapes=SHAPES,
+    )
+    page = write_report(many, context, tmp_path)
+    assert page.stat().st_size - len(get_plotlyjs().encode()) < 5e6
