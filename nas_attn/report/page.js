@@ -91,6 +91,15 @@
     choose(Number(slider.value));
   }
 
+  // The plot library takes longer to start than all the rest, so the page is there before it.
+  let hasLibrary = false;
+  function startLibrary() {
+    if (hasLibrary) return;
+    hasLibrary = true;
+    const script = make("script", byId("library").textContent);
+    document.head.append(script);
+  }
+
   // Charts, each drawn when it comes near.
   const look = { margin: { l: 70, r: 20, t: 10, b: 50 }, font: { size: 13, color: "#1b2430" },
     paper_bgcolor: "#fff", plot_bgcolor: "#fff", hoverlabel: { align: "left" }, legend: { orientation: "h", y: -0.18 } };
@@ -167,12 +176,13 @@
     const place = byId(id);
     if (!place) continue;
     let drawn = false;
-    const once = () => { if (!drawn) { drawn = true; draw(); } };
+    const now = () => { drawn = true; startLibrary(); draw(); };
+    const once = () => { if (!drawn) now(); };
     new IntersectionObserver((entries, observer) => {
-      if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); once(); }
+      if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); setTimeout(once); }
     }, { rootMargin: "300px" }).observe(place);
     window.addEventListener("beforeprint", once);
-    for (const control of controls) byId(control).addEventListener("change", () => { drawn = true; draw(); });
+    for (const control of controls) byId(control).addEventListener("change", now);
   }
 
   // All trials: sorted, found, a page at a time.
