@@ -179,8 +179,8 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in comparison.rows:
         table.add_row(
             Text(row.study),
-            str(row.trials),
-            str(row.front),
+            str(row.trials_trained),
+            str(row.front_points),
             f"{row.updates:,}" if row.updates else "",
             f"{row.seconds:,.0f}",
             f"{row.hypervolume:,.6g}",

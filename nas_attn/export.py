@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT, PLAN, README = "checkpoint.pt", "plan.json", "README.md"
 OWN_DATA = "DATA"
 """Stands in a printed command for a data set that is not in the folder."""
-PLACES = {
+PLACES: dict[str, dict[str, str | None]] = {
     "common": {"user_dir": None},
     "checkpoint": {"save_dir": "checkpoints", "finetune_from_model": None},
     "model": {

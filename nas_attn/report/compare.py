@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,25 +112,25 @@ class Row:
 
     Args:
         study: its name.
-        trials: that are trained.
-        front: how many of them nothing dominates in first cost and loss.
+        trials_trained: with a result of their own.
+        front_points: how many of them nothing dominates in first cost and loss.
         updates: of all trainings, stopped and failed ones too; 0 in records of old.
         seconds: of all trainings.
         hypervolume: of first cost and loss, up to the reference.
         ratio: to the first search's; None where that has none.
-        low: end of the ratio's 95 % interval; None for the first search and where there is none.
-        high: its other end.
+        ratio_low: end of the ratio's 95 % interval; None if it has none, as the first search.
+        ratio_high: its other end.
     """
 
     study: str
-    trials: int
-    front: int
+    trials_trained: int
+    front_points: int
     updates: int
     seconds: float
     hypervolume: float
     ratio: float | None
-    low: float | None
-    high: float | None
+    ratio_low: float | None
+    ratio_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +204,10 @@ def read_searched(record: Record, folder: Path) -> Searched:
 
     Args:
         record: of the search.
-        folder: its run folder.
+        folder: its run folder, after which it is called.
     """
     return Searched(
-        name=record.name,
+        name=folder.resolve().name,
         trials=list(record.trials()),
         objectives=record.objectives,
         settings=record.settings(),
@@ -300,6 +300,7 @@ def compare(
         RefusedError: fewer than two searches, one given twice, other objectives, nothing trained,
             or no reference.
     """
+    searches = _named_apart(searches)
     _check_comparable(searches)
     first = searches[0]
     reference = reference or reference_of(first)
@@ -317,14 +318,14 @@ def compare(
         rows.append(
             Row(
                 study=search.name,
-                trials=len(search.trained),
-                front=len(search.front),
+                trials_trained=len(search.trained),
+                front_points=len(search.front),
                 updates=sum(trial.updates for trial in search.trials),
                 seconds=sum(trial.seconds for trial in search.trials),
                 hypervolume=volume,
                 ratio=ratio,
-                low=low,
-                high=high,
+                ratio_low=low,
+                ratio_high=high,
             )
         )
     return Comparison(
@@ -336,19 +337,25 @@ def compare(
     )
 
 
+def _named_apart(searches: Sequence[Searched]) -> list[Searched]:
+    """Searches of one name are called by their folders."""
+    names = [search.name for search in searches]
+    return [replace(s, name=str(s.folder)) if names.count(s.name) > 1 else s for s in searches]
+
+
 def _check_comparable(searches: Sequence[Searched]) -> None:
     if len(searches) < 2:
         raise RefusedError("name two studies or more to compare")
     first = searches[0].objectives
-    names = [search.name for search in searches]
-    for search in searches:
+    folders = [search.folder.resolve() for search in searches]
+    for search, folder in zip(searches, folders, strict=True):
         own = search.objectives
         if (own.loss, own.axis) != (first.loss, first.axis):
             raise RefusedError(
-                f"{search.name} weighs {own.loss} against {own.axis}, but {names[0]} weighs "
+                f"{search.name} weighs {own.loss} against {own.axis}, but {searches[0].name} weighs "
                 f"{first.loss} against {first.axis}: compare studies of the same objectives"
             )
-        if names.count(search.name) > 1:
+        if folders.count(folder) > 1:
             raise RefusedError(f"{search.name} is given twice; name each study once")
         if not search.trained:
             raise RefusedError(f"{search.name} has no trained trial yet; leave it out, or wait")
@@ -372,7 +379,7 @@ def _notes(searches: Sequence[Searched], rows: Sequence[Row]) -> list[str]:
             f"No trial of {first.name} is better than the reference in both cost and loss, so "
             "there are no ratios: give a weaker one with --reference COST,LOSS."
         )
-    elif any(row.low is None for row in rows[1:]):
+    elif any(row.ratio_low is None for row in rows[1:]):
         notes.append(f"{first.name} has too few points below the reference for intervals.")
     return notes
 
@@ -452,7 +459,12 @@ def comparison_text(comparison: Comparison) -> str:
     lines += ["| study | trials trained | front points | updates | seconds | hypervolume | ratio |"]
     lines += ["|---|" + "---:|" * 6]
     for row in comparison.rows:
-        cells = [markdown_text(row.study), str(row.trials), str(row.front), f"{row.updates:,}"]
+        cells = [
+            markdown_text(row.study),
+            str(row.trials_trained),
+            str(row.front_points),
+            f"{row.updates:,}",
+        ]
         cells += [f"{row.seconds:,.0f}", f"{row.hypervolume:,.6g}", ratio_text(row)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", comparison.interval_text]
@@ -465,7 +477,7 @@ def ratio_text(row: Row) -> str:
     """A ratio with its interval."""
     if row.ratio is None:
         return "-"
-    interval = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
+    interval = "" if row.ratio_low is None else f" [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
     return f"{row.ratio:.3f}{interval}"
 
 
