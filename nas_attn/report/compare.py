@@ -352,8 +352,8 @@ def _check_comparable(searches: Sequence[Searched]) -> None:
         own = search.objectives
         if (own.loss, own.axis) != (first.loss, first.axis):
             raise RefusedError(
-                f"{search.name} weighs {own.loss} against {own.axis}, but {searches[0].name} weighs "
-                f"{first.loss} against {first.axis}: compare studies of the same objectives"
+                f"{search.name} weighs {own.loss} against {own.axis}, but {searches[0].name} "
+                f"weighs {first.loss} against {first.axis}: compare studies of the same objectives"
             )
         if folders.count(folder) > 1:
             raise RefusedError(f"{search.name} is given twice; name each study once")
