@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn.errors import ConfigError, NasAttnError, PlanError, SearchError
+from nas_attn.errors import ConfigError, NasAttnError, PlanError, RefusedError, SearchError
 from nas_attn.search.config import KnownCost
 from nas_attn.training.data import Subword
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nas_attn.plan import AttentionPlan
     from nas_attn.predictions import Limits, Predictions
     from nas_attn.report.agreement import Agreement
+    from nas_attn.report.compare import Searched
     from nas_attn.report.sensitivity import Findings
     from nas_attn.search.config import SearchConfig
     from nas_attn.search.driver import Conductor, Executor, JobBuilder, Snapshot
@@ -929,6 +930,115 @@ def plugin_dir() -> None:
     sys.stdout.write(f"{spec.submodule_search_locations[0]}\n")
 
 
+@app.command()
+def export(
+    study: StudyArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
+    ],
+    trial: Annotated[
+        int | None, typer.Option(metavar="N", help="Export this trial.", show_default=False)
+    ] = None,
+    best_under: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Export the trial with the best loss among those whose first cost is at most so "
+            "much: 500000, 500k, 20M, 1.5M.",
+            show_default=False,
+        ),
+    ] = None,
+    test_side: Annotated[
+        bool,
+        typer.Option(help="Put the data set's binarised test side in, to repeat its evaluation."),
+    ] = True,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a folder with a trained model that can be used, and given away.
+
+    It holds the best checkpoint of the trial's first seed (without heads that were voted out,
+    optimiser state and paths of this machine), the plan, the dictionaries and the SentencePiece
+    model, and a README.md with fairseq's commands, which work wherever the folder lies.
+
+    nas-attn export my_study --best-under 20M --out small_model
+    """
+    from nas_attn.amounts import parse_amount
+    from nas_attn.export import best_within, comparison_text, export_trial, trial_with_number
+    from nas_attn.study import load_study
+
+    if (trial is None) == (best_under is None):
+        raise RefusedError("say which trial: either --trial N or --best-under AMOUNT")
+    budget = None if best_under is None else parse_amount(best_under, "--best-under")
+    loaded = load_study(study, overrides=set_, runs=runs)
+    record = _open_record(loaded)
+    record.keep_settings(loaded.settings())
+    trials = record.trials()
+    if budget is not None:
+        chosen = best_within(trials, budget, loaded.objectives)
+    else:
+        chosen = trial_with_number(trials, trial or 0)
+    said = comparison_text(chosen, trials, loaded.objectives)
+    for line in (f"trial {chosen.number}: {chosen.text}", said):
+        console.print(Text(line), soft_wrap=True)
+    with _interruptible():
+        made = export_trial(loaded, chosen, trials, out, with_test=test_side)
+    if made.test_bytes:
+        console.print(
+            f"the test side of the data set is in it ({made.test_bytes:,} bytes); "
+            "--no-test-side leaves it out",
+            highlight=False,
+            soft_wrap=True,
+        )
+    files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"
+    console.print(f"written: {made.folder} ({files})", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY...",
+            help="Two or more: study files, names of studies, or run folders such as runs/NAME. "
+            "The first is what others are measured by.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where compare.csv, .md, .png and .svg go.")
+    ] = Path("runs/compare"),
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COST,LOSS",
+            help="Up to where hypervolume counts, such as 20M,8.5.",
+            show_default="cost and first validation loss of the first study's baseline",
+        ),
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Overlay the fronts of searches, finished or running, and compare their hypervolumes.
+
+    All are measured up to one reference. Ratios to the first study come with a 95 % interval by
+    bootstrap: of the noise over seeds where every study has several, else of single trials. What it
+    covers is printed with it. Studies must weigh the same loss against the same first cost.
+
+    nas-attn compare my_study runs/my_other_study --out runs/compare
+    """
+    from nas_attn.display import comparison_table
+    from nas_attn.report.compare import compare as compare_searches
+    from nas_attn.report.compare import parse_reference, write_comparison
+
+    given = None if reference is None else parse_reference(reference)
+    compared = compare_searches([_searched(name, runs) for name in studies], given)
+    write_comparison(compared, out)
+    console.print(Text(compared.reference_text), soft_wrap=True)
+    console.print(comparison_table(compared))
+    for line in (compared.interval_text, *compared.notes):
+        console.print(Text(line), soft_wrap=True)
+    console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command; errors become one message and an exit status (2 for refused input)."""
     on_terminal = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
@@ -942,7 +1052,7 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
-    except ConfigError as error:
+    except (ConfigError, RefusedError) as error:
         _say_error(error)
         sys.exit(2)
     except NasAttnError as error:
@@ -976,6 +1086,24 @@ def _open_record(study: Study, *, create: bool = False) -> Record:
         )
     storage = open_storage(url, study.folder)
     return Record(study.config.name, storage, study.objectives, create=create)
+
+
+def _searched(name: str, runs: Path) -> Searched:
+    """A search by its run folder, study file or name; by name a run folder comes first."""
+    import optuna
+
+    from nas_attn.report.compare import is_run_folder, open_run_folder, read_searched
+    from nas_attn.study import load_study, shipped_names
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    is_file = Path(name).suffix in (".yaml", ".yml")
+    for folder in () if is_file else (Path(name), runs / name):
+        if is_run_folder(folder):
+            return read_searched(open_run_folder(folder), folder)
+    if Path(name).is_dir() and name not in shipped_names("studies"):
+        open_run_folder(Path(name))  # says what it lacks
+    study = load_study(name, runs=runs)
+    return read_searched(_open_record(study), study.folder)
 
 
 def _prepare_once(study: Study) -> None:

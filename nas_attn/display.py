@@ -15,6 +15,7 @@ from rich.text import Text
 
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.report.compare import Comparison, ratio_text
 from nas_attn.report.sensitivity import TOLERANCES, Findings, prediction_row
 from nas_attn.report.tables import cost_text
 from nas_attn.search.driver import Snapshot
@@ -166,6 +167,25 @@ def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
         mean = f"{row['mean']:.4f} \u00b1{row['error']:.4f}"
         verdict = "baseline" if row["baseline"] else row["verdict"] or ""
         table.add_row(*about[:2], row["score"], mean, change, verdict, Text(about[2]))
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Searches compared by their hypervolume, one a row."""
+    table = Table(title="fronts compared", title_justify="left", box=None)
+    table.add_column("study", overflow="fold")
+    for name in ("trained", "front", "updates", "seconds", "hypervolume", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(
+            Text(row.study),
+            str(row.trials_trained),
+            str(row.front_points),
+            f"{row.updates:,}" if row.updates else "",
+            f"{row.seconds:,.0f}",
+            f"{row.hypervolume:,.6g}",
+            Text(ratio_text(row)),
+        )
     return table
 
 

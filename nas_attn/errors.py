@@ -20,6 +20,10 @@ class SearchError(NasAttnError):
     """A search cannot start, continue or be read."""
 
 
+class RefusedError(NasAttnError):
+    """What a command is asked for cannot be had; the message says what to ask for instead."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One thing wrong with an input file: where (`key`, a dotted path) and what."""

@@ -51,6 +51,8 @@ def test_help_names_every_command() -> None:
         "prepare",
         "prune",
         "plugin-dir",
+        "export",
+        "compare",
     ):
         assert command in text
         assert len(run(command, "--help").splitlines()) > 5

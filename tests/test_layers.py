@@ -13,14 +13,14 @@ from tests.conftest import ROOT
 PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
-    "__init__": 0, "errors": 0, "plan": 0, "section": 0,
+    "__init__": 0, "amounts": 0, "errors": 0, "plan": 0, "section": 0,
     "attention": 1, "space": 1, "pareto": 1, "knapsack": 1, "ranks": 1,
     "conversion": 2,
     "training": 3,
     "search": 4, "benchmark": 4,
     "report": 5,
     "study": 6,
-    "display": 7, "predictions": 7,
+    "display": 7, "predictions": 7, "export": 7,
     "cli": 8,
 }  # fmt: skip
 """Number of the layer of each module or package; those of one number are strangers."""

@@ -61,7 +61,7 @@ def reference_of(trials: Sequence[TrialRecord], objectives: Objectives) -> Refer
     if baseline is None or baseline.point is None or baseline.loss is None:
         return None
     sign = -1.0 if objectives.maximise else 1.0
-    first = _first_validation(baseline, objectives.loss)
+    first = first_validation(baseline, objectives.loss)
     if first is not None and sign * (first - baseline.loss) > 0:
         return Reference(
             (sign * first, *baseline.point[1:]),
@@ -114,15 +114,21 @@ def _insert(front: list[tuple[float, ...]], point: tuple[float, ...]) -> None:
     bisect.insort(front, point)
 
 
-def _first_validation(baseline: TrialRecord, metric: str) -> float | None:
-    """Of the baseline; in a search with warm starts it is in the log of its first training."""
-    if baseline.starts and baseline.folder:
-        for report in sorted(Path(baseline.folder).glob(f"seed-*/{START}")):
-            entries = read_report(report)
-            if len(entries) > 1:
-                first: float = entries[0]["metrics"][metric]
-                return first
-        return None
-    if len(baseline.curve) > 1:
-        return baseline.curve[min(baseline.curve)]
+def first_validation(baseline: TrialRecord, metric: str, run: Path | None = None) -> float | None:
+    """The score of a baseline's first seed after its first validation, before any fine-tuning.
+
+    Args:
+        baseline: a trained trial.
+        metric: name of the score.
+        run: the search's run folder, if it may have been moved since.
+    """
+    if not any(baseline.starts):
+        return baseline.curve[min(baseline.curve)] if baseline.curve else None
+    command = baseline.commands[0]
+    seed = f"seed-{command[command.index('--seed') + 1]}"
+    trial = Path(str(baseline.folder))
+    for folder in (trial, *([run / "trials" / trial.name] if run else [])):
+        lines = read_report(folder / seed / START)
+        if lines and metric in lines[0]["metrics"]:
+            return float(lines[0]["metrics"][metric])
     return None

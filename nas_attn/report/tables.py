@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -220,6 +222,12 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def markdown_text(text: str) -> str:
+    """A text for a Markdown table or paragraph that shows as it is, whatever it holds."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    return re.sub(r"([\\|`*\[\]$])", r"\\\1", html.escape(line, quote=False))
 
 
 def cost_text(name: str, value: float | None) -> str:

@@ -142,10 +142,22 @@ def evaluation_command(
         command += ["--gen-subset", subset]
         return [*command, "--batch-size", "32", "--tokens-per-sample", str(tokens)]
     command += [*_decoding_flags(data, subset), "--scoring", "sacrebleu"]
-    if data.sentencepiece_model.is_file():
-        model = str(data.sentencepiece_model)
-        command += ["--bpe", "sentencepiece", "--sentencepiece-model", model]
-    return command
+    return command + _subword_flags(data)
+
+
+def interactive_command(data: PreparedData, checkpoint: Path) -> list[str]:
+    """The fairseq-interactive command that translates raw text, one sentence a line (beam 5).
+
+    Text is cut into pieces by the data set's SentencePiece model, and put together again; without
+    one it must be tokenised as the data set was.
+
+    Args:
+        data: a translation data set; of it only dictionaries and the SentencePiece model are read.
+        checkpoint: of a translation model.
+    """
+    command = _with_checkpoint("interactive", data, checkpoint)
+    command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
+    return [*command, "--beam", "5", *_subword_flags(data)]
 
 
 def decoding_command(config: TrainingConfig, data: PreparedData, checkpoint: Path) -> list[str]:
@@ -369,6 +381,12 @@ def _decoding_flags(data: PreparedData, subset: str) -> list[str]:
     flags = ["--gen-subset", subset]
     flags += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
     return [*flags, "--batch-size", "64", "--beam", "5"]
+
+
+def _subword_flags(data: PreparedData) -> list[str]:
+    if not data.sentencepiece_model.is_file():
+        return []
+    return ["--bpe", "sentencepiece", "--sentencepiece-model", str(data.sentencepiece_model)]
 
 
 def _criterion(config: TrainingConfig) -> str:

@@ -1,0 +1,352 @@
+"""What is exported works where it is put; what cannot be exported says why and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from nas_attn.amounts import parse_amount
+from nas_attn.cli import app
+from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.export import best_within, comparison_text, export_trial, trial_with_number
+from nas_attn.plan import AttentionPlan
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.record import BASELINE, COSTS, DUPLICATE, Record, TrialRecord, read_trial
+from nas_attn.search.storage import open_storage
+from nas_attn.study import Study, load_study
+from nas_attn.training.checkpoints import read_checkpoint
+from nas_attn.training.data import PreparedData
+from tests.test_cli import run as run_in_a_process
+from tests.test_study import write
+
+OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
+BLEU = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
+
+
+def trial(
+    number: int, cost: int, loss: float, objectives: Objectives = OBJECTIVES, **attributes: Any
+) -> TrialRecord:
+    made = optuna.trial.create_trial(
+        values=[loss, cost], user_attrs={COSTS: {"total": cost}, **attributes}
+    )
+    made.number = number
+    return read_trial(made, objectives)
+
+
+TRIALS = [
+    trial(0, 1000, 2.0, **{BASELINE: True}),
+    trial(1, 600, 2.5),
+    trial(2, 500, 2.25),
+    trial(3, 800, 1.9),
+    trial(4, 300, 3.0),
+    trial(5, 300, 1.0, **{DUPLICATE: 4}),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("500000", 500_000),
+        ("500k", 500_000),
+        ("20M", 20_000_000),
+        ("1.5M", 1_500_000),
+        ("0.29M", 290_000),
+        ("2G", 2_000_000_000),
+        (" 7 ", 7),
+    ],
+)
+def test_amounts(text: str, amount: int) -> None:
+    assert parse_amount(text, "--best-under") == amount
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-5", "M", "1,5M", "20m", "1e6", "nan", "0.4", "٣", "2MM"]
+)
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(RefusedError, match=r"--best-under: .* is no amount; write a number"):
+        parse_amount(text, "--best-under")
+
+
+def test_the_best_within_a_budget() -> None:
+    assert best_within(TRIALS, 10_000, OBJECTIVES).number == 3
+    assert best_within(TRIALS, 800, OBJECTIVES).number == 3
+    assert best_within(TRIALS, 799, OBJECTIVES).number == 2
+    assert best_within(TRIALS, 300, OBJECTIVES).number == 4  # trial 5 has no training of its own
+    better = [trial(0, 10, 30.0, BLEU), trial(1, 20, 31.0, BLEU), trial(2, 90, 33.0, BLEU)]
+    assert best_within(better, 20, BLEU).number == 1
+
+
+def test_nothing_within_a_budget() -> None:
+    with pytest.raises(RefusedError, match="within 299 total parameters: the smallest is trial 4"):
+        best_within(TRIALS, 299, OBJECTIVES)
+    with pytest.raises(RefusedError, match="no trial is trained yet"):
+        best_within([], 299, OBJECTIVES)
+
+
+def test_trials_that_are_not_trained() -> None:
+    assert trial_with_number(TRIALS, 3).number == 3
+    with pytest.raises(RefusedError, match="no trial 9; trained are 0, 1, 2, 3, 4"):
+        trial_with_number(TRIALS, 9)
+    with pytest.raises(RefusedError, match="trial 5 repeats trial 4: take --trial 4"):
+        trial_with_number(TRIALS, 5)
+    failed = replace(TRIALS[1], state=TrialState.FAIL)
+    with pytest.raises(RefusedError, match=r"trial 1 is not trained \(failed\)"):
+        trial_with_number([TRIALS[0], failed], 1)
+
+
+def test_the_comparison_with_the_baseline() -> None:
+    text = comparison_text(TRIALS[3], TRIALS, OBJECTIVES)
+    assert "the baseline has 2.0000 with 1,000: -0.1000 (better) for -20.0%" in text
+    assert "(worse)" in comparison_text(TRIALS[2], TRIALS, OBJECTIVES)
+    assert "is the multi-head baseline" in comparison_text(TRIALS[0], TRIALS, OBJECTIVES)
+    assert "baseline is not trained" in comparison_text(TRIALS[2], TRIALS[1:], OBJECTIVES)
+    higher = [trial(0, 10, 30.0, BLEU, **{BASELINE: True}), trial(1, 20, 31.0, BLEU)]
+    assert "+1.0000 (better)" in comparison_text(higher[1], higher, BLEU)
+
+
+def run(*arguments: str) -> str:
+    """A command in this process, which has all libraries loaded; its errors are raised."""
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output
+
+
+@dataclass
+class Searched:
+    """A study that has been searched, and its data."""
+
+    path: Path
+    runs: Path
+    data: PreparedData
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["export", str(self.path), "--runs", str(self.runs)]
+
+    @property
+    def study(self) -> Study:
+        return load_study(str(self.path), runs=self.runs)
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        storage = open_storage(None, self.runs / self.study.config.name)
+        return list(Record(self.study.config.name, storage, self.study.objectives).trials())
+
+
+def search(folder: Path, data: PreparedData, changes: dict[str, Any]) -> Searched:
+    searched = Searched(write(folder, data.folder, changes), folder / "runs", data)
+    run("search", str(searched.path), "--runs", str(searched.runs), "--workers", "1")
+    return searched
+
+
+@pytest.fixture(scope="module")
+def translating(
+    tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedData
+) -> Searched:
+    """Two seeds; heads are voted out."""
+    changes = {
+        "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
+        "training/arguments/vote-at-update": 2,
+        "training/arguments/vote-updates": 2,
+        "training/arguments/max-epoch": 2,
+        "training/seeds": [3, 4],
+        "search/trials": 2,
+        "space": {
+            "decide": "model",
+            "schemes": {"grouped_head": {"keep": ["threshold"], "vote_threshold": [0.5]}},
+        },
+    }
+    return search(tmp_path_factory.mktemp("translating"), tiny_translation, changes)
+
+
+@pytest.fixture(scope="module")
+def modelling(tmp_path_factory: pytest.TempPathFactory, tiny_language: PreparedData) -> Searched:
+    arguments = {
+        "decoder-layers": 1,
+        "decoder-embed-dim": 16,
+        "decoder-attention-heads": 4,
+        "optimizer": "adam",
+        "lr": 0.003,
+        "tokens-per-sample": 32,
+        "max-tokens": 512,
+        "max-epoch": 1,
+    }
+    changes = {
+        "training": {"task": "language_modeling", "arguments": arguments},
+        "objectives": {"loss": "loss"},
+        "search/trials": 1,
+    }
+    return search(tmp_path_factory.mktemp("modelling"), tiny_language, changes)
+
+
+def commands(folder: Path) -> list[str]:
+    return re.findall(r"```\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def shell(command: str, folder: Path) -> str:
+    """Run a printed command as a user does, in a folder, with this Python's commands."""
+    scripts = folder.parent / "scripts"
+    scripts.mkdir(exist_ok=True)
+    modules = {"nas-attn": "nas_attn.cli"}
+    for tool in ("generate", "interactive", "eval-lm"):
+        modules[f"fairseq-{tool}"] = f"fairseq_cli.{tool.replace('-', '_')}"
+    for name, module in modules.items():
+        script = scripts / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore -m {module} "$@"\n')
+        script.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path: Path) -> None:
+    chosen = next(t for t in translating.trials if t.pruned)
+    out = tmp_path / "there" / "model"
+    text = run(*translating.arguments, "--trial", str(chosen.number), "--out", str(out))
+    assert f"trial {chosen.number}: everywhere grouped_head" in text
+    assert re.search(r"the baseline has [\d.]+ with [\d,]+: [+-][\d.]+ \((better|worse)\)", text)
+    names = {path.name for path in out.iterdir() if not path.name.startswith("test.")}
+    wanted = "README.md checkpoint.pt plan.json dict.src.txt dict.tgt.txt sentencepiece.model"
+    assert names == set(wanted.split())
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+    state = read_checkpoint(out / "checkpoint.pt")
+    assert state["last_optimizer_state"] is None
+    plan = AttentionPlan.parse(str(out / "plan.json"))
+    assert plan == chosen.pruned[0] == AttentionPlan.parse(state["cfg"]["model"].attention_plan)
+    for place in (translating.runs, translating.data.folder, Path(__file__).parent.parent):
+        assert str(place).encode() not in (out / "checkpoint.pt").read_bytes()
+        assert str(place) not in (out / "README.md").read_text()
+    assert f"seed 3, with {chosen.losses[0]:.4f}" in (out / "README.md").read_text()
+
+    moved = tmp_path / "a folder's other place"
+    out.rename(moved)
+    translate, evaluate = commands(moved)
+    sentence = "pa na ne ri"
+    printed = shell(re.sub(r"echo '.*?'", f"echo '{sentence}'", translate), moved)
+    assert "S-0\t▁pa ▁na ▁ne ▁ri" in printed
+    assert re.search(r"^D-0\t-[\d.]+\t\w+", printed, re.MULTILINE)
+    shell(translate, moved)
+    assert "Generate test with beam=5: BLEU = " in shell(evaluate, moved)
+
+
+@pytest.mark.slow
+def test_heads_are_cut_where_the_pruned_checkpoint_is_gone(
+    translating: Searched, tmp_path: Path
+) -> None:
+    chosen = next(t for t in translating.trials if t.pruned)
+    copy = tmp_path / "trial"
+    shutil.copytree(str(chosen.folder), copy)
+    (copy / "seed-3" / "checkpoints" / "checkpoint_pruned.pt").unlink()
+    study, moved = translating.study, replace(chosen, folder=str(copy))
+    export_trial(study, chosen, translating.trials, tmp_path / "kept")
+    made = export_trial(study, moved, translating.trials, tmp_path / "cut")
+    assert made.plan == chosen.pruned[0]
+    kept, cut = (
+        read_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in ("kept", "cut")
+    )
+    assert kept.keys() == cut.keys()
+    assert all(torch.equal(kept[name], cut[name]) for name in kept)
+
+
+@pytest.mark.slow
+def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    out.mkdir()  # an empty folder is as good as none
+    text = run(*modelling.arguments, "--best-under", "9M", "--out", str(out))
+    assert "it is the multi-head baseline" in text
+    assert "--no-test-side leaves it out" in text
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "checkpoint.pt", "plan.json", "dict.txt", "sentencepiece.model",
+        "test.bin", "test.idx",
+    }  # fmt: skip
+    (evaluate,) = commands(out)
+    shell(evaluate, out)
+    without = tmp_path / "without"
+    run(*modelling.arguments, "--trial", "0", "--no-test-side", "--out", str(without))
+    assert not list(without.glob("test.*"))
+    (evaluate,) = commands(without)
+    assert evaluate.startswith("fairseq-eval-lm DATA ")
+    shell(evaluate.replace("DATA", f"'{modelling.data.folder}'"), without)
+
+
+@pytest.mark.slow
+def test_what_is_refused_leaves_nothing(
+    modelling: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, arguments = tmp_path / "model", [*modelling.arguments, "--out", str(tmp_path / "model")]
+    for more in ([], ["--trial", "0", "--best-under", "9M"]):
+        with pytest.raises(RefusedError, match="either --trial N or --best-under AMOUNT"):
+            run(*arguments, *more)
+    with pytest.raises(RefusedError, match="within 10 total parameters: the smallest is trial 0"):
+        run(*arguments, "--best-under", "10")
+    text = run_in_a_process(*arguments, "--best-under", "10", status=2)
+    assert text.startswith("nas-attn: no trained trial is within 10")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RefusedError, match="is no folder; name another"):
+        run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    with pytest.raises(RefusedError, match="is not empty; remove it or name another"):
+        run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "full"))
+    with pytest.raises(RefusedError, match=r"model is not written: .*exists"):
+        run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file" / "model"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nas_attn.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+        with pytest.raises(RefusedError, match=r"no room in .* MB are needed"):
+            run(*arguments, "--trial", "0")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for function, error in ((full, RefusedError), (stop, KeyboardInterrupt)):
+        with monkeypatch.context() as patched:
+            patched.setattr("nas_attn.export.shutil.copyfile", function)
+            with pytest.raises(error):
+                export_trial(modelling.study, modelling.trials[0], modelling.trials, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+    (trial,) = modelling.trials
+    gone = replace(trial, folder=str(tmp_path / "gone"))
+    with pytest.raises(RefusedError, match=r"checkpoint of trial 0 is gone .*commands\.sh"):
+        export_trial(modelling.study, gone, modelling.trials, out)
+    broken = tmp_path / "broken" / "seed-1" / "checkpoints" / "checkpoint_best.pt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"none")
+    with pytest.raises(NasAttnError, match="no checkpoint that can be read"):
+        export_trial(
+            modelling.study, replace(trial, folder=str(tmp_path / "broken")), modelling.trials, out
+        )
+    assert not out.exists()
+
+
+def test_replayed_curves_leave_no_model(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    path = write(tmp_path, tiny_translation.folder, {"replay": {}})
+    study = load_study(str(path), runs=tmp_path)
+    with pytest.raises(RefusedError, match="replayed learning curves leave no model"):
+        export_trial(study, TRIALS[0], TRIALS, tmp_path / "model")
