@@ -16,7 +16,7 @@ import pandas as pd
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.arguments import maximises, shell_text, with_value
+from nas_attn.training.arguments import TENSORBOARD, maximises, shell_text, with_value
 from nas_attn.training.costs import MEASURED_COSTS
 from nas_attn.training.replay import Curve, Point
 from nas_attn.training.worker import BEST, PRUNED, START
@@ -284,6 +284,10 @@ def reproduction_texts(trial: TrialRecord) -> list[str]:
             trains = "--save-dir" in start
             flag, value = ("--save-dir", f"{folder}/{START}") if trains else ("--out", made)
             steps.insert(0, with_value(start, flag, value))
+        steps = [
+            with_value(step, TENSORBOARD, f"{folder}/tensorboard") if TENSORBOARD in step else step
+            for step in steps
+        ]
         lines = [shell_text(step, trial.threads) for step in steps]
         if trial.pruned:
             lines.append(f"nas-attn prune {folder}/{BEST} --out {folder}/{PRUNED}")

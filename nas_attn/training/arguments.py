@@ -49,6 +49,7 @@ FAMILIES = {
 }
 """fairseq's model family of each task."""
 
+TENSORBOARD = "--tensorboard-logdir"
 RESERVED = frozenset(
     {
         "arch",
@@ -122,6 +123,10 @@ def training_command(
     command += ["--update-epoch-batch-itr", "True"]
     # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
     command += ["--required-batch-size-multiple", "1", "--log-format", "simple"]
+    if TENSORBOARD in command:
+        # Trainings side by side would write into one folder.
+        logs = save_dir.parent / command[command.index(TENSORBOARD) + 1]
+        command = with_value(command, TENSORBOARD, str(logs))
     return command
 
 

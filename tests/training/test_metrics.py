@@ -246,3 +246,12 @@ def test_fairseq_takes_the_flags_of_metrics(tmp_path: Path) -> None:
     assert args.eval_bleu
     assert json.loads(args.eval_bleu_args) == {"beam": 5}
     assert not args.eval_tokenized_bleu
+
+
+def test_every_training_has_its_own_folder_for_tensorboard(tmp_path: Path) -> None:
+    data = data_set(tmp_path, pieces=False)
+    logged = config(tensorboard_logdir="tensorboard")
+    made = command(logged, data, "loss", "runs/x/trials/00001/seed-1/checkpoints")
+    place = made.index("--tensorboard-logdir") + 1
+    assert made[place] == "runs/x/trials/00001/seed-1/tensorboard"
+    assert "--tensorboard-logdir" not in command(config(), data, "loss", "checkpoints")
