@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import logging
 import os
@@ -955,6 +956,8 @@ def plugin_dir() -> None:
 
 def main() -> None:
     """Run the command; errors become one message and an exit status (2 for refused input)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter too many ends no search
     on_terminal = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
     logging.basicConfig(
         level=logging.INFO,
@@ -1007,10 +1010,10 @@ def _watch(look: Callable[[], Status], objectives: Objectives, seconds: float) -
         said = None
         while True:
             status = look()
-            line = status_line(status)
-            if line != said:
-                logger.info("%s", "; ".join(filter(None, (line, rate_text(status)))))
-                said = line
+            counts = status_line(status), len(status.drivers)
+            if counts != said:
+                logger.info("%s; %s", counts[0], rate_text(status))
+                said = counts
             time.sleep(seconds)
 
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -33,6 +33,8 @@ MAX_FRONT_ROWS = 12
 MAX_RUNNING_ROWS = 16
 MIN_PLAN_WIDTH = 40
 """A plan has at least so many columns, or lines of its own."""
+MAX_REASON_LINES = 3
+"""A longer reason, such as a traceback, is shortened where there are many."""
 UPDATE_SECONDS = 0.3
 
 
@@ -47,7 +49,8 @@ class Screen:
 
     Args:
         parts: by name, the most important first.
-        fits: leave out the parts that the terminal has no lines for, and name them.
+        fits: shorten tables to the lines that the terminal has, leave out the parts that it has no
+            lines for, and name those.
         is_spaced: with empty lines between the parts, if there is no need to fit.
     """
 
@@ -56,18 +59,27 @@ class Screen:
     is_spaced: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = max(2, options.size.height - 2)  # one says what is left out, one is the cursor's
+        if self.fits:
+            yield from self._fitted(console, options)
+            return
+        for index, (_, part) in enumerate(self.parts):
+            if self.is_spaced and index:
+                yield Text()
+            yield part
+
+    def _fitted(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        def height(part: RenderableType) -> int:
+            return len(console.render_lines(part, options.update(height=None), pad=False))
+
+        left = max(2, options.size.height - 2)  # one says what is left out, one is the cursor's
         left_out = []
-        for index, (name, part) in enumerate(self.parts):
-            if not self.fits:
-                if self.is_spaced and index:
-                    yield Text()
-                yield part
-                continue
-            height = len(console.render_lines(part, options.update(height=None), pad=False))
-            if height <= lines:
-                lines -= height
-                yield part
+        for name, part in self.parts:
+            versions = part.shortened() if isinstance(part, PlanTable) else [part]
+            for version in versions:
+                if height(version) <= left:
+                    left -= height(version)
+                    yield version
+                    break
             else:
                 left_out.append(name)
         if left_out:
@@ -103,6 +115,13 @@ class PlanTable:
         for cells, plan in self.rows:
             table.add_row(*map(Text, cells), plan)
         yield table
+
+    def shortened(self) -> Iterator[PlanTable]:
+        """The table, and then with ever fewer of its rows, of which the first ones stay."""
+        yield self
+        for count in range(len(self.rows) - 1, 0, -1):
+            title = f"{self.title}: the first {count} of {len(self.rows)}"
+            yield replace(self, title=title, rows=self.rows[:count])
 
     def _stacked(self, widths: Sequence[int]) -> Iterator[RenderableType]:
         def line(cells: Sequence[str], style: str = "") -> Text:
@@ -162,12 +181,12 @@ class SearchDisplay:
         if snapshot is None:
             return Text("starting ...")
         parts: list[tuple[str, RenderableType]] = [("progress", self._headline(snapshot))]
-        if snapshot.running:
-            parts.append(("running", self._running(snapshot)))
         best, baseline = snapshot.front, snapshot.baseline
         if self.is_live and self.has_front:
             plot = front_plot(snapshot.trained, best, baseline, self.objectives)
             parts.append(("plot", plot))
+        if snapshot.running:
+            parts.append(("running", self._running(snapshot)))
         if self.is_live and snapshot.latest:
             parts.append(("last trials", latest_table(snapshot.latest, self.objectives)))
         if best and self.has_front:
@@ -217,10 +236,10 @@ def status_screen(status: Status, objectives: Objectives, *, fits: bool = False)
         fits: leave out the parts that the terminal has no lines for.
     """
     parts: list[tuple[str, RenderableType]] = [("counts", _counts(status))]
-    if status.unfinished:
-        parts.append(("running", _unfinished_table(status, objectives)))
     best, baseline = tuple(status.front), status.baseline
     parts.append(("plot", front_plot(status.finished, best, baseline, objectives)))
+    if status.unfinished:
+        parts.append(("running", _unfinished_table(status, objectives)))
     if status.failed:
         parts.append(("failures", _failures(status.failed)))
     if status.over:
@@ -231,25 +250,26 @@ def status_screen(status: Status, objectives: Objectives, *, fits: bool = False)
 
 
 def status_line(status: Status) -> str:
-    """How many trials there are of each kind, and how many drivers live."""
-    drivers = len(status.drivers)
+    """How many trials there are of each kind."""
     counts = [
         f"{len(status.finished)} of {status.budget} finished",
         f"{len(status.stopped)} stopped early",
         f"{len(status.running)} running",
         *([f"{len(status.interrupted)} interrupted"] if status.interrupted else []),
         f"{len(status.failed)} failed",
-        f"{drivers or 'no'} {'driver lives' if drivers < 2 else 'drivers live'}",
     ]
     return ", ".join(counts)
 
 
 def rate_text(status: Status) -> str:
-    """How fast trials end, and how long those that are left will take; empty before the first."""
-    rate, left = status.trials_an_hour, status.seconds_left
-    if rate is None:
-        return ""
-    return f"{rate:.3g} trials an hour" + ("" if left is None else f", about {duration(left)} left")
+    """How many drivers live, how fast trials end, and how long those that are left will take."""
+    rate, left, drivers = status.trials_an_hour, status.seconds_left, len(status.drivers)
+    texts = [f"{drivers or 'no'} {'driver lives' if drivers < 2 else 'drivers live'}"]
+    if rate is not None:
+        texts.append(f"{rate:,.0f} trials an hour" if rate >= 100 else f"{rate:.3g} trials an hour")
+    if left is not None:
+        texts.append(f"about {duration(left)} left")
+    return ", ".join(texts)
 
 
 def _counts(status: Status) -> Text:
@@ -257,7 +277,7 @@ def _counts(status: Status) -> Text:
     others = Counter(state_text(trial) for trial in status.trials if not trial.counts)
     about = [rate_text(status), f"{len(status.trials)} trials on record in all"]
     about[-1] += "".join(f", {number} {state}" for state, number in sorted(others.items()))
-    lines.append("; ".join(filter(None, about)))
+    lines.append("; ".join(about))
     for beside in status.beside:
         if beside.running or beside.drivers:
             state = f"{beside.running} running, drivers: {', '.join(beside.drivers) or 'none'}"
@@ -291,7 +311,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
 
 def _failures(failed: Sequence[TrialRecord]) -> Text:
     """The latest failures with their reasons."""
-    lines = [failure_text(trial) for trial in failed[-LATEST:]]
+    lines = [failure_text(trial, brief=True) for trial in failed[-LATEST:]]
     if len(failed) > LATEST:
         lines.insert(0, f"{len(failed)} trials failed, the latest:")
     text = plain("\n".join(lines))
@@ -299,10 +319,24 @@ def _failures(failed: Sequence[TrialRecord]) -> Text:
     return text
 
 
-def failure_text(trial: TrialRecord) -> str:
-    """Why a trial failed."""
+def failure_text(trial: TrialRecord, *, brief: bool = False) -> str:
+    """Why a trial failed.
+
+    Args:
+        trial: that it is about.
+        brief: of a reason of many lines only the first and the last one, and where its logs are.
+    """
     kind = "" if trial.failure is None else f" ({trial.failure})"
-    return f"trial {trial.number} failed{kind}: {trial.reason}"
+    reason = trial.reason or "no reason on record"
+    return f"trial {trial.number} failed{kind}: {_brief(reason, trial) if brief else reason}"
+
+
+def _brief(reason: str, trial: TrialRecord) -> str:
+    lines = reason.strip().splitlines()
+    if len(lines) <= MAX_REASON_LINES:
+        return reason
+    logs = "" if trial.folder is None else f"\n(logs: {trial.folder})"
+    return f"{lines[0]}\n... {lines[-1].strip()}{logs}"
 
 
 def front_plot(
@@ -381,7 +415,8 @@ def latest_table(trials: Sequence[TrialRecord], objectives: Objectives) -> PlanT
             "" if trial.loss is None else f"{trial.loss:.4f}",
             duration(trial.seconds),
         ]
-        reason = "" if trial.is_trained or not trial.reason else f"\n{trial.reason}"
+        has_reason = trial.reason is not None and not trial.is_trained
+        reason = f"\n{_brief(trial.reason or '', trial)}" if has_reason else ""
         rows.append((cells, plain(trial.text + reason)))
     columns = ("trial", "", _words(objectives.axis), _words(objectives.loss), "trained for")
     return PlanTable(title="last trials", columns=columns, rows=rows)
