@@ -103,12 +103,13 @@ class PlanTable:
     rows: Sequence[tuple[Sequence[str], Text]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="table.title")
         lines = [self.columns, *(cells for cells, _ in self.rows)]
         widths = [max(cell_len(line[i]) for line in lines) for i in range(len(self.columns))]
         if options.max_width - sum(width + 2 for width in widths) < MIN_PLAN_WIDTH:
             yield from self._stacked(widths)
             return
-        table = Table(title=Text(self.title), title_justify="left", expand=False, box=None)
+        table = Table(expand=False, box=None)
         for name in self.columns:
             table.add_column(Text(name), justify="right")
         table.add_column("plan", overflow="fold")
@@ -128,7 +129,6 @@ class PlanTable:
             padded = [" " * (w - cell_len(c)) + c for c, w in zip(cells, widths, strict=True)]
             return Text(" " + "  ".join(padded), style=style, overflow="fold")
 
-        yield Text(self.title, style="table.title")
         yield line(self.columns, "table.header")
         for cells, plan in self.rows:
             yield line(cells)
@@ -275,7 +275,7 @@ def rate_text(status: Status) -> str:
 def _counts(status: Status) -> Text:
     lines = [f"{status.name}: {status_line(status)}"]
     others = Counter(state_text(trial) for trial in status.trials if not trial.counts)
-    about = [rate_text(status), f"{len(status.trials)} trials on record in all"]
+    about = [rate_text(status), f"{len(status.trials)} trials in all"]
     about[-1] += "".join(f", {number} {state}" for state, number in sorted(others.items()))
     lines.append("; ".join(about))
     for beside in status.beside:
