@@ -306,7 +306,8 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
         rows.append((cells, plain(trial.text).append(plain(about).plain, style="dim")))
     columns = ("trial", _words(objectives.axis), "begun ago", "updates", _words(objectives.loss))
     shown = "" if len(rows) == len(status.unfinished) else f" ({len(status.unfinished)} trials)"
-    return PlanTable(title=f"running{shown}", columns=columns, rows=rows)
+    title = "running" if status.running else "interrupted"
+    return PlanTable(title=f"{title}{shown}", columns=columns, rows=rows)
 
 
 def _failures(failed: Sequence[TrialRecord]) -> Text:
