@@ -85,6 +85,8 @@ def make_trial(number: int, plan: AttentionPlan, chance: random.Random) -> Trial
         threads=1,
         folder=f"runs/made-up/trials/{number:05d}",
         driver=None,
+        started=None,
+        ended=None,
         proposal=None,
         params={},
         system={},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import logging
 import os
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from nas_attn.report.sensitivity import Findings
     from nas_attn.search.config import SearchConfig
     from nas_attn.search.driver import Conductor, Executor, JobBuilder, Snapshot
+    from nas_attn.search.objectives import Objectives
     from nas_attn.search.proposals import Proposer
     from nas_attn.search.record import Record, TrialRecord
+    from nas_attn.search.status import Status
     from nas_attn.study import Study
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,12 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, on this machine.")
 app.add_typer(bench, name="bench")
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+console = Console(
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120,
+    # Plans, names and errors come from files, and are shown as they are.
+    markup=False,
+    emoji=False,
+)
 
 CONFIRMED = "confirmed_with_seeds"
 """Under this name the record keeps how many seeds the last confirmation had."""
@@ -117,6 +125,7 @@ def search(
     on several machines that share a storage and the run folder, the drivers share the work; a
     driver that dies loses its trials to the others.
     """
+    from nas_attn.search.status import BUDGET
     from nas_attn.study import load_study
 
     overrides = list(set_)
@@ -135,6 +144,7 @@ def search(
     record.keep_settings(loaded.settings())
     record.note("versions", _versions())
     record.note("machine", _machine())
+    record.note(BUDGET, loaded.config.search.trials)
     if loaded.config.search.predicts:
         conductor = _search_by_predictions(loaded, record, address)
     else:
@@ -379,25 +389,40 @@ def report(
 @app.command()
 def status(
     study: StudyArgument,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Look again every so many seconds, until Ctrl-C. Where there is no terminal, a "
+            "line is printed whenever a count has changed.",
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Show how far a study is and its front so far."""
-    from nas_attn.display import front_table
-    from nas_attn.report.tables import state_text
-    from nas_attn.search.record import front
+    """Show how far a study is: counts, rate, time left, what runs, failures, and the front.
+
+    Reads the record and changes nothing, so it works from any machine that sees the record.
+    """
+    from nas_attn.display import status_screen
+    from nas_attn.search.status import read_status
     from nas_attn.study import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs)
-    trials = _open_record(loaded).trials()
-    table = Table("state", "trials", box=None)
-    states = [state_text(trial) for trial in trials]
-    for state in sorted(set(states)):
-        table.add_row(state, str(states.count(state)))
-    console.print(table)
-    baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
-    console.print(front_table(tuple(front(trials)), baseline, loaded.objectives))
-    _say_failures(trials)
+    record, config = _open_record(loaded), loaded.config
+
+    def look() -> Status:
+        return read_status(
+            record,
+            trials=config.search.trials,
+            grace_seconds=config.execution.grace_seconds,
+        )
+
+    if watch is None:
+        console.print(status_screen(look(), loaded.objectives))
+    else:
+        _watch(look, loaded.objectives, watch)
 
 
 @app.command()
@@ -1041,6 +1066,8 @@ def compare(
 
 def main() -> None:
     """Run the command; errors become one message and an exit status (2 for refused input)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter too many ends no search
     on_terminal = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
     logging.basicConfig(
         level=logging.INFO,
@@ -1065,10 +1092,39 @@ def _say_error(error: Exception) -> None:
 
 
 def _say_failures(trials: Sequence[TrialRecord]) -> None:
+    from nas_attn.display import failure_text, plain
+
     for trial in trials:
         if trial.failure is not None:
-            why = f"trial {trial.number} failed ({trial.failure}): {trial.reason}"
-            console.print(Text(why, style="red"))
+            console.print(plain(failure_text(trial)), style="red")
+
+
+def _watch(look: Callable[[], Status], objectives: Objectives, seconds: float) -> None:
+    """Show a status again and again, until Ctrl-C: in place on a terminal, else lines at changes.
+
+    Args:
+        look: reads the status.
+        objectives: of the study.
+        seconds: between two looks.
+    """
+    from rich.live import Live
+
+    from nas_attn.display import rate_text, status_line, status_screen
+
+    with contextlib.suppress(KeyboardInterrupt), _interruptible():
+        if console.is_terminal:
+            with Live(console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(status_screen(look(), objectives, fits=True), refresh=True)
+                    time.sleep(seconds)
+        said = None
+        while True:
+            status = look()
+            counts = status_line(status), len(status.drivers)
+            if counts != said:
+                logger.info("%s; %s", counts[0], rate_text(status))
+                said = counts
+            time.sleep(seconds)
 
 
 def _open_record(study: Study, *, create: bool = False) -> Record:
@@ -1491,7 +1547,11 @@ def _live(study: Study, conductor: Conductor, workers: int, title: str | None) -
     from nas_attn.display import SearchDisplay, duration
 
     display = SearchDisplay(
-        title or study.config.name, study.objectives, workers, has_front=title is None
+        title or study.config.name,
+        study.objectives,
+        workers,
+        has_front=title is None,
+        is_live=console.is_terminal,
     )
     display.update(conductor.snapshot)
     if console.is_terminal:
@@ -1499,7 +1559,7 @@ def _live(study: Study, conductor: Conductor, workers: int, title: str | None) -
         logging.getLogger("nas_attn.search.driver").setLevel(logging.WARNING)
         with Live(display, console=console, refresh_per_second=2):
             yield
-            display.update(conductor.snapshot, now=True)
+            display.close(conductor.snapshot)
         return
     said, ended = 0.0, -1
 
@@ -1524,7 +1584,7 @@ def _live(study: Study, conductor: Conductor, workers: int, title: str | None) -
 
     conductor.on_change = say
     yield
-    display.update(conductor.snapshot, now=True)
+    display.close(conductor.snapshot)
     console.print(display)
 
 

@@ -382,4 +382,4 @@ def test_a_language_model_search(
     assert (table["cost"] - table["effective_cost"] == redundant).all()
     assert tool in (out / "index.html").read_text()
     assert "of them effective" in (out / "summary.md").read_text()
-    assert "complete" in run("status", str(path), *runs)
+    assert "2 of 2 finished" in run("status", str(path), *runs)

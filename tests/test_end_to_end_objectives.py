@@ -96,7 +96,7 @@ def test_two_costs_two_seeds_and_a_limit(searched: Searched) -> None:
     summary = (searched.report / "summary.md").read_text()
     assert "| decoding seconds a sentence |" in summary
     assert "3 trials of 2 seeds" in summary
-    assert re.search(r"complete +3", searched.command("status"))
+    assert ": 3 of 3 finished, " in searched.command("status")
 
 
 def test_proposals_are_shown_and_derived_again(searched: Searched) -> None:

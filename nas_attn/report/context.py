@@ -57,8 +57,7 @@ class ReportContext:
     @property
     def quality(self) -> str:
         """The measure of quality in words."""
-        better = " (higher is better)" if self.objectives.maximise else ""
-        return f"validation {self.loss}{better}"
+        return self.objectives.quality
 
     @property
     def costs(self) -> dict[str, str]:

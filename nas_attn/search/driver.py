@@ -11,7 +11,7 @@ import logging
 import math
 import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -37,6 +37,8 @@ LOOK_SECONDS = 2.0
 """How often the trials of other drivers are looked at."""
 RETRY_SECONDS = (0.0, 10.0, 60.0)
 """How long a trial waits before it is continued for the first, second, and every later time."""
+LATEST = 5
+"""So many of the trials that ended last are in a snapshot."""
 
 JobBuilder = Callable[[int, AttentionPlan, str | None], TrialJob]
 """From a trial's number, its plan and the folder of the trained baseline, if there is one."""
@@ -63,7 +65,21 @@ class RunningTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The state of a search at one moment, for the display."""
+    """The state of a search at one moment, for the display.
+
+    Args:
+        budget: trials wanted.
+        finished: trials with a result.
+        stopped: trials that were stopped early.
+        failed: trials without a result.
+        running: what this driver runs.
+        elsewhere: trials that other drivers run.
+        trained: the finished trials.
+        latest: the trials that ended last, the very last at the end.
+        front: those of the finished ones that no other dominates.
+        baseline: if it is finished.
+        mean_trial_seconds: of the trials that are over; None before the first.
+    """
 
     budget: int
     finished: int = 0
@@ -71,6 +87,8 @@ class Snapshot:
     failed: int = 0
     running: tuple[RunningTrial, ...] = ()
     elsewhere: int = 0
+    trained: tuple[TrialRecord, ...] = ()
+    latest: tuple[TrialRecord, ...] = ()
     front: tuple[TrialRecord, ...] = ()
     baseline: TrialRecord | None = None
     mean_trial_seconds: float | None = None
@@ -99,6 +117,8 @@ class _Tally:
     stopped: int = 0
     failed: int = 0
     seconds: float = 0.0
+    trained: list[TrialRecord] = field(default_factory=list)
+    latest: deque[TrialRecord] = field(default_factory=lambda: deque(maxlen=LATEST))
     front: list[TrialRecord] = field(default_factory=list)
     baseline: TrialRecord | None = None
     read: int = 0
@@ -112,11 +132,13 @@ class _Tally:
         if not trial.counts:
             return
         self.seconds += trial.seconds
+        self.latest.append(trial)
         self.stopped += trial.state == TrialState.PRUNED
         self.failed += trial.state == TrialState.FAIL
         if not trial.is_trained:
             return
         self.finished += 1
+        self.trained.append(trial)
         if trial.is_baseline:
             self.baseline = trial
         point = trial.point or ()
@@ -181,6 +203,8 @@ class Conductor:
             elsewhere=max(
                 0, self.proposer.counted - ended - len(self._running) - len(self._waiting)
             ),
+            trained=tuple(tally.trained),
+            latest=tuple(tally.latest),
             front=tuple(tally.front),
             baseline=tally.baseline,
             mean_trial_seconds=tally.seconds / ended if ended and tally.seconds else None,

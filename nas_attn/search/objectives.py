@@ -41,6 +41,11 @@ class Objectives:
         return self.costs[0]
 
     @property
+    def quality(self) -> str:
+        """The measure of quality in words."""
+        return f"validation {self.loss}" + (" (higher is better)" if self.maximise else "")
+
+    @property
     def directions(self) -> tuple[StudyDirection, ...]:
         """As Optuna has them."""
         first = StudyDirection.MAXIMIZE if self.maximise else StudyDirection.MINIMIZE

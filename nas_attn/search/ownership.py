@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,7 +64,7 @@ class Ownership:
 
     def owner(self, trial: TrialRecord) -> str | None:
         """The driver that runs a trial, or ran it last."""
-        return self._owner(trial, self.record.claims())
+        return owner_of(trial, self.record.claims())
 
     def owns(self, trial: TrialRecord) -> bool:
         """Whether this driver runs a trial, and no other has taken it over."""
@@ -79,27 +80,17 @@ class Ownership:
             Those that are this driver's now, and were not before.
         """
         alive, claims = self._alive(), self.record.claims()
-        abandoned = [trial for trial in trials if self._owner(trial, claims) not in alive]
+        abandoned = [trial for trial in trials if owner_of(trial, claims) not in alive]
         for trial in abandoned:
             generation = sum(claim["trial"] == trial.number for claim in claims)
             self.record.claim(
                 {"trial": trial.number, "generation": generation, "driver": self.driver}
             )
         claims = self.record.claims() if abandoned else claims
-        return [trial for trial in abandoned if self._owner(trial, claims) == self.driver]
-
-    @staticmethod
-    def _owner(trial: TrialRecord, claims: list[dict[str, Any]]) -> str | None:
-        # Of several claims of one generation the first holds; the others were too late.
-        owner, generation = trial.driver, -1
-        for claim in claims:
-            if claim["trial"] == trial.number and claim["generation"] > generation:
-                owner, generation = claim["driver"], claim["generation"]
-        return owner
+        return [trial for trial in abandoned if owner_of(trial, claims) == self.driver]
 
     def _alive(self) -> set[str]:
-        notes = self.record.notes()
-        drivers = {k.removeprefix(PREFIX): v for k, v in notes.items() if k.startswith(PREFIX)}
+        drivers = _drivers(self.record.notes())
         alive = {driver for driver, told in drivers.items() if self._is_alive(driver, told)}
         return alive | {self.driver}
 
@@ -127,11 +118,52 @@ class Ownership:
             PREFIX + self.driver,
             {
                 "beats": self._beats,
+                # Only for people: what drivers do hangs on no clock.
+                "at": time.time(),
                 "machine": _machine(),
                 "lock": str(self._path.absolute()),
                 "ended": ended,
             },
         )
+
+
+def owner_of(trial: TrialRecord, claims: Sequence[Mapping[str, Any]]) -> str | None:
+    """The driver that runs a trial, or ran it last.
+
+    Args:
+        trial: that it is about.
+        claims: of the record.
+    """
+    # Of several claims of one generation the first holds; the others were too late.
+    owner, generation = trial.driver, -1
+    for claim in claims:
+        if claim["trial"] == trial.number and claim["generation"] > generation:
+            owner, generation = claim["driver"], claim["generation"]
+    return owner
+
+
+def live_drivers(notes: Mapping[str, Any], *, now: float, grace_seconds: float) -> list[str]:
+    """Names of the drivers that live, as one sees it who looks once.
+
+    So of other machines their clocks are believed.
+
+    Args:
+        notes: of the record.
+        now: in seconds since 1970.
+        grace_seconds: how long a driver on another machine may be silent.
+    """
+    alive = []
+    for driver, told in _drivers(notes).items():
+        is_here = told["machine"] == _machine()
+        is_heard = now - told.get("at", 0.0) < grace_seconds
+        if not told["ended"] and (_is_held(Path(told["lock"])) if is_here else is_heard):
+            alive.append(driver)
+    return alive
+
+
+def _drivers(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What every driver told last, by its name."""
+    return {k.removeprefix(PREFIX): v for k, v in notes.items() if k.startswith(PREFIX)}
 
 
 def _machine() -> str:

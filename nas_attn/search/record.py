@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 import optuna
@@ -81,6 +82,8 @@ class TrialRecord:
         params: the sampler's parameters.
         system: what the sampler keeps on the trial.
         values: the objectives as Optuna has them; None unless complete.
+        started: when it was written down, in seconds since 1970.
+        ended: when it was closed; None if it is not over.
     """
 
     number: int
@@ -116,6 +119,8 @@ class TrialRecord:
     params: Mapping[str, Any]
     system: Mapping[str, Any]
     values: tuple[float, ...] | None
+    started: float | None
+    ended: float | None
 
     @property
     def text(self) -> str:
@@ -201,7 +206,13 @@ def read_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         params=dict(trial.params),
         system=dict(trial.system_attrs),
         values=None if values is None else tuple(values),
+        started=_seconds(trial.datetime_start),
+        ended=_seconds(trial.datetime_complete),
     )
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -381,6 +392,21 @@ class Record:
                 f"not be compared: {', '.join(different)}. Restore them, or give the study "
                 "another name."
             )
+
+    def beside(self) -> list[tuple[str, list[TrialState], dict[str, Any]]]:
+        """What else is on record for this study, such as its confirmation.
+
+        Returns:
+            What it is, the states of its trials, and what `note` kept there.
+        """
+        found = []
+        for study in self._call(self.storage.get_all_studies):
+            name = study.study_name
+            if name.startswith(f"{self.name} (") and name != self._claims_name:
+                trials = self._call(self.storage.get_all_trials, study._study_id, deepcopy=False)
+                what = name.removeprefix(f"{self.name} (").removesuffix(")")
+                found.append((what, [trial.state for trial in trials], dict(study.user_attrs)))
+        return found
 
     def claims(self) -> list[dict[str, Any]]:
         """Which drivers took over which trials, in the order in which they did."""
