@@ -7,10 +7,11 @@
 
 Searches are named as their run folders are, the first is what others are measured by; `NAME (cold)`
 are the trials that `search.warm_start.rank_agreement` has trained from nothing, with that search's
-baseline. All must end with the same fine-tuning. Hypervolume is up to the baseline's cost and the
-loss that the baseline had after its first validation. Updates are all of a search, its baseline
-and what was stopped included, in trainings of the baseline; measuring single conversions needs
-no update, but the seconds are counted.
+baseline. All must end with the same fine-tuning. Where one of them has measured single conversions,
+how these order the trained plans of all is said, too. Hypervolume is up to the baseline's cost and
+the loss that the baseline had after its first validation. Updates are all of a search, its baseline
+and what was stopped included, in trainings of the baseline; measuring single conversions needs no
+update, but the seconds are counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ sys.path.insert(0, str(ROOT))
 from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
 from nas_attn.predictions import Predictions
+from nas_attn.ranks import LEAST_COUNT, rank_agreement
 from nas_attn.search.record import Record, TrialRecord
+from nas_attn.search.sensitivity import AdditiveModel
 from nas_attn.search.storage import open_storage
 from nas_attn.study import Study, load_study
 from nas_attn.training.worker import START, read_report
@@ -48,11 +51,13 @@ class Search:
         name: of its record.
         trials: that spent updates, in order, the baseline first.
         measured: seconds for single conversions and tests of predictions.
+        predicted: what they predict; None without.
     """
 
     name: str
     trials: Sequence[TrialRecord]
     measured: float
+    predicted: AdditiveModel | None
 
     def within(self, updates: float) -> list[TrialRecord]:
         """The trials that so many updates pay for."""
@@ -70,16 +75,33 @@ def read_search(study: Study, name: str, runs: Path) -> Search:
     base = name.removesuffix(COLD)
     storage = open_storage(study.config.execution.storage, runs / base)
     record = Record(base, storage, study.objectives)
-    trials, measured = record.trials(), 0.0
-    with contextlib.suppress(NasAttnError):
-        measured = sum(t.seconds or 0.0 for t in Predictions(study, record).record.trials())
+    trials, measured, predicted = record.trials(), 0.0, None
     if name != base:
         trials = [trials[0], *Record(name, storage, study.objectives).trials()]
-        measured = 0.0
+    else:
+        with contextlib.suppress(NasAttnError):
+            predictions = Predictions(study, record)
+            measured = sum(t.seconds for t in predictions.record.trials())
+            predicted = predictions.model()
     spending = [trial for trial in trials if trial.updates]
     if not spending or not spending[0].is_baseline:
         raise NasAttnError(f"{name}: its baseline is not trained")
-    return Search(name, spending, measured)
+    return Search(name, spending, measured, predicted)
+
+
+def say_order(searches: Sequence[Search]) -> None:
+    """Print how predictions order what was trained, if any search has made some."""
+    model = next((search.predicted for search in searches if search.predicted), None)
+    if model is None:
+        return
+    print("\nhow predictions by single conversions order the trained plans")
+    for search in searches:
+        trained = [t for t in search.trials if t.is_trained and not t.is_baseline]
+        pairs = [(t, model.predict(t.plan)) for t in trained if t.plan is not None]
+        known = [(t.cost or 0, p.change, t.loss or 0.0) for t, p in pairs if p is not None]
+        if len(known) >= LEAST_COUNT:
+            ranks = rank_agreement(*zip(*known, strict=True))
+            print(f"{search.name:28}{len(known)} plans, {ranks}")
 
 
 def main() -> None:
@@ -125,6 +147,7 @@ def main() -> None:
             f"{search.name:28}{len(search.trials):6d} {updates:8,d} {seconds:8,.0f}"
             f"             {search.measured:8,.0f}"
         )
+    say_order(searches)
 
 
 if __name__ == "__main__":
