@@ -1,0 +1,136 @@
+"""Parts of the page: pictures of plans, what mattered, how the search went, LaTeX."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nas_attn.attention.registry import SCHEMES
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.report.importance import importance_of
+from nas_attn.report.latex import latex_text
+from nas_attn.report.pictures import (
+    MIXED,
+    codes_text,
+    label_of,
+    plan_picture,
+    scheme_styles,
+)
+from nas_attn.report.progress import progress_of, reference_of
+from nas_attn.report.tables import front_table, price_text, reproduction_texts, retention_text
+from nas_attn.search.record import TrialRecord
+from nas_attn.training.worker import REPORT_FILE, START
+from tests.search.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
+
+HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
+QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> list[TrialRecord]:
+    conductor = make_conductor(tmp_path / "run", trials=14)
+    FakeExecutor().run(conductor)
+    return conductor.record.trials()
+
+
+def test_every_scheme_has_a_look_of_its_own() -> None:
+    styles = scheme_styles()
+    assert set(styles) == {*SCHEMES, MIXED}
+    assert len(set(styles.values())) == len(styles)
+
+
+def test_pictures() -> None:
+    plan = AttentionPlan.of(
+        {"encoder_self": [HALF, QUERIES], "decoder_self": AttentionChoice("multi_head")}
+    )
+    shape = SiteShape(num_layers=2, embed_dim=64, num_heads=4)
+    shapes = {"encoder_self": shape, "decoder_self": shape}
+    picture = dict(plan_picture(plan, shapes))
+    assert [cell.code for cell in picture["encoder_self"]] == ["C32", "GQ2"]
+    assert [cell.code for cell in picture["decoder_self"]] == ["MH", "MH"]
+    shares = [cell.share for cell in picture["encoder_self"]]
+    # Queries and keys of half the width, and a mixing vector for each of four heads.
+    collaborative = 2 * 64 * 32 + 4 * 32 + 2 * (64 * 64 + 64)
+    grouped = 2 * (64 * 64 + 64) + 2 * (64 * 32 + 32)
+    whole = 4 * (64 * 64 + 64)
+    assert shares == pytest.approx([collaborative / whole, grouped / whole], abs=0.01)
+    assert codes_text(plan) == "encoder_self C32 GQ2; decoder_self MH"
+    assert label_of(plan) == MIXED
+    assert label_of(AttentionPlan.uniform(HALF)) == "collaborative"
+    assert label_of(BASELINE) == "multi_head"
+
+
+def with_effect(trials: list[TrialRecord], site: str) -> list[TrialRecord]:
+    """Trials whose losses depend on their cost, and on the scheme at one site."""
+    changed = []
+    for trial in trials:
+        if trial.plan is None or trial.cost is None or not trial.is_trained:
+            continue
+        bad = dict(trial.plan)[site][0].scheme == "collaborative"
+        loss = 3.0 - trial.cost / 1e5 + (0.5 if bad else 0.0)
+        changed.append(replace(trial, loss=loss))
+    return changed
+
+
+@pytest.mark.parametrize("site", list(SHAPES))
+def test_what_mattered_is_found(trials: list[TrialRecord], site: str) -> None:
+    found = importance_of(with_effect(trials, site), SHAPES)
+    assert found[0].unit == site
+    assert found[0].share > 0.3, "size takes some of it: collaborative attention is smaller"
+    assert [effect.scheme for effect in found[0].effects] == ["multi_head", "collaborative"]
+    scores = [replace(t, loss=-(t.loss or 0.0)) for t in with_effect(trials, site)]
+    assert importance_of(scores, SHAPES, maximise=True) == found
+
+
+def test_few_trials_say_nothing_of_what_mattered(trials: list[TrialRecord]) -> None:
+    assert importance_of(trials[:11], SHAPES) == []
+
+
+def test_progress_grows_to_all_of_it(trials: list[TrialRecord]) -> None:
+    progress = progress_of(trials, OBJECTIVES)
+    assert progress is not None
+    assert progress.share[-1] == 1.0
+    assert list(progress.share) == sorted(progress.share)
+    assert progress.trials[-1] == len([t for t in trials if t.is_trained])
+    baseline = trials[0]
+    assert progress.reference.point == (baseline.curve[min(baseline.curve)], baseline.cost)
+    assert progress_of([t for t in trials if not t.is_baseline], OBJECTIVES) is None
+
+
+def test_the_reference_of_a_warm_search_is_of_the_first_training(
+    trials: list[TrialRecord], tmp_path: Path
+) -> None:
+    report = tmp_path / "seed-1" / START / REPORT_FILE
+    report.parent.mkdir(parents=True)
+    lines = [{"num_updates": n, "metrics": {"loss": loss}} for n, loss in ((10, 9.0), (20, 5.0))]
+    report.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    warm = replace(trials[0], starts=(("fairseq-train",),), folder=str(tmp_path))
+    reference = reference_of([warm], OBJECTIVES)
+    assert reference is not None
+    assert reference.point[0] == 9.0
+    gone = reference_of([replace(warm, folder=str(tmp_path / "gone"))], OBJECTIVES)
+    assert gone is not None
+    assert gone.point[0] == pytest.approx(1.2 * (warm.loss or 0.0))
+
+
+def test_retention_and_price(trials: list[TrialRecord]) -> None:
+    baseline = replace(trials[0], loss=2.0, cost=1000, point=(2.0, 1000.0))
+    smaller = replace(trials[1], loss=2.5, cost=800, point=(2.5, 800.0))
+    rows = front_table([baseline, smaller], OBJECTIVES).to_dict("records")
+    assert [retention_text(row) for row in rows] == ["80.0%", ""]
+    assert [price_text(row) for row in rows] == ["+0.2500", ""], "0.5 for two tenths"
+
+
+def test_latex_takes_any_text() -> None:
+    assert latex_text(r"a_b & 5% {x} \y ~ ^") == (
+        r"a\_b \& 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{}"
+    )
+
+
+def test_training_again_has_its_own_folder_for_tensorboard(trials: list[TrialRecord]) -> None:
+    command = (*trials[0].commands[0], "--tensorboard-logdir", "runs/x/tensorboard")
+    (text,) = reproduction_texts(replace(trials[0], commands=(command,)))
+    assert "--tensorboard-logdir checkpoints/trial-0-run-1/tensorboard" in text
