@@ -24,7 +24,7 @@ class Cell:
     """One module of a plan's picture.
 
     Args:
-        code: short, such as C64 for collaborative attention of a shared dimension of 64.
+        code: short, such as C64/1 for collaborative attention of shared dimension 64 with one value head.
         words: the choice in full.
         color: of the scheme.
         share: parameters over those of multi-head attention in its place, at most 1.
@@ -54,14 +54,11 @@ def label_of(plan: AttentionPlan) -> str:
 
 
 def code_of(choice: AttentionChoice) -> str:
-    """The initials of a scheme with its first number: C64, GQ2, MH."""
+    """The initials of a scheme with its whole numbers, dimensions first: C64/1, GQ2, MH."""
     initials = "".join(word[0] for word in choice.scheme.split("_")).upper()
-    names = sorted(dict(choice.options), key=lambda name: (name != "shared_dim", name))
-    for name in names:
-        value = dict(choice.options)[name]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return f"{initials}{value}"
-    return initials
+    options = sorted(choice.options, key=lambda option: (not option[0].endswith("_dim"), option[0]))
+    numbers = [str(v) for _, v in options if isinstance(v, int) and not isinstance(v, bool)]
+    return initials + "/".join(numbers)
 
 
 def codes_text(plan: AttentionPlan) -> str:

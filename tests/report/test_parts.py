@@ -49,7 +49,7 @@ def test_pictures() -> None:
     shape = SiteShape(num_layers=2, embed_dim=64, num_heads=4)
     shapes = {"encoder_self": shape, "decoder_self": shape}
     picture = dict(plan_picture(plan, shapes))
-    assert [cell.code for cell in picture["encoder_self"]] == ["C32", "GQ2"]
+    assert [cell.code for cell in picture["encoder_self"]] == ["C32/4", "GQ2"]
     assert [cell.code for cell in picture["decoder_self"]] == ["MH", "MH"]
     shares = [cell.share for cell in picture["encoder_self"]]
     # Queries and keys of half the width, and a mixing vector for each of four heads.
@@ -57,7 +57,7 @@ def test_pictures() -> None:
     grouped = 2 * (64 * 64 + 64) + 2 * (64 * 32 + 32)
     whole = 4 * (64 * 64 + 64)
     assert shares == pytest.approx([collaborative / whole, grouped / whole], abs=0.01)
-    assert codes_text(plan) == "encoder_self C32 GQ2; decoder_self MH"
+    assert codes_text(plan) == "encoder_self C32/4 GQ2; decoder_self MH"
     assert label_of(plan) == MIXED
     assert label_of(AttentionPlan.uniform(HALF)) == "collaborative"
     assert label_of(BASELINE) == "multi_head"
