@@ -42,7 +42,7 @@ def write_print_figures(
             s=22,
             facecolors="none",
             edgecolors=OTHER_COLOR,
-            label="dominated",
+            label="dominated" if len(rest) else None,
         )
         x, y = _numbers(points, name), _numbers(points, "loss")
         if len(costs) == 1:
