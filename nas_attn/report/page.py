@@ -64,6 +64,7 @@ def render_page(
     best = front(list(trials))
     shown = _shown(trials, {trial.number for trial in best})
     progress = progress_of(trials, context.objectives)
+    series = _series(trials, context, progress)
     importance = importance_of(trials, context.shapes, maximise=context.objectives.maximise)
     parallel = _parallel(best, context)
     curves = _curves(trials, {trial.number for trial in best})
@@ -89,7 +90,7 @@ def render_page(
         style=_resource("page.css"),
         script=_resource("page.js"),
         library=get_plotlyjs(),
-        data=_data(shown, context, noise, progress, parallel, curves, best),
+        data=_data(shown, context, noise, series, parallel, curves, best),
         sections=[(anchor, words) for anchor, words, there in sections if there],
         name=context.name,
         description=context.description,
@@ -120,6 +121,7 @@ def render_page(
         importance=[_importance_row(unit) for unit in importance],
         schemes=list(dict.fromkeys(e.scheme for unit in importance for e in unit.effects)),
         clear_count=CLEAR_COUNT,
+        has_startup=len(series) > 1,
         codes={t.number: codes_text(t.plan) for t in trials if t.plan is not None},
         progress=progress,
         curves=curves,
@@ -170,17 +172,13 @@ def _data(
     shown: Sequence[TrialRecord],
     context: ReportContext,
     noise: float | None,
-    progress: Progress | None,
+    series: Sequence[Mapping[str, Any]],
     parallel: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
     best: Sequence[TrialRecord],
 ) -> str:
     """What the page's script reads, as JSON that cannot end the script element."""
     on_front = {trial.number for trial in best}
-    series = []
-    if progress is not None:
-        line = {name: getattr(progress, name) for name in ("trials", "spent", "share", "unit")}
-        series.append({"name": "this search", **line})
     data = {
         "loss": context.loss,
         "maximise": context.objectives.maximise,
@@ -196,6 +194,34 @@ def _data(
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _series(
+    trials: Sequence[TrialRecord], context: ReportContext, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """The search's hypervolume, and that of the evenly spread trials before its sampler alone."""
+    if progress is None:
+        return []
+    names = ("trials", "spent", "share", "unit")
+    series = [{"name": "this search", **{name: getattr(progress, name) for name in names}}]
+    search = context.settings.get("search", {})
+    is_sampled = search.get("sampler", "stratified_random") != "stratified_random"
+    if not is_sampled or "sensitivity" in (search.get("strategy"), search.get("enqueue")):
+        return series
+    startup = [trial for trial in trials if trial.counts][: 1 + search["startup_trials"]]
+    spread = progress_of(startup, context.objectives)
+    if spread is not None:
+        share = [part * spread.final / progress.final for part in spread.share]
+        series.append(
+            {
+                "name": "stratified random trials alone",
+                "trials": [*spread.trials, progress.trials[-1]],
+                "spent": [*spread.spent, progress.spent[-1]],
+                "share": [*share, share[-1]],
+                "unit": progress.unit,
+            }
+        )
+    return series
 
 
 def _trial(trial: TrialRecord, on_front: bool, context: ReportContext) -> dict[str, Any]:

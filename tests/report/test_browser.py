@@ -64,7 +64,7 @@ def address(trials: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory)
         description=HOSTILE,
         objectives=objectives,
         seeds=1,
-        settings={"name": HOSTILE},
+        settings={"name": HOSTILE, "search": {"sampler": "tpe", "startup_trials": 5}},
         versions=VERSIONS,
         machine="2 CPUs",
         evaluate={},
@@ -173,6 +173,7 @@ def test_axes_are_switched(visit: Visit) -> None:
     page.check("#front-x-log")
     page.wait_for_function("document.getElementById('chart-front').layout.xaxis.type == 'log'")
     page.select_option("#progress-x", "spent")
+    assert page.locator("#chart-progress .scatterlayer .trace").count() == 2
 
 
 def test_trials_are_found_and_sorted(visit: Visit, trials: list[TrialRecord]) -> None:
