@@ -15,6 +15,7 @@ from nas_attn.amounts import parse_amount
 from nas_attn.errors import RefusedError
 from nas_attn.pareto import hypervolume, non_dominated
 from nas_attn.report.context import cost_words
+from nas_attn.report.figures import save_figure
 from nas_attn.report.progress import first_validation
 from nas_attn.report.tables import markdown_text, noise_of, write_rows
 from nas_attn.search.objectives import Objectives
@@ -500,8 +501,7 @@ def _write_figure(comparison: Comparison, folder: Path) -> None:
     axes.locator_params(axis="x", nbins=6)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(folder / "compare.png", dpi=160)
-    figure.savefig(folder / "compare.svg")
+    save_figure(figure, folder, "compare")
 
 
 def _label(name: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FRONT_COLOR, BASELINE_COLOR, OTHER_COLOR = "#0b5cad", "#c44e00", "#8a8f98"
 
@@ -65,8 +70,23 @@ def write_print_figures(
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(quality)
     panels[0].legend(frameon=False)
-    figure.savefig(folder / "front.png", dpi=160)
-    figure.savefig(folder / "front.svg")
+    save_figure(figure, folder, "front")
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write NAME.png and NAME.svg; the same figure gives the same bytes."""
+    (folder / f"{name}.svg").write_bytes(svg_bytes(figure))
+    figure.savefig(folder / f"{name}.png", dpi=160)
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """A figure as SVG, without the date and with names that depend on nothing else."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "nas-attn"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _split(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

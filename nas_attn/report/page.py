@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from nas_attn.report.context import ReportContext
+from nas_attn.report.figures import svg_bytes
 from nas_attn.report.importance import Importance, importance_of
 from nas_attn.report.pictures import codes_text, label_of, plan_picture, scheme_styles
 from nas_attn.report.progress import Progress, progress_of
@@ -350,8 +350,6 @@ def _pictures(context: ReportContext) -> list[tuple[str, str]]:
         ("The predicted front with what was measured", curve(context.findings)),
         ("Change of the loss for each unit and choice", heat_map(context.findings)),
     ):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg")
-        encoded = base64.b64encode(buffer.getvalue()).decode()
+        encoded = base64.b64encode(svg_bytes(figure)).decode()
         pictures.append((words, f"data:image/svg+xml;base64,{encoded}"))
     return pictures

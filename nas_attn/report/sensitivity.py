@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas_attn.plan import AttentionPlan
 from nas_attn.ranks import LEAST_COUNT, RankAgreement, rank_agreement
+from nas_attn.report.figures import save_figure
 from nas_attn.report.tables import write_rows
 from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, Validity
 
@@ -152,8 +153,7 @@ def write_findings(findings: Findings, folder: Path) -> None:
         write_rows(rows, folder / "outcomes.csv")
     write_rows([prediction_row(p, findings) for p in findings.front], folder / "predicted.csv")
     for name, figure in (("heatmap", heat_map(findings)), ("predicted", curve(findings))):
-        for ending in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{ending}", dpi=150)
+        save_figure(figure, folder, name)
     (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
 
 

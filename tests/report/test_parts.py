@@ -10,6 +10,7 @@ import pytest
 
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.report.figures import write_print_figures
 from nas_attn.report.importance import importance_of
 from nas_attn.report.latex import latex_text
 from nas_attn.report.pictures import (
@@ -20,7 +21,13 @@ from nas_attn.report.pictures import (
     scheme_styles,
 )
 from nas_attn.report.progress import progress_of, reference_of
-from nas_attn.report.tables import front_table, price_text, reproduction_texts, retention_text
+from nas_attn.report.tables import (
+    front_table,
+    price_text,
+    reproduction_texts,
+    retention_text,
+    trials_table,
+)
 from nas_attn.search.record import TrialRecord
 from nas_attn.training.worker import REPORT_FILE, START
 from tests.search.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
@@ -122,6 +129,19 @@ def test_retention_and_price(trials: list[TrialRecord]) -> None:
     rows = front_table([baseline, smaller], OBJECTIVES).to_dict("records")
     assert [retention_text(row) for row in rows] == ["80.0%", ""]
     assert [price_text(row) for row in rows] == ["+0.2500", ""], "0.5 for two tenths"
+
+
+def test_the_same_record_gives_the_same_figure(trials: list[TrialRecord], tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        table = trials_table(trials, OBJECTIVES)
+        words = {"total": "total parameters"}
+        write_print_figures(table, tmp_path / name, quality="loss", costs=words, noise=None)
+    for ending in ("png", "svg"):
+        first, second = (
+            (tmp_path / n / f"front.{ending}").read_bytes() for n in ("first", "second")
+        )
+        assert first == second
 
 
 def test_latex_takes_any_text() -> None:
