@@ -111,7 +111,7 @@
   function drawFront() {
     const x = byId("front-x").value, y = byId("front-y").value;
     const along = (rows, name) => name === "loss" ? rows.map((trial) => trial.loss) : column(rows, name);
-    const name = (key) => key === "loss" ? `validation ${data.loss}` : words[key];
+    const name = (key) => key === "loss" ? data.quality : words[key];
     const traces = [];
     const onFront = [...front].sort((a, b) => a.costs[axis] - b.costs[axis]);
     if (data.costs.length === 1 && x === axis && y === "loss")
@@ -161,7 +161,7 @@
         line: { color, width }, marker: { color }, hovertemplate: `trial ${curve.number}: %{y:.4f} after %{x:,} updates<extra></extra>` };
     });
     Plotly.react("chart-curves", traces, { ...look, xaxis: { ...grid, title: { text: "updates" } },
-      yaxis: { ...grid, title: { text: safe(`validation ${data.loss}`) }, type: byId("curves-log").checked ? "log" : "linear" } }, settings);
+      yaxis: { ...grid, title: { text: safe(data.quality) }, type: byId("curves-log").checked ? "log" : "linear" } }, settings);
   }
   function drawParallel() {
     const dimensions = data.parallel.map((dimension) => ({ label: safe(dimension.label), values: dimension.values,

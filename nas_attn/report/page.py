@@ -95,6 +95,7 @@ def render_page(
         name=context.name,
         description=context.description,
         loss=context.loss,
+        quality=context.quality,
         maximise=context.objectives.maximise,
         axis=context.axis,
         axes=list(context.costs.items()),
@@ -181,6 +182,7 @@ def _data(
     on_front = {trial.number for trial in best}
     data = {
         "loss": context.loss,
+        "quality": context.quality,
         "maximise": context.objectives.maximise,
         "noise": noise,
         "costs": [{"name": name, "words": words} for name, words in context.costs.items()],

@@ -137,8 +137,10 @@ def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Dat
     if baseline is not None and baseline.loss is not None and baseline.cost is not None:
         chosen["loss_change"] = chosen["loss"] - baseline.loss
         chosen["cost_change"] = chosen["cost"] / baseline.cost - 1
-        shares = baseline.loss / chosen["loss"]
-        chosen["retention"] = 1 / shares if objectives.maximise else shares
+        better, worse = chosen["loss"], pd.Series(baseline.loss, index=chosen.index)
+        if not objectives.maximise:
+            better, worse = worse, better
+        chosen["retention"] = (better / worse).where(worse != 0)
         saved = -chosen["cost_change"]
         chosen["price"] = (chosen["loss_change"] / saved * 0.1).where(saved > 0)
     return chosen

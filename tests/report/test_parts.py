@@ -144,6 +144,16 @@ def test_the_same_record_gives_the_same_figure(trials: list[TrialRecord], tmp_pa
         assert first == second
 
 
+def test_a_score_of_nought_has_no_retention(trials: list[TrialRecord]) -> None:
+    objectives = replace(OBJECTIVES, maximise=True)
+    baseline = replace(trials[0], loss=0.0, cost=1000, point=(0.0, 1000.0))
+    smaller = replace(trials[1], loss=0.0, cost=800, point=(0.0, 800.0))
+    rows = front_table([baseline, smaller], objectives).to_dict("records")
+    assert [retention_text(row) for row in rows] == ["", ""]
+    better = front_table([replace(baseline, loss=20.0), replace(smaller, loss=15.0)], objectives)
+    assert retention_text(better.to_dict("records")[0]) == "75.0%"
+
+
 def test_latex_takes_any_text() -> None:
     assert latex_text(r"a_b & 5% {x} \y ~ ^") == (
         r"a\_b \& 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{}"
