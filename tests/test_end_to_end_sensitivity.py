@@ -159,7 +159,7 @@ def test_a_search_by_predictions(
     assert len(outcomes) == len(table) - 1, "what training made of predictions is told, too"
     assert f"{len(table)} proposals, all as on record" in command("proposals", "--check")
     page = (folder / "report" / "index.html").read_text()
-    assert "<h2>Predicted front</h2>" in page
+    assert ">Predicted front</h2>" in page
     assert page.count('src="data:image/svg+xml;base64,') == 2
     logs = {log: log.stat().st_mtime_ns for log in folder.glob("**/*.log")}
     command("search")
