@@ -1622,10 +1622,22 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         fine_tuning=_fine_tuning_updates(study),
         agreement=_agreement(study, record),
         findings=_findings(study, record),
-        shapes=study.space.shapes,
+        shapes=study.space.shapes if _fit(study, trials) else {},
         study=study.typed,
     )
     return write_report(trials, context, out)
+
+
+def _fit(study: Study, trials: Sequence[TrialRecord]) -> bool:
+    """Whether all plans on record are of the model that the study's file has today."""
+    shapes = study.space.shapes
+    try:
+        for plan in [trial.plan for trial in trials if trial.plan is not None]:
+            for site, shape in shapes.items():
+                plan.layers(site, shape.num_layers)
+    except PlanError:
+        return False
+    return True
 
 
 def _findings(study: Study, record: Record) -> Findings | None:

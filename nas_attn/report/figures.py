@@ -68,7 +68,7 @@ def write_print_figures(
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.locator_params(axis="x", nbins=6)
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel(quality)
+    panels[0].set_ylabel(quality.replace("$", r"\$"))
     panels[0].legend(frameon=False)
     save_figure(figure, folder, "front")
 

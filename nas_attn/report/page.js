@@ -4,11 +4,13 @@
   const byId = (id) => document.getElementById(id);
   const trials = data.trials;
   const byNumber = new Map(trials.map((trial) => [trial.number, trial]));
-  const front = trials.filter((trial) => trial.on_front);
+  const axis = data.costs[0].name;
+  // From small to large, as the page's own tables and data have them.
+  const front = trials.filter((trial) => trial.on_front)
+    .sort((a, b) => a.costs[axis] - b.costs[axis] || a.number - b.number);
   const trained = trials.filter((trial) => trial.loss !== null);
   const baseline = trained.find((trial) => trial.baseline);
   const words = Object.fromEntries(data.costs.map((cost) => [cost.name, cost.words]));
-  const axis = data.costs[0].name;
 
   const count = (value) => value === null || value === undefined ? ""
     : Number.isInteger(value) ? value.toLocaleString("en-US") : value.toPrecision(4);
@@ -25,7 +27,8 @@
   }
 
   function against(trial) {
-    if (!baseline || trial === baseline) return "the baseline itself";
+    if (!baseline) return "the baseline is not trained";
+    if (trial === baseline) return "the baseline itself";
     const saved = trial.costs[axis] / baseline.costs[axis] - 1;
     return `${percent(saved)} ${words[axis]}, ${data.loss} ${signed(trial.loss - baseline.loss)} against the baseline`;
   }
@@ -113,7 +116,7 @@
     const along = (rows, name) => name === "loss" ? rows.map((trial) => trial.loss) : column(rows, name);
     const name = (key) => key === "loss" ? data.quality : words[key];
     const traces = [];
-    const onFront = [...front].sort((a, b) => a.costs[axis] - b.costs[axis]);
+    const onFront = front;
     if (data.costs.length === 1 && x === axis && y === "loss")
       traces.push({ x: along(onFront, x), y: along(onFront, y), mode: "lines", line: { shape: "hv", color: "#0b5cad", width: 1.5 },
         hoverinfo: "skip", name: "front" });

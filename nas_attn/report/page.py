@@ -132,6 +132,7 @@ def render_page(
         left_out=len(trials) - len(shown),
         confirmed=context.confirmed,
         fine_tuning=context.fine_tuning,
+        has_warm=any(trial.is_warm for trial in trials),
         updates=sum(trial.updates for trial in trials),
         agreement=agreement,
         findings=findings,
@@ -164,7 +165,6 @@ def _budget(best: Sequence[TrialRecord]) -> dict[str, int]:
     return {
         "low": low,
         "high": high,
-        "step": max(1, (high - low) // 1000),
         "middle": (low + high) // 2,
     }
 

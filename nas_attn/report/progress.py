@@ -37,7 +37,7 @@ class Progress:
 
     Args:
         reference: up to which it is measured.
-        trials: how many were trained.
+        trials: how many had ended, stopped and failed ones too.
         spent: updates until then, or seconds where updates are not known.
         unit: of `spent`.
         share: of the final hypervolume.

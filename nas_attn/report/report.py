@@ -105,8 +105,8 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
         lines += [
             "",
             f"Noise of one trial (standard error of its mean over {context.seeds} seeds, pooled): "
-            f"{noise:.4f}. Spread of the loss along the front: {spread:.4f}, "
-            f"{spread / noise:.1f} times the noise.",
+            f"{noise:.4f}. Spread of the loss along the front: {spread:.4f}"
+            + (f", {spread / noise:.1f} times the noise." if noise else "."),
         ]
     if context.fine_tuning is not None:
         warm = sum(trial.is_warm for trial in front(list(trials)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -85,7 +86,9 @@ class Findings:
             return "Too few plans were measured to say whether single changes add up."
         ranks, (ratio, low, high) = self.validity.ranks, self.validity.ratio
         text = f"Predicted and measured changes of {len(self.checks)} plans: {ranks}"
-        text += f"; measured over predicted {ratio:.2f} (quartiles {low:.2f}, {high:.2f})."
+        if math.isfinite(ratio):
+            text += f"; measured over predicted {ratio:.2f} (quartiles {low:.2f}, {high:.2f})"
+        text += "."
         if self.validity.left is not None:
             square = f" + {self.validity.bend:.2f} x^2" if self.validity.bend else ""
             text += (

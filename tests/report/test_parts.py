@@ -10,6 +10,7 @@ import pytest
 
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.report import summary_text
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.importance import importance_of
 from nas_attn.report.latex import latex_text
@@ -30,6 +31,7 @@ from nas_attn.report.tables import (
 )
 from nas_attn.search.record import TrialRecord
 from nas_attn.training.worker import REPORT_FILE, START
+from tests.report.test_report import context
 from tests.search.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
 
 HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
@@ -152,6 +154,16 @@ def test_a_score_of_nought_has_no_retention(trials: list[TrialRecord]) -> None:
     assert [retention_text(row) for row in rows] == ["", ""]
     better = front_table([replace(baseline, loss=20.0), replace(smaller, loss=15.0)], objectives)
     assert retention_text(better.to_dict("records")[0]) == "75.0%"
+
+
+def test_noise_of_nought_is_no_fault(trials: list[TrialRecord], tmp_path: Path) -> None:
+    """Two seeds whose losses are the same."""
+    alike = [
+        replace(t, losses=(t.loss, t.loss)) if t.is_trained and t.loss is not None else t
+        for t in trials
+    ]
+    text = summary_text(alike, context())
+    assert "pooled): 0.0000. Spread of the loss along the front: " in text
 
 
 def test_latex_takes_any_text() -> None:
