@@ -32,11 +32,11 @@ from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
 from nas_attn.predictions import Predictions
 from nas_attn.ranks import LEAST_COUNT, rank_agreement
+from nas_attn.report.progress import first_validation
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.sensitivity import AdditiveModel
 from nas_attn.search.storage import open_storage
 from nas_attn.study import Study, load_study
-from nas_attn.training.worker import START, read_report
 
 COLD = " (cold)"
 MARKS = (1.5, 2, 3, 5, 10, 20, 40)
@@ -117,8 +117,9 @@ def main() -> None:
     study = load_study(options.study, overrides=options.set, runs=options.runs)
     searches = [read_search(study, name, options.runs) for name in options.searches]
     baseline = searches[0].trials[0]
-    run = Path(str(baseline.folder)) / f"seed-{study.config.training.seeds[0]}" / START
-    weak = read_report(run)[0]["metrics"][study.objectives.loss]
+    weak = first_validation(baseline, study.objectives.loss)
+    if weak is None:
+        raise NasAttnError(f"{searches[0].name}: the log of its baseline is gone")
     reference = (float(baseline.cost or 0), weak)
 
     def volume(trials: Sequence[TrialRecord]) -> float:

@@ -29,10 +29,10 @@ from nas_attn.pareto import hypervolume
 from nas_attn.predictions import Predictions
 from nas_attn.ranks import LEAST_COUNT, rank_agreement
 from nas_attn.report.agreement import agreement_of
+from nas_attn.report.progress import first_validation
 from nas_attn.search.record import Record, TrialRecord, front
 from nas_attn.search.storage import open_storage
 from nas_attn.study import Study, load_study
-from nas_attn.training.worker import START, read_report
 
 
 def say_predictions(study: Study, record: Record, cold: Sequence[TrialRecord]) -> None:
@@ -118,9 +118,10 @@ def main() -> None:
         print(f"{about}  {pair.plan}")
     print(agreement.verdict)
     say_predictions(study, Record(names[0], storage, study.objectives), cold)
-    seed = study.config.training.seeds[0]
-    first = read_report(Path(trained[0].folder) / f"seed-{seed}" / START)[0]
-    compare(trained, cold, first["metrics"][study.objectives.loss])
+    weak = first_validation(trained[0], study.objectives.loss)
+    if weak is None:
+        sys.exit("the log of the baseline is gone")
+    compare(trained, cold, weak)
 
 
 if __name__ == "__main__":

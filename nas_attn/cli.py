@@ -1623,7 +1623,7 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         agreement=_agreement(study, record),
         findings=_findings(study, record),
         shapes=study.space.shapes if _fit(study, trials) else {},
-        study=study.typed,
+        study=() if study.config.replay else study.typed,
     )
     return write_report(trials, context, out)
 

@@ -130,6 +130,7 @@ class Predictions:
             validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
             chosen=spread_predictions(front, points),
             outcomes=self._outcomes(model, self.searched.trials()),
+            is_same_measure=self._is_same_measure(),
         )
 
     def _checks(
@@ -176,6 +177,15 @@ class Predictions:
                 )
                 found.append(outcome)
         return found
+
+    def _is_same_measure(self) -> bool:
+        """Whether the study's loss is what is measured; fairseq logs cross entropy as loss only."""
+        config = self.study.config
+        criterion = str(config.training.arguments.get("criterion", "cross_entropy"))
+        is_smoothed = "label_smoothed" in criterion
+        return self.study.objectives.loss == METRIC or (
+            self.study.objectives.loss == "loss" and not is_smoothed
+        )
 
     def _cost(self, plan: AttentionPlan) -> int:
         return int(self.study.costs.known(plan)[self.axis])

@@ -32,7 +32,8 @@ class ReportContext:
         agreement: of warm and cold trials, if it was asked for.
         findings: what single conversions of the baseline predict, if they were measured.
         shapes: of the model's sites.
-        study: arguments of commands that name the study, such as its file.
+        study: arguments of commands that name the study, such as its file; none if it leaves no
+            models.
     """
 
     name: str
@@ -76,9 +77,10 @@ class ReportContext:
 
     @property
     def export_text(self) -> str:
-        """The command that exports a trial, with {trial} for its number."""
-        named = shlex.join(self.study or (self.name,))
-        return f"nas-attn export {named} --trial {{trial}} --out trial-{{trial}}"
+        """The command that exports a trial, with {trial} for its number; empty without a study."""
+        if not self.study:
+            return ""
+        return f"nas-attn export {shlex.join(self.study)} --trial {{trial}} --out trial-{{trial}}"
 
 
 def cost_words(name: str) -> str:

@@ -122,6 +122,7 @@ def render_page(
         importance=[_importance_row(unit) for unit in importance],
         schemes=list(dict.fromkeys(e.scheme for unit in importance for e in unit.effects)),
         clear_count=CLEAR_COUNT,
+        has_models=bool(context.export_text),
         has_startup=len(series) > 1,
         codes={t.number: codes_text(t.plan) for t in trials if t.plan is not None},
         progress=progress,

@@ -18,6 +18,7 @@ from nas_attn.report.tables import (
     front_table,
     loss_change_text,
     mark_text,
+    markdown_text,
     noise_of,
     percent_text,
     time_text,
@@ -77,7 +78,7 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     stopped = sum(trial.state.name == "PRUNED" and trial.counts for trial in trials)
     seeds = "1 seed" if context.seeds == 1 else f"{context.seeds} seeds"
     lines = [
-        f"# {context.name}",
+        f"# {markdown_text(context.name)}",
         "",
         f"{trained} trials of {seeds} trained in {time_text(trials)} of training time; "
         f"{on_front} on the front." + (f" {stopped} were stopped early." if stopped else ""),
@@ -86,11 +87,12 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     effective = ["of them effective"] if context.counts_parameters else []
     further = list(context.costs.items())[1:]
     names = [context.axis, "change", *effective, *(words for _, words in further)]
-    lines.append(f"| trial | plan | {' | '.join(names)} | {context.loss} | change |")
+    loss = markdown_text(context.loss)
+    lines.append(f"| trial | plan | {' | '.join(names)} | {loss} | change |")
     lines.append("|---:|---|" + "---:|" * (len(names) + 2))
     for row in chosen.to_dict("records"):
         mark = f" ({mark_text(row)})" if mark_text(row) else ""
-        plan = str(row["plan"]).replace("|", "\\|")
+        plan = markdown_text(str(row["plan"]))
         cells = [
             f"{row['cost']:,}",
             percent_text(row),

@@ -33,7 +33,7 @@ class Outcome:
         plan: of the trial.
         cost: on the axis.
         predicted: change of the loss by conversion, before any training, in bits a token.
-        trained: its loss less the baseline's, both trained.
+        trained: its loss less the baseline's, both trained, in the study's measure.
         is_warm: whether it started from the converted baseline.
     """
 
@@ -61,6 +61,8 @@ class Findings:
         validity: what these say; None with too few.
         chosen: of the front, spread over the axis.
         outcomes: what training made of predictions.
+        is_same_measure: whether their losses are of the measure that is predicted, bits a token;
+            if not, only their order can be compared.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Findings:
     validity: Validity | None
     chosen: Sequence[Prediction]
     outcomes: Sequence[Outcome] = ()
+    is_same_measure: bool = True
 
     @property
     def is_guide(self) -> bool:
@@ -107,7 +110,9 @@ class Findings:
     @property
     def remaining(self) -> float | None:
         """The share of a (corrected) change that fine-tuning leaves: median of the warm trials;
-        None with too few."""
+        None with too few, or where losses are of another measure."""
+        if not self.is_same_measure:
+            return None
         warm = [(o.trained, self.corrected(o.predicted)) for o in self.outcomes if o.is_warm]
         shares = [trained / change for trained, change in warm if change > 0]
         return statistics.median(shares) if len(shares) >= LEAST_COUNT else None
@@ -257,7 +262,7 @@ def curve(findings: Findings) -> Figure:
                 color="#0b5cad" if kind == "predicted" else "#8a8f98",
                 label=f"converted, {'from this front' if kind == 'predicted' else 'random plans'}",
             )
-    if findings.outcomes:
+    if findings.outcomes and findings.is_same_measure:
         axes.scatter(
             [o.cost for o in findings.outcomes],
             [o.trained for o in findings.outcomes],

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from nas_attn.pareto import non_dominated
-from nas_attn.report import ReportContext, write_report
+from nas_attn.report import ReportContext, summary_text, write_report
 from nas_attn.report.agreement import agreement_of, spread_evenly
 from nas_attn.report.tables import (
     confirmation_rows,
@@ -120,6 +120,14 @@ def test_the_page_runs_nothing_from_outside(trials: list[TrialRecord], tmp_path:
     assert json.loads(outline.data)["trials"][4]["reason"] == HOSTILE
     text = page.read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)" in text
+
+
+def test_summaries_show_texts_as_they_are(trials: list[TrialRecord]) -> None:
+    odd = replace(context(name=HOSTILE), objectives=replace(OBJECTIVES, loss="a|b"))
+    text = summary_text(trials, odd)
+    assert "<script>" not in text
+    columns = {line.replace("\\|", "").count("|") for line in text.splitlines() if "|" in line[:1]}
+    assert len(columns) == 1, "no cell is cut in two"
 
 
 def test_the_baseline_has_its_row(trials: list[TrialRecord]) -> None:

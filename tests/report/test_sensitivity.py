@@ -15,7 +15,7 @@ PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
 PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
-def findings(*, outcomes: int, is_warm: bool = True) -> Findings:
+def findings(*, outcomes: int, is_warm: bool = True, is_same_measure: bool = True) -> Findings:
     """Predictions that measurements exceed by a half, and of which training leaves a fifth."""
     checks = [
         Check(
@@ -52,6 +52,7 @@ def findings(*, outcomes: int, is_warm: bool = True) -> Findings:
         validity=validity_of(checks),
         chosen=front,
         outcomes=trained,
+        is_same_measure=is_same_measure,
     )
 
 
@@ -72,3 +73,11 @@ def test_few_trials_or_cold_ones_say_nothing_of_fine_tuning(tmp_path: Path) -> N
     assert "fine-tuning" not in outcome_text(cold)
     write_findings(cold, tmp_path)
     assert pd.read_csv(tmp_path / "predicted.csv")["fine_tuned"].isna().all()
+
+
+def test_perplexities_are_compared_by_their_order_only(tmp_path: Path) -> None:
+    found = findings(outcomes=7, is_same_measure=False)
+    assert found.remaining is None
+    assert "tau 1.00 over all" in outcome_text(found)
+    assert "fine-tuning" not in outcome_text(found)
+    write_findings(found, tmp_path)
