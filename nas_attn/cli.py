@@ -1035,9 +1035,11 @@ def compare(
     reference: Annotated[
         str | None,
         typer.Option(
-            metavar="COST,LOSS",
-            help="Up to where hypervolume counts, such as 20M,8.5.",
-            show_default="cost and first validation loss of the first study's baseline",
+            metavar="COST,LOSS|first",
+            help="Up to where hypervolume counts, such as 20M,8.5; first: the loss is that of the "
+            "first validation.",
+            show_default="cost of the first study's baseline, and a loss that is a little worse "
+            "than the worst on all fronts together",
         ),
     ] = None,
     runs: RunsOption = Path("runs"),

@@ -16,8 +16,9 @@ from nas_attn.errors import RefusedError
 from nas_attn.pareto import hypervolume, non_dominated
 from nas_attn.report.context import cost_words
 from nas_attn.report.figures import save_figure
-from nas_attn.report.progress import first_validation
-from nas_attn.report.tables import markdown_text, noise_of, write_rows
+from nas_attn.report.noise import Noise
+from nas_attn.report.progress import first_validation, weak_loss
+from nas_attn.report.tables import markdown_text, write_rows
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.storage import JOURNAL, open_storage
@@ -26,6 +27,7 @@ from nas_attn.training.arguments import maximises
 logger = logging.getLogger(__name__)
 
 REPLICATES = 2000
+ASK_FOR_REFERENCE = "give a reference with --reference COST,LOSS"
 COMPARED_SETTINGS = ("data", "training", "warm_start", "replay")
 """Settings on which losses depend; that they differ is said."""
 
@@ -36,9 +38,10 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 INTERVALS = {
     "seeds": (
-        "The 95 % interval of a ratio covers the noise of training: what the ratio would be if the "
-        "same plans were trained again, with as many other seeds. It does not cover that a search "
-        "that is started again proposes other plans."
+        "The 95 % interval of a ratio is for the ratio that the same plans have without the noise "
+        "of training, as means of very many seeds. One more training of the same plans has noise "
+        "of its own and falls outside more often. Nor does it cover that a search that is started "
+        "again proposes other plans."
     ),
     "trials": (
         "The 95 % interval of a ratio says how far it hangs on single trials, which are drawn "
@@ -216,43 +219,73 @@ def read_searched(record: Record, folder: Path) -> Searched:
     )
 
 
-def parse_reference(text: str) -> Reference:
-    """Read a reference `COST,LOSS`, such as 20M,8.5.
+def parse_reference(text: str) -> Reference | Literal["first"]:
+    """Read a reference: `COST,LOSS`, such as 20M,8.5, or `first`.
 
     Raises:
         RefusedError: the text is none.
     """
+    if text == "first":
+        return "first"
     cost, _, loss = text.partition(",")
     try:
         number = float(loss)
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise RefusedError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5")
+        raise RefusedError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5, nor first")
     amount = parse_amount(cost, "--reference")
     return Reference(cost=float(amount), loss=number, origin="given with --reference")
 
 
-def reference_of(search: Searched) -> Reference:
-    """A search's reference: its baseline's cost, and the loss of that one's first validation.
+def reference_of(searches: Sequence[Searched]) -> Reference:
+    """The cost of the first search's baseline, and a loss a little worse than the worst on the
+    front of all searches together (see `weak_loss`).
+
+    Raises:
+        RefusedError: the first search's baseline is not trained.
+    """
+    first = searches[0]
+    cost, loss = _point(_baseline_of(first))
+    points = [point for search in searches for point in search.front]
+    best = [(points[index][1], points[index][0]) for index in non_dominated(points)]
+    weak = weak_loss(best, (loss, cost))
+    return Reference(
+        cost=cost,
+        loss=-weak if first.objectives.maximise else weak,
+        origin=f"cost of the baseline of {first.name}, and the worst loss on the common front made "
+        "worse by a tenth of what the front spans",
+    )
+
+
+def early_reference_of(search: Searched) -> Reference:
+    """A search's baseline's cost, and the loss of that one's first validation.
+
+    Such a loss does not hang on what searches find, but any plan beats it by far, so that
+    hypervolumes hardly differ.
 
     Raises:
         RefusedError: the baseline is not trained, or its first validation is not known.
     """
-    ask = "give a reference with --reference COST,LOSS"
-    baseline = search.baseline
-    if baseline is None:
-        raise RefusedError(f"the baseline of {search.name} is not trained: {ask}")
+    baseline = _baseline_of(search)
     weak = first_validation(baseline, search.objectives.loss, search.folder)
     if weak is None:
-        raise RefusedError(f"the first validation of {search.name}'s baseline is gone: {ask}")
+        raise RefusedError(
+            f"the first validation of {search.name}'s baseline is gone: {ASK_FOR_REFERENCE}"
+        )
     origin = f"cost and first validation of the baseline of {search.name}"
     return Reference(cost=float(baseline.cost or 0), loss=weak, origin=origin)
 
 
+def _baseline_of(search: Searched) -> TrialRecord:
+    if search.baseline is None:
+        raise RefusedError(f"the baseline of {search.name} is not trained: {ASK_FOR_REFERENCE}")
+    return search.baseline
+
+
 def compare(
     searches: Sequence[Searched],
-    reference: Reference | None = None,
+    reference: Reference | Literal["first"] | None = None,
     *,
     replicates: int = REPLICATES,
     seed: int = 1,
@@ -263,9 +296,10 @@ def compare(
     every search is drawn again on its own, `replicates` times:
 
     - Where every search has trials of several seeds, each trial's mean loss gets normal noise with
-      the standard error that is pooled over its search (`noise_of`). Plans and costs stay, so the
-      interval is for the same plans trained again with as many other seeds. (Seeds themselves are
-      not drawn with replacement: of two or three that gives too little noise.)
+      the standard error of trials of such a loss (see `Noise`). Plans and costs stay, so the
+      interval is for the ratio that the same plans have without noise; one more training of them
+      has noise of its own, too, and varies more. (Seeds themselves are not drawn with replacement:
+      of two or three that gives too little noise.)
     - Otherwise trials other than the baseline are drawn with replacement. This says how far the
       ratio hangs on single trials. It covers no noise of training.
 
@@ -278,7 +312,8 @@ def compare(
 
     Args:
         searches: two or more, the first of which others are measured by.
-        reference: common to all; None takes the first search's (see `reference_of`).
+        reference: common to all; None takes that of `reference_of`, "first" the first search's by
+            `early_reference_of`.
         replicates: of the bootstrap.
         seed: of the bootstrap; the same gives the same intervals, whatever else is compared.
 
@@ -289,12 +324,22 @@ def compare(
     searches = _named_apart(searches)
     _check_comparable(searches)
     first = searches[0]
-    reference = reference or reference_of(first)
+    if reference is None:
+        reference = reference_of(searches)
+    elif reference == "first":
+        reference = early_reference_of(first)
     corner = reference.point(first.objectives)
-    by_seeds = all(noise_of(search.trials) is not None for search in searches)
+    noises = [Noise.of(search.trials) for search in searches]
+    by_seeds = all(noise is not None for noise in noises)
     drawn = [
-        _replicates(search, corner, np.random.default_rng([seed, turn]), replicates, by_seeds)
-        for turn, search in enumerate(searches)
+        _replicates(
+            search,
+            corner,
+            np.random.default_rng([seed, turn]),
+            replicates,
+            noise if by_seeds else None,
+        )
+        for turn, (search, noise) in enumerate(zip(searches, noises, strict=True))
     ]
     volumes = [hypervolume(search.front, corner) for search in searches]
     rows = []
@@ -375,17 +420,17 @@ def _replicates(
     corner: tuple[float, float],
     random: np.random.Generator,
     count: int,
-    by_seeds: bool,
+    noise: Noise | None,
 ) -> NDArray[np.float64]:
-    """Hypervolumes (count) of a search drawn again; see `compare`."""
+    """Hypervolumes (count) of a search drawn again, by its noise or by trials; see `compare`."""
     trained = sorted(search.trained, key=_point)
     costs, losses = np.array([_point(trial) for trial in trained]).T
-    noise = noise_of(search.trials) or 0.0
+    errors = np.array([noise.at(t.loss or 0.0).error if noise else 0.0 for t in trained])
     others = np.array([i for i, trial in enumerate(trained) if not trial.is_baseline], dtype=int)
     volumes = np.empty(count)
     for turn in range(count):
-        if by_seeds:
-            again = losses + noise * random.standard_normal(len(losses))
+        if noise is not None:
+            again = losses + errors * random.standard_normal(len(losses))
         else:
             again = losses.copy()
             # A loss as weak as the reference adds nothing.

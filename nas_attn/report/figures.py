@@ -21,16 +21,14 @@ def write_print_figures(
     *,
     quality: str,
     costs: Mapping[str, str],
-    noise: float | None,
 ) -> None:
     """Write front.png and front.svg.
 
     Args:
-        trials: from `trials_table`.
+        trials: from `trials_table`; its noise is drawn as error bars.
         folder: where to.
         quality: the measure of quality in words.
         costs: their names and what they are in words.
-        noise: standard error of one trial's loss, drawn as error bars.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -52,8 +50,9 @@ def write_print_figures(
         x, y = _numbers(points, name), _numbers(points, "loss")
         if len(costs) == 1:
             axes.step(x, y, where="post", color=FRONT_COLOR, linewidth=1.2)
+        bars = None if points["noise"].isna().any() else _numbers(points, "noise")
         axes.errorbar(
-            x, y, yerr=noise, fmt="o", color=FRONT_COLOR, markersize=5, capsize=2, label="front"
+            x, y, yerr=bars, fmt="o", color=FRONT_COLOR, markersize=5, capsize=2, label="front"
         )
         axes.scatter(
             _numbers(baseline, name),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ from nas_attn.search.record import TrialRecord
 
 LEAST_TRIALS = 12
 """Trained trials below which nothing is said."""
+SHUFFLES = 400
+"""Times that losses are dealt out again at random to learn what chance alone explains."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,22 @@ class Importance:
 
     Args:
         unit: a site, or a layer of it where plans decide layer by layer.
-        share: of the variance that cost leaves, what the unit's scheme explains beyond chance
-            (epsilon squared, 0 at least).
+        share: of the variance that cost leaves, what the unit's scheme explains beyond the average
+            of chance (epsilon squared, 0 at least).
+        chance: the share that the largest of all units reaches in one of twenty cases where schemes
+            have no effect at all.
         effects: of its schemes, from good to bad.
     """
 
     unit: str
     share: float
+    chance: float
     effects: tuple[Effect, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the share is more than chance gives."""
+        return self.share > self.chance
 
 
 def importance_of(
@@ -70,18 +79,35 @@ def importance_of(
         np.array([sign * (trial.loss or 0.0) for trial in trained]),
     )
     total = float(residuals @ residuals)
+    units = {
+        unit: np.unique(schemes, return_inverse=True)
+        for unit, schemes in _units(trained, shapes).items()
+        if len(set(schemes)) > 1
+    }
+    if total <= 0 or not units:
+        return []
+    chance = _chance([places for _, places in units.values()], residuals)
     found = []
-    for unit, schemes in _units(trained, shapes).items():
-        groups = defaultdict(list)
-        for scheme, residual in zip(schemes, residuals, strict=True):
-            groups[scheme].append(float(residual))
-        if len(groups) < 2 or total <= 0:
-            continue
+    for unit, (names, places) in units.items():
         effects = sorted(
-            (_effect(scheme, values) for scheme, values in groups.items()), key=lambda e: e.mean
+            (_effect(str(name), residuals[places == place]) for place, name in enumerate(names)),
+            key=lambda effect: effect.mean,
         )
-        found.append(Importance(unit, _explained(list(groups.values()), total), tuple(effects)))
+        found.append(Importance(unit, _explained(places, residuals), chance, tuple(effects)))
     return sorted(found, key=lambda importance: -importance.share)
+
+
+def _chance(units: Sequence[np.ndarray], residuals: np.ndarray) -> float:
+    """The 95 % quantile of the largest share of any unit where residuals are dealt out at random.
+
+    The largest, because that is the one that people look at.
+    """
+    random = np.random.default_rng(1)
+    largest = []
+    for _ in range(SHUFFLES):
+        dealt = random.permutation(residuals)
+        largest.append(max(_explained(places, dealt) for places in units))
+    return float(np.quantile(largest, 0.95))
 
 
 def _residuals(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -109,17 +135,24 @@ def _units(trained: Sequence[TrialRecord], shapes: Mapping[str, SiteShape]) -> d
     return by_layer
 
 
-def _effect(scheme: str, values: Sequence[float]) -> Effect:
+def _effect(scheme: str, values: np.ndarray) -> Effect:
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     error = None if spread is None else spread / len(values) ** 0.5
     return Effect(scheme, len(values), float(np.mean(values)), error)
 
 
-def _explained(groups: Sequence[Sequence[float]], total: float) -> float:
-    """Epsilon squared (Kelley 1935): the share explained, less what chance would explain."""
-    count = sum(len(group) for group in groups)
-    within = sum(float(np.var(group)) * len(group) for group in groups)
-    degrees = count - len(groups)
+def _explained(places: np.ndarray, residuals: np.ndarray) -> float:
+    """Epsilon squared (Kelley 1935): the share explained, less what chance explains on average.
+
+    Args:
+        places: (trials) the scheme of each trial, counted from 0.
+        residuals: (trials)
+    """
+    counts = np.bincount(places)
+    degrees = len(residuals) - len(counts)
     if degrees <= 0:
         return 0.0
-    return max(0.0, (total - within - (len(groups) - 1) * within / degrees) / total)
+    means = np.bincount(places, residuals) / counts
+    within = float(np.square(residuals - means[places]).sum())
+    total = float(np.square(residuals).sum())
+    return max(0.0, (total - within - (len(counts) - 1) * within / degrees) / total)

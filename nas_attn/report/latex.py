@@ -7,7 +7,7 @@ import re
 import pandas as pd
 
 from nas_attn.report.context import ReportContext
-from nas_attn.report.tables import loss_change_text, percent_text
+from nas_attn.report.tables import loss_change_text, mark_text, percent_text
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -26,7 +26,8 @@ def latex_text(text: str) -> str:
 
 
 def latex_table(chosen: pd.DataFrame, context: ReportContext) -> str:
-    """A tabular of the front and the baseline; it needs the package booktabs.
+    """A tabular of the front, what is within its noise and the baseline, each marked as such; it
+    needs the package booktabs.
 
     Args:
         chosen: from `front_table`.
@@ -41,7 +42,9 @@ def latex_table(chosen: pd.DataFrame, context: ReportContext) -> str:
         r"\midrule",
     ]
     for row in chosen.to_dict("records"):
-        plan = "multi-head (baseline)" if row["baseline"] else str(row["plan"])
+        plan = "multi-head" if row["baseline"] else str(row["plan"])
+        if mark_text(row):
+            plan += f" ({mark_text(row)})"
         cells = [
             str(row["trial"]),
             latex_text(plan),

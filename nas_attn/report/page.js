@@ -78,7 +78,7 @@
     }
     const best = within.reduce((a, b) => (data.maximise ? b.loss > a.loss : b.loss < a.loss) ? b : a);
     const text = `Trial ${best.number}: ${count(best.costs[axis])} ${words[axis]}, ${data.loss} ${best.loss.toFixed(4)}` +
-      (data.noise === null ? "" : ` \u00b1${data.noise.toFixed(4)}`);
+      (best.noise === null ? "" : ` \u00b1${best.noise.toFixed(4)}`);
     const row = byId(`front-${best.number}`);
     const picture = row.querySelector("table.plan").cloneNode(true);
     answer.replaceChildren(make("b", text), make("br"), document.createTextNode(against(best) + "."));
@@ -124,7 +124,7 @@
       for (const isFront of [false, true]) {
         const rows = trained.filter((trial) => trial.scheme === scheme && trial.on_front === isFront && !trial.baseline);
         if (!rows.length) continue;
-        const bars = isFront && data.noise !== null && y === "loss" ? { type: "constant", value: data.noise, width: 3, color: "#56606d" } : undefined;
+        const bars = isFront && y === "loss" && rows.every((trial) => trial.noise !== null) ? { type: "data", array: rows.map((trial) => trial.noise), width: 3, color: "#56606d" } : undefined;
         traces.push({ x: along(rows, x), y: along(rows, y), mode: "markers", name: scheme, legendgroup: scheme, error_y: bars,
           showlegend: isFront || !trained.some((trial) => trial.scheme === scheme && trial.on_front),
           marker: { color, symbol, size: isFront ? 11 : 7, opacity: isFront ? 1 : 0.45, line: { color: "#1b2430", width: 1 } },

@@ -15,11 +15,11 @@ from jinja2 import Environment, StrictUndefined
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.importance import Importance, importance_of
+from nas_attn.report.noise import Noise, noise_text
 from nas_attn.report.pictures import codes_text, label_of, plan_picture, scheme_styles
 from nas_attn.report.progress import Progress, progress_of
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 from nas_attn.report.tables import (
-    DIFFERENCE,
     cost_text,
     effective_text,
     loss_change_text,
@@ -47,7 +47,7 @@ CLEAR, CLEAR_COUNT = 2.0, 5
 def render_page(
     trials: Sequence[TrialRecord],
     context: ReportContext,
-    noise: float | None,
+    noise: Noise | None,
     chosen: pd.DataFrame,
 ) -> str:
     """The page as HTML.
@@ -55,7 +55,7 @@ def render_page(
     Args:
         trials: of the study, in order.
         context: everything else.
-        noise: standard error of one trial's loss.
+        noise: of the trials.
         chosen: from `front_table`.
     """
     from plotly.offline import get_plotlyjs
@@ -105,8 +105,7 @@ def render_page(
         settings=json.dumps(context.settings, indent=2),
         versions=context.versions,
         machine=context.machine,
-        noise=noise,
-        margin=None if noise is None else DIFFERENCE * noise,
+        noise="" if noise is None else noise_text(noise, [trial.loss or 0.0 for trial in best]),
         time=time_text(trials),
         baseline=baseline,
         budget=_budget(best),
@@ -122,6 +121,7 @@ def render_page(
         importance=[_importance_row(unit) for unit in importance],
         schemes=list(dict.fromkeys(e.scheme for unit in importance for e in unit.effects)),
         clear_count=CLEAR_COUNT,
+        chance=importance[0].chance if importance else None,
         has_models=bool(context.export_text),
         has_startup=len(series) > 1,
         codes={t.number: codes_text(t.plan) for t in trials if t.plan is not None},
@@ -173,7 +173,7 @@ def _budget(best: Sequence[TrialRecord]) -> dict[str, int]:
 def _data(
     shown: Sequence[TrialRecord],
     context: ReportContext,
-    noise: float | None,
+    noise: Noise | None,
     series: Sequence[Mapping[str, Any]],
     parallel: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
@@ -185,7 +185,6 @@ def _data(
         "loss": context.loss,
         "quality": context.quality,
         "maximise": context.objectives.maximise,
-        "noise": noise,
         "costs": [{"name": name, "words": words} for name, words in context.costs.items()],
         "styles": scheme_styles(),
         "export": context.export_text,
@@ -193,7 +192,7 @@ def _data(
         "progress": series,
         "parallel": parallel,
         "curves": curves,
-        "trials": [_trial(trial, trial.number in on_front, context) for trial in shown],
+        "trials": [_trial(trial, trial.number in on_front, context, noise) for trial in shown],
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -212,7 +211,7 @@ def _series(
     if not is_sampled or "sensitivity" in (search.get("strategy"), search.get("enqueue")):
         return series
     startup = [trial for trial in trials if trial.counts][: 1 + search["startup_trials"]]
-    spread = progress_of(startup, context.objectives)
+    spread = progress_of(startup, context.objectives, progress.reference)
     if spread is not None:
         share = [part * spread.final / progress.final for part in spread.share]
         series.append(
@@ -227,7 +226,9 @@ def _series(
     return series
 
 
-def _trial(trial: TrialRecord, on_front: bool, context: ReportContext) -> dict[str, Any]:
+def _trial(
+    trial: TrialRecord, on_front: bool, context: ReportContext, noise: Noise | None
+) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": state_text(trial),
@@ -237,6 +238,7 @@ def _trial(trial: TrialRecord, on_front: bool, context: ReportContext) -> dict[s
         "costs": {name: trial.costs[name] for name in context.costs if name in trial.costs},
         "loss": trial.loss if trial.is_trained else None,
         "losses": trial.losses,
+        "noise": None if noise is None or trial.loss is None else noise.at(trial.loss).error,
         "on_front": on_front,
         "baseline": trial.is_baseline,
         "warm": trial.is_warm,
@@ -290,7 +292,12 @@ def _importance_row(unit: Importance) -> dict[str, Any]:
             "count": effect.count,
             "tone": tone,
         }
-    return {"unit": unit.unit, "share": unit.share, "effects": effects}
+    return {
+        "unit": unit.unit,
+        "share": unit.share,
+        "is_clear": unit.is_clear,
+        "effects": effects,
+    }
 
 
 def _parallel(best: Sequence[TrialRecord], context: ReportContext) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How the hypervolume of a search has grown, against a reference point that was fixed before."""
+"""How the hypervolume of a search has grown, up to one reference point."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 
 from nas_attn.pareto import dominates, hypervolume
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import TrialRecord
+from nas_attn.search.record import TrialRecord, front
 from nas_attn.training.worker import START, read_report
 
 POINTS = 300
 """Places at which a curve is drawn, at most."""
+SLACK = 0.1
+"""Of what a front spans in loss, the part by which the reference is worse than its worst point."""
 WEAKER = 1.2
-"""A weak loss over the baseline's, where nothing is known of an early model."""
+"""A weak loss over the baseline's, where a front is one point."""
 
 
 @dataclass(frozen=True)
@@ -53,45 +55,64 @@ class Progress:
 
 
 def reference_of(trials: Sequence[TrialRecord], objectives: Objectives) -> Reference | None:
-    """The baseline's costs, and the score that the baseline had after its first validation.
+    """The baseline's costs, and a score a little worse than the front's worst.
 
     None without a trained baseline.
     """
     baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
-    if baseline is None or baseline.point is None or baseline.loss is None:
+    if baseline is None or baseline.point is None:
         return None
-    sign = -1.0 if objectives.maximise else 1.0
-    first = first_validation(baseline, objectives.loss)
-    if first is not None and sign * (first - baseline.loss) > 0:
-        return Reference(
-            (sign * first, *baseline.point[1:]),
-            f"the baseline's costs, and its {objectives.loss} after the first validation "
-            f"({first:.4f})",
-        )
-    weak = baseline.loss / WEAKER if objectives.maximise else baseline.loss * WEAKER
+    weak = weak_loss([t.point for t in front(trials) if t.point], baseline.point)
+    shown = -weak if objectives.maximise else weak
     return Reference(
-        (sign * weak, *baseline.point[1:]),
-        f"the baseline's costs, and its final {objectives.loss} made worse by a factor of "
-        f"{WEAKER} ({weak:.4f})",
+        (weak, *baseline.point[1:]),
+        f"the baseline's costs, and the worst {objectives.loss} on the front made worse by a tenth "
+        f"of what the front spans ({shown:.4f})",
     )
 
 
-def progress_of(trials: Sequence[TrialRecord], objectives: Objectives) -> Progress | None:
-    """Follow a search; None without a trained baseline or where nothing is within the reference."""
-    reference = reference_of(trials, objectives)
+def weak_loss(front: Sequence[Sequence[float]], baseline: Sequence[float]) -> float:
+    """The loss up to which hypervolume counts.
+
+    It is the worst on the front, made worse by a tenth of what the front spans, so that the whole
+    front counts and the first trials have not nearly all of it: a loss that any plan beats by far,
+    such as an early one of the baseline, would give them that.
+
+    Args:
+        front: points of loss and costs, each better when lower; one at least.
+        baseline: likewise.
+    """
+    # What costs more than the baseline lies beyond the reference.
+    losses = [p[0] for p in front if all(a <= b for a, b in zip(p[1:], baseline[1:], strict=True))]
+    losses = losses or [baseline[0]]
+    span = max(losses) - min(losses)
+    return max(losses) + (SLACK * span if span > 0 else (WEAKER - 1.0) * abs(max(losses)))
+
+
+def progress_of(
+    trials: Sequence[TrialRecord], objectives: Objectives, reference: Reference | None = None
+) -> Progress | None:
+    """Follow a search; None without a trained baseline or where nothing is within the reference.
+
+    Args:
+        trials: of the search.
+        objectives: of the study.
+        reference: None takes that of these trials.
+    """
+    reference = reference or reference_of(trials, objectives)
     paid = [trial for trial in trials if trial.counts and (trial.is_trained or trial.seconds)]
     if reference is None or not paid:
         return None
     has_updates = all(trial.updates for trial in paid if trial.is_trained)
-    front: list[tuple[float, ...]] = []
+    best: list[tuple[float, ...]] = []
     spent, steps = 0.0, []
     marks = {round(i * (len(paid) - 1) / (POINTS - 1)) for i in range(POINTS)}
     for index, trial in enumerate(paid):
         spent += trial.updates if has_updates else trial.seconds
         if trial.is_trained and trial.point is not None:
-            _insert(front, trial.point)
+            _insert(best, trial.point)
         if index in marks:
-            steps.append((index + 1, spent, hypervolume(front, reference.point)))
+            steps.append((index + 1, spent, hypervolume(best, reference.point)))
     final = steps[-1][2]
     if final <= 0:
         return None

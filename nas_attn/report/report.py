@@ -10,6 +10,7 @@ from pathlib import Path
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.latex import latex_table
+from nas_attn.report.noise import Noise, noise_text
 from nas_attn.report.page import render_page
 from nas_attn.report.tables import (
     cost_text,
@@ -19,7 +20,6 @@ from nas_attn.report.tables import (
     loss_change_text,
     mark_text,
     markdown_text,
-    noise_of,
     percent_text,
     time_text,
     trials_table,
@@ -48,10 +48,10 @@ def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     table, chosen = (
-        trials_table(trials, context.objectives),
+        trials_table(trials),
         front_table(trials, context.objectives),
     )
-    noise = noise_of(trials)
+    noise = Noise.of(trials)
     table.to_csv(folder / "trials.csv", index=False)
     chosen.to_csv(folder / "front.csv", index=False)
     write_curves(curves_of(trials), folder / "curves.csv")
@@ -60,7 +60,7 @@ def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: 
         write_rows(context.confirmed, folder / "confirmed.csv")
     if context.agreement:
         write_rows([asdict(pair) for pair in context.agreement.pairs], folder / "agreement.csv")
-    write_print_figures(table, folder, quality=context.quality, costs=context.costs, noise=noise)
+    write_print_figures(table, folder, quality=context.quality, costs=context.costs)
     summary = summary_text(trials, context)
     (folder / "summary.md").write_text(summary, encoding="utf-8")
     (folder / "front.tex").write_text(latex_table(chosen, context), encoding="utf-8")
@@ -72,7 +72,7 @@ def write_report(trials: Sequence[TrialRecord], context: ReportContext, folder: 
 def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     """The front as a Markdown table with a few lines around it."""
     chosen = front_table(trials, context.objectives)
-    noise = noise_of(trials)
+    noise = Noise.of(trials)
     trained = sum(trial.is_trained for trial in trials)
     on_front = sum(chosen["on_front"])
     stopped = sum(trial.state.name == "PRUNED" and trial.counts for trial in trials)
@@ -102,13 +102,15 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
         cells += [f"{row['loss']:.4f}", loss_change_text(row)]
         lines.append(f"| {row['trial']}{mark} | {plan} | {' | '.join(cells)} |")
     if noise is not None and on_front > 1:
-        losses = chosen[chosen["on_front"]]["loss"]
-        spread = float(losses.max() - losses.min())
+        losses = [float(loss) for loss in chosen[chosen["on_front"]]["loss"]]
+        spread, margin = max(losses) - min(losses), noise.margin(max(losses), min(losses))
+        clear = "more" if spread > margin else "no more"
         lines += [
             "",
-            f"Noise of one trial (standard error of its mean over {context.seeds} seeds, pooled): "
-            f"{noise:.4f}. Spread of the loss along the front: {spread:.4f}"
-            + (f", {spread / noise:.1f} times the noise." if noise else "."),
+            f"Noise of one trial (standard error of its mean over {context.seeds} seeds, of trials "
+            f"of such a loss): {noise_text(noise, losses)}. Spread of the loss along the front: "
+            f"{spread:.4f}, {clear} than the {margin:.4f} that two trials may differ by chance "
+            "(95 %).",
         ]
     if context.fine_tuning is not None:
         warm = sum(trial.is_warm for trial in front(list(trials)))
@@ -128,7 +130,7 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
 
 
 def _write_front_json(
-    trials: Sequence[TrialRecord], context: ReportContext, noise: float | None, path: Path
+    trials: Sequence[TrialRecord], context: ReportContext, noise: Noise | None, path: Path
 ) -> None:
     points = [
         {
@@ -139,6 +141,7 @@ def _write_front_json(
             "costs": dict(trial.costs),
             "loss": trial.loss,
             "losses": list(trial.losses),
+            "noise": None if noise is None or trial.loss is None else noise.at(trial.loss).error,
             "starts": [list(start) for start in trial.starts],
             "commands": [list(command) for command in trial.commands],
             "updates": trial.updates,
@@ -151,7 +154,7 @@ def _write_front_json(
         "study": context.name,
         "loss": context.loss,
         "costs": list(context.objectives.costs),
-        "noise": noise,
+        "noise": None if noise is None else noise.pooled,
         "front": points,
     }
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

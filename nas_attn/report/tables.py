@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from nas_attn.plan import AttentionPlan
+from nas_attn.report.noise import Noise, undecided
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
 from nas_attn.training.arguments import TENSORBOARD, maximises, shell_text, with_value
@@ -21,67 +22,21 @@ from nas_attn.training.costs import MEASURED_COSTS
 from nas_attn.training.replay import Curve, Point
 from nas_attn.training.worker import BEST, PRUNED, START
 
-DIFFERENCE = 1.96 * 2**0.5
-"""Half the 95 % interval of a difference of two means, in standard errors of one."""
 
-
-def noise_of(trials: Sequence[TrialRecord]) -> float | None:
-    """Standard error of one trial's loss, pooled over the trials; None with one seed.
-
-    The variance over seeds is averaged over trials and divided by the number of seeds of a trial.
-    """
-    repeated = [trial for trial in trials if trial.is_trained and len(trial.losses) > 1]
-    if not repeated:
-        return None
-    variance = statistics.fmean(statistics.variance(trial.losses) for trial in repeated)
-    seeds = statistics.fmean(len(trial.losses) for trial in repeated)
-    return float((variance / seeds) ** 0.5)
-
-
-def undecided(
-    trials: Sequence[TrialRecord], objectives: Objectives, noise: float | None
-) -> set[int]:
-    """Numbers of the trials off the front that nothing dominates beyond the noise.
-
-    A trial dominates another beyond the noise if it costs no more, and its loss is better by more
-    than the 95 % interval of the difference of two means. Without a known noise there are none.
-
-    Args:
-        trials: of the study.
-        objectives: of the study.
-        noise: standard error of one trial's loss.
-    """
-    if noise is None:
-        return set()
-    margin = DIFFERENCE * noise
-    best = front(trials)
-    on_front = {trial.number for trial in best}
-    found = set()
-    for trial in trials:
-        if trial.number in on_front or not trial.is_trained or trial.point is None:
-            continue
-        loss, *costs = trial.point
-        clearer = (better.point for better in best if better.point is not None)
-        if not any(
-            all(a <= b for a, b in zip(point[1:], costs, strict=True)) and point[0] + margin < loss
-            for point in clearer
-        ):
-            found.add(trial.number)
-    return found
-
-
-def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.DataFrame:
+def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row for each trial.
 
     Columns: trial, state, baseline, warm (started from the baseline), on_front, within_noise (off
     the front, but nothing dominates it beyond the noise), plan, cost (on the axis of the
     objectives), cost_certain (whether it was known before training), effective_cost (if it counts
     parameters, those of them that act), every cost by name, loss (mean over seeds), loss_std (over
-    seeds), loss_error (standard error of the mean), seeds, seconds, updates, attempts (continued
-    after a fault), duplicate_of, failure (its kind), reason, command (of the first seed), folder.
+    seeds), loss_error (standard error of the mean), noise (standard error of trials of such a
+    loss), seeds, seconds, updates, attempts (continued after a fault), duplicate_of, failure (its
+    kind), reason, command (of the first seed), folder.
     """
     on_front = {trial.number for trial in front(list(trials))}
-    tied = undecided(trials, objectives, noise_of(trials))
+    noise = Noise.of(trials)
+    tied = undecided(trials, noise)
     names = list(dict.fromkeys(name for trial in trials for name in trial.costs))
     rows = [
         {
@@ -99,6 +54,7 @@ def trials_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Da
             "loss": trial.loss,
             "loss_std": statistics.stdev(trial.losses) if len(trial.losses) > 1 else None,
             "loss_error": _standard_error(trial.losses),
+            "noise": None if noise is None or trial.loss is None else noise.at(trial.loss).error,
             "seeds": len(trial.losses),
             "seconds": trial.seconds,
             "updates": trial.updates,
@@ -127,7 +83,7 @@ def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Dat
     baseline's score where higher is better); price (loss_change for each tenth of the cost that is
     saved, empty where nothing is).
     """
-    table = trials_table(trials, objectives)
+    table = trials_table(trials)
     if table.empty:
         return table
     baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)

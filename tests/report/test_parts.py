@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.report import summary_text
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.importance import importance_of
-from nas_attn.report.latex import latex_text
+from nas_attn.report.latex import latex_table, latex_text
 from nas_attn.report.pictures import (
     MIXED,
     codes_text,
@@ -29,8 +29,7 @@ from nas_attn.report.tables import (
     retention_text,
     trials_table,
 )
-from nas_attn.search.record import TrialRecord
-from nas_attn.training.worker import REPORT_FILE, START
+from nas_attn.search.record import TrialRecord, front
 from tests.report.test_report import context
 from tests.search.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
 
@@ -94,6 +93,21 @@ def test_what_mattered_is_found(trials: list[TrialRecord], site: str) -> None:
     assert importance_of(scores, SHAPES, maximise=True) == found
 
 
+def test_chance_is_told_from_effects(trials: list[TrialRecord]) -> None:
+    """Where schemes have no effect, the largest share is called clear in about one of twenty."""
+    draw = random.Random(5)
+    trained = [t for t in trials if t.plan is not None and t.is_trained][:12]
+    clear, largest = 0, 0.0
+    for _ in range(100):
+        noisy = [replace(t, loss=draw.gauss(0, 1)) for t in trained]
+        found = importance_of(noisy, SHAPES)
+        clear += found[0].is_clear
+        largest = max(largest, found[0].share)
+    assert clear <= 12
+    assert largest > 0.2, "so much by chance alone"
+    assert importance_of(with_effect(trials, "decoder_self"), SHAPES)[0].is_clear
+
+
 def test_few_trials_say_nothing_of_what_mattered(trials: list[TrialRecord]) -> None:
     assert importance_of(trials[:11], SHAPES) == []
 
@@ -104,25 +118,24 @@ def test_progress_grows_to_all_of_it(trials: list[TrialRecord]) -> None:
     assert progress.share[-1] == 1.0
     assert list(progress.share) == sorted(progress.share)
     assert progress.trials[-1] == len([t for t in trials if t.is_trained])
-    baseline = trials[0]
-    assert progress.reference.point == (baseline.curve[min(baseline.curve)], baseline.cost)
+    best = front(trials)
+    losses = [trial.loss or 0.0 for trial in best]
+    weak = max(losses) + 0.1 * (max(losses) - min(losses))
+    assert progress.reference.point == (pytest.approx(weak), trials[0].cost)
+    assert progress.share[1] < 0.8, "the second trial does not have nearly all"
     assert progress_of([t for t in trials if not t.is_baseline], OBJECTIVES) is None
 
 
-def test_the_reference_of_a_warm_search_is_of_the_first_training(
-    trials: list[TrialRecord], tmp_path: Path
-) -> None:
-    report = tmp_path / "seed-1" / START / REPORT_FILE
-    report.parent.mkdir(parents=True)
-    lines = [{"num_updates": n, "metrics": {"loss": loss}} for n, loss in ((10, 9.0), (20, 5.0))]
-    report.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    warm = replace(trials[0], starts=(("fairseq-train",),), folder=str(tmp_path))
-    reference = reference_of([warm], OBJECTIVES)
+def test_a_front_of_one_point_has_a_reference(trials: list[TrialRecord]) -> None:
+    alone = progress_of(trials[:1], OBJECTIVES)
+    assert alone is None, "the baseline itself is at the reference's cost"
+    reference = reference_of(trials[:1], OBJECTIVES)
     assert reference is not None
-    assert reference.point[0] == 9.0
-    gone = reference_of([replace(warm, folder=str(tmp_path / "gone"))], OBJECTIVES)
-    assert gone is not None
-    assert gone.point[0] == pytest.approx(1.2 * (warm.loss or 0.0))
+    assert reference.point[0] == pytest.approx(1.2 * (trials[0].loss or 0.0))
+    score = replace(trials[0], loss=20.0, point=(-20.0, float(trials[0].cost or 0)))
+    scored = reference_of([score], replace(OBJECTIVES, maximise=True))
+    assert scored is not None
+    assert scored.point[0] == pytest.approx(-16.0)
 
 
 def test_retention_and_price(trials: list[TrialRecord]) -> None:
@@ -136,9 +149,9 @@ def test_retention_and_price(trials: list[TrialRecord]) -> None:
 def test_the_same_record_gives_the_same_figure(trials: list[TrialRecord], tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        table = trials_table(trials, OBJECTIVES)
+        table = trials_table(trials)
         words = {"total": "total parameters"}
-        write_print_figures(table, tmp_path / name, quality="loss", costs=words, noise=None)
+        write_print_figures(table, tmp_path / name, quality="loss", costs=words)
     for ending in ("png", "svg"):
         first, second = (
             (tmp_path / n / f"front.{ending}").read_bytes() for n in ("first", "second")
@@ -163,7 +176,16 @@ def test_noise_of_nought_is_no_fault(trials: list[TrialRecord], tmp_path: Path) 
         for t in trials
     ]
     text = summary_text(alike, context())
-    assert "pooled): 0.0000. Spread of the loss along the front: " in text
+    assert "of such a loss): 0.0000. Spread of the loss along the front: " in text
+
+
+def test_the_latex_table_marks_what_is_not_on_the_front(trials: list[TrialRecord]) -> None:
+    worse = replace(trials[0], loss=99.0, point=(99.0, float(trials[0].cost or 0)))
+    table = front_table([worse, *trials[1:]], OBJECTIVES)
+    assert not table[table["baseline"]]["on_front"].any()
+    text = latex_table(table, context())
+    assert "multi-head (baseline, dominated) &" in text
+    assert text.count("dominated") == 1
 
 
 def test_latex_takes_any_text() -> None:

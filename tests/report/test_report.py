@@ -16,12 +16,11 @@ import pytest
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, summary_text, write_report
 from nas_attn.report.agreement import agreement_of, spread_evenly
+from nas_attn.report.noise import LEAST_DEGREES, Noise, undecided
 from nas_attn.report.tables import (
     confirmation_rows,
     front_table,
-    noise_of,
     trials_table,
-    undecided,
 )
 from nas_attn.search.record import SIZE, TrialRecord, read_trial
 from nas_attn.training.replay import recorded_curves
@@ -139,21 +138,38 @@ def test_the_baseline_has_its_row(trials: list[TrialRecord]) -> None:
     assert list(table["cost"]) == sorted(table["cost"])
 
 
-def test_noise_is_pooled(trials: list[TrialRecord]) -> None:
-    from dataclasses import replace
+def test_noise_is_of_trials_of_such_a_loss(trials: list[TrialRecord]) -> None:
+    assert Noise.of(trials) is None
+    calm = [seeded(trials[n], 100 - n, 3 + n / 10 - 0.01, 3 + n / 10 + 0.01) for n in range(12)]
+    wild = [seeded(trials[n], 50 - n, 6 + n / 10 - 0.5, 6 + n / 10 + 0.5) for n in range(12)]
+    noise = Noise.of([*wild, *calm, replace(trials[13], losses=())])
+    assert noise is not None
+    for loss, deviation in ((2.0, 0.01), (3.5, 0.01), (6.5, 0.5), (9.0, 0.5)):
+        level = noise.at(loss)
+        assert level.error == pytest.approx(deviation)  # a mean of two has sqrt(2 / 2) of it
+        assert level.degrees == LEAST_DEGREES
+    assert noise.pooled == pytest.approx(((0.01**2 + 0.5**2) / 2) ** 0.5)
+    # Student's 97.5 % quantile with 10 degrees of freedom is 2.228.
+    assert noise.margin(3.5, 3.4) == pytest.approx(2.228 * 0.01 * 2**0.5, rel=1e-3)
+    assert noise.margin(6.5, 6.4) == pytest.approx(50 * noise.margin(3.5, 3.4))
+    few = Noise.of(calm[:3])
+    assert few is not None
+    assert few.at(3.0).degrees == 3, "all that there are"
 
-    assert noise_of(trials) is None
-    seeded = [
-        replace(trials[0], losses=(1.0, 2.0, 3.0)),
-        replace(trials[1], losses=(5.0, 5.0, 5.0)),
-        replace(trials[4], losses=()),
-    ]
-    variance = statistics.mean([1.0, 0.0])
-    assert noise_of(seeded) == pytest.approx((variance / 3) ** 0.5)
+
+def test_poor_trials_do_not_blur_good_ones(trials: list[TrialRecord]) -> None:
+    """What the noise of poor trials would leave open, that of good ones decides."""
+    good = [seeded(trials[n], 100 + n, 3 + n / 10 - 0.01, 3 + n / 10 + 0.01) for n in range(11)]
+    poor = [seeded(trials[n], 50 - n, 6 + n / 10 - 0.5, 6 + n / 10 + 0.5) for n in range(11)]
+    found = [replace(trial, number=place) for place, trial in enumerate([*good, *poor])]
+    noise = Noise.of(found)
+    assert noise is not None
+    assert 1.96 * 2**0.5 * noise.pooled > 0.1, "pooled, the second best would be left open"
+    assert not undecided(found, noise) & set(range(11))
 
 
 def test_an_empty_study_has_an_empty_table() -> None:
-    assert trials_table([], OBJECTIVES).empty
+    assert trials_table([]).empty
     assert front_table([], OBJECTIVES).empty
 
 
@@ -186,15 +202,18 @@ def seeded(trial: TrialRecord, cost: int, *losses: float) -> TrialRecord:
 
 
 def test_a_point_dominates_only_beyond_the_noise(trials: list[TrialRecord]) -> None:
-    """Noise 0.1 / sqrt(2) of a mean of two, so a difference must exceed 0.196."""
+    """The standard error of a mean of two is 0.1; with three degrees of freedom, 3.182 is Student's
+    97.5 % quantile, so that a difference must exceed 0.45."""
     best = seeded(trials[0], 100, 0.9, 1.1)
     near = seeded(trials[1], 200, 1.0, 1.2)
-    far = seeded(trials[2], 200, 1.3, 1.5)
+    far = seeded(trials[2], 200, 1.4, 1.6)
     found = [best, near, far]
-    noise = noise_of(found)
-    assert noise == pytest.approx(0.1)
-    assert undecided(found, OBJECTIVES, noise) == {near.number}
-    assert undecided(found, OBJECTIVES, None) == set()
+    noise = Noise.of(found)
+    assert noise is not None
+    assert noise.pooled == pytest.approx(0.1)
+    assert noise.margin(1.0, 1.5) == pytest.approx(3.182 * 0.1 * 2**0.5, rel=1e-3)
+    assert undecided(found, noise) == {near.number}
+    assert undecided(found, None) == set()
     table = front_table(found, OBJECTIVES)
     assert list(table["within_noise"]) == [False, True]
     assert table["loss_error"].iloc[0] == pytest.approx(0.1)
