@@ -141,7 +141,7 @@ def search(
     _prepare_once(loaded)
     loaded.check_limits()
     record = _open_record(loaded, create=True)
-    record.keep_settings(loaded.settings())
+    _keep(loaded, record)
     record.note("versions", _versions())
     record.note("machine", _machine())
     record.note(BUDGET, loaded.config.search.trials)
@@ -194,7 +194,7 @@ def confirm(
     overrides += ["execution.executor=ray"] if address is not None else []
     loaded = load_study(study, overrides=overrides, runs=runs)
     record = _open_record(loaded)
-    record.keep_settings(loaded.settings())
+    _keep(loaded, record)
     trials = record.trials()
     trained = {point.number: point for point in trials if point.is_trained}
     for number in trial or ():
@@ -305,7 +305,7 @@ def sensitivity(
             runs=runs,
         )
         record = _open_record(loaded, create=True)
-        record.keep_settings(loaded.settings())
+        _keep(loaded, record)
         checkpoint = Path(study).absolute()
     else:
         loaded, record, checkpoint = _study_with_baseline(
@@ -997,7 +997,7 @@ def export(
     budget = None if best_under is None else parse_amount(best_under, "--best-under")
     loaded = load_study(study, overrides=set_, runs=runs)
     record = _open_record(loaded)
-    record.keep_settings(loaded.settings())
+    _keep(loaded, record)
     trials = record.trials()
     if budget is not None:
         chosen = best_within(trials, budget, loaded.objectives)
@@ -1144,6 +1144,14 @@ def _open_record(study: Study, *, create: bool = False) -> Record:
         )
     storage = open_storage(url, study.folder)
     return Record(study.config.name, storage, study.objectives, create=create)
+
+
+def _keep(study: Study, record: Record) -> None:
+    """Keep settings and data at the first start, and refuse others later."""
+    from nas_attn.search.same_data import keep_data
+
+    record.keep_settings(study.settings())
+    keep_data(record, study.data_set)
 
 
 def _searched(name: str, runs: Path) -> Searched:
@@ -1370,7 +1378,7 @@ def _study_with_baseline(
         raise NasAttnError("replayed learning curves leave no model that could be converted")
     _prepare_once(study)
     record = _open_record(study, create=True)
-    record.keep_settings(study.settings())
+    _keep(study, record)
     checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
     if space is not None:
         study = replace(study, space=SearchSpace(load_space_config(space), study.space.shapes))

@@ -23,7 +23,8 @@ from nas_attn.search.record import TrialRecord
 from nas_attn.study import Study
 from nas_attn.training.arguments import evaluation_command, interactive_command, plugin_folder
 from nas_attn.training.checkpoints import save_checkpoint
-from nas_attn.training.data import SENTENCEPIECE_MODEL, PreparedData, load_prepared
+from nas_attn.training.data import SENTENCEPIECE_MODEL, PreparedData
+from nas_attn.training.folders import split_files
 from nas_attn.training.pruning import load_checkpoint, prune_model
 from nas_attn.training.worker import BEST, COMMANDS_FILE, best_checkpoint
 
@@ -158,8 +159,11 @@ def export_trial(
         raise RefusedError("replayed learning curves leave no model that could be exported")
     _check_free(out)
     source = _checkpoint_of(study, trial)
-    data = load_prepared(study.config.data.folder)
-    needed, test = _dictionaries(data), _test_side(data) if with_test else []
+    data = study.data_set
+    needed, test = (
+        _dictionaries(data),
+        split_files(data.folder, data.languages, "test") if with_test else [],
+    )
     state = load_checkpoint(source)
     plan = _stripped(state, cut=bool(trial.pruned) and source.name == BEST)
     target = out.resolve()
@@ -284,11 +288,6 @@ def _dictionaries(data: PreparedData) -> list[Path]:
     if data.sentencepiece_model.is_file():
         names.append(SENTENCEPIECE_MODEL)
     return [data.folder / name for name in names]
-
-
-def _test_side(data: PreparedData) -> list[Path]:
-    names = f"test.{'-'.join(data.languages)}.*" if data.languages else "test.[bi][id][nx]"
-    return sorted(data.folder.glob(names))
 
 
 def _stripped(state: dict[str, Any], *, cut: bool) -> AttentionPlan:

@@ -62,6 +62,7 @@ from nas_attn.training.data import (
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
 from nas_attn.training.fine_tuning import count_updates, fine_tuning
+from nas_attn.training.folders import languages_of, missing_splits
 from nas_attn.training.measure import CHANGE, ERROR, METRIC, measure_command
 from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
 from nas_attn.training.replay import ReplayConfig, curve_of, replay_command
@@ -135,6 +136,16 @@ class Study:
         return AttentionPlan.uniform(AttentionChoice("multi_head"), tuple(self.space.shapes))
 
     @cached_property
+    def data_set(self) -> PreparedData:
+        """The binarised data set, with the languages that are trained.
+
+        Raises:
+            DataError: it is not prepared, or lacks these languages.
+        """
+        data = self.config.data
+        return load_prepared(data.folder.absolute(), data.trained_languages)
+
+    @cached_property
     def costs(self) -> CostModel:
         """Exact costs of plans; needs the data set, for its dictionaries.
 
@@ -144,7 +155,7 @@ class Study:
         config = self.config.objectives
         return CostModel.of(
             training_arguments(self.config.training),
-            load_dictionaries(load_prepared(self.config.data.folder), self.config.training.task),
+            load_dictionaries(self.data_set, self.config.training.task),
             sentence_length=config.sentence_length,
             with_flops="flops" in {*config.costs, *config.limits},
         )
@@ -157,7 +168,7 @@ class Study:
     def fine_tuning(self) -> TrainingConfig:
         """The training that ends every trial where there are warm starts; needs the data set."""
         config, warm = self.config, self.config.search.warm_start
-        data = load_prepared(config.data.folder)
+        data = self.data_set
         updates = count_updates(config.training, data, gpus=max(1, int(config.resources.gpus)))
         return fine_tuning(
             config.training,
@@ -192,7 +203,7 @@ class Study:
         """
         data = self.config.data
         if data.folder.is_dir():
-            return load_prepared(data.folder)
+            return self.data_set
         if data.demo is not None:
             corpus = make_demo_corpus(data.demo.seed, data.demo.train_sentences)
             return prepare(
@@ -255,7 +266,7 @@ class Study:
         self, number: int, plan: AttentionPlan, checkpoint: Path, calibration: Path
     ) -> TrialJob:
         """What an executor needs to measure a conversion, before any training."""
-        data = load_prepared(self.config.data.folder.absolute())
+        data = self.data_set
         folder = self.folder / "sensitivity" / "trials" / plan.digest
         command = measure_command(checkpoint, plan, data.folder, calibration)
         run = SeedRun(
@@ -282,7 +293,7 @@ class Study:
     def _with_start(self, job: TrialJob, plan: AttentionPlan, baseline: str | None) -> TrialJob:
         """A job with the checkpoint made that its trainings start from; they fine-tune it."""
         config = self.config
-        data = load_prepared(config.data.folder.absolute())
+        data = self.data_set
         is_warm = baseline is not None and self.inherits(plan)
         runs, needs = [], []
         for run in job.runs:
@@ -317,7 +328,7 @@ class Study:
         self, number: int, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
     ) -> TrialJob:
         config = self.config
-        data = load_prepared(config.data.folder.absolute())
+        data = self.data_set
         parameters = self.costs.sizer.size(plan).total
         runs = []
         last_epoch, last_update = last_epoch_and_update(config.training)
@@ -396,7 +407,7 @@ class Study:
 
     def evaluation_texts(self, trials: Sequence[TrialRecord]) -> dict[int, str]:
         """For each trained trial, the command that evaluates its first seed on the test set."""
-        data = load_prepared(self.config.data.folder.absolute())
+        data = self.data_set
         texts = {}
         for trial in trials:
             if trial.is_trained and trial.folder is not None:
@@ -410,6 +421,8 @@ class Study:
         """What must not change between two starts of a search, or trials are not comparable."""
         config = self.config.model_dump(mode="json")
         kept: dict[str, Any] = {name: config[name] for name in ("data", "training")}
+        # What is trained is kept with the data themselves (`nas_attn.search.same_data`).
+        del kept["data"]["languages"]
         objectives = config["objectives"]
         kept["objectives"] = {name: objectives[name] for name in ("loss", "costs")}
         if "flops" in objectives["costs"]:
@@ -446,7 +459,7 @@ class CheckpointStudy(Study):
     @cached_property
     def costs(self) -> CostModel:
         """Exact costs of plans."""
-        data, task = load_prepared(self.config.data.folder), self.config.training.task
+        data, task = self.data_set, self.config.training.task
         with_flops = self.objectives.axis == "flops"
         return CostModel.of(self.arguments, load_dictionaries(data, task), with_flops=with_flops)
 
@@ -474,8 +487,8 @@ def study_of_checkpoint(
     """
     trained = load_trained(checkpoint)
     arguments = trained.arguments
-    load_prepared(data)
     task = str(trained.state["cfg"]["task"]["_name"]).removeprefix("reported_")
+    languages = load_prepared(data, languages_of(trained.state["cfg"]["task"])).languages
     said = f"{checkpoint.absolute().parent.name}-{checkpoint.stem}"
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", said).lstrip("_.-")
     if cost not in available_costs(task):
@@ -484,7 +497,7 @@ def study_of_checkpoint(
     config = StudyConfig.model_validate(
         {
             "name": name,
-            "data": {"folder": data},
+            "data": {"folder": data, "languages": list(languages)},
             "training": {"task": task, "arguments": {}},
             "space": space,
             "objectives": {"costs": [cost]},
@@ -679,12 +692,16 @@ def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceCon
 def _check_data(data: DataConfig, task: str) -> list[Fault]:
     if data.folder.is_dir():
         try:
-            prepared = load_prepared(data.folder)
+            prepared = load_prepared(data.folder, data.trained_languages)
             load_dictionaries(prepared, task)
         except DataError as error:
             return [Fault("data.folder", str(error))]
         if (task == "translation") != bool(prepared.languages):
             return [Fault("data.folder", f"{data.folder} is no data set for {task}")]
+        missing = missing_splits(data.folder, prepared.languages)
+        if missing:
+            message = f"{data.folder} lacks the binarised side {', '.join(missing)}"
+            return [Fault("data.folder", f"{message}: make it with fairseq-preprocess")]
         made_from = read_manifest(data.folder).get("origin") or data.origin
         if data.origin and made_from != data.origin:
             message = f"{data.folder} was made from {made_from}; remove it or name another folder"

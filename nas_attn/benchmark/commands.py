@@ -6,6 +6,7 @@ depends on the attention, not on what was learnt.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from nas_attn.attention import get_scheme
 from nas_attn.errors import NasAttnError
+from nas_attn.training.data import load_prepared
 from nas_attn.training.process import Finished, run_fairseq
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def time_commands(
     Raises:
         NasAttnError: a command failed, or there is no such scheme.
     """
+    pair = _pair_flags(data, flags)
     speeds = [Speed(contender) for contender in (STOCK, *schemes)]
     for scheme in schemes:
         get_scheme(scheme)
@@ -90,7 +93,8 @@ def time_commands(
             save = folder / speed.contender
             trained = _run(
                 "train",
-                [str(data), "--arch", name, *TRAINING, *flags, "--max-update", str(UPDATES)]
+                [str(data), "--arch", name, *TRAINING, *flags, *pair]
+                + ["--max-update", str(UPDATES)]
                 + ["--no-save"] * bool(turn)
                 + ["--save-dir", str(save), "--restore-file", "none.pt"],
                 folder / f"{speed.contender}-train-{turn}.log",
@@ -111,6 +115,7 @@ def time_commands(
                     f"--beam={beam}",
                     "--max-tokens=2000",
                     *lengths,
+                    *pair,
                 ],
                 folder / f"{speed.contender}-generate-{turn}.log",
                 threads,
@@ -125,6 +130,19 @@ def time_commands(
             about = (speed.contender, speed.decoding[-1], speed.command[-1])
             logger.info("generate %s: %.2f sentences/s, whole command %.2f", *about)
     return speeds
+
+
+def _pair_flags(data: Path, flags: Sequence[str]) -> list[str]:
+    """Which languages are translated: what the flags name, or the only pair of the data set."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("-s", "--source-lang"), ("-t", "--target-lang"):
+        parser.add_argument(*name, default="")
+    given, _ = parser.parse_known_args(list(flags))
+    named = [given.source_lang, given.target_lang]
+    languages = load_prepared(data, named if all(named) else ()).languages
+    if not languages:
+        raise NasAttnError(f"{data} is no data set for translation")
+    return ["--source-lang", languages[0], "--target-lang", languages[1]]
 
 
 def ratio(values: Sequence[float], stock: Sequence[float]) -> float:

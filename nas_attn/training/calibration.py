@@ -15,6 +15,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.training.data import point_at
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def vote_on_data(
     cfg = loaded["cfg"]
     plan = _as_grouped(AttentionPlan.parse(cfg.model.attention_plan), options)
     cfg.model.attention_plan = plan.dumps()
+    point_at(cfg.task, data)
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model)
     missing, unexpected = model.load_state_dict(loaded["model"], strict=False, model_cfg=cfg.model)

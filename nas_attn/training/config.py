@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,10 +26,20 @@ def _distinct(values: list[int]) -> list[int]:
     return values
 
 
+LANGUAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_@-]*")
+"""A name of a language, as it stands in names of files and on command lines."""
+
+
 def _two_or_none(languages: list[str]) -> list[str]:
-    if len(languages) not in (0, 2):
+    if len(languages) not in (0, 2) or len(set(languages)) != len(languages):
         raise ValueError("must be a source and a target, or left out")
+    for name in languages:
+        if not LANGUAGE.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a language, such as de or zh-CN")
     return languages
+
+
+Languages = Annotated[list[str], Field(default_factory=list), AfterValidator(_two_or_none)]
 
 
 class TextConfig(Section):
@@ -36,7 +47,7 @@ class TextConfig(Section):
 
     folder: FilePath
     """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
-    languages: Annotated[list[str], Field(default_factory=list), AfterValidator(_two_or_none)]
+    languages: Languages
     """Source and target for translation; left out for language models."""
     vocab_size: Annotated[int, Field(ge=8)] = 8000
     subword: Subword = "bpe"
@@ -54,6 +65,9 @@ class DataConfig(Section):
 
     folder: FilePath
     """What fairseq-train takes as data; relative to the current directory."""
+    languages: Languages
+    """Source and target that are trained, of those that the data set has; left out if it has one
+    pair only, or for language models."""
     text: TextConfig | None = None
     demo: DemoTextConfig | None = None
 
@@ -61,7 +75,19 @@ class DataConfig(Section):
     def _one_source(self) -> DataConfig:
         if self.text is not None and self.demo is not None:
             raise ValueError("give text or demo, not both")
+        made = [] if self.text is None else self.text.languages
+        if self.languages and made and set(self.languages) != set(made):
+            raise ValueError(
+                f"languages {self.languages} are not those of text.languages, {made}: the text "
+                "makes no other data set"
+            )
         return self
+
+    @property
+    def trained_languages(self) -> tuple[str, ...]:
+        """Source and target as far as the study names them."""
+        made = [] if self.text is None else self.text.languages
+        return tuple(self.languages or made)
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from nas_attn.conversion import Call, Errors, convert_attention, recorded
 from nas_attn.errors import NasAttnError, PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
+from nas_attn.training.data import point_at
 from nas_attn.training.model import blank_dictionary, build_model
 
 logger = logging.getLogger(__name__)
@@ -332,7 +333,7 @@ def _samples(
 
     config = trained.state["cfg"]["task"]
     config = OmegaConf.create(config) if isinstance(config, dict) else copy.deepcopy(config)
-    config.data = str(data)
+    point_at(config, data)
     try:
         task = tasks.setup_task(config)
         task.load_dataset(subset)

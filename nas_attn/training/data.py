@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nas_attn.errors import DataError
+from nas_attn.training.folders import SPLITS, choose_languages, languages_of
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "valid", "test")
 MANIFEST = "prepared.json"
 SENTENCEPIECE_MODEL = "sentencepiece.model"
 
@@ -216,27 +216,47 @@ def prepare_classification(corpus: Corpus, folder: Path, *, vocab_size: int) -> 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What `prepare` wrote about a data set; empty for one made otherwise."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return manifest
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def load_prepared(folder: Path) -> PreparedData:
+def load_prepared(folder: Path, languages: Sequence[str] = ()) -> PreparedData:
     """Open a folder made by `prepare`, or any binarised fairseq data set.
 
+    Args:
+        folder: of the data set.
+        languages: source and target that are wanted; empty for those that the data set has.
+
     Raises:
-        DataError: the folder holds no data set.
+        DataError: the folder holds no data set, or not of these languages, or of several pairs of
+            languages where none is named.
     """
-    manifest = read_manifest(folder)
-    if "languages" in manifest:
-        return PreparedData(folder=folder, languages=tuple(manifest["languages"]))
-    pairs = sorted(path.name.split(".")[1] for path in folder.glob("train.*-*.*.idx"))
-    if pairs:
-        return PreparedData(folder=folder, languages=tuple(pairs[0].split("-")))
-    if (folder / "train.idx").is_file():
-        return PreparedData(folder=folder, languages=())
-    raise DataError(f"folder {folder} holds no binarised fairseq data set")
+    kept = read_manifest(folder).get("languages")
+    is_kept = isinstance(kept, list) and len(kept) in (0, 2) and set(map(type, kept)) <= {str}
+    chosen = choose_languages(folder, languages, kept if is_kept else None)
+    return PreparedData(folder=folder, languages=chosen)
+
+
+def point_at(task: Any, folder: Path) -> None:
+    """Let the task of a checkpoint read a data set, in the checkpoint's own languages.
+
+    fairseq takes whatever pair it finds first where a checkpoint names none.
+
+    Args:
+        task: its configuration, as a namespace or OmegaConf's; changed.
+        folder: of the data set.
+
+    Raises:
+        DataError: the data set does not hold these languages, or it holds several pairs and the
+            checkpoint does not say which.
+    """
+    task.data = str(folder)
+    if str(task._name).removeprefix("reported_") == "translation":
+        languages = load_prepared(folder, languages_of(task)).languages
+        if languages:
+            task.source_lang, task.target_lang = languages
 
 
 def corpus_digest(corpus: Corpus) -> str:

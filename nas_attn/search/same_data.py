@@ -1,0 +1,68 @@
+"""A study keeps which data it was searched with, and is not searched on with others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from nas_attn.errors import RefusedError
+from nas_attn.search.record import Record
+from nas_attn.training.data import PreparedData
+from nas_attn.training.folders import differences, identify
+
+logger = logging.getLogger(__name__)
+
+DATA = "data_set"
+"""Under this name the record keeps which data these are (see `identify`)."""
+
+
+def keep_data(record: Record, data: PreparedData) -> None:
+    """Write down at the first start which data a study is searched with; later they must be these.
+
+    A record of old, which does not say, takes on those that are there now, if its trials were
+    trained with the same languages.
+
+    Args:
+        record: of the study.
+        data: its data set.
+
+    Raises:
+        RefusedError: the study was searched with other data; names what differs.
+    """
+    found = identify(data.folder, data.languages)
+    kept = record.notes().get(DATA)
+    if kept is not None:
+        _refuse(record.name, data, differences(kept, found))
+        return
+    trials = record.trials()
+    for trial in trials:
+        trained = _trained_languages(trial.commands[0]) if trial.commands else ()
+        if trained:
+            as_it_was = {"languages": list(trained), "files": {}}
+            _refuse(record.name, data, differences(as_it_was, found))
+            break
+    record.note(DATA, found)
+    if trials:
+        logger.info(
+            "the record of %s did not say which data it was searched with; from now on it says "
+            "those in %s",
+            record.name,
+            data.folder,
+        )
+
+
+def _refuse(name: str, data: PreparedData, different: Sequence[str]) -> None:
+    if different:
+        raise RefusedError(
+            f"the data set {data.folder} is not the one that the study {name!r} was searched with, "
+            f"so old and new trials could not be compared: {', '.join(different)}. Restore the "
+            "data, or give the study another name."
+        )
+
+
+def _trained_languages(command: Sequence[str]) -> tuple[str, ...]:
+    """Source and target that a fairseq-train command names; none if it names none."""
+    flags = ("--source-lang", "--target-lang")
+    if not all(flag in command for flag in flags):
+        return ()
+    return tuple(command[command.index(flag) + 1] for flag in flags)

@@ -1,0 +1,82 @@
+"""A study goes on with the data that it began with, and with no others."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nas_attn.cli import app
+from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.record import COMMANDS, NewTrial, Record
+from nas_attn.search.same_data import DATA, keep_data
+from nas_attn.search.storage import open_storage
+from nas_attn.training.data import PreparedData
+from tests.test_study import write
+
+OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
+
+
+def test_data_made_again_under_the_same_path_are_refused(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_translation.folder, data)
+    replayed = {"replay": {"seconds": 0.1}, "execution": {"executor": "simulated"}}
+    path = str(write(tmp_path, data, {**replayed, "search/trials": 2}))
+
+    def run(command: str) -> str:
+        where = ("--runs", str(tmp_path / "runs"))
+        return CliRunner().invoke(app, [command, path, *where], catch_exceptions=False).output
+
+    assert "report:" in run("search")
+    shutil.rmtree(data)
+    shutil.copytree(tiny_translation.folder, data)
+    assert "report:" in run("search")  # the same data, put there again
+    valid = data / "valid.src-tgt.tgt.bin"
+    valid.write_bytes(valid.read_bytes()[::-1])
+    (data / "dict.src.txt").write_text("other 1\n")
+    with pytest.raises(RefusedError) as caught:
+        run("search")
+    for words in (
+        "the dictionary dict.src.txt (changed), the valid side (changed)",
+        "Restore the data",
+        "another name",
+    ):
+        assert words in str(caught.value)
+    assert "2 of 2" in run("status")
+    assert "report:" in run("report")
+
+
+def record_in(folder: Path) -> Record:
+    folder.mkdir(exist_ok=True)
+    return Record("s", open_storage(None, folder), OBJECTIVES, create=True)
+
+
+def test_a_record_of_old_takes_the_data_on(
+    tmp_path: Path, tiny_translation: PreparedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = record_in(tmp_path / "run")
+    command = ["fairseq-train", "DATA", "--source-lang", "src", "--target-lang", "tgt"]
+    record.create(NewTrial(attributes={COMMANDS: [command]}))
+    reverse = PreparedData(folder=tiny_translation.folder, languages=("tgt", "src"))
+    with pytest.raises(NasAttnError, match=r"the languages \(were src-tgt, now tgt-src\)"):
+        keep_data(record, reverse)
+    assert DATA not in record.notes()
+    with caplog.at_level(logging.INFO):
+        keep_data(record, tiny_translation)
+    assert "did not say which data" in caplog.text
+    with pytest.raises(NasAttnError, match="the languages"):
+        keep_data(record_in(tmp_path / "run"), reverse)
+
+
+def test_a_new_record_says_nothing(
+    tmp_path: Path, tiny_translation: PreparedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        keep_data(record_in(tmp_path / "run"), tiny_translation)
+    assert caplog.text == ""
