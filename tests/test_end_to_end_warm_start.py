@@ -20,7 +20,7 @@ from nas_attn.study import load_study
 from nas_attn.training.conversion import load_trained, validation_loss
 from nas_attn.training.data import PreparedData
 from nas_attn.training.fine_tuning import count_updates
-from nas_attn.training.worker import read_report
+from nas_attn.training.trial_files import read_report
 from tests.test_cli import COMMAND
 from tests.test_end_to_end_objectives import run
 from tests.test_study import write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,11 @@ from pathlib import Path
 from nas_attn.pareto import dominates, hypervolume
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.worker import START, read_report
+from nas_attn.training.failures import TrialFileError
+from nas_attn.training.trial_files import read_report
+from nas_attn.training.worker import START
+
+logger = logging.getLogger(__name__)
 
 POINTS = 300
 """Places at which a curve is drawn, at most."""
@@ -149,7 +154,11 @@ def first_validation(baseline: TrialRecord, metric: str, run: Path | None = None
     seed = f"seed-{command[command.index('--seed') + 1]}"
     trial = Path(str(baseline.folder))
     for folder in (trial, *([run / "trials" / trial.name] if run else [])):
-        lines = read_report(folder / seed / START)
+        try:
+            lines = read_report(folder / seed / START)
+        except TrialFileError as error:  # what was found before is reported all the same
+            logger.warning("%s", error)
+            continue
         if lines and metric in lines[0]["metrics"]:
             return float(lines[0]["metrics"][metric])
     return None

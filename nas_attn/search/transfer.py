@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas_attn.training.worker import LOCK_FILE, REPORT_FILE, TrialJob, read_report
+from nas_attn.training.failures import TrialFileError
+from nas_attn.training.trial_files import REPORT_FILE, read_report
+from nas_attn.training.worker import LOCK_FILE, TrialJob
 
 LEFT_OUT = ("crash.pt", LOCK_FILE)
 """Not sent back, as nobody needs them elsewhere."""
@@ -210,7 +212,14 @@ def _keep_further(folder: Path, known: bytes) -> None:
 
 
 def _count_validations(folder: Path) -> int:
-    return sum(len(read_report(report.parent)) for report in folder.rglob(REPORT_FILE))
+    return sum(_count_in(report.parent) for report in folder.rglob(REPORT_FILE))
+
+
+def _count_in(run: Path) -> int:
+    try:
+        return len(read_report(run))
+    except TrialFileError:  # that ends the trial, if this is what is kept
+        return 0
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from nas_attn.errors import NasAttnError
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 SHOWN_LINES = 12
 """Lines of a log in a message."""
+SHOWN_WIDTH = 400
+"""Characters of such a line on average, at most; a log may be one line without end."""
 TELLING_LINES = 50
 """Lines at a log's end that say why a process failed; earlier ones may tell of harmless things."""
 
@@ -34,12 +38,25 @@ class FailureKind(StrEnum):
     DISK_FULL = "disk_full"
     WORKER_LOST = "worker_lost"
     NO_DATA = "no_data"
+    NO_CHECKPOINT = "no_checkpoint"
+    UNREADABLE = "unreadable_files"
+    DAMAGED = "damaged_files"
     TRAINING = "training_error"
+    INTERNAL = "internal_error"
 
     @property
     def can_retry(self) -> bool:
         """Whether the same trial may work another time or elsewhere."""
-        return self not in (FailureKind.NOT_FINITE, FailureKind.TRAINING)
+        return self not in (
+            FailureKind.NOT_FINITE,
+            FailureKind.DAMAGED,
+            FailureKind.TRAINING,
+            FailureKind.INTERNAL,
+        )
+
+
+class TrialFileError(NasAttnError):
+    """A file of a trial cannot be read, or is not what a training has written."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +158,30 @@ def kind_of_error(error: Exception) -> FailureKind | None:
     return None
 
 
+def failure_of_error(error: Exception, where: str) -> Failure:
+    """The failure of a trial that an error of our own code has ended.
+
+    Args:
+        error: of any kind.
+        where: the trial and its machine, for the message.
+    """
+    cause = error.__cause__ if isinstance(error, TrialFileError) else error
+    kind = kind_of_error(cause) if isinstance(cause, Exception) else None
+    if kind is None and isinstance(cause, OSError):
+        kind = FailureKind.UNREADABLE
+    elif kind is None and isinstance(error, TrialFileError):
+        kind = FailureKind.DAMAGED
+    elif kind is None and isinstance(error, NasAttnError):
+        kind = FailureKind.TRAINING
+    if kind is None:
+        message = f"{where}: an error of nas-attn itself, {type(error).__name__}: {error}"
+        return Failure(FailureKind.INTERNAL, message)
+    return Failure(kind, f"{where}: {error}")
+
+
 def last_lines(text: str, lines: int = SHOWN_LINES) -> str:
     """The end of a text, without blank lines after it."""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+    return "\n".join(text.rstrip()[-SHOWN_WIDTH * lines :].splitlines()[-lines:])
 
 
 def count_oom_kills(own: Path = OWN_CGROUPS, cgroups: Path = CGROUPS) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nas_attn.training.arguments import plugin_folder
 from nas_attn.training.launch import ColdLauncher, Launcher
+from nas_attn.training.trial_files import end_of_log
 
 WAIT_SECONDS = 60.0
 
@@ -22,7 +23,7 @@ class Finished:
 
     Args:
         status: exit status; 0 if it worked.
-        output: what it printed, errors among the rest.
+        output: the end of what it printed, errors among the rest.
         seconds: from start to exit.
     """
 
@@ -52,7 +53,8 @@ def run_fairseq(
     command += ["--user-dir", str(plugin_folder())]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(json.dumps(command) + "\n", encoding="utf-8")
+    first = (json.dumps(command) + "\n").encode()
+    log.write_bytes(first)
     began = time.perf_counter()
     with Path(os.devnull).open("rb") as nothing:
         running = (launcher or ColdLauncher()).start(
@@ -62,5 +64,4 @@ def run_fairseq(
         while status is None:
             status = running.wait(WAIT_SECONDS)
     seconds = time.perf_counter() - began
-    output = log.read_text(encoding="utf-8", errors="replace").partition("\n")[2]
-    return Finished(status, output, seconds)
+    return Finished(status, end_of_log(log, after=len(first)), seconds)

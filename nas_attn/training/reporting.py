@@ -36,5 +36,9 @@ def report_validation(
         "phase": phase,
         "metrics": dict(metrics),
     }
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    text = json.dumps(line) + "\n"
+    with Path(path).open("a+b") as file:
+        # A line that was cut off, by a kill or a full disk, must not take this one with it.
+        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            text = "\n" + text
+        file.write(text.encode())

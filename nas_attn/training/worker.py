@@ -8,19 +8,19 @@ plugin's task appends to, so a training that is continued keeps what it reported
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import socket
 import statistics
 import sys
 import time
-import zipfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -33,21 +33,32 @@ from nas_attn.training.arguments import shell_text
 from nas_attn.training.failures import (
     Failure,
     FailureKind,
+    TrialFileError,
     count_oom_kills,
     failure_after,
-    kind_of_error,
-    last_lines,
+    failure_of_error,
 )
 from nas_attn.training.launch import ColdLauncher, Launcher, Running
 from nas_attn.training.pruning import prune_checkpoint
+from nas_attn.training.trial_files import (
+    PLAN_FILE,
+    REPORT_FILE,
+    STATE_FILE,
+    Report,
+    checkpoint_is_whole,
+    end_of_log,
+    is_of_another_plan,
+    parse_decoding_seconds,
+    parse_scores,
+    read_state,
+    size_of,
+)
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "report.jsonl"
 LOG_FILE, TEST_LOG_FILE, MEASURE_LOG_FILE = "train.log", "test.log", "measure.log"
 START_LOG_FILE = "start.log"
-STATE_FILE = "finished.json"
-PLAN_FILE, COMMANDS_FILE = "plan.json", "commands.sh"
+COMMANDS_FILE, ERROR_FILE = "commands.sh", "error.log"
 LOCK_FILE = "training.lock"
 CHECKPOINTS, START = "checkpoints", "start"
 LAST, BEST, PRUNED = "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint_pruned.pt"
@@ -296,13 +307,8 @@ class _Activity:
         return time.monotonic() - self.started
 
     def log_text(self) -> str:
-        """What the process has printed."""
-        try:
-            with self.step.log.open("rb") as log:
-                log.seek(self.log_start)
-                return log.read().decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            return "(no log)"
+        """The end of what the process has printed."""
+        return end_of_log(self.step.log, self.log_start)
 
     def quiet_seconds(self) -> float:
         """For how long the process has written nothing."""
@@ -364,11 +370,8 @@ class TrialRun:
                 code = activity.running.poll()
                 news = self._news(activity.step)  # after the poll, or the last ones are missed
                 self._look_at(activity, code)
-        except (OSError, MemoryError, RuntimeError) as error:
-            kind = kind_of_error(error)
-            if kind is None:
-                raise
-            self._fail(Failure(kind, f"trial {self.job.number} on {socket.gethostname()}: {error}"))
+        except Exception as error:  # ends this trial, and never the search
+            self._fail_by(error)
         return news
 
     def stop(self) -> None:
@@ -382,7 +385,28 @@ class TrialRun:
             activity.running.wait(STOP_GRACE_SECONDS)
         self._close(activity)
 
+    def _fail_by(self, error: Exception) -> None:
+        """End the trial by an error of our own code, with its process."""
+        host = socket.gethostname()
+        failure = failure_of_error(error, f"trial {self.job.number} on {host}")
+        if failure.kind is FailureKind.INTERNAL:
+            logger.error("trial %d", self.job.number, exc_info=error)
+            path = Path(self.job.folder) / ERROR_FILE
+            with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
+                log.writelines(traceback.format_exception(error))
+        try:
+            self.stop()
+        except Exception as other:
+            logger.error("a process of trial %d may live on: %r", self.job.number, other)
+        self._activity = None
+        self._fail(failure)
+
     def _start_next(self) -> None:
+        if is_of_another_plan(Path(self.job.folder), self.job.plan):
+            raise TrialFileError(
+                f"{self.job.folder} holds files of another plan, and not of trial "
+                f"{self.job.number}: they belong to another record; move them away"
+            )
         if not (Path(self.job.folder) / PLAN_FILE).is_file():
             write_trial_files(self.job)
         step = self._next_step()
@@ -397,6 +421,15 @@ class TrialRun:
             )
             self._fail(Failure(FailureKind.NO_DATA, message))
             return
+        if step.kind is StepKind.START or not step.run.start:
+            lacking = [path for path in self.job.needs if not Path(path).is_file()]
+            if lacking:
+                message = (
+                    f"{socket.gethostname()} has no file {lacking[0]}, which trial "
+                    f"{self.job.number} starts from"
+                )
+                self._fail(Failure(FailureKind.NO_CHECKPOINT, message))
+                return
         self._start(step)
 
     def _next_step(self) -> Step | None:
@@ -424,7 +457,7 @@ class TrialRun:
             if step.trains:
                 step.checkpoints.mkdir(parents=True, exist_ok=True)
                 _repair_checkpoints(step.checkpoints)
-            log_start = _size(step.log)
+            log_start = size_of(step.log)
             oom_kills = count_oom_kills()
             running = self.launcher.start(
                 executable_form(step.command),
@@ -517,7 +550,7 @@ class TrialRun:
         if self.job.metric not in lines[-1]["metrics"]:
             known = ", ".join(sorted(lines[-1]["metrics"]))
             return f"fairseq logged no metric {self.job.metric!r}; it logged {known}"
-        built = lines[-1]["parameters"]["total"]
+        built = lines[-1]["parameters"].get("total")
         if built != self.job.parameters:
             return f"counted {self.job.parameters} parameters, but fairseq built {built}"
         return None
@@ -549,11 +582,11 @@ class TrialRun:
         self._activity = None
         activity.running.signal(signal.SIGKILL)
         if activity.step.kind in (StepKind.START, StepKind.TRAIN):
-            state = {"finished": False, **_state(activity.step.run)}
-            state["seconds"] = state.get("seconds", 0.0) + activity.seconds
             try:
+                state = {"finished": False, **_state(activity.step.run)}
+                state["seconds"] = state.get("seconds", 0.0) + activity.seconds
                 _write_json(activity.step.folder / STATE_FILE, state)
-            except OSError as error:  # no reason to lose what the training has saved
+            except (OSError, TrialFileError) as error:  # no reason to lose what is saved
                 logger.warning("the time of %s is not kept: %s", activity.step.name, error)
 
     def _fail(self, failure: Failure) -> None:
@@ -565,8 +598,12 @@ class TrialRun:
         decoding = _decoding_seconds(runs[0])
         measured = {"decoding_seconds": statistics.median(decoding)} if decoding else {}
         if self.job.figures:
-            last = self._report(Path(runs[0].folder))[-1]["metrics"]
-            measured |= {name: last[name] for name in self.job.figures}
+            lines = self._report(Path(runs[0].folder))
+            last = lines[-1]["metrics"] if lines else {}
+            for name in self.job.figures:
+                if not math.isfinite(last.get(name, math.nan)):
+                    raise TrialFileError(f"{runs[0].folder}/{REPORT_FILE} holds no {name}")
+                measured[name] = last[name]
         return replace(
             self.spent(),
             losses=tuple(self._best_loss(run) for run in runs),
@@ -606,39 +643,35 @@ class TrialRun:
         return epoch >= (last_epoch or math.inf) or updates >= (last_update or math.inf)
 
     def _best_loss(self, run: SeedRun) -> float:
-        """Of the model that is left: before pruning it was another one."""
+        """Of the model that is left: before pruning it was another one.
+
+        Raises:
+            TrialFileError: the report of a training that has ended does not say.
+        """
         lines = [line for line in self._report(Path(run.folder)) if _is_settled(line)]
         losses = [line["metrics"].get(self.job.metric, math.nan) for line in lines]
-        finite = [loss for loss in losses if math.isfinite(loss)]
-        best = max if self.job.maximise else min
-        return best(finite) if finite else math.nan
+        finite: list[float] = [loss for loss in losses if math.isfinite(loss)]
+        if not finite:
+            raise TrialFileError(
+                f"{run.folder}/{REPORT_FILE} holds no {self.job.metric}, but the training has ended"
+            )
+        return max(finite) if self.job.maximise else min(finite)
 
     def spent(self) -> TrialResult:
-        """Time and updates so far, earlier attempts included, without the process that runs now."""
-        updates = 0
+        """Time and updates so far, earlier attempts included, without the process that runs now.
+
+        What cannot be read is not counted.
+        """
+        updates, seconds = 0, 0.0
         for run in self.job.runs:
             folder = Path(run.folder)
             for reported in (folder, *((folder / START,) if run.is_trained_first else ())):
-                updates += max((line["num_updates"] for line in self._report(reported)), default=0)
-        seconds = sum(float(_state(run).get("seconds", 0.0)) for run in self.job.runs)
+                with contextlib.suppress(OSError, TrialFileError):
+                    lines = self._report(reported)
+                    updates += max((line["num_updates"] for line in lines), default=0)
+            with contextlib.suppress(OSError, TrialFileError):
+                seconds += _state(run).get("seconds", 0.0)
         return TrialResult(seconds=seconds, updates=updates)
-
-
-class Report:
-    """The report of one training; it is read again only when its file has grown."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._size = 0
-        self._lines: list[dict[str, Any]] = []
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The validations, as `read_report` gives them."""
-        size = _size(self._folder / REPORT_FILE)
-        if size != self._size:
-            self._size = size
-            self._lines = read_report(self._folder)
-        return self._lines
 
 
 def executable_form(command: Sequence[str]) -> list[str]:
@@ -667,62 +700,6 @@ def write_trial_files(job: TrialJob) -> None:
     _write_json(folder / PLAN_FILE, job.plan)
 
 
-def read_report(folder: Path) -> list[dict[str, Any]]:
-    """The validations of one training in the order of updates; repeated ones once, the last.
-
-    A training that was continued may validate again what it had validated before it stopped, and
-    a killed one may leave half a line.
-    """
-    path = folder / REPORT_FILE
-    if not path.is_file():
-        return []
-    by_update: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-            by_update[line["num_updates"]] = line
-        except (ValueError, KeyError):
-            continue
-    return [by_update[update] for update in sorted(by_update)]
-
-
-def parse_scores(output: str) -> dict[str, float]:
-    """The scores that an evaluation has printed.
-
-    `bleu` of fairseq-generate; `nll_loss` (in bits) and `ppl` of fairseq-eval-lm; `loss`,
-    `nll_loss` and `ppl` of fairseq-validate, as far as its criterion has them.
-
-    Raises:
-        NasAttnError: there is none.
-    """
-    bleu = re.findall(r"\bBLEU\S* = ([\d.]+)", output)
-    if bleu:
-        return {"bleu": float(bleu[-1])}
-    perplexity = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", output)
-    if perplexity:
-        loss, ppl = perplexity[-1]
-        return {"nll_loss": float(loss), "ppl": float(ppl)}
-    validation = re.findall(r"\| valid on '.*' subset (\|.*)", output)
-    if validation:
-        pairs = re.findall(r"\| (loss|nll_loss|ppl) ([\d.]+)", validation[-1])
-        if pairs:
-            return {name: float(value) for name, value in pairs}
-    raise NasAttnError(f"it printed no score:\n{last_lines(output)}")
-
-
-def parse_decoding_seconds(output: str) -> float:
-    """Seconds for a sentence, from what fairseq-generate has printed; loading is not counted.
-
-    Raises:
-        NasAttnError: it has not said how fast it was.
-    """
-    # The rate has more digits than the time, which is rounded to tenths of a second.
-    rates = re.findall(r"Translated .* sentences \(.*\) in .*s \(([\d.]+) sentences/s", output)
-    if not rates or float(rates[-1]) == 0:
-        raise NasAttnError(f"it did not say how fast it decodes:\n{last_lines(output)}")
-    return 1.0 / float(rates[-1])
-
-
 def best_checkpoint(run_folder: Path) -> Path:
     """Where a training keeps the checkpoint of its best validation, pruned if it is."""
     pruned = run_folder / CHECKPOINTS / PRUNED
@@ -744,15 +721,7 @@ def _traces(step: Step) -> tuple[Any, ...]:
                 checkpoints.append((entry.name, stat.st_size, stat.st_mtime_ns))
     except OSError:
         pass  # not yet made, or renamed as we look; the next look will tell
-    return (_size(step.log), _size(step.report_folder / REPORT_FILE), *sorted(checkpoints))
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 if it is not there."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return (size_of(step.log), size_of(step.report_folder / REPORT_FILE), *sorted(checkpoints))
 
 
 def _is_settled(line: dict[str, Any]) -> bool:
@@ -766,17 +735,8 @@ def _prune(run_folder: Path) -> dict[str, Any]:
 
 
 def _state(run: SeedRun) -> dict[str, Any]:
-    """What is finished of a run.
-
-    `seconds` of training, `started` (there is a checkpoint to start from), `finished` (training
-    and pruning), `plan` (after pruning),
-    `test` (scores) and `decoding_seconds` (of each measurement), as far as there is any.
-    """
-    try:
-        state: dict[str, Any] = json.loads((Path(run.folder) / STATE_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state
+    """What is finished of a run, as `read_state` gives it."""
+    return read_state(Path(run.folder))
 
 
 def _decoding_seconds(run: SeedRun) -> list[float]:
@@ -804,15 +764,6 @@ def _repair_checkpoints(folder: Path) -> None:
             path.unlink()
     if best.is_file() and not last.is_file():
         shutil.copyfile(best, last)
-
-
-def checkpoint_is_whole(path: Path) -> bool:
-    """Whether a checkpoint was written to its end (torch writes zip files)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

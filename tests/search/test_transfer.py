@@ -20,7 +20,8 @@ from nas_attn.search.storage import open_storage
 from nas_attn.search.transfer import Courier, DataParcel, NodeFiles, _keep_further, _unpack
 from nas_attn.study import load_study
 from nas_attn.training.data import PreparedData
-from nas_attn.training.worker import SeedRun, TrialJob, checkpoint_is_whole
+from nas_attn.training.trial_files import checkpoint_is_whole
+from nas_attn.training.worker import SeedRun, TrialJob
 from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
 from tests.test_study import write
 

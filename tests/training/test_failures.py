@@ -19,7 +19,9 @@ from nas_attn.training.failures import (
 def test_what_would_come_out_the_same_is_not_tried_again() -> None:
     assert [kind for kind in FailureKind if not kind.can_retry] == [
         FailureKind.NOT_FINITE,
+        FailureKind.DAMAGED,
         FailureKind.TRAINING,
+        FailureKind.INTERNAL,
     ]
 
 

@@ -37,7 +37,7 @@ from nas_attn.training.replay import (
     validations_before_fault,
     write_curves,
 )
-from nas_attn.training.worker import checkpoint_is_whole
+from nas_attn.training.trial_files import checkpoint_is_whole
 
 MULTI_HEAD = AttentionPlan.uniform(AttentionChoice.of("multi_head")).dumps()
 MULTI_QUERY = AttentionPlan.uniform(AttentionChoice.of("multi_query")).dumps()

@@ -25,6 +25,7 @@ from nas_attn.training.failures import FailureKind
 from nas_attn.training.launch import ColdLauncher, Launcher, Running, WarmLauncher
 from nas_attn.training.model import Sizer, load_dictionaries
 from nas_attn.training.pruning import load_checkpoint
+from nas_attn.training.trial_files import read_report
 from nas_attn.training.worker import (
     CHECKPOINT,
     SeedRun,
@@ -32,7 +33,6 @@ from nas_attn.training.worker import (
     TrialResult,
     TrialRun,
     executable_form,
-    read_report,
 )
 from tests.conftest import ROOT
 

@@ -22,9 +22,15 @@ import torch
 
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionPlan
-from nas_attn.training import worker
+from nas_attn.training import trial_files, worker
 from nas_attn.training.failures import FailureKind
 from nas_attn.training.pruning import Pruned
+from nas_attn.training.trial_files import (
+    checkpoint_is_whole,
+    parse_decoding_seconds,
+    parse_scores,
+    read_report,
+)
 from nas_attn.training.worker import (
     CHECKPOINT,
     Progress,
@@ -32,11 +38,7 @@ from nas_attn.training.worker import (
     TrialJob,
     TrialResult,
     TrialRun,
-    checkpoint_is_whole,
     executable_form,
-    parse_decoding_seconds,
-    parse_scores,
-    read_report,
 )
 
 STAND_IN = """
@@ -447,12 +449,13 @@ def test_an_evaluation_without_a_score(tmp_path: Path) -> None:
 
 def test_reports_are_read_when_they_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
+    read = trial_files._read_report
 
-    def read(folder: Path) -> list[dict[str, Any]]:
-        reads.append(folder)
-        return read_report(folder)
+    def counted(path: Path) -> Any:
+        reads.append(path)
+        return read(path)
 
-    monkeypatch.setattr(worker, "read_report", read)
+    monkeypatch.setattr(trial_files, "_read_report", counted)
     trial = TrialRun(make_job(tmp_path, ([1.0], "hang")))
     wait_for(trial.poll)
     for _ in range(20):
