@@ -7,21 +7,11 @@ import time
 
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
+from nas_attn.search.gpus import deal_gpus, visible_gpus
 from nas_attn.training.launch import ColdLauncher, Launcher, WarmLauncher
 from nas_attn.training.worker import TrialRun
 
 POLL_SECONDS = 0.1
-
-
-def count_workers(workers: int | None, resources: ResourcesConfig) -> int:
-    """Trials at a time on this machine: as configured, else what its CPUs and GPUs allow."""
-    if workers is not None:
-        return workers
-    if resources.gpus > 0:
-        import torch
-
-        return max(1, int(torch.cuda.device_count() / resources.gpus))
-    return max(1, len(os.sched_getaffinity(0)) // resources.cpus)
 
 
 class LocalExecutor:
@@ -30,12 +20,20 @@ class LocalExecutor:
     Args:
         config: how many, and whether trainings are forked from a process that has fairseq ready.
         resources: of one trial.
+
+    Raises:
+        RefusedError: this process has not so many GPUs.
     """
 
     def __init__(self, config: ExecutionConfig, resources: ResourcesConfig) -> None:
         self.config = config
-        self.resources = resources
-        self.workers = count_workers(config.workers, resources)
+        self._devices: list[str] | None = None
+        if resources.gpus > 0:
+            self._devices = deal_gpus(visible_gpus(), resources.gpus, config.workers)
+            self.workers = len(self._devices)
+        else:
+            room = max(1, len(os.sched_getaffinity(0)) // resources.cpus)
+            self.workers = config.workers or room
 
     def run(self, conductor: Conductor) -> None:
         """Run until the search is over. An exception stops all trials first."""
@@ -59,16 +57,8 @@ class LocalExecutor:
                 job = conductor.next_job()
                 if job is None:
                     return
-                running[slot] = TrialRun(job, device=self._device(slot), launcher=launcher)
-
-    def _device(self, slot: int) -> str | None:
-        """GPUs are dealt out to slots: whole ones in turn, fractions side by side."""
-        gpus = self.resources.gpus
-        if gpus <= 0:
-            return None
-        if gpus < 1:
-            return str(int(slot * gpus + 1e-9))
-        return ",".join(str(slot * int(gpus) + index) for index in range(int(gpus)))
+                device = None if self._devices is None else self._devices[slot]
+                running[slot] = TrialRun(job, device=device, launcher=launcher)
 
 
 def _advance(conductor: Conductor, trial: TrialRun) -> bool:
