@@ -1448,9 +1448,10 @@ def _measure(
 ) -> None:
     """Measure single changes of a checkpoint, and then plans that test what they predict."""
     from nas_attn.training.measure import calibrate
+    from nas_attn.training.trial_files import CALIBRATION_FILE
 
     study = predictions.study
-    calibration = study.folder / "sensitivity" / "calibration.pt"
+    calibration = study.folder / "sensitivity" / CALIBRATION_FILE
     if not calibration.is_file():
         console.print("recording what the baseline's attention sees ...", highlight=False)
         calibrate(checkpoint, study.config.data.folder, calibration)

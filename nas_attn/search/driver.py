@@ -14,12 +14,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
 from nas_attn.attention.counting import ModelSize
-from nas_attn.errors import SearchError
+from nas_attn.errors import NasAttnError, PlanError, SearchError
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionPlan
 from nas_attn.search import record as fields
@@ -29,7 +30,8 @@ from nas_attn.search.proposals import PlanCosts, Proposal, Proposer
 from nas_attn.search.record import NewTrial, Record, TrialRecord, front
 from nas_attn.search.stopping import Halving, reason_of, was_stopped
 from nas_attn.training.failures import FailureKind
-from nas_attn.training.worker import Progress, TrialJob, TrialResult
+from nas_attn.training.trial_files import CALIBRATION_FILE, fault_of_start
+from nas_attn.training.worker import COMMANDS_FILE, START, Progress, TrialJob, TrialResult
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +225,7 @@ class Conductor:
             if time.monotonic() >= ready:
                 del self._waiting[index]
                 return self._continue(trial)
-        while not self._exhausted:
+        while not self._exhausted and self._abort is None:
             self._read_others()
             if self.proposer.counted >= self.config.trials or self._waits_for_baseline():
                 return None
@@ -282,6 +284,7 @@ class Conductor:
             logger.warning("trial %d was taken over by another driver", number)
             return
         # What runs on another node tells no updates where it is stopped.
+        result = self._checked(result)
         updates = max(result.updates, running.last.num_updates if running.last else 0)
         spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}
         self.record.annotate(number, spent)
@@ -297,6 +300,23 @@ class Conductor:
             self._fail(number, trial, result)
         self._follow()
         self._tell()
+
+    def _checked(self, result: TrialResult) -> TrialResult:
+        """A result as it is, or a failure if it cannot be one, whichever executor tells it."""
+        if not result.losses:
+            return result
+        error, failure = None, FailureKind.NOT_FINITE
+        if not all(math.isfinite(loss) for loss in result.losses):
+            losses = ", ".join(str(loss) for loss in result.losses)
+            error = f"the {self.record.objectives.loss} is {losses}"
+        else:
+            try:
+                self._mean_costs(result.plans)
+            except PlanError as wrong:
+                error, failure = f"what pruning left is no plan: {wrong}", FailureKind.DAMAGED
+        if error is None:
+            return result
+        return replace(result, losses=(), plans=(), error=error, failure=failure)
 
     @property
     def has_given_up(self) -> bool:
@@ -338,18 +358,17 @@ class Conductor:
         elif proposal.excess is not None:
             state, attributes[fields.REASON] = TrialState.PRUNED, proposal.excess
         else:
-            job = self._build_job(proposal.number, proposal.plan)
-            attributes |= {
-                fields.BASELINE: proposal.plan == self.proposer.baseline,
+            attributes[fields.BASELINE] = proposal.plan == self.proposer.baseline
+            try:
+                job = self._build_job(proposal.number, proposal.plan)
+            except NasAttnError as error:
+                state = TrialState.FAIL
+                attributes |= {fields.REASON: str(error), fields.FAILURE: str(FailureKind.TRAINING)}
+            else:
+                if self._lacks_start(job):
+                    return None
                 # The sampler learns such a cost from the trial's end, and not from the plan.
-                fields.CERTAIN: proposal.certain,
-                fields.COMMANDS: [list(run.command) for run in job.runs],
-                fields.THREADS: job.threads,
-                fields.FOLDER: job.folder,
-            }
-            starts = [list(run.start) for run in job.runs if run.start]
-            if starts:
-                attributes |= {fields.STARTS: starts, fields.WARM: bool(job.needs)}
+                attributes |= {fields.CERTAIN: proposal.certain, **_about(job)}
         new = NewTrial(
             attributes=attributes,
             params=proposal.params,
@@ -363,10 +382,27 @@ class Conductor:
             return None
         self.proposer.written()
         self._follow()
+        trial = self.record.known[number]
+        if fields.FAILURE in attributes:
+            self._count_failure(trial, FailureKind.TRAINING, attributes[fields.REASON])
         if job is None:
             return None
-        trial = self._mine[number] = self.record.known[number]
+        self._mine[number] = trial
         return self._start(trial, job)
+
+    def _lacks_start(self, job: TrialJob) -> bool:
+        """Whether a file that trials start from is of no use, which ends the search: they would
+        all fail, one after the other."""
+        for path in map(Path, job.needs):
+            fault = fault_of_start(path)
+            if fault is not None:
+                self._abort = (
+                    f"{path}, which trials start from, {fault}, so none was begun; put it back"
+                    f"{_how_made(path)}, and the same command goes on"
+                )
+                logger.error("%s", self._abort)
+                return True
+        return False
 
     def _withdraw(self, number: int, *, is_over: bool) -> None:
         """Another driver was faster, so the proposal was made from a history of yesterday."""
@@ -508,7 +544,8 @@ class Conductor:
     def _mean_costs(self, plans: Sequence[dict[str, Any]]) -> dict[str, float]:
         """What pruning left costs, a mean over seeds."""
         known = [self.costs.known(AttentionPlan.from_json(plan)) for plan in plans]
-        return {name: round(statistics.fmean(k[name] for k in known)) for name in known[0]}
+        names = known[0] if known else ()
+        return {name: round(statistics.fmean(k[name] for k in known)) for name in names}
 
     def _retries(self, trial: TrialRecord, result: TrialResult) -> bool:
         """Continue a trial after a fault that may not come again; False if it is not worth it."""
@@ -538,16 +575,47 @@ class Conductor:
         assert result.error is not None
         kind = result.failure or FailureKind.TRAINING
         self.record.fail(number, result.error, str(kind))
-        logger.error("trial %d failed: %s", number, result.error)
+        self._count_failure(trial, kind, result.error)
+
+    def _count_failure(self, trial: TrialRecord, kind: FailureKind, error: str) -> None:
+        """Say that a trial has failed, and end the search if it is the baseline or one too many."""
+        number = trial.number
+        logger.error("trial %d failed: %s", number, error)
         self._failures.append(str(kind))
         if trial.is_baseline:
             self._abort = (
                 f"the baseline (trial {number}) failed, so nothing could be compared with it: "
-                f"{result.error}"
+                f"{error}"
             )
         elif len(self._failures) >= self.config.give_up_after:
             kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self._failures).most_common())
             self._abort = (
                 f"{len(self._failures)} trials in a row failed ({kinds}), so the search ends "
-                f"before it wastes more; the last one (trial {number}): {result.error}"
+                f"before it wastes more; the last one (trial {number}): {error}"
             )
+
+
+def _about(job: TrialJob) -> dict[str, Any]:
+    """What the record keeps of a job."""
+    about: dict[str, Any] = {
+        fields.COMMANDS: [list(run.command) for run in job.runs],
+        fields.THREADS: job.threads,
+        fields.FOLDER: job.folder,
+    }
+    starts = [list(run.start) for run in job.runs if run.start]
+    if starts:
+        about |= {fields.STARTS: starts, fields.WARM: bool(job.needs)}
+    return about
+
+
+def _how_made(path: Path) -> str:
+    """How a file that trials start from is made again, as far as that is known."""
+    commands = path.parent.parent.parent / COMMANDS_FILE
+    if path.parent.name == START and commands.is_file():
+        return (
+            f", or train the baseline again (remove the checkpoints of {path.parent}, and run the "
+            f"line of {commands} that trains into it)"
+        )
+    if path.name == CALIBRATION_FILE:
+        return ", or remove what is there, as it is made again"
+    return ""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nas_attn.search.driver import Conductor
-from nas_attn.training.failures import FailureKind
+from nas_attn.training.failures import FailureKind, failure_of_error
 from nas_attn.training.replay import curve_of, drawn_fault, parse_replay_command
 from nas_attn.training.worker import Progress, TrialJob, TrialResult
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = 1000
 WAIT_SECONDS = 0.05
@@ -51,11 +54,20 @@ class SimulatedExecutor:
 
         def schedule(trial: _Simulated) -> None:
             """Queue the next event of a trial; one without another validation ends."""
-            for step in trial.steps:
-                heapq.heappush(events, (trial.began + step[0], next(order), trial))
-                pending[trial.job.number] = step[1]
+            try:
+                step = next(trial.steps, None)
+            except Exception as error:  # ends this trial, and never the search
+                failure = failure_of_error(error, f"trial {trial.job.number}")
+                if failure.kind is FailureKind.INTERNAL:
+                    logger.error("trial %d", trial.job.number, exc_info=error)
+                result = self._result(trial, failure.message, failure.kind)
+                conductor.finish(trial.job.number, result)
                 return
-            conductor.finish(trial.job.number, self._result(trial))
+            if step is None:
+                conductor.finish(trial.job.number, self._result(trial))
+                return
+            heapq.heappush(events, (trial.began + step[0], next(order), trial))
+            pending[trial.job.number] = step[1]
 
         pending: dict[int, Progress | FailureKind] = {}
         while True:
@@ -73,7 +85,11 @@ class SimulatedExecutor:
                 conductor.finish(trial.job.number, self._result(trial, error, step))
                 continue
             trial.losses[step.seed] = min(trial.losses.get(step.seed, math.inf), step.loss)
-            if conductor.progress(trial.job.number, step):
+            if not math.isfinite(step.loss):  # as a training would end at it
+                error = f"the validation {trial.job.metric} of seed {step.seed} is {step.loss}"
+                result = self._result(trial, error, FailureKind.NOT_FINITE)
+                conductor.finish(trial.job.number, result)
+            elif conductor.progress(trial.job.number, step):
                 schedule(trial)
             else:
                 trial.losses.clear()

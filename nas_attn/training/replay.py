@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.section import Section, faults_of
 from nas_attn.training.config import Count, FilePath
 from nas_attn.training.reporting import report_validation
+from nas_attn.training.trial_files import MOST_UPDATES
 
 logger = logging.getLogger(__name__)
 
@@ -441,11 +443,10 @@ def _check_plan(text: str, place: str) -> None:
 
 
 def _whole_number(row: dict[str, Any], column: str, line: str) -> int:
-    try:
+    if re.fullmatch(r"-?\d{1,10}", row[column], re.ASCII) and abs(int(row[column])) <= MOST_UPDATES:
         return int(row[column])
-    except ValueError:
-        message = f"must be a whole number, but is {row[column]!r}"
-        raise DataError(f"{line}, column {column}: {message}") from None
+    message = f"must be a whole number up to {MOST_UPDATES}, but is {row[column][:40]!r}"
+    raise DataError(f"{line}, column {column}: {message}")
 
 
 def _number(row: dict[str, Any], column: str, line: str) -> float:
