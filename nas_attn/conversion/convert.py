@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from nas_attn.attention import Attention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.registry import build_attention
-from nas_attn.conversion.maps import maps_of
+from nas_attn.conversion.maps import HeadMaps, maps_of
 from nas_attn.conversion.metric import Call, Metric, attention_scores, run
 from nas_attn.conversion.schemes import largest_heads, only_heads, write, write_means
 from nas_attn.errors import PlanError
@@ -96,6 +96,7 @@ def convert_attention(
         )
     reference = copy.deepcopy(trained).to("cpu", torch.float64).eval()
     calls = [call.to(torch.float64) for call in calls]
+    _check_finite(reference)
     maps = maps_of(reference).padded(num_heads)
     metric = Metric.of_calls(reference, calls) if calls else Metric.of_weights(reference)
     if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
@@ -106,8 +107,8 @@ def convert_attention(
         maps, metric = only_heads(maps, metric, kept)
     if means:
         write_means(module.eval(), reference)
-    else:
-        write(module.eval(), maps, metric)
+    elif not _copied(module.eval(), reference):
+        write(module, maps, metric)
     errors = None
     if calls:
         if refit and not means:
@@ -121,6 +122,37 @@ def convert_attention(
 def inherits(module: Attention) -> bool:
     """Whether a module, of any weights, can take over what trained heads have learned."""
     return not isinstance(module, HeadEmbeddingAddAttention)
+
+
+@torch.no_grad()
+def _copied(module: Attention, reference: Attention) -> bool:
+    """Copy the parameters if the module then computes the very same; say whether it does."""
+    given, taken = dict(reference.named_parameters()), dict(module.named_parameters())
+    if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in taken.items()}:
+        return False
+    before = {name: parameter.clone() for name, parameter in taken.items()}
+    for name, parameter in taken.items():
+        parameter.copy_(given[name])
+    ours, theirs = maps_of(module), maps_of(reference)
+    if all(torch.equal(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(HeadMaps)):
+        return True
+    for name, parameter in taken.items():
+        parameter.copy_(before[name])
+    return False
+
+
+def _check_finite(module: Attention) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        PlanError: some are not.
+    """
+    for name, parameter in module.named_parameters():
+        wrong = int((~parameter.isfinite()).sum())
+        if wrong:
+            raise PlanError(
+                f"{wrong} of the {parameter.numel()} weights {name} are infinite or not a number"
+            )
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """Low-rank and shared factors of the heads' maps, in closed form or by alternating least squares.
 
+Alternating least squares start from factors of their own and from any that a caller knows (see
+`nas_attn.conversion.exact`).
+
 Score maps come as factors, T_i = query[i].T @ key[i], and no matrix of n heads by width by width is
 ever formed. Whitened factors (see `nas_attn.conversion.metric`) make every routine data-aware.
 
@@ -9,6 +12,7 @@ A leading batch dimension (layers) is allowed in `collaborative_factors`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +23,11 @@ TOLERANCE = 1e-6
 """Sweeps end when the squared error falls by less than this share of the squared norm."""
 RIDGE = 1e-12
 """Of the mean diagonal, added to the normal equations."""
+EXACT = 1e-10
+"""Relative error of factors that leave nothing to improve."""
+
+Factors = tuple[Tensor, Tensor, Tensor]
+"""query (R, p), key (R, q) and mixing (n, R)."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,23 @@ def shared_rows(rank: int, *maps: tuple[Tensor, Tensor]) -> Tensor:
     Returns:
         (rank, q), orthonormal but for the zeros.
     """
+    values, rows = common_rows(*maps)
+    chosen = rows[:rank] * (values[:rank, None] > 0)
+    return torch.nn.functional.pad(chosen, (0, 0, 0, rank - len(chosen)))
+
+
+def common_rows(*maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """All singular values and right singular vectors of maps stacked upon each other.
+
+    Args:
+        maps: as in `shared_rows`.
+    """
     # With left.T = Q R, a map has the singular values and the rows of R right.
     stacked = torch.cat(
         [(torch.linalg.qr(left.mT, mode="r").R @ right).flatten(0, 1) for left, right in maps]
     )
     _, values, rows = torch.linalg.svd(stacked, full_matrices=False)
-    chosen = rows[:rank] * (values[:rank, None] > 0)
-    return torch.nn.functional.pad(chosen, (0, 0, 0, rank - len(chosen)))
+    return values, rows
 
 
 def collaborative_factors(
@@ -67,6 +86,7 @@ def collaborative_factors(
     right: Tensor,
     shared_dim: int,
     *,
+    starts: Sequence[Factors] = (),
     sweeps: int = SWEEPS,
     tolerance: float = TOLERANCE,
 ) -> SharedFactors:
@@ -74,34 +94,70 @@ def collaborative_factors(
 
     It starts from the best factors that no two heads share, the largest singular triplets of all
     maps together (exact if `shared_dim` is the sum of their ranks), and goes on by alternating
-    least squares.
+    least squares; again from each of `starts`, and the nearest is taken. A start that is exact is
+    the result.
 
     Args:
         left: (..., n, r, p).
         right: (..., n, r, q).
         shared_dim: R.
-        sweeps: at most.
+        starts: factors of so many dimensions to start from as well.
+        sweeps: at most, from each start.
         tolerance: see `TOLERANCE`.
     """
-    query, key, mixing = _one_hot(left, right, shared_dim)
-    total = _inner(left, right).sum(-1)
-    heads, rank = left.shape[-3:-1]
-    stacked_left, stacked_right = left.flatten(-3, -2), right.flatten(-3, -2)
-    error = _error(stacked_left, stacked_right, query, key, mixing, total, rank)
+    found: list[SharedFactors] = []
+    for query, key, mixing in (_one_hot(left, right, shared_dim), *starts):
+        error = error_of(left, right, query, key, mixing)
+        start = SharedFactors(query, key, mixing, error, 0)
+        if bool((start.error < EXACT).all()):
+            return start
+        found.append(start)
+    maps = _Maps.of(left, right)
+    improved = [_alternate(maps, start, sweeps, tolerance) for start in found]
+    return min(improved, key=lambda factors: float(factors.error.sum()))
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Score maps, the factors of all heads stacked: left (..., n r, p) and right (..., n r, q)."""
+
+    left: Tensor
+    right: Tensor
+    heads: int
+    total: Tensor
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> _Maps:
+        total = ((left @ left.mT) * (right @ right.mT)).sum((-3, -2, -1))
+        return cls(left.flatten(-3, -2), right.flatten(-3, -2), left.size(-3), total)
+
+    def by_row(self, mixing: Tensor) -> Tensor:
+        """Mixing vectors of the heads (..., n, R), for each stacked row (..., n r, R)."""
+        return mixing.repeat_interleave(self.left.size(-2) // self.heads, dim=-2)
+
+    def error(self, query: Tensor, key: Tensor, mixing: Tensor) -> Tensor:
+        """Relative Frobenius error over all heads, by a difference of squares: down to 1e-8."""
+        products = (self.left @ query.mT) * (self.right @ key.mT) * self.by_row(mixing)
+        own = ((query @ query.mT) * (key @ key.mT) * (mixing.mT @ mixing)).sum((-2, -1))
+        squared = (self.total - 2.0 * products.sum((-2, -1)) + own).clamp_min(0.0)
+        return (squared / self.total.clamp_min(torch.finfo(self.total.dtype).tiny)).sqrt()
+
+
+def _alternate(maps: _Maps, start: SharedFactors, sweeps: int, tolerance: float) -> SharedFactors:
+    """Alternating least squares."""
+    query, key, mixing, error = start.query, start.key, start.mixing, start.error
     done = 0
-    if shared_dim >= heads * rank:
-        return SharedFactors(query, key, mixing, error, done)
     for _ in range(sweeps):
         before = error
-        image = (stacked_right @ key.mT) * mixing.repeat_interleave(rank, dim=-2)
-        query = _solve((key @ key.mT) * (mixing.mT @ mixing), image.mT @ stacked_left)
-        image = (stacked_left @ query.mT) * mixing.repeat_interleave(rank, dim=-2)
-        key = _solve((query @ query.mT) * (mixing.mT @ mixing), image.mT @ stacked_right)
-        products = (stacked_left @ query.mT) * (stacked_right @ key.mT)
-        by_head = products.reshape(*products.shape[:-2], heads, rank, -1).sum(-2)
+        image = (maps.right @ key.mT) * maps.by_row(mixing)
+        query = _solve((key @ key.mT) * (mixing.mT @ mixing), image.mT @ maps.left)
+        image = (maps.left @ query.mT) * maps.by_row(mixing)
+        key = _solve((query @ query.mT) * (mixing.mT @ mixing), image.mT @ maps.right)
+        products = (maps.left @ query.mT) * (maps.right @ key.mT)
+        by_head = products.unflatten(-2, (maps.heads, -1)).sum(-2)
         mixing = _solve((query @ query.mT) * (key @ key.mT), by_head.mT).mT
         done += 1
-        error = _error(stacked_left, stacked_right, query, key, mixing, total, rank)
+        error = maps.error(query, key, mixing)
         if bool((before**2 - error**2 < tolerance).all()):
             break
     return SharedFactors(*_balanced(query, key, mixing), error, done)
@@ -111,8 +167,8 @@ def _one_hot(left: Tensor, right: Tensor, shared_dim: int) -> tuple[Tensor, Tens
     """The largest singular triplets of all heads together, each mixed by its own head alone."""
     left_q, left_r = torch.linalg.qr(left.mT)
     right_q, right_r = torch.linalg.qr(right.mT)
-    first, values, second = torch.linalg.svd(left_r @ right_r.mT)
-    heads, rank = values.shape[-2:]
+    first, values, second = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
+    heads, rank = values.shape[-2:]  # a rank is no larger than any width
     count = min(shared_dim, heads * rank)
     scales = values.sqrt()[..., None, :]
     rows_left = (left_q @ first * scales).mT.flatten(-3, -2)  # (..., n r, p)
@@ -130,25 +186,15 @@ def _one_hot(left: Tensor, right: Tensor, shared_dim: int) -> tuple[Tensor, Tens
     return query, key, mixing
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Squared norm of each map."""
-    return ((left @ left.mT) * (right @ right.mT)).sum((-2, -1))
-
-
-def _error(
-    left: Tensor,
-    right: Tensor,
-    query: Tensor,
-    key: Tensor,
-    mixing: Tensor,
-    total: Tensor,
-    rank: int,
-) -> Tensor:
-    """Relative Frobenius error over all heads."""
-    products = (left @ query.mT) * (right @ key.mT) * mixing.repeat_interleave(rank, dim=-2)
-    own = ((query @ query.mT) * (key @ key.mT) * (mixing.mT @ mixing)).sum((-2, -1))
-    squared = (total - 2.0 * products.sum((-2, -1)) + own).clamp_min(0.0)
-    return (squared / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt()
+def error_of(left: Tensor, right: Tensor, query: Tensor, key: Tensor, mixing: Tensor) -> Tensor:
+    """Relative Frobenius error over all heads, to rounding; one head's maps at a time."""
+    lost, total = left.new_zeros(left.shape[:-3]), left.new_zeros(left.shape[:-3])
+    for head in range(left.size(-3)):
+        whole = left[..., head, :, :].mT @ right[..., head, :, :]
+        total = total + whole.square().sum((-2, -1))
+        found = (query * mixing[..., head, :, None]).mT @ key
+        lost = lost + (whole - found).square().sum((-2, -1))
+    return (lost / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt()
 
 
 def _solve(gram: Tensor, target: Tensor) -> Tensor:

@@ -287,6 +287,9 @@ def run(module: Attention, call: Call) -> Tensor:
 def _root(moment: Tensor) -> Tensor:
     """Lower triangle L with L L^T the moment, every direction made to count a little."""
     size = len(moment)
-    shrunk = moment + SHRINKAGE * moment.diagonal().mean() * torch.eye(size).to(moment)
+    added = SHRINKAGE * moment.diagonal().mean()
+    if added <= torch.finfo(moment.dtype).tiny:  # inputs that never vary: no direction counts more
+        added = torch.ones_like(added)
+    shrunk = moment + added * torch.eye(size).to(moment)
     root: Tensor = torch.linalg.cholesky(shrunk)
     return root

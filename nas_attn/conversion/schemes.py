@@ -22,7 +22,8 @@ from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
 from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
-from nas_attn.conversion.factors import collaborative_factors, shared_rows
+from nas_attn.conversion.exact import common_eigenvectors, known_factors
+from nas_attn.conversion.factors import Factors, collaborative_factors, shared_rows
 from nas_attn.conversion.maps import HeadMaps
 from nas_attn.conversion.metric import Metric
 from nas_attn.errors import PlanError
@@ -126,17 +127,11 @@ def _shared_key_value(module: Attention, maps: HeadMaps, metric: Metric) -> None
 def _collaborative(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     assert isinstance(module, CollaborativeAttention)
     if module.content_bias is None:
-        factors = collaborative_factors(
-            maps.query @ metric.query, maps.key @ metric.key, module.shared_dim
-        )
-        query = _undo(factors.query, metric.query)
+        queries, root = maps.query, metric.query
     else:
-        factors = collaborative_factors(
-            maps.query[..., :-1] @ metric.centred_query, maps.key @ metric.key, module.shared_dim
-        )
-        query = _undo(factors.query, metric.centred_query)
-    key = _undo(factors.key, metric.key)
-    module.mixing.copy_(factors.mixing)
+        queries, root = maps.query[..., :-1], metric.centred_query
+    query, key, mixing = _mixed(queries, maps.key, root, metric.key, module.shared_dim)
+    module.mixing.copy_(mixing)
     _set_linear(module.k_proj, _with_bias(key))
     if module.content_bias is None:
         _set_linear(module.q_proj, query)
@@ -144,19 +139,17 @@ def _collaborative(module: Attention, maps: HeadMaps, metric: Metric) -> None:
         _set_linear(module.q_proj, _with_bias(query))
         mean = metric.query_mean
         whole = torch.einsum("nrd,d,nrk->nk", maps.query, mean, maps.key)
-        module.content_bias.weight.copy_(whole - (factors.mixing * (query @ mean[:-1])) @ key)
+        module.content_bias.weight.copy_(whole - (mixing * (query @ mean[:-1])) @ key)
     _set_values(module, _shared_values(maps, metric, module.num_value_heads, module.head_dim))
 
 
 def _head_embedding_mul(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     """Collaborative with a head's width; the query embedding mixes, the others do nothing."""
     assert isinstance(module, HeadEmbeddingMulAttention)
-    factors = collaborative_factors(
-        maps.query @ metric.query, maps.key @ metric.key, module.head_dim
-    )
-    _set_linear(module.q_proj, _undo(factors.query, metric.query))
-    _set_linear(module.k_proj, _with_bias(_undo(factors.key, metric.key)))
-    module.query_embedding.copy_(factors.mixing - module.offset)
+    query, key, mixing = _mixed(maps.query, maps.key, metric.query, metric.key, module.head_dim)
+    _set_linear(module.q_proj, query)
+    _set_linear(module.k_proj, _with_bias(key))
+    module.query_embedding.copy_(mixing - module.offset)
     module.key_embedding.fill_(1.0 - module.offset)
     module.value_embedding.fill_(1.0 - module.offset)
     _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
@@ -168,7 +161,7 @@ def _head_embedding_add(module: Attention, maps: HeadMaps, metric: Metric) -> No
     key = _one_map(module, maps, metric)
     mean_query = torch.einsum("nrd,d->nr", maps.query, metric.query_mean)
     liked = torch.einsum("nr,nrk->nk", mean_query, maps.key)
-    wanted = (liked - liked.mean(0)) @ metric.key
+    wanted = (liked - _shares(maps) @ liked) @ metric.key
     solved = torch.linalg.lstsq((key @ metric.key).t(), wanted.t(), driver="gelsd").solution
     module.query_embedding.copy_(solved.t())
     module.key_embedding.zero_()
@@ -192,7 +185,7 @@ def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
 def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
     """Set queries and keys to the heads' mean map; returns the key rows."""
     assert isinstance(module, (HeadEmbeddingAttention, SingleHeadAttention))
-    mean = torch.einsum("nrd,nrk->dk", maps.query, maps.key) / maps.num_heads
+    mean = torch.einsum("n,nrd,nrk->dk", _shares(maps), maps.query, maps.key)
     rows = shared_rows(module.head_dim, (metric.query[None], (mean @ metric.key)[None]))
     key = _undo(rows, metric.key)
     query = (mean @ metric.key @ rows.t()).t()
@@ -200,6 +193,29 @@ def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
     _set_linear(module.q_proj, query[0])
     _set_linear(module.k_proj, _with_bias(key[0]))
     return key[0]
+
+
+def _shares(maps: HeadMaps) -> Tensor:
+    """Shares (n) of the heads in their mean: alike for all that add something to the output."""
+    sizes = maps.output.square().sum((1, 2)) * maps.value.square().sum((1, 2))
+    counts = (sizes > 0.0).to(sizes)
+    return counts / counts.sum() if bool(counts.any()) else torch.full_like(sizes, 1 / len(sizes))
+
+
+def _mixed(
+    query: Tensor, key: Tensor, query_root: Tensor, key_root: Tensor, shared_dim: int
+) -> Factors:
+    """Queries (R, p), keys (R, q) and mixing vectors (n, R) for the score maps of all heads."""
+    left, right = query @ query_root, key @ key_root
+    starts = []
+    known = known_factors(query, key, shared_dim)
+    if known is not None:
+        starts.append((known[0] @ query_root, known[1] @ key_root, known[2]))
+    found = common_eigenvectors(left, right, shared_dim)
+    if found is not None:
+        starts.append(found)
+    factors = collaborative_factors(left, right, shared_dim, starts=starts)
+    return _undo(factors.query, query_root), _undo(factors.key, key_root), factors.mixing
 
 
 def _shared_keys(maps: HeadMaps, metric: Metric, groups: int, width: int) -> tuple[Tensor, Tensor]:
