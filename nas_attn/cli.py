@@ -183,12 +183,14 @@ def confirm(
 
     A search picks what looked best on the validation side, which flatters it. Here nothing is
     picked any more: every point is trained from nothing to its end, with seeds that the search did
-    not use, and scored on the test side, which nothing else reads. It goes on where it was
-    interrupted, and more seeds can be asked for later.
+    not use, and the study's loss and BLEU are measured on the test side, which nothing else reads.
+    It goes on where it was interrupted, and more seeds can be asked for later.
     """
     from nas_attn.display import confirmation_table
     from nas_attn.search.record import front
     from nas_attn.study import load_study
+    from nas_attn.training.data import load_prepared
+    from nas_attn.training.splits import check_split
 
     overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
     overrides += ["execution.executor=ray"] if address is not None else []
@@ -205,6 +207,9 @@ def confirm(
     if not plans:
         raise NasAttnError("no trial is complete yet, so there is nothing to confirm")
     fresh = _fresh_seeds(loaded.config.training.seeds, seeds)
+    if loaded.config.replay is None:
+        examples = check_split(load_prepared(loaded.config.data.folder), "test")
+        console.print(f"the test split has {examples:,} examples", highlight=False)
     record.note(CONFIRMED, seeds)
     confirmed = _confirmation(loaded, record, seeds, create=True)
     chosen = {point.number for point in (*points, *(t for t in trained.values() if t.is_baseline))}

@@ -43,6 +43,7 @@ from nas_attn.training.arguments import (
     decoding_command,
     evaluation_command,
     last_epoch_and_update,
+    loss_command,
     maximises,
     shell_text,
     training_arguments,
@@ -333,8 +334,11 @@ class Study:
         runs = []
         last_epoch, last_update = last_epoch_and_update(config.training)
         evaluation: Sequence[str] = ()
+        test_loss: Sequence[str] = ()
         if test and config.replay is None:
-            evaluation = evaluation_command(config.training, data, Path(CHECKPOINT), "test")
+            checkpoint, metric = Path(CHECKPOINT), config.objectives.loss
+            evaluation = evaluation_command(config.training, data, checkpoint, "test")
+            test_loss = loss_command(config.training, data, checkpoint, metric, "test")
         for seed in seeds:
             run = folder / f"seed-{seed}"
             save_dir = run / CHECKPOINTS
@@ -358,6 +362,7 @@ class Study:
                     folder=str(run),
                     command=tuple(command),
                     evaluation=tuple(evaluation),
+                    test_loss=tuple(test_loss),
                 )
             )
         measure: Sequence[str] = ()

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nas_attn.cli import app
-from nas_attn.errors import ConfigError, NasAttnError, SearchError
+from nas_attn.errors import ConfigError, DataError, NasAttnError, SearchError
 from nas_attn.study import load_study
 from nas_attn.training.data import PreparedData
 from tests.test_cli import COMMAND
@@ -52,6 +52,7 @@ class Searched:
             "search": {"trials": 3, "startup_trials": 2},
         }
         self.study = str(write(folder, data.folder, changes))
+        self.data = data.folder
         self.folder = folder / "runs" / "small"
         self.report = self.folder / "report"
         self.output = self.command("search")
@@ -132,9 +133,12 @@ def test_a_confirmation_survives_kill_9_and_does_nothing_twice(searched: Searche
     assert all(validations == 1 for _, validations in before.values())
     for state in searched.folder.glob("confirm/*/seed-*/finished.json"):
         assert list(json.loads(state.read_text())["test"]) == ["bleu"]
+        assert list(json.loads(state.read_text())["test_loss"]) == ["nll_loss"]
     rows = pd.read_csv(searched.report / "confirmed.csv")
-    assert set(rows["score"]) == {"test bleu", "validation nll_loss"}
+    assert set(rows["score"]) == {"test bleu", "test nll_loss", "validation nll_loss"}
     assert set(rows["trial"]) == {0, 1}
+    losses = rows[rows["score"].str.endswith("nll_loss")].groupby("trial")["mean"]
+    assert (losses.max() - losses.min() < 1).all(), "both are bits a token"
     changes = rows[rows["trial"] == 1]
     assert changes["interval"].notna().all()
     assert set(changes["verdict"]) <= {"better", "worse", "noise"}
@@ -150,6 +154,12 @@ def test_a_confirmation_survives_kill_9_and_does_nothing_twice(searched: Searche
 def test_what_cannot_be_confirmed(searched: Searched) -> None:
     with pytest.raises(NasAttnError, match="trial 99 has no result"):
         searched.command("confirm", "--trial", "99")
+    gone = searched.data / "test.en-de.de.idx"
+    kept = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(DataError, match=r"has no test split \(test.en-de.de.idx and .bin are"):
+        searched.command("confirm", "--trial", "1")
+    gone.write_bytes(kept)
     with pytest.raises(SearchError, match=re.escape("training.arguments.lr (0.003, now 0.1)")):
         searched.command("confirm", "--set", "training.arguments.lr=0.1")
 

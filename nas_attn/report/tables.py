@@ -22,6 +22,9 @@ from nas_attn.training.costs import MEASURED_COSTS
 from nas_attn.training.replay import Curve, Point
 from nas_attn.training.worker import BEST, PRUNED, START
 
+LOSSES = ("loss", "nll_loss", "ppl")
+"""Forms of one loss."""
+
 
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """One row for each trial.
@@ -149,7 +152,10 @@ def confirmation_rows(
 
 def _scores(trial: TrialRecord, loss: str) -> dict[str, list[float]]:
     scores = {f"validation {loss}": list(trial.losses)}
-    for name in trial.tests[0] if trial.tests else ():
+    names = list(trial.tests[0]) if trial.tests else []
+    # Of the losses, the study's own is enough, if it was measured.
+    names = [name for name in names if loss not in names or name not in LOSSES or name == loss]
+    for name in names:
         scores[f"test {name}"] = [test[name] for test in trial.tests]
     return scores
 

@@ -136,6 +136,7 @@ class NodeFiles:
                 folder=here(run.folder),
                 command=tuple(here(word) for word in run.command),
                 evaluation=tuple(here(word) for word in run.evaluation),
+                test_loss=tuple(here(word) for word in run.test_loss),
                 start=tuple(here(word) for word in run.start),
             )
             for run in job.runs

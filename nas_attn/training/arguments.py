@@ -150,6 +150,26 @@ def evaluation_command(
     return command + _subword_flags(data)
 
 
+REPORTED_LOSSES: dict[str, tuple[str, ...]] = {
+    "translation": ("bleu",),
+    "language_modeling": ("nll_loss", "ppl"),
+    "masked_lm": ("loss", "nll_loss", "ppl"),
+}
+"""Metrics that `evaluation_command` measures as a training does, for each task."""
+
+
+def loss_command(
+    config: TrainingConfig, data: PreparedData, checkpoint: Path, metric: str, subset: str
+) -> list[str]:
+    """The fairseq-validate command that measures a training's metric on one subset, with the
+    checkpoint's own criterion; empty if `evaluation_command` does."""
+    if metric in REPORTED_LOSSES[config.task]:
+        return []
+    command = _with_checkpoint("validate", data, checkpoint)
+    command += ["--task", config.task, "--valid-subset", subset]
+    return [*command, "--batch-size", "32"]
+
+
 def interactive_command(data: PreparedData, checkpoint: Path) -> list[str]:
     """The fairseq-interactive command that translates raw text, one sentence a line (beam 5).
 

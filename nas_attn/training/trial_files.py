@@ -69,6 +69,7 @@ class _State(BaseModel):
     finished: bool = False
     plan: Annotated[dict[str, Any] | None, AfterValidator(_as_plan)] = None
     test: dict[str, Finite] = Field(default_factory=dict)
+    test_loss: dict[str, Finite] = Field(default_factory=dict)
     decoding_seconds: list[NotNegative] = Field(default_factory=list)
 
 
@@ -173,8 +174,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     """What is finished of a run, as far as there is any.
 
     `seconds` of training, `started` (there is a checkpoint to start from), `finished` (training
-    and pruning), `plan` (after pruning), `test` (scores) and `decoding_seconds` (of each
-    measurement). Of a damaged file nothing is believed: the steps are done again, of which a
+    and pruning), `plan` (after pruning), `test` and `test_loss` (scores) and `decoding_seconds`
+    (of each measurement). Of a damaged file nothing is believed: the steps are done again, of which a
     training that had ended ends at once.
 
     Raises:
@@ -238,7 +239,7 @@ def parse_scores(output: str) -> dict[str, float]:
     """The scores that an evaluation has printed.
 
     `bleu` of fairseq-generate; `nll_loss` (in bits) and `ppl` of fairseq-eval-lm; `loss`,
-    `nll_loss` and `ppl` of fairseq-validate, as far as its criterion has them.
+    `nll_loss`, `ppl` and `accuracy` of fairseq-validate, as far as its criterion has them.
 
     Raises:
         NasAttnError: there is none.
@@ -252,7 +253,7 @@ def parse_scores(output: str) -> dict[str, float]:
         return {"nll_loss": float(loss), "ppl": float(ppl)}
     validation = re.findall(r"\| valid on '.*' subset (\|.*)", output)
     if validation:
-        pairs = re.findall(rf"\| (loss|nll_loss|ppl) {NUMBER}(?![^ \n])", validation[-1])
+        pairs = re.findall(rf"\| (loss|nll_loss|ppl|accuracy) {NUMBER}(?![^ \n])", validation[-1])
         if pairs:
             return {name: float(value) for name, value in pairs}
     raise NasAttnError(f"it printed no score:\n{last_lines(output)}")

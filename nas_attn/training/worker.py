@@ -57,6 +57,7 @@ from nas_attn.training.trial_files import (
 logger = logging.getLogger(__name__)
 
 LOG_FILE, TEST_LOG_FILE, MEASURE_LOG_FILE = "train.log", "test.log", "measure.log"
+TEST_LOSS_LOG_FILE = "test_loss.log"
 START_LOG_FILE = "start.log"
 COMMANDS_FILE, ERROR_FILE = "commands.sh", "error.log"
 LOCK_FILE = "training.lock"
@@ -90,6 +91,7 @@ class SeedRun:
         command: the training.
         evaluation: the command that tests what was trained and pruned; empty for none. An argument
             `CHECKPOINT` becomes the path of the checkpoint.
+        test_loss: the command that measures the job's metric on the test side, as `evaluation`.
         start: a training or a conversion that makes, in the folder `START`, the checkpoint that the
             training starts from; empty for none.
     """
@@ -98,11 +100,13 @@ class SeedRun:
     folder: str
     command: tuple[str, ...]
     evaluation: tuple[str, ...] = ()
+    test_loss: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SeedRun:
-        commands = {name: tuple(data.get(name, ())) for name in ("command", "evaluation", "start")}
+        names = ("command", "evaluation", "test_loss", "start")
+        commands = {name: tuple(data.get(name, ())) for name in names}
         return cls(**{**data, **commands})
 
     @property
@@ -237,6 +241,7 @@ class StepKind(Enum):
     START = START_LOG_FILE
     TRAIN = LOG_FILE
     EVALUATE = TEST_LOG_FILE
+    TEST_LOSS = TEST_LOSS_LOG_FILE
     MEASURE = MEASURE_LOG_FILE
 
 
@@ -443,6 +448,8 @@ class TrialRun:
                 return Step(StepKind.TRAIN, run, run.command)
             if run.evaluation and "test" not in state:
                 return Step(StepKind.EVALUATE, run, _on_checkpoint(run.evaluation, run))
+            if run.test_loss and "test_loss" not in state:
+                return Step(StepKind.TEST_LOSS, run, _on_checkpoint(run.test_loss, run))
         if job.measure and len(_decoding_seconds(job.runs[0])) < job.measure_runs:
             first = job.runs[0]
             return Step(StepKind.MEASURE, first, _on_checkpoint(job.measure, first))
@@ -568,6 +575,11 @@ class TrialRun:
                 state["finished"] = True
             elif step.kind is StepKind.EVALUATE:
                 state["test"] = parse_scores(activity.log_text())
+            elif step.kind is StepKind.TEST_LOSS:
+                scores = parse_scores(activity.log_text())
+                if self.job.metric not in scores:
+                    raise NasAttnError(f"it printed no {self.job.metric}, but {', '.join(scores)}")
+                state["test_loss"] = {self.job.metric: scores[self.job.metric]}
             else:
                 seconds = parse_decoding_seconds(activity.log_text())
                 state["decoding_seconds"] = [*_decoding_seconds(step.run), seconds]
@@ -609,7 +621,11 @@ class TrialRun:
             losses=tuple(self._best_loss(run) for run in runs),
             plans=tuple(state["plan"] for state in states if state.get("plan") is not None),
             measured=measured,
-            tests=tuple(state["test"] for state in states if "test" in state),
+            tests=tuple(
+                {**state.get("test_loss", {}), **state["test"]}
+                for state in states
+                if "test" in state
+            ),
         )
 
     def _news(self, step: Step) -> list[Progress]:

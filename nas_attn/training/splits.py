@@ -1,0 +1,47 @@
+"""Whether a split of a data set can be opened, found out before days of training need it."""
+
+from __future__ import annotations
+
+from nas_attn.errors import DataError
+from nas_attn.training.data import PreparedData
+
+
+def check_split(data: PreparedData, split: str) -> int:
+    """Open the index of a split; returns its number of examples.
+
+    Args:
+        data: a binarised data set.
+        split: such as `test`.
+
+    Raises:
+        DataError: the split is missing, damaged or empty, or its sides differ in length.
+    """
+    from fairseq.data import indexed_dataset
+
+    names = [split]
+    if data.languages:
+        pair = "-".join(data.languages)
+        names = [f"{split}.{pair}.{language}" for language in data.languages]
+    counts = {}
+    for name in names:
+        path = str(data.folder / name)
+        kind = indexed_dataset.infer_dataset_impl(path) if _has_files(data, name) else None
+        try:
+            opened = None if kind is None else indexed_dataset.make_dataset(path, kind)
+            counts[name] = 0 if opened is None else len(opened)
+            last = opened[counts[name] - 1] if opened is not None and counts[name] else None
+        except Exception as error:  # whatever a damaged file makes numpy or fairseq raise
+            raise DataError(f"{path} cannot be read: {error}; prepare the data again") from None
+        if last is None:
+            raise DataError(
+                f"{data.folder} has no {split} split ({name}.idx and .bin are missing or empty): "
+                "prepare the data with it"
+            )
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(f"{data.folder}: the sides of the {split} split differ in length: {told}")
+    return counts[names[0]]
+
+
+def _has_files(data: PreparedData, name: str) -> bool:
+    return all((data.folder / f"{name}.{ending}").is_file() for ending in ("idx", "bin"))
