@@ -154,10 +154,10 @@ def test_a_confirmation_survives_kill_9_and_does_nothing_twice(searched: Searche
 def test_what_cannot_be_confirmed(searched: Searched) -> None:
     with pytest.raises(NasAttnError, match="trial 99 has no result"):
         searched.command("confirm", "--trial", "99")
-    gone = searched.data / "test.en-de.de.idx"
+    gone = searched.data / "test.src-tgt.tgt.idx"
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(DataError, match=r"has no test split \(test.en-de.de.idx and .bin are"):
+    with pytest.raises(DataError, match=r"has no test split \(test.src-tgt.tgt.idx and .bin are"):
         searched.command("confirm", "--trial", "1")
     gone.write_bytes(kept)
     with pytest.raises(SearchError, match=re.escape("training.arguments.lr (0.003, now 0.1)")):

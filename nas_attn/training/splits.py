@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nas_attn.errors import DataError
 from nas_attn.training.data import PreparedData
 
@@ -25,8 +27,10 @@ def check_split(data: PreparedData, split: str) -> int:
     counts = {}
     for name in names:
         path = str(data.folder / name)
-        kind = indexed_dataset.infer_dataset_impl(path) if _has_files(data, name) else None
         try:
+            kind = indexed_dataset.infer_dataset_impl(path) if _has_files(data, name) else None
+            if kind == "mmap":
+                _check_index(data.folder / f"{name}.idx")
             opened = None if kind is None else indexed_dataset.make_dataset(path, kind)
             counts[name] = 0 if opened is None else len(opened)
             last = opened[counts[name] - 1] if opened is not None and counts[name] else None
@@ -44,4 +48,16 @@ def check_split(data: PreparedData, split: str) -> int:
 
 
 def _has_files(data: PreparedData, name: str) -> bool:
-    return all((data.folder / f"{name}.{ending}").is_file() for ending in ("idx", "bin"))
+    paths = [data.folder / f"{name}.{ending}" for ending in ("idx", "bin")]
+    return all(path.is_file() and path.stat().st_size for path in paths)
+
+
+def _check_index(path: Path) -> None:
+    """See that an index is whole: a header, then size (int32) and place (int64) of each example.
+
+    fairseq does not, and an object of its that is half made complains once more as it goes.
+    """
+    with path.open("rb") as file:
+        count = int.from_bytes(file.read(26)[18:], "little")
+    if path.stat().st_size != 26 + 12 * count:
+        raise ValueError(f"its index is not as long as {count} examples are")

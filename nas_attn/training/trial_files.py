@@ -175,8 +175,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
     `seconds` of training, `started` (there is a checkpoint to start from), `finished` (training
     and pruning), `plan` (after pruning), `test` and `test_loss` (scores) and `decoding_seconds`
-    (of each measurement). Of a damaged file nothing is believed: the steps are done again, of which a
-    training that had ended ends at once.
+    (of each measurement). Of a damaged file nothing is believed: the steps are done again, of
+    which a training that had ended ends at once.
 
     Raises:
         TrialFileError: the file cannot be read.
