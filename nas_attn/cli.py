@@ -650,6 +650,40 @@ def prepare(
 
 
 @app.command()
+def repair(
+    study: StudyArgument,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Make the damaged record of a study readable again.
+
+    Damage at the end of a record, as a power failure leaves it, is cut off by the next search; this
+    is for any other. Keeps all operations that are whole, a copy of the record as it was
+    (journal.log.before-repair-TIME), and what was dropped (journal.log.damaged). A trial whose own
+    line is lost becomes a failed one, so that the others keep their numbers. End all drivers, and
+    what else has the record open, before.
+    """
+    from nas_attn.search.repair import describe, repair_journal
+    from nas_attn.search.storage import JOURNAL
+    from nas_attn.study import load_study
+
+    loaded = load_study(study, overrides=set_, runs=runs)
+    path = loaded.folder / JOURNAL
+    if loaded.config.execution.storage is not None:
+        raise RefusedError("only a record in a journal file is repaired, but this one is elsewhere")
+    if not path.is_file():
+        raise NasAttnError(f"no search has run in {loaded.folder} yet")
+    done = repair_journal(
+        path,
+        loaded.config.name,
+        [direction.value for direction in loaded.objectives.directions],
+        grace_seconds=loaded.config.execution.grace_seconds,
+    )
+    for line in describe(done, path):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def prune(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Of a training with the plugin.")

@@ -53,6 +53,7 @@ def test_help_names_every_command() -> None:
         "plugin-dir",
         "export",
         "compare",
+        "repair",
     ):
         assert command in text
         assert len(run(command, "--help").splitlines()) > 5

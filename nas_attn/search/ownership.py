@@ -20,11 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from nas_attn.search.locks import is_stopped, machine
+from nas_attn.search.patience import first_line, patiently
 from nas_attn.search.record import Record, TrialRecord
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "driver "
+SAY_SECONDS = 60.0
+"""How often it is said that a stopped driver keeps its trials."""
 
 
 class Ownership:
@@ -45,8 +49,9 @@ class Ownership:
         self.grace_seconds = grace_seconds
         self.driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._path = folder / "drivers" / f"{self.driver}.lock"
-        self._file = _hold(self._path)
+        self._file = patiently(_hold, self._path)
         self._beats = 0
+        self._say_at = 0.0
         self._heard: dict[str, tuple[int, float]] = {}
         self._beat()
         self._over = threading.Event()
@@ -80,6 +85,7 @@ class Ownership:
             Those that are this driver's now, and were not before.
         """
         alive, claims = self._alive(), self.record.claims()
+        self._say_who_is_stopped(trials, claims)
         abandoned = [trial for trial in trials if owner_of(trial, claims) not in alive]
         for trial in abandoned:
             generation = sum(claim["trial"] == trial.number for claim in claims)
@@ -89,6 +95,27 @@ class Ownership:
         claims = self.record.claims() if abandoned else claims
         return [trial for trial in abandoned if owner_of(trial, claims) == self.driver]
 
+    def _say_who_is_stopped(
+        self, trials: Sequence[TrialRecord], claims: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """A stopped driver lives, so its trials are waited for, and that may be for ever."""
+        if time.monotonic() < self._say_at:
+            return
+        told = _drivers(self.record.notes())
+        for driver in sorted({owner_of(trial, claims) or "" for trial in trials} - {self.driver}):
+            pid = _pid(driver)
+            if told.get(driver, {}).get("machine") == machine() and is_stopped(pid):
+                self._say_at = time.monotonic() + SAY_SECONDS
+                held = [str(t.number) for t in trials if owner_of(t, claims) == driver]
+                logger.warning(
+                    "trials %s wait for the driver %s, which is stopped: kill -CONT %d lets it go "
+                    "on, kill -9 %d leaves its trials to others",
+                    ", ".join(held),
+                    driver,
+                    pid,
+                    pid,
+                )
+
     def _alive(self) -> set[str]:
         drivers = _drivers(self.record.notes())
         alive = {driver for driver, told in drivers.items() if self._is_alive(driver, told)}
@@ -97,8 +124,9 @@ class Ownership:
     def _is_alive(self, driver: str, told: dict[str, Any]) -> bool:
         if told["ended"]:
             return False
-        if told["machine"] == _machine():
-            return _is_held(Path(told["lock"]))
+        is_held = _is_held(Path(told["lock"])) if told["machine"] == machine() else None
+        if is_held is not None:
+            return is_held
         beats, since = self._heard.get(driver, (-1, 0.0))
         if told["beats"] != beats:
             self._heard[driver] = (told["beats"], time.monotonic())
@@ -109,8 +137,8 @@ class Ownership:
         while not self._over.wait(self.heartbeat_seconds):
             try:
                 self._beat()
-            except Exception:  # a storage that is away; trials are finished meanwhile
-                logger.warning("this driver could not tell that it lives", exc_info=True)
+            except Exception as error:  # a storage that is away; trials are finished meanwhile
+                logger.warning("this driver could not tell that it lives: %s", first_line(error))
 
     def _beat(self, *, ended: bool = False) -> None:
         self._beats += 1
@@ -120,7 +148,7 @@ class Ownership:
                 "beats": self._beats,
                 # Only for people: what drivers do hangs on no clock.
                 "at": time.time(),
-                "machine": _machine(),
+                "machine": machine(),
                 "lock": str(self._path.absolute()),
                 "ended": ended,
             },
@@ -154,11 +182,18 @@ def live_drivers(notes: Mapping[str, Any], *, now: float, grace_seconds: float) 
     """
     alive = []
     for driver, told in _drivers(notes).items():
-        is_here = told["machine"] == _machine()
-        is_heard = now - told.get("at", 0.0) < grace_seconds
-        if not told["ended"] and (_is_held(Path(told["lock"])) if is_here else is_heard):
+        if told["ended"]:
+            continue
+        is_held = _is_held(Path(told["lock"])) if told["machine"] == machine() else None
+        if is_held or (is_held is None and now - told.get("at", 0.0) < grace_seconds):
             alive.append(driver)
     return alive
+
+
+def held_drivers(folder: Path) -> list[str]:
+    """Names of the drivers of this machine that live, by the locks of a run folder alone."""
+    paths = sorted((folder / "drivers").glob("*.lock"))
+    return [path.stem for path in paths if _is_held(path)]
 
 
 def _drivers(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -166,29 +201,32 @@ def _drivers(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {k.removeprefix(PREFIX): v for k, v in notes.items() if k.startswith(PREFIX)}
 
 
-def _machine() -> str:
-    """This machine since it was started; names alone are not unique."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        boot = ""
-    return f"{socket.gethostname()} {boot}"
+def _pid(driver: str) -> int:
+    """The process of a driver, from its name; 0 if that says none."""
+    parts = driver.rsplit("-", 2)
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
 
 
 def _hold(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w", encoding="utf-8")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        file.close()
+        raise
     return file
 
 
-def _is_held(path: Path) -> bool:
-    """Whether a living process holds the lock of a file."""
+def _is_held(path: Path) -> bool | None:
+    """Whether a living process holds the lock of a file; None if that cannot be seen."""
     try:
         with path.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        return None
     return False

@@ -8,9 +8,7 @@ and anyone can see that its trial does not count.
 
 from __future__ import annotations
 
-import errno
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,7 +16,7 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -28,6 +26,7 @@ from nas_attn.errors import SearchError
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.patience import patiently
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +36,6 @@ THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
 COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
 ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
 STARTS, WARM, UPDATES = "starts", "warm", "updates"
-
-PATIENCE_SECONDS = 600.0
-"""A storage that does not answer is asked again for so long."""
 
 Result = TypeVar("Result")
 
@@ -468,41 +464,11 @@ class Record:
             logger.warning("trial %d was closed already", number)
 
     def _call(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
-        while True:
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                if not _is_absence(error):
-                    raise
-                if time.monotonic() > deadline:
-                    raise SearchError(
-                        f"the storage has not answered for {PATIENCE_SECONDS:.0f} s: {error}; "
-                        "the same command goes on when it is back"
-                    ) from error
-                logger.warning("the storage does not answer, waiting: %s", _first_line(error))
-                time.sleep(pause)
-                pause = min(2 * pause, 15.0)
-
-
-def _is_absence(error: Exception) -> bool:
-    """Whether a storage may come back; drivers of databases have their own kinds of errors."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, StorageInternalError):
-        return True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True  # a full disk may be cleared
-    return bool(names & {"OperationalError", "InterfaceError", "RpcError", "ConnectionError"})
+        return patiently(function, *args, **kwargs)
 
 
 def _words(directions: Sequence[StudyDirection]) -> str:
     return ", ".join(direction.name.lower() for direction in directions)
-
-
-def _first_line(error: Exception) -> str:
-    # Optuna wraps what the database says in a guess of its own.
-    cause = error.__cause__ or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

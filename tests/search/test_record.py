@@ -13,7 +13,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from nas_attn.errors import SearchError
-from nas_attn.search import record as record_module
+from nas_attn.search import patience
 from nas_attn.search.record import NewTrial, Record
 from nas_attn.search.storage import JOURNAL, open_storage
 from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
@@ -47,7 +47,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         original(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(record_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     record.note("second", 2)
     assert len(calls) == 2
     fresh = Record("one", open_storage(None, tmp_path), OBJECTIVES)
@@ -72,7 +72,7 @@ def test_a_storage_that_comes_back_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(record_module.time, "sleep", pauses.append)
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
     record = Record("one", Absent(failures=4), OBJECTIVES, create=True)
     with caplog.at_level(logging.WARNING):
         record.note("name", 1)
@@ -82,8 +82,8 @@ def test_a_storage_that_comes_back_is_waited_for(
 
 
 def test_a_storage_that_stays_away_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_module.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(record_module, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1.0)
     record = Record("one", Absent(failures=9), OBJECTIVES, create=True)
     with pytest.raises(SearchError, match=r"has not answered .* the same command goes on"):
         record.note("name", 1)
