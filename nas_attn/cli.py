@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_attn.errors import ConfigError, NasAttnError, PlanError, RefusedError, SearchError
+from nas_attn.masking import MaskingFilter, hide_typed, mask, mask_tracebacks, replace_typed
 from nas_attn.search.config import KnownCost
 from nas_attn.training.data import Subword
 
@@ -111,7 +112,8 @@ def search(
         typer.Option(
             metavar="URL",
             help="Optuna storage that several drivers share, such as "
-            "postgresql+psycopg://USER@HOST/DATABASE or grpc://HOST:PORT.",
+            "postgresql+psycopg://USER@HOST/DATABASE or grpc://HOST:PORT; env:NAME for an "
+            "environment variable that holds it.",
         ),
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
@@ -125,6 +127,7 @@ def search(
     on several machines that share a storage and the run folder, the drivers share the work; a
     driver that dies loses its trials to the others.
     """
+    from nas_attn.search.provenance import keep_proposing, note_start
     from nas_attn.search.status import BUDGET
     from nas_attn.study import load_study
 
@@ -142,8 +145,8 @@ def search(
     loaded.check_limits()
     record = _open_record(loaded, create=True)
     _keep(loaded, record)
-    record.note("versions", _versions())
-    record.note("machine", _machine())
+    keep_proposing(record, loaded.proposing())
+    note_start(record, _versions(), _machine())
     record.note(BUDGET, loaded.config.search.trials)
     if loaded.config.search.predicts:
         conductor = _search_by_predictions(loaded, record, address)
@@ -349,6 +352,7 @@ def proposals(
     """
     from nas_attn.report.tables import state_text
     from nas_attn.search.proposals import derive_again, running_then
+    from nas_attn.search.provenance import check_proposing
     from nas_attn.study import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs)
@@ -361,6 +365,7 @@ def proposals(
             table.add_row(*row, " ".join(map(str, sorted(running))), Text(trial.text))
         console.print(table)
         return
+    check_proposing(record, loaded.proposing())
     derived = list(derive_again(loaded.proposer(_queue(record)), trials))
     for derivation in derived:
         if not derivation.agrees:
@@ -1107,6 +1112,8 @@ def compare(
 
 def main() -> None:
     """Run the command; errors become one message and an exit status (2 for refused input)."""
+    _hide_passwords()
+    mask_tracebacks()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a letter too many ends no search
     on_terminal = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
@@ -1116,6 +1123,8 @@ def main() -> None:
         datefmt="%H:%M:%S",
         handlers=[on_terminal if console.is_terminal else logging.StreamHandler(sys.stdout)],
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(MaskingFilter())
     for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx", "optuna"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
@@ -1128,8 +1137,26 @@ def main() -> None:
         sys.exit(1)
 
 
-def _say_error(error: Exception) -> None:
-    Console(stderr=True).print(Text(f"nas-attn: {error}", style="red"), soft_wrap=True)
+def _say_error(error: object) -> None:
+    Console(stderr=True).print(Text(mask(f"nas-attn: {error}"), style="red"), soft_wrap=True)
+
+
+def _hide_passwords() -> None:
+    """Start this process again if there is a storage's password on its command line.
+
+    All users of a machine see command lines, and Ray keeps them.
+    """
+    moved = hide_typed(sys.argv, os.environ)
+    if not moved:
+        return
+    _say_error(
+        "a password on a command line can be read by everybody on this machine, and stays in the "
+        f"shell's history. It was moved to the environment variable {', '.join(moved)}: set it "
+        "before, and give --storage env:NAME, or leave the password to ~/.pgpass (PGPASSFILE)"
+    )
+    words = replace_typed(sys.orig_argv, moved)
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, **moved})
 
 
 def _say_failures(trials: Sequence[TrialRecord]) -> None:
@@ -1213,14 +1240,14 @@ def _searched(name: str, runs: Path) -> Searched:
 
 def _prepare_once(study: Study) -> None:
     """Make the data set if it is not there, by one of several drivers."""
-    import fcntl
+    from nas_attn.search.locks import FileLock
 
     data = study.config.data
     if data.folder.is_dir():
         return
     data.folder.parent.mkdir(parents=True, exist_ok=True)
-    with data.folder.with_name(data.folder.name + ".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = data.folder.with_name(data.folder.name + ".lock")
+    with FileLock(lock, f"the data set {data.folder}, which another driver makes"):
         if not data.folder.is_dir():
             console.print(f"preparing {data.folder} ...", highlight=False)
             study.prepare_data(workers=len(os.sched_getaffinity(0)))
@@ -1461,14 +1488,14 @@ def _queue(record: Record) -> list[AttentionPlan]:
 
 def _train_baseline(study: Study, record: Record, address: str | None) -> TrialRecord:
     """The trained baseline of a study; it is trained if it is not there."""
+    from nas_attn.search.provenance import note_start
 
     def found() -> TrialRecord | None:
         return next((t for t in record.trials() if t.is_baseline and t.is_trained), None)
 
     baseline = found()
     if baseline is None:
-        record.note("versions", _versions())
-        record.note("machine", _machine())
+        note_start(record, _versions(), _machine())
         failed = sum(t.is_baseline and t.state.name == "FAIL" for t in record.trials())
         _search_by_sampler(study, record, address, trials=failed + 1).outcome()
         baseline = found()
@@ -1654,6 +1681,7 @@ def _interruptible() -> Iterator[None]:
 
 def _write_report(study: Study, record: Record, out: Path) -> Path:
     from nas_attn.report import ReportContext, write_report
+    from nas_attn.search.provenance import machine_of, versions_of
 
     trials = record.trials()
     if not any(trial.is_trained for trial in trials):
@@ -1665,8 +1693,8 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         objectives=study.objectives,
         seeds=len(study.config.training.seeds),
         settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
-        versions=notes["versions"],
-        machine=notes["machine"],
+        versions=dict.fromkeys(_versions(), "(not on record)") | versions_of(notes),
+        machine=machine_of(notes),
         evaluate={} if study.config.replay else study.evaluation_texts(trials),
         confirmed=_confirmed_rows(study, record),
         fine_tuning=_fine_tuning_updates(study),

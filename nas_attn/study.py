@@ -23,6 +23,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.conversion import inherits
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError
+from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.config import (
     ExecutionConfig,
@@ -443,6 +444,20 @@ class Study:
         settings: dict[str, Any] = json.loads(json.dumps(kept))
         return settings
 
+    def proposing(self) -> dict[str, Any]:
+        """What proposals hang on besides `settings`, by key path.
+
+        With other values, trials on record could not be derived again.
+        """
+        search, objectives = self.config.search, self.config.objectives
+        names = ["seed", "sampler", "strategy", "enqueue"]
+        names += ["startup_trials"] if search.sampler != "stratified_random" else []
+        proposing = {f"search.{name}": getattr(search, name) for name in names}
+        proposing["objectives.limits"] = dict(sorted(objectives.limits.items()))
+        if "flops" in objectives.limits:
+            proposing["objectives.sentence_length"] = objectives.sentence_length
+        return proposing
+
 
 @dataclass(frozen=True)
 class CheckpointStudy(Study):
@@ -588,7 +603,7 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
             seen[f"{space_key}.{key}", NO_VOTE] = None
     if seen:
         raise ConfigError(str(path), [Fault(key, message) for key, message in seen])
-    typed = [name, *(part for text in overrides for part in ("--set", text))]
+    typed = [name, *(part for text in overrides for part in ("--set", mask(text)))]
     if runs != Path("runs"):
         typed += ["--runs", str(runs)]
     return Study(config, space, runs, tuple(typed))

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
-    "__init__": 0, "amounts": 0, "errors": 0, "plan": 0, "section": 0,
+    "__init__": 0, "amounts": 0, "errors": 0, "masking": 0, "plan": 0, "private": 0, "section": 0,
     "attention": 1, "space": 1, "pareto": 1, "knapsack": 1, "ranks": 1, "text_plot": 1,
     "conversion": 2,
     "training": 3,

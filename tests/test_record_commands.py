@@ -104,3 +104,13 @@ def test_what_is_not_repaired(study: list[str], say: Say) -> None:
     assert say("repair", *study, "--set", url)[0] == 2
     (Path(study[2]) / "small" / JOURNAL).unlink()
     assert "no search has run" in say("repair", *study)[1]
+
+
+def test_what_proposals_hang_on_is_refused_at_start(study: list[str], say: Say) -> None:
+    for command in (["search"], ["proposals", "--check"]):
+        status, text = say(*command, *study, "--set", "search.seed=2")
+        assert status == 1
+        assert "search.seed (1, now 2)" in text
+        assert "give the study another name" in text
+    assert say("search", *study, "--trials", "5", "--workers", "2")[0] == 0
+    assert say("proposals", *study, "--check")[0] == 0

@@ -183,7 +183,8 @@ class ExecutionConfig(Section):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time; by default as many as CPUs (or GPUs) allow."""
     storage: str | None = None
-    """An Optuna storage URL, or grpc://HOST:PORT; a journal file in the run folder by default."""
+    """An Optuna storage URL, grpc://HOST:PORT, or env:NAME for a variable of the environment that
+    holds it; a journal file in the run folder by default."""
     transfer: Literal["shared_folder", "object_store"] = "shared_folder"
     """How data reach other Ray nodes, and checkpoints come back."""
     warm: bool = True

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from optuna.exceptions import StorageInternalError
 
 from nas_attn.errors import SearchError
+from nas_attn.masking import mask
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def patiently(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Res
                 raise SearchError(
                     f"the storage has not answered for {PATIENCE_SECONDS:.0f} s: "
                     f"{first_line(error)}; the same command goes on when it is back"
-                ) from error
+                ) from None
             logger.warning("the storage does not answer, waiting: %s", first_line(error))
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
@@ -64,7 +65,7 @@ def is_absence(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """What an error says, in one line and without passwords."""
     # Optuna wraps what the database says in a guess of its own.
     cause = error.__cause__ or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return mask((str(cause).strip().splitlines() or [type(cause).__name__])[0])

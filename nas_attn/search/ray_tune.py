@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.errors import SearchError
+from nas_attn.masking import environment_without_secrets
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
 from nas_attn.search.transfer import Courier, DataParcel, NodeFiles
@@ -241,7 +242,8 @@ class RayExecutor:
             _check_reachable(address)
             options["address"] = address
         try:
-            ray.init(**options)
+            with environment_without_secrets():
+                ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SearchError(
                 f"cannot join Ray at {address or 'this machine'}: {error} (if the cluster asks for "

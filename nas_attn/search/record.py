@@ -381,7 +381,7 @@ class Record:
         if not kept:
             self.note("settings", dict(settings))
             return
-        different = sorted(_differences(kept, settings))
+        different = sorted(differences(kept, settings))
         if different:
             raise SearchError(
                 "the study on record was started with other settings, so old and new trials could "
@@ -471,12 +471,13 @@ def _words(directions: Sequence[StudyDirection]) -> str:
     return ", ".join(direction.name.lower() for direction in directions)
 
 
-def _differences(left: Any, right: Any, key: str = "") -> list[str]:
+def differences(left: Any, right: Any, key: str = "") -> list[str]:
+    """What differs between settings on record and those of now, by key path, in words."""
     if isinstance(left, dict) and isinstance(right, Mapping):
         return [
             found
             for name in {*left, *right}
-            for found in _differences(
+            for found in differences(
                 left.get(name), right.get(name), f"{key}.{name}" if key else name
             )
         ]

@@ -11,7 +11,8 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 
-from nas_attn.errors import SearchError
+from nas_attn.errors import RefusedError, SearchError
+from nas_attn.masking import mask, resolve_storage
 from nas_attn.search.journal import JOURNAL, Journal
 from nas_attn.search.patience import patiently
 
@@ -26,23 +27,28 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
     Args:
         url: of a database (such as postgresql+psycopg://...), grpc://HOST:PORT for Optuna's proxy,
-            or None for the journal file of a run folder.
+            env:NAME for an environment variable that holds one, or None for the journal file of a
+            run folder.
         folder: the run folder.
 
     Raises:
-        SearchError: the storage cannot be reached; the message is the database's.
+        RefusedError: there is no such variable.
+        SearchError: the storage cannot be reached; the message is the database's, masked.
     """
+    where = folder / JOURNAL if url is None else url
     try:
         if url is None:
             folder.mkdir(parents=True, exist_ok=True)
             return patiently(Journal, folder / JOURNAL)
+        where = url = resolve_storage(url)
         if url.startswith("grpc://"):
             return _open_proxy(url.removeprefix("grpc://"))
         return _open_database(url)
-    except SearchError:
+    except (RefusedError, SearchError):
         raise
     except Exception as error:  # database drivers raise their own kinds
-        raise SearchError(f"cannot open the storage {url or folder / JOURNAL}: {error}") from error
+        # What they say is part of this message; their own tracebacks repeat the password.
+        raise SearchError(mask(f"cannot open the storage {where}: {error}")) from None
 
 
 def _open_proxy(address: str) -> BaseStorage:

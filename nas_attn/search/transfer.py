@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
@@ -16,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nas_attn.private import private_folder
+from nas_attn.search.locks import FileLock
 from nas_attn.training.failures import TrialFileError
 from nas_attn.training.trial_files import REPORT_FILE, read_report
 from nas_attn.training.worker import LOCK_FILE, TrialJob
@@ -47,11 +48,9 @@ class DataParcel:
         return cls(str(folder), content, hashlib.sha256(content).hexdigest()[:16])
 
     def unpack(self, under: Path) -> Path:
-        """Write the data set on this node, once; returns its folder."""
-        under.mkdir(parents=True, exist_ok=True, mode=0o700)
-        target = under / f"data-{self.digest}"
-        with (under / f"data-{self.digest}.lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Write the data set into a folder of this node, once; returns its own folder."""
+        target = private_folder(under) / f"data-{self.digest}"
+        with FileLock(under / f"data-{self.digest}.lock", f"the data set {target}"):
             if not target.is_dir():
                 partial = target.with_name(target.name + ".partial")
                 _unpack(self.content, partial)
@@ -157,8 +156,7 @@ class NodeFiles:
         name = hashlib.sha256(path.encode()).hexdigest()[:16]
         target = self._under / "needed" / f"{name}{Path(path).suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_suffix(".lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(target.with_suffix(".lock"), f"the file {target}"):
             if not target.is_file():
                 partial = target.with_suffix(".partial")
                 partial.write_bytes(ray.get(self._courier.read.remote(path)))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nas_attn.errors import NasAttnError
+from nas_attn.masking import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Launcher(Protocol):
 
         Args:
             command: argument list, the full path of the executable first.
-            environment: all of it.
+            environment: all of it; what holds passwords of storages is not handed on.
             log: file to append standard output and errors to.
             keep_open: file descriptor that the process inherits, such as a lock's.
 
@@ -241,7 +242,7 @@ class _Server:
         """
         request = {
             "command": list(command),
-            "environment": dict(environment),
+            "environment": without_secrets(environment),
             "folder": str(Path.cwd()),
         }
         with log.open("ab") as output:
@@ -322,7 +323,7 @@ def _start_guarded(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=without_secrets(environment),
         # Ctrl-C reaches the driver alone, which then stops its trainings in order.
         process_group=0,
         pass_fds=(keep_open,),
