@@ -72,3 +72,15 @@ def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> N
     assert faults_of(whole, left, replayed=False)[0] == "trial 5 is not over"
     other = [*broken[:-1], replace(broken[-1], losses=(9.0,))]
     assert faults_of(whole, other, replayed=False)[0].startswith("trial 5: COMPLETE")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-disk",)], ids=["disk", "limit"])
+def test_a_record_that_cannot_be_destroyed(arguments: tuple[str, ...]) -> None:
+    """Shows that after kills, torn writes, other writers and a full disk all is as undisturbed."""
+    command = [sys.executable, "-W", "ignore", str(DRILL.with_name("record.py"))]
+    command += ["--trials", "10", "--kills", "6", "--tears", "2", "--tear-every", "60"]
+    command += ["--power", "3", "--full", "2", "--every", "0.3", "--seed", "4", "--limit", "100"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 trials complete" in done.stdout
+    assert "points, identical" in done.stdout
