@@ -192,7 +192,7 @@ class Drill:
         for name, pid in list(self.writers.items()):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 del self.writers[name]
-        pid, status = os.waitpid(self.driver, os.WNOHANG)
+        pid, status = os.waitpid(self.driver, os.WNOHANG) if self.driver else (0, 0)
         if not pid:
             return False
         self.driver = 0
