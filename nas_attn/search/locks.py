@@ -10,6 +10,8 @@ import socket
 import time
 from pathlib import Path
 
+from nas_attn.training.holders import is_stopped
+
 logger = logging.getLogger(__name__)
 
 SAY_SECONDS = 30.0
@@ -106,15 +108,6 @@ def holder_text(holder: str) -> str:
     if where == machine() and is_stopped(int(pid)):
         text += f" and is stopped (kill -CONT {pid} lets it go on, kill -9 {pid} ends it)"
     return text
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process of this machine was stopped, as by Ctrl-Z or kill -STOP."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] in ("T", "t")  # the name before may hold anything
 
 
 def _read_holder(file: int) -> str:

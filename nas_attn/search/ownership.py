@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from nas_attn.search.locks import is_stopped, machine
+from nas_attn.search.locks import machine
 from nas_attn.search.patience import first_line, patiently
 from nas_attn.search.record import Record, TrialRecord
+from nas_attn.training.holders import is_stopped
 
 logger = logging.getLogger(__name__)
 

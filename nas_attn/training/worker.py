@@ -38,6 +38,7 @@ from nas_attn.training.failures import (
     failure_after,
     failure_of_error,
 )
+from nas_attn.training.holders import holders_text
 from nas_attn.training.launch import ColdLauncher, Launcher, Running
 from nas_attn.training.pruning import prune_checkpoint
 from nas_attn.training.trial_files import (
@@ -69,6 +70,8 @@ SETTLED = Phase.SETTLED.name.lower()
 STOP_GRACE_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 """How often at most the files of a process are looked at to see whether it hangs."""
+SAY_SECONDS = 60.0
+"""How often a trial says that it waits for its folder."""
 
 MODULES = {
     "fairseq-train": "fairseq_cli.train",
@@ -359,6 +362,7 @@ class TrialRun:
         self.launcher = launcher or ColdLauncher()
         self.result: TrialResult | None = None
         self._activity: _Activity | None = None
+        self._say_at = 0.0
         self._reports: dict[Path, Report] = {}
         self._told: dict[Path, set[int]] = {}
 
@@ -459,6 +463,7 @@ class TrialRun:
         step.folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(step.folder / LOCK_FILE)
         if lock is None:
+            self._say_locked(step)
             return  # what an earlier driver left is about to die; poll again
         with lock:  # held on by the process alone
             if step.trains:
@@ -473,6 +478,19 @@ class TrialRun:
                 keep_open=lock.fileno(),
             )
         self._activity = _Activity(step, running, log_start, oom_kills)
+
+    def _say_locked(self, step: Step) -> None:
+        """Say now and then who is in the way; a stopped process is so for ever."""
+        now = time.monotonic()
+        self._say_at = self._say_at or now + SAY_SECONDS
+        if now >= self._say_at:
+            self._say_at = now + SAY_SECONDS
+            logger.warning(
+                "trial %d waits for its folder %s: %s",
+                self.job.number,
+                step.folder,
+                holders_text(step.folder / LOCK_FILE),
+            )
 
     def _environment(self, step: Step) -> dict[str, str]:
         environment = {

@@ -25,12 +25,13 @@ from optuna.storages.journal import (
 )
 
 from nas_attn.errors import SearchError
-from nas_attn.search import journal, locks, patience
+from nas_attn.search import journal, locks, ownership, patience
 from nas_attn.search.journal import OptunaLock
 from nas_attn.search.locks import FileLock
+from nas_attn.search.ownership import Ownership, live_drivers
 from nas_attn.search.record import Record
 from nas_attn.search.storage import JOURNAL, open_storage
-from tests.search.fakes import OBJECTIVES
+from tests.search.fakes import OBJECTIVES, kill_drivers, make_conductor
 
 ENDS = {
     "half a line": b'{"op_code":4,"wor',
@@ -363,3 +364,40 @@ def test_a_folder_without_leave_to_write(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(SearchError, match=r"cannot write the record .*: Permission denied"):
         record.note("second", 2)
+
+
+def test_a_stopped_driver_that_keeps_trials_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lives, so its trials are not taken over; the other driver says for whom it waits."""
+    first = make_conductor(tmp_path)
+    assert first.next_job() is not None
+    other = make_conductor(tmp_path)
+    monkeypatch.setattr(ownership, "is_stopped", lambda pid: pid == os.getpid())
+    caplog.clear()
+    other._look()
+    pid = os.getpid()
+    assert f"trials 0 wait for the driver {first.ownership.driver}, which is stopped" in caplog.text
+    assert f"kill -CONT {pid} lets it go on" in caplog.text
+    other._look()
+    assert caplog.text.count("which is stopped") == 1
+    kill_drivers()
+
+
+def test_where_locks_do_not_work_drivers_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without locks nobody seems dead, nor alive for ever."""
+    record = begin(tmp_path)
+    driver = Ownership(record, tmp_path, heartbeat_seconds=60, grace_seconds=180)
+
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        told = record.notes()
+        at = told[f"driver {driver.driver}"]["at"]
+        assert live_drivers(told, now=at + 10, grace_seconds=60) == [driver.driver]
+        assert live_drivers(told, now=at + 70, grace_seconds=60) == []
+    driver.close()

@@ -217,8 +217,8 @@ def test_no_byte_of_a_search_holds_the_password(
     """Neither its run folder nor what it prints, nor its command line while it runs."""
     url = postgres.create_database("secret").replace("postgres@", f"postgres:{SECRET}@")
     changes = {
-        "search": {"trials": 3, "startup_trials": 1},
-        "replay": {"seconds": 1.0},
+        "search": {"trials": 2, "startup_trials": 1},
+        "replay": {"seconds": 0.5},
         "execution": {"workers": 1},
     }
     study = write(tmp_path, tiny_translation.folder, changes)
@@ -227,7 +227,7 @@ def test_no_byte_of_a_search_holds_the_password(
     command = [*COMMAND, "search", str(study), "--runs", str(runs), "--storage", url]
     with log.open("wb") as output:
         search = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        seen = []
+        seen, trained = [], False
         deadline = time.monotonic() + 120
         while search.poll() is None and time.monotonic() < deadline:
             for entry in Path("/proc").iterdir():
@@ -236,13 +236,15 @@ def test_no_byte_of_a_search_holds_the_password(
                         words = (entry / "cmdline").read_bytes()
                         if b"env:NAS_ATTN_STORAGE" in words:
                             seen.append(words)
-                        elif b"replay" in words:
+                        elif b"nas_attn.training.replay" in words:
+                            trained = True
                             assert SECRET.encode() not in (entry / "environ").read_bytes()
                     except OSError:
                         continue
             time.sleep(0.05)
     assert search.wait() == 0, log.read_text()
     assert seen
+    assert trained
     assert "report:" in log.read_text()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
