@@ -1,4 +1,4 @@
-"""Amounts as people write them: 500000, 500k, 20M, 1.5M."""
+"""Amounts as people write them: 500000, 500k, 20M, 1.5M, 2e7."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from nas_attn.errors import RefusedError
 
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)", re.ASCII)
+AMOUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?(?:[eE]\+?\d)?)([kMG]?)", re.ASCII)
 FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from nas_attn.errors import Fault
 
+LONGEST_SAID = 100
+"""Characters of a wrong value that a message repeats."""
+
 
 class Section(BaseModel):
-    """A part of a file; unknown keys and wrong types are faults."""
+    """A part of a file; unknown keys, wrong types and infinite numbers are faults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _check_scalar(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise ValueError("must be a number, a word, true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
     return value
 
 
@@ -40,5 +46,7 @@ def _fault(finding: Any, prefix: str) -> Fault:
     elif finding["type"] == "missing":
         message = "is missing"
     elif "input" in finding and not isinstance(finding["input"], dict | list):
-        message = f"{message[0].lower()}{message[1:]}, but is {finding['input']!r}"
+        said = repr(finding["input"])
+        said = said if len(said) <= LONGEST_SAID else f"{said[:LONGEST_SAID]}..."
+        message = f"{message[0].lower()}{message[1:]}, but is {said}"
     return Fault(key, message)

@@ -13,7 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError
 
 import nas_attn
@@ -64,9 +63,17 @@ from nas_attn.training.data import (
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
 from nas_attn.training.fine_tuning import count_updates, fine_tuning
+from nas_attn.training.flags import given
 from nas_attn.training.folders import languages_of, missing_splits
 from nas_attn.training.measure import CHANGE, ERROR, METRIC, measure_command
-from nas_attn.training.model import Sizer, load_dictionaries, site_shapes
+from nas_attn.training.model import (
+    Sizer,
+    blank_dictionary,
+    check_model,
+    load_dictionaries,
+    site_shapes,
+)
+from nas_attn.training.parsed import check_training
 from nas_attn.training.replay import ReplayConfig, curve_of, replay_command
 from nas_attn.training.worker import (
     BEST,
@@ -77,6 +84,10 @@ from nas_attn.training.worker import (
     TrialJob,
     best_checkpoint,
 )
+from nas_attn.yaml_file import override, read_yaml
+
+DEMO_TYPES = 200
+"""Types of the demo's dictionary, at most."""
 
 NO_VOTE = (
     "votes while it trains, and a warm start leaves no time for that: take grouped_head with "
@@ -87,7 +98,7 @@ NO_VOTE = (
 class StudyConfig(Section):
     """A study file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
     """Names the study in its storage and its run folder."""
     description: str = ""
     data: DataConfig
@@ -152,15 +163,25 @@ class Study:
         """Exact costs of plans; needs the data set, for its dictionaries.
 
         Raises:
+            ConfigError: the model cannot be built with these dictionaries.
             DataError: the data set is not prepared.
         """
         config = self.config.objectives
+        faults = self._model_faults()
+        if faults:
+            raise ConfigError(f"the study {self.config.name}", faults)
         return CostModel.of(
             training_arguments(self.config.training),
             load_dictionaries(self.data_set, self.config.training.task),
             sentence_length=config.sentence_length,
             with_flops="flops" in {*config.costs, *config.limits},
         )
+
+    def _model_faults(self) -> list[Fault]:
+        """Why the model cannot be built with the data set's dictionaries, if so."""
+        training = self.config.training
+        dictionaries = load_dictionaries(self.data_set, training.task)
+        return list(check_model(training_arguments(training), dictionaries, training.arguments))
 
     def proposer(self, queue: Sequence[AttentionPlan] = ()) -> Proposer:
         """Proposes plans, from an empty history; those of a queue first."""
@@ -212,7 +233,7 @@ class Study:
                 corpus,
                 LANGUAGES,
                 data.folder,
-                vocab_size=200,
+                vocab_size=DEMO_TYPES,
                 subword="word",
                 workers=workers,
                 origin=data.origin,
@@ -315,7 +336,7 @@ class Study:
                 metric=config.objectives.loss,
                 save_dir=Path(run.folder) / CHECKPOINTS,
             )
-            command += ["--finetune-from-model", str(made / BEST)]
+            command.append(f"--finetune-from-model={made / BEST}")
             runs.append(replace(run, command=tuple(command), start=tuple(start)))
         last_epoch, last_update = last_epoch_and_update(self.fine_tuning)
         return replace(
@@ -391,12 +412,14 @@ class Study:
         return self._range(self.objectives.axis)
 
     def check_limits(self) -> None:
-        """See that limits leave anything to search; needs the data set.
+        """See that the data set suits the model, and that limits leave anything to search.
 
         Raises:
-            ConfigError: every plan of the space is over a limit.
+            ConfigError: the model cannot be built, or every plan of the space is over a limit.
         """
-        faults = []
+        faults = self._model_faults()
+        if faults:
+            raise ConfigError(f"the study {self.config.name}", faults)
         for name, limit in self.objectives.limits.items():
             least, _ = self._range(name)
             if least > limit:
@@ -547,11 +570,14 @@ def find_file(name: str, folder: str) -> Path:
         ConfigError: there is neither.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
     shipped = shipped_folder(folder) / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
+    try:
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return path
+        if shipped.is_file():
+            return shipped
+    except OSError as error:
+        raise ConfigError(name, [Fault("(file)", f"cannot be read: {error.strerror}")]) from None
     offer = ", ".join(shipped_names(folder))
     message = f"no such file, and no shipped one of that name; shipped are {offer}"
     raise ConfigError(name, [Fault("(file)", message)])
@@ -569,16 +595,21 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
         ConfigError: lists everything that is wrong, by key path.
     """
     path = find_file(name, "studies")
-    tree = _read_yaml(path)
-    for override in overrides:
-        _override(tree, override)
+    tree = read_yaml(path)
+    for text in overrides:
+        override(tree, text)
     try:
         config = StudyConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(str(path), faults_of(error)) from None
-    faults = _check_data(config.data, config.training.task)
+    try:
+        faults = _check_data(config.data, config.training.task)
+    except OSError as error:
+        faults = [Fault("data", f"cannot be read: {error}")]
     faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
     faults += _check_objectives(config)
+    if not faults:
+        faults += _check_training(config)
     if not faults:
         faults += _check_warm_start(config)
     space_config, space_key = _load_space(config.space, faults)
@@ -632,6 +663,21 @@ def _check_objectives(config: StudyConfig) -> list[Fault]:
     return faults
 
 
+def _check_training(config: StudyConfig) -> list[Fault]:
+    """What is wrong with the training as a whole: its model, its schedule, its vote."""
+    training, data = config.training, config.data
+    args = training_arguments(training)
+    # The data set's own dictionaries may not be there yet; see `Study.check_limits`.
+    size = data.text.vocab_size if data.text else DEMO_TYPES
+    dictionaries = [blank_dictionary(size)]
+    faults = list(check_model(args, dictionaries, training.arguments))
+    if config.replay is None:
+        faults += [
+            Fault(f"training.{f.key}", f.message) for f in check_training(args, training.arguments)
+        ]
+    return faults
+
+
 def _check_warm_start(config: StudyConfig) -> list[Fault]:
     """What is wrong with the fine-tuning of warm starts."""
     warm = config.search.warm_start
@@ -643,7 +689,13 @@ def _check_warm_start(config: StudyConfig) -> list[Fault]:
     training = fine_tuning(
         config.training, 1, learning_rate=warm.learning_rate, replaced=warm.arguments
     )
-    return [Fault(f"{key}.{fault.key}", fault.message) for fault in check_arguments(training)]
+    faults = check_arguments(training)
+    if not faults:
+        # Nothing votes in fine-tuning, which spaces with a vote are refused for.
+        args = training_arguments(training)
+        args.vote_at_epoch = args.vote_at_update = 0
+        faults = list(check_training(args, training.arguments))
+    return [Fault(f"{key}.{fault.key}", fault.message) for fault in faults]
 
 
 def _prunes(module: Attention) -> bool:
@@ -652,16 +704,16 @@ def _prunes(module: Attention) -> bool:
 
 def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
     """What the training lacks for attention that is grouped or pruned."""
-    given = {name.replace("_", "-"): value for name, value in training.arguments.items()}
+    named = given(training.arguments)
     is_grouped = isinstance(module, GroupedHeadAttention)
     is_constrained = is_grouped and bool(module.alpha or module.beta)
     prunes = _prunes(module)
-    if (is_constrained or prunes) and not str(given.get("criterion")).startswith("grouped_"):
+    if (is_constrained or prunes) and not str(named.get("criterion")).startswith("grouped_"):
         yield (
             "needs a criterion with the group constraint and the vote: set "
-            f"training.arguments.criterion to grouped_{given.get('criterion', 'cross_entropy')}"
+            f"training.arguments.criterion to grouped_{named.get('criterion', 'cross_entropy')}"
         )
-    timed = given.get("vote-at-epoch") or given.get("vote-at-update")
+    timed = named.get("vote-at-epoch") or named.get("vote-at-update")
     if prunes and not timed and not (is_grouped and module.centre_shift is not None):
         yield (
             "prunes, but nothing says when: set training.arguments.vote-at-epoch or "
@@ -691,7 +743,7 @@ def load_space_config(name: str) -> SpaceConfig:
     """
     path = find_file(name, "search_spaces")
     try:
-        return SpaceConfig.model_validate(_read_yaml(path))
+        return SpaceConfig.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(str(path), faults_of(error)) from None
 
@@ -741,38 +793,3 @@ def _check_data(data: DataConfig, task: str) -> list[Fault]:
         )
         return [Fault("data.folder", message)]
     return []
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(str(path), [Fault("(file)", f"is not YAML: {error}")]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), [Fault("(file)", "must be a mapping of keys")])
-    return tree
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError("--set", [Fault(text, "must be KEY.PATH=VALUE")])
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ConfigError("--set", [Fault(key, f"{parent} is no section")])
-    tree[last] = yaml.safe_load(value)

@@ -14,6 +14,7 @@ PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
     "__init__": 0, "amounts": 0, "errors": 0, "masking": 0, "plan": 0, "private": 0, "section": 0,
+    "yaml_file": 1,
     "attention": 1, "space": 1, "pareto": 1, "knapsack": 1, "ranks": 1, "text_plot": 1,
     "conversion": 2,
     "training": 3,

@@ -11,6 +11,7 @@ from pathlib import Path
 from nas_attn.pareto import dominates, hypervolume
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
+from nas_attn.training.arguments import value_of
 from nas_attn.training.failures import TrialFileError
 from nas_attn.training.trial_files import read_report
 from nas_attn.training.worker import START
@@ -151,7 +152,7 @@ def first_validation(baseline: TrialRecord, metric: str, run: Path | None = None
     if not any(baseline.starts):
         return baseline.curve[min(baseline.curve)] if baseline.curve else None
     command = baseline.commands[0]
-    seed = f"seed-{command[command.index('--seed') + 1]}"
+    seed = f"seed-{value_of(command, '--seed')}"
     trial = Path(str(baseline.folder))
     for folder in (trial, *([run / "trials" / trial.name] if run else [])):
         try:

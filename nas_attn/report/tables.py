@@ -17,7 +17,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.report.noise import Noise, undecided
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.arguments import TENSORBOARD, maximises, shell_text, with_value
+from nas_attn.training.arguments import TENSORBOARD, maximises, shell_text, value_of, with_value
 from nas_attn.training.costs import MEASURED_COSTS
 from nas_attn.training.replay import Curve, Point
 from nas_attn.training.worker import BEST, PRUNED, START
@@ -227,7 +227,7 @@ def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:
         command = trial.commands[0]
         seconds = trial.seconds / max(1, len(trial.losses)) / max(trial.curve)
         points = tuple(Point(n, loss, n * seconds) for n, loss in sorted(trial.curve.items()))
-        seed = int(command[command.index("--seed") + 1])
+        seed = int(str(value_of(command, "--seed")))
         curves[trial.plan.dumps(), seed] = Curve(points)
     return curves
 
@@ -245,11 +245,13 @@ def reproduction_texts(trial: TrialRecord) -> list[str]:
         if start:
             made = f"{folder}/{START}/{BEST}"
             steps[0] = with_value(steps[0], "--finetune-from-model", made)
-            trains = "--save-dir" in start
+            trains = value_of(start, "--save-dir") is not None
             flag, value = ("--save-dir", f"{folder}/{START}") if trains else ("--out", made)
             steps.insert(0, with_value(start, flag, value))
         steps = [
-            with_value(step, TENSORBOARD, f"{folder}/tensorboard") if TENSORBOARD in step else step
+            step
+            if value_of(step, TENSORBOARD) is None
+            else with_value(step, TENSORBOARD, f"{folder}/tensorboard")
             for step in steps
         ]
         lines = [shell_text(step, trial.threads) for step in steps]

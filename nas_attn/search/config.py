@@ -6,12 +6,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from nas_attn.amounts import parse_amount
+from nas_attn.errors import RefusedError
 from nas_attn.section import Scalar, Section
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
 Cost = Literal[KnownCost, "decoding_seconds"]
 """What a plan fixes before any training, or what is measured after it."""
+
+
+def _amount(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_amount(value, "limit")
+    except RefusedError as error:
+        raise ValueError(str(error).removeprefix("limit: ")) from None
 
 
 def _total() -> list[Cost]:
@@ -21,13 +32,15 @@ def _total() -> list[Cost]:
 class ObjectivesConfig(Section):
     """What is weighed against what: one measure of quality, and one or two costs."""
 
-    loss: str = "nll_loss"
+    loss: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "nll_loss"
     """A validation metric that fairseq logs: nll_loss (bits), ppl, loss; bleu, accuracy (higher is
     better)."""
     costs: list[Cost] = Field(default_factory=_total, min_length=1, max_length=2)
     """The first is the axis that trials are spread over, and must be known before training."""
-    limits: dict[KnownCost, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """The most that a plan may cost, such as {total: 20000000}; others are not trained."""
+    limits: dict[KnownCost, Annotated[float, Field(gt=0), BeforeValidator(_amount)]] = Field(
+        default_factory=dict
+    )
+    """The most that a plan may cost, such as {total: 20M}; others are not trained."""
     sentence_length: Annotated[int, Field(ge=1)] = 25
     """Tokens of the sentence that `flops` counts."""
     decoding_runs: Annotated[int, Field(ge=1)] = 3
@@ -136,7 +149,7 @@ class SearchConfig(Section):
     sampler: Literal["tpe", "nsga2", "gp", "random", "stratified_random"] = "tpe"
     startup_trials: Annotated[int, Field(ge=0)] = 8
     """Trials spread evenly over the exact cost axis before the sampler takes over."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     stopping: StoppingConfig = StoppingConfig()
     warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
     strategy: Literal["sampler", "sensitivity"] = "sampler"

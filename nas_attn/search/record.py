@@ -481,4 +481,14 @@ def differences(left: Any, right: Any, key: str = "") -> list[str]:
                 left.get(name), right.get(name), f"{key}.{name}" if key else name
             )
         ]
-    return [] if left == right else [f"{key} ({left!r}, now {right!r})"]
+    return [] if _are_same(left, right) else [f"{key} ({left!r}, now {right!r})"]
+
+
+def _are_same(left: Any, right: Any) -> bool:
+    """Whether two settings are one; older records hold numbers such as 1e-3 as words."""
+    if isinstance(left, str) and isinstance(right, int | float) and not isinstance(right, bool):
+        try:
+            return float(left) == right
+        except ValueError:
+            return False
+    return bool(left == right)

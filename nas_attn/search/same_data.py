@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nas_attn.errors import RefusedError
 from nas_attn.search.record import Record
+from nas_attn.training.arguments import value_of
 from nas_attn.training.data import PreparedData
 from nas_attn.training.folders import differences, identify
 
@@ -62,7 +63,5 @@ def _refuse(name: str, data: PreparedData, different: Sequence[str]) -> None:
 
 def _trained_languages(command: Sequence[str]) -> tuple[str, ...]:
     """Source and target that a fairseq-train command names; none if it names none."""
-    flags = ("--source-lang", "--target-lang")
-    if not all(flag in command for flag in flags):
-        return ()
-    return tuple(command[command.index(flag) + 1] for flag in flags)
+    named = [value_of(command, flag) for flag in ("--source-lang", "--target-lang")]
+    return tuple(name for name in named if name is not None)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from nas_attn.errors import Fault, NasAttnError
 from nas_attn.plan import AttentionPlan
-from nas_attn.section import Scalar
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
+from nas_attn.training.flags import check_flags, dashed, given, words_of
+from nas_attn.training.parsed import compare_parsed
 
 BASELINE_SCHEME = "multi_head"
 
@@ -50,33 +51,6 @@ FAMILIES = {
 """fairseq's model family of each task."""
 
 TENSORBOARD = "--tensorboard-logdir"
-RESERVED = frozenset(
-    {
-        "arch",
-        "attention-plan",
-        "best-checkpoint-metric",
-        "data",
-        "disable-validation",
-        "finetune-from-model",
-        "log-file",
-        "log-format",
-        "maximize-best-checkpoint-metric",
-        "no-epoch-checkpoints",
-        "no-last-checkpoints",
-        "no-save",
-        "no-save-optimizer-state",
-        "required-batch-size-multiple",
-        "restore-file",
-        "save-dir",
-        "seed",
-        "source-lang",
-        "target-lang",
-        "task",
-        "update-epoch-batch-itr",
-        "user-dir",
-    }
-)
-"""Flags that nas-attn sets itself; a study may not."""
 
 
 def plugin_folder() -> Path:
@@ -112,21 +86,19 @@ def training_command(
         save_dir: for checkpoints.
     """
     command = ["fairseq-train", str(data.folder)]
-    command += ["--user-dir", str(plugin_folder()), *_task_flags(config)]
-    if data.languages:
-        command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
-    command += ["--arch", architecture(config), "--attention-plan", plan.dumps()]
-    command += _flags(config)
-    command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
-    command += ["--best-checkpoint-metric", metric, *_metric_flags(config, data, metric)]
+    command += [f"--user-dir={plugin_folder()}", _task_flag(config), *_language_flags(data)]
+    command += [f"--arch={architecture(config)}", f"--attention-plan={plan.dumps()}"]
+    command += words_of(config.arguments)
+    command += [f"--seed={seed}", f"--save-dir={save_dir}", "--no-epoch-checkpoints"]
+    command += [f"--best-checkpoint-metric={metric}", *_metric_flags(config, data, metric)]
     # Else batches depend on the epoch that a process started in, and resuming changes the result.
-    command += ["--update-epoch-batch-itr", "True"]
+    command.append("--update-epoch-batch-itr=True")
     # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
-    command += ["--required-batch-size-multiple", "1", "--log-format", "simple"]
-    if TENSORBOARD in command:
+    command += ["--required-batch-size-multiple=1", "--log-format=simple"]
+    logs = value_of(command, TENSORBOARD)
+    if logs is not None:
         # Trainings side by side would write into one folder.
-        logs = save_dir.parent / command[command.index(TENSORBOARD) + 1]
-        command = with_value(command, TENSORBOARD, str(logs))
+        command = with_value(command, TENSORBOARD, str(save_dir.parent / logs))
     return command
 
 
@@ -140,13 +112,13 @@ def evaluation_command(
     tools = {"translation": "generate", "language_modeling": "eval-lm", "masked_lm": "validate"}
     command = _with_checkpoint(tools[config.task], data, checkpoint)
     if config.task == "masked_lm":
-        command += ["--task", "masked_lm", "--criterion", "masked_lm"]
-        return [*command, "--valid-subset", subset, "--batch-size", "32"]
+        command += ["--task=masked_lm", "--criterion=masked_lm"]
+        return [*command, f"--valid-subset={subset}", "--batch-size=32"]
     if config.task == "language_modeling":
-        tokens = config.arguments.get("tokens-per-sample", 512)
-        command += ["--gen-subset", subset]
-        return [*command, "--batch-size", "32", "--tokens-per-sample", str(tokens)]
-    command += [*_decoding_flags(data, subset), "--scoring", "sacrebleu"]
+        tokens = given(config.arguments).get("tokens-per-sample", 512)
+        command.append(f"--gen-subset={subset}")
+        return [*command, "--batch-size=32", f"--tokens-per-sample={tokens}"]
+    command += [*_decoding_flags(data, subset), "--scoring=sacrebleu"]
     return command + _subword_flags(data)
 
 
@@ -166,8 +138,8 @@ def loss_command(
     if metric in REPORTED_LOSSES[config.task]:
         return []
     command = _with_checkpoint("validate", data, checkpoint)
-    command += ["--task", config.task, "--valid-subset", subset]
-    return [*command, "--batch-size", "32"]
+    command += [f"--task={config.task}", f"--valid-subset={subset}"]
+    return [*command, "--batch-size=32"]
 
 
 def interactive_command(data: PreparedData, checkpoint: Path) -> list[str]:
@@ -181,8 +153,7 @@ def interactive_command(data: PreparedData, checkpoint: Path) -> list[str]:
         checkpoint: of a translation model.
     """
     command = _with_checkpoint("interactive", data, checkpoint)
-    command += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
-    return [*command, "--beam", "5", *_subword_flags(data)]
+    return [*command, *_language_flags(data), "--beam=5", *_subword_flags(data)]
 
 
 def decoding_command(config: TrainingConfig, data: PreparedData, checkpoint: Path) -> list[str]:
@@ -223,10 +194,11 @@ def _refused_metric(config: TrainingConfig, metric: str) -> str:
             return ""
         return f"bleu is for translation, not for {config.task}: take loss or ppl"
     criterion = _criterion(config)
+    named = given(config.arguments)
     logged = LOGGED.get(criterion)
     if logged is None:
         return ""
-    if criterion in LOGGED_BY_SENTENCE and _given(config).get("sentence-avg"):
+    if criterion in LOGGED_BY_SENTENCE and named.get("sentence-avg"):
         logged |= {"nll_loss"}
     if metric in logged:
         return ""
@@ -235,7 +207,7 @@ def _refused_metric(config: TrainingConfig, metric: str) -> str:
     if metric == "nll_loss":
         return f"{message}: take loss, which is in bits a token here"
     if metric == "accuracy" and criterion == "cross_entropy":
-        grouped = "grouped_" if _given(config).get("criterion", criterion) != criterion else ""
+        grouped = "grouped_" if named.get("criterion", criterion) != criterion else ""
         smoothed = f"{grouped}label_smoothed_cross_entropy"
         return f"{message}: set training.arguments.criterion to {smoothed}"
     return f"{message}: take one of these"
@@ -252,31 +224,43 @@ def shell_text(command: Sequence[str], threads: int | None = None) -> str:
     return prefix + shlex.join(command)
 
 
+def value_of(command: Sequence[str], flag: str) -> str | None:
+    """The value of a flag in a command, as one word with it or as the next one, or None."""
+    for at, word in enumerate(command):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            return value if equals else command[at + 1] if at + 1 < len(command) else None
+    return None
+
+
 def with_value(command: Sequence[str], flag: str, value: str) -> list[str]:
-    """A command whose flag has another value."""
-    at = list(command).index(flag) + 1
-    return [*command[:at], value, *command[at + 1 :]]
+    """A command whose flag has another value.
+
+    Raises:
+        ValueError: the command has no such flag.
+    """
+    at = [word.partition("=")[0] for word in command].index(flag)
+    if command[at] == flag:
+        return [*command[: at + 1], value, *command[at + 2 :]]
+    return [*command[:at], f"{flag}={value}", *command[at + 1 :]]
 
 
 def last_epoch_and_update(config: TrainingConfig) -> tuple[int | None, int | None]:
     """Where a training ends; None where it is not limited."""
-    given = _given(config)
-    epoch, update = (int(given.get(name) or 0) for name in ("max-epoch", "max-update"))
+    named = given(config.arguments)
+    epoch, update = (int(named.get(name) or 0) for name in ("max-epoch", "max-update"))
     return epoch or None, update or None
 
 
 def check_arguments(config: TrainingConfig) -> list[Fault]:
-    """What fairseq's own parser, and we, find wrong with a training section."""
+    """What we, and then fairseq's own parser, find wrong with a training section."""
     key = "arguments"
-    faults = [
-        Fault(f"{key}.{name}", "is set by nas-attn itself; leave it out")
-        for name in config.arguments
-        if dashed(name) in RESERVED
-    ]
-    given = _given(config).keys()
-    if not given & {"max-epoch", "max-update"}:
+    faults = list(check_flags(config.arguments, config.task))
+    named = given(config.arguments)
+    # fairseq takes 0 for no limit.
+    if all(str(named.get(name, 0)) == "0" for name in ("max-epoch", "max-update")):
         faults.append(Fault(key, "give max-epoch or max-update, or a trial never ends"))
-    if not given & {"max-tokens", "batch-size"}:
+    if not named.keys() & {"max-tokens", "batch-size"}:
         faults.append(Fault(key, "give max-tokens or batch-size"))
     if architecture(config) not in _architectures():
         prefix = f"{BASELINE_SCHEME}_{FAMILIES[config.task]}"
@@ -288,14 +272,10 @@ def check_arguments(config: TrainingConfig) -> list[Fault]:
     if faults:
         return faults
     try:
-        args, unknown = _parse(architecture(config), [*_task_flags(config), *_flags(config)])
+        args, parser = _parse(architecture(config), _parsed_words(config))
     except _Refused as error:
         return [_locate(str(error), config)]
-    flags = [text for text in unknown if text.startswith("--")]
-    if flags:
-        return [
-            Fault(f"{key}.{f.removeprefix('--')}", "fairseq-train has no such flag") for f in flags
-        ]
+    faults = list(compare_parsed(parser, {"task": f"reported_{config.task}"}, config.arguments))
     for side in ("encoder", "decoder"):
         width = getattr(args, f"{side}_embed_dim", None)
         heads = getattr(args, f"{side}_attention_heads", None)
@@ -312,9 +292,10 @@ def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
         ValueError: fairseq refuses a flag; the message is fairseq's.
     """
     try:
-        args, unknown = _parse(arch, flags)
+        args, parser = _parse(arch, flags)
     except _Refused as error:
         raise ValueError(str(error)) from None
+    unknown = parser.parse_known_args(["DATA", *flags])[1]
     if unknown:
         raise ValueError(f"fairseq-train has no flag {' '.join(unknown)}")
     return args
@@ -322,29 +303,30 @@ def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
 
 def training_arguments(config: TrainingConfig) -> argparse.Namespace:
     """The checked training section as fairseq's arguments."""
-    return parse_arguments(architecture(config), [*_task_flags(config), *_flags(config)])
+    return parse_arguments(architecture(config), _parsed_words(config))
 
 
 class _Refused(Exception):
     """fairseq's parser gave up; the message is what it printed last."""
 
 
-def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """fairseq's arguments, and its parser with the flags of all that is chosen."""
     from fairseq import options
 
     import fairseq_plugin  # noqa: F401  registers the architectures
 
-    argv = ["DATA", "--arch", arch, *flags]
+    parser = options.get_training_parser()
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
-            parsed: tuple[argparse.Namespace, list[str]] = options.parse_args_and_arch(
-                options.get_training_parser(), argv, parse_known=True
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            args, _ = options.parse_args_and_arch(
+                parser, ["DATA", f"--arch={arch}", *flags], parse_known=True
             )
     except SystemExit:
         lines = printed.getvalue().strip().splitlines() or ["refused without a word"]
         raise _Refused(lines[-1].partition("error: ")[2] or lines[-1]) from None
-    return parsed
+    return args, parser
 
 
 def _architectures() -> list[str]:
@@ -364,19 +346,19 @@ def _locate(message: str, config: TrainingConfig) -> Fault:
     return Fault("arguments", f"fairseq-train says: {message}")
 
 
-def _task_flags(config: TrainingConfig) -> list[str]:
-    return ["--task", f"reported_{config.task}"]
+def _task_flag(config: TrainingConfig) -> str:
+    return f"--task=reported_{config.task}"
 
 
-def _flags(config: TrainingConfig) -> list[str]:
-    flags = []
-    for name, value in config.arguments.items():
-        if value is False:
-            continue
-        flags.append(f"--{dashed(name)}")
-        if value is not True:
-            flags.append(str(value))
-    return flags
+def _parsed_words(config: TrainingConfig) -> list[str]:
+    return [_task_flag(config), *words_of(config.arguments)]
+
+
+def _language_flags(data: PreparedData) -> list[str]:
+    if not data.languages:
+        return []
+    source, target = data.languages
+    return [f"--source-lang={source}", f"--target-lang={target}"]
 
 
 def _metric_flags(config: TrainingConfig, data: PreparedData, metric: str) -> list[str]:
@@ -389,40 +371,29 @@ def _metric_flags(config: TrainingConfig, data: PreparedData, metric: str) -> li
             wanted.append(("eval-bleu-remove-bpe", "sentencepiece"))
     elif metric == "accuracy" and "accuracy" in LOGGED.get(_criterion(config), ()):
         wanted.append(("report-accuracy", None))
-    given = _given(config)
+    named = given(config.arguments)
     for name, value in wanted:
-        if given.get(name, False) is False:
-            flags += [f"--{name}"] if value is None else [f"--{name}", value]
+        if named.get(name, False) is False:
+            flags.append(f"--{name}" if value is None else f"--{name}={value}")
     return flags
 
 
 def _with_checkpoint(tool: str, data: PreparedData, checkpoint: Path) -> list[str]:
     command = [f"fairseq-{tool}", str(data.folder)]
-    command += ["--user-dir", str(plugin_folder()), "--path", str(checkpoint)]
-    return [*command, "--required-batch-size-multiple", "1"]
+    command += [f"--user-dir={plugin_folder()}", f"--path={checkpoint}"]
+    return [*command, "--required-batch-size-multiple=1"]
 
 
 def _decoding_flags(data: PreparedData, subset: str) -> list[str]:
-    flags = ["--gen-subset", subset]
-    flags += ["--source-lang", data.languages[0], "--target-lang", data.languages[1]]
-    return [*flags, "--batch-size", "64", "--beam", "5"]
+    return [f"--gen-subset={subset}", *_language_flags(data), "--batch-size=64", "--beam=5"]
 
 
 def _subword_flags(data: PreparedData) -> list[str]:
     if not data.sentencepiece_model.is_file():
         return []
-    return ["--bpe", "sentencepiece", "--sentencepiece-model", str(data.sentencepiece_model)]
+    return ["--bpe=sentencepiece", f"--sentencepiece-model={data.sentencepiece_model}"]
 
 
 def _criterion(config: TrainingConfig) -> str:
     """The criterion's name without the group constraint, which changes no validation."""
-    return str(_given(config).get("criterion", "cross_entropy")).removeprefix("grouped_")
-
-
-def _given(config: TrainingConfig) -> dict[str, Scalar]:
-    return {dashed(name): value for name, value in config.arguments.items()}
-
-
-def dashed(name: str) -> str:
-    """The name of a flag as fairseq's help writes it, without the leading dashes."""
-    return name.removeprefix("--").replace("_", "-")
+    return str(given(config.arguments).get("criterion", "cross_entropy")).removeprefix("grouped_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +12,40 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from nas_attn.section import Scalar, Section
 from nas_attn.training.data import Subword
 
+LONGEST_NAME = 255
+LONGEST_PATH = 4096
+"""Bytes of a file's name and of a path, on most systems."""
+LARGEST_SEED = 2**31 - 1
+
 
 def _to_path(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    if not isinstance(value, str) or not value:
+        return value
+    if "\n" in value or "\0" in value:
+        raise ValueError("must be one line")
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        user = Path(value).parts[0].removeprefix("~")
+        raise ValueError(f"there is no home folder of {user!r}") from None
+    names = [os.fsencode(part) for part in path.parts]
+    if any(len(name) > LONGEST_NAME for name in names) or sum(map(len, names)) > LONGEST_PATH:
+        raise ValueError(f"has a name of more than {LONGEST_NAME} bytes, which no file has")
+    return path
+
+
+def _fairseq_folder(path: Path) -> Path:
+    if os.pathsep in str(path.absolute()):
+        raise ValueError(
+            f"holds a {os.pathsep!r}, at which fairseq would cut it; rename the folder"
+        )
+    return path
 
 
 FilePath = Annotated[Path, BeforeValidator(_to_path)]
+DataPath = Annotated[FilePath, AfterValidator(_fairseq_folder)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 def _distinct(values: list[int]) -> list[int]:
@@ -56,14 +84,14 @@ class TextConfig(Section):
 class DemoTextConfig(Section):
     """The generated corpus of the demo (see `nas_attn.training.demo`)."""
 
-    seed: int = 1
+    seed: Seed = 1
     train_sentences: Count = 16000
 
 
 class DataConfig(Section):
     """The binarised data set, and where it comes from if it is not there yet."""
 
-    folder: FilePath
+    folder: DataPath
     """What fairseq-train takes as data; relative to the current directory."""
     languages: Languages
     """Source and target that are trained, of those that the data set has; left out if it has one
@@ -106,6 +134,6 @@ class TrainingConfig(Section):
     arguments: dict[str, Scalar]
     """Flags of fairseq-train without dashes; `true` for a flag that takes no value."""
     seeds: Annotated[
-        list[int], Field(min_length=1, default_factory=lambda: [1]), AfterValidator(_distinct)
+        list[Seed], Field(min_length=1, default_factory=lambda: [1]), AfterValidator(_distinct)
     ]
     """Each trial is trained once for each seed; its loss is the mean."""

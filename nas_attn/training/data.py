@@ -303,16 +303,16 @@ def _encode(
 def _binarise(
     folder: Path, pieces: Path, languages: Sequence[str], endings: Sequence[str], workers: int
 ) -> None:
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--destdir", str(folder)]
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", f"--destdir={folder}"]
     for split in SPLITS:
         name = pieces / split if languages else pieces / f"{split}.{endings[0]}"
-        command += [f"--{split}pref", str(name)]
+        command.append(f"--{split}pref={name}")
     if languages:
         source, target = languages
-        command += ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
+        command += [f"--source-lang={source}", f"--target-lang={target}", "--joined-dictionary"]
     else:
         command += ["--only-source"]
-    command += ["--workers", str(workers)]
+    command.append(f"--workers={workers}")
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:

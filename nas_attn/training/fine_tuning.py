@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_attn.section import Scalar
-from nas_attn.training.arguments import dashed, last_epoch_and_update, training_arguments
+from nas_attn.training.arguments import last_epoch_and_update, training_arguments
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
+from nas_attn.training.flags import dashed, given
 
 WARM_UP = 0.1
 """Of the updates of fine-tuning, in which the learning rate rises."""
@@ -27,8 +28,7 @@ def fine_tuning(
         learning_rate: the highest, a share of the training's.
         replaced: further arguments, which replace others.
     """
-    arguments = {dashed(name): value for name, value in config.arguments.items()}
-    replaced = {dashed(name): value for name, value in replaced.items()}
+    arguments, replaced = given(config.arguments), given(replaced)
     parsed = training_arguments(config)
     gone = {"max-epoch", "lr", *_flags_of_schedule(parsed.lr_scheduler)}
     kept = {name: value for name, value in arguments.items() if name not in gone}

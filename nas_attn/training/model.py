@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 
 from nas_attn.attention import Attention
 from nas_attn.attention.counting import ModelSize, count_model, count_plan
-from nas_attn.errors import DataError, PlanError
+from nas_attn.errors import DataError, Fault, PlanError
 from nas_attn.plan import AttentionPlan, SiteShape
+from nas_attn.section import Scalar
 from nas_attn.training.arguments import parse_arguments
 from nas_attn.training.data import PreparedData
+from nas_attn.training.flags import dashed
 
 
 def site_shapes(args: argparse.Namespace) -> dict[str, SiteShape]:
@@ -83,6 +85,26 @@ def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torc
     """`build_model` without storage."""
     with torch.device("meta"):
         return build_model(args, dictionaries)
+
+
+def check_model(
+    args: argparse.Namespace, dictionaries: Sequence[Any], arguments: Mapping[str, Scalar]
+) -> Iterator[Fault]:
+    """Why fairseq cannot build the model of a training section, if so.
+
+    Args:
+        args: the section's arguments as fairseq parsed them.
+        dictionaries: of the source and the target, or one.
+        arguments: the section's arguments.
+    """
+    try:
+        build_on_meta(argparse.Namespace(**vars(args)), dictionaries)
+    except Exception as error:
+        said = str(error) or f"{type(error).__name__} as it is built"
+        places = {name: f"{said} ".find(f"--{dashed(name)} ") for name in arguments}
+        named = sorted((place, name) for name, place in places.items() if place >= 0)
+        key = f"training.arguments.{named[0][1]}" if named else "training.arguments"
+        yield Fault(key, f"fairseq cannot build this model: {said}")
 
 
 def blank_dictionary(size: int) -> Any:

@@ -27,7 +27,8 @@ def test_data_made_again_under_the_same_path_are_refused(
     data = tmp_path / "data"
     shutil.copytree(tiny_translation.folder, data)
     replayed = {"replay": {"seconds": 0.1}, "execution": {"executor": "simulated"}}
-    path = str(write(tmp_path, data, {**replayed, "search/trials": 2}))
+    apart = {"training/arguments/share-all-embeddings": False}  # a dictionary changes alone
+    path = str(write(tmp_path, data, {**replayed, **apart, "search/trials": 2}))
 
     def run(command: str) -> str:
         where = ("--runs", str(tmp_path / "runs"))

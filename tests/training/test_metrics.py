@@ -67,8 +67,9 @@ def data_set(folder: Path, *, pieces: bool) -> PreparedData:
 def added(training: TrainingConfig, data: PreparedData, metric: str) -> list[str]:
     """The flags that a metric adds, besides those of a loss."""
     plain, flags = (command(training, data, name, "s") for name in ("loss", metric))
-    assert plain[: plain.index("loss")] == flags[: flags.index(metric)]
-    return flags[flags.index(metric) + 1 : flags.index("--update-epoch-batch-itr")]
+    place = plain.index("--best-checkpoint-metric=loss")
+    assert flags[: place + 1] == [*plain[:place], f"--best-checkpoint-metric={metric}"]
+    return flags[place + 1 : flags.index("--update-epoch-batch-itr=True")]
 
 
 def test_what_is_maximised() -> None:
@@ -85,9 +86,9 @@ def test_a_loss_needs_no_flags(metric: str, tmp_path: Path) -> None:
 
 def test_bleu_is_of_plain_text(tmp_path: Path) -> None:
     flags = ["--maximize-best-checkpoint-metric", "--eval-bleu"]
-    flags += ["--eval-bleu-args", '{"beam": 5}', "--eval-bleu-detok", "space"]
+    flags += ['--eval-bleu-args={"beam": 5}', "--eval-bleu-detok=space"]
     assert added(config(), data_set(tmp_path, pieces=False), "bleu") == flags
-    flags += ["--eval-bleu-remove-bpe", "sentencepiece"]
+    flags.append("--eval-bleu-remove-bpe=sentencepiece")
     assert added(config(), data_set(tmp_path, pieces=True), "bleu") == flags
 
 
@@ -95,14 +96,11 @@ def test_flags_that_are_given_are_not_added(tmp_path: Path) -> None:
     given = config(eval_bleu=True, eval_bleu_args='{"beam": 1}', eval_bleu_remove_bpe="@@ ")
     data = data_set(tmp_path, pieces=True)
     whole = command(given, data, "bleu", "s")
-    for name, value in (("", None), ("-args", '{"beam": 1}'), ("-remove-bpe", "@@ ")):
-        assert whole.count(f"--eval-bleu{name}") == 1
-        assert value in (None, whole[whole.index(f"--eval-bleu{name}") + 1])
-    assert added(given, data, "bleu") == [
-        "--maximize-best-checkpoint-metric",
-        "--eval-bleu-detok",
-        "space",
-    ]
+    for word in ("--eval-bleu", '--eval-bleu-args={"beam": 1}', "--eval-bleu-remove-bpe=@@ "):
+        flags = [told.partition("=")[0] for told in whole]
+        assert flags.count(word.partition("=")[0]) == whole.count(word) == 1
+    flags = added(given, data, "bleu")
+    assert flags == ["--maximize-best-checkpoint-metric", "--eval-bleu-detok=space"]
     told = config(report_accuracy=True)
     assert command(told, data, "accuracy", "s").count("--report-accuracy") == 1
 
@@ -180,7 +178,7 @@ def test_decoding_is_evaluation_of_the_validation_set_without_scoring(tmp_path: 
     data = data_set(tmp_path, pieces=False)
     decoding = decoding_command(config(), data, tmp_path / "c.pt")
     evaluation = evaluation_command(config(), data, tmp_path / "c.pt", "valid")
-    assert [*decoding, "--scoring", "sacrebleu"] == evaluation
+    assert [*decoding, "--scoring=sacrebleu"] == evaluation
     with pytest.raises(NasAttnError, match="not for language_modeling"):
         decoding_command(config(LANGUAGE), data, tmp_path / "c.pt")
 
@@ -238,7 +236,7 @@ def test_trainings_by_accuracy(
 
 def test_fairseq_takes_the_flags_of_metrics(tmp_path: Path) -> None:
     flags = added(config(), data_set(tmp_path, pieces=True), "bleu")
-    names = [flag.removeprefix("--") for flag in flags if flag.startswith("--eval")]
+    names = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--eval")]
     values: dict[str, Any] = dict.fromkeys(names, True)
     values |= {"eval-bleu-args": '{"beam": 5}', "eval-bleu-detok": "space"}
     values["eval-bleu-remove-bpe"] = "sentencepiece"
@@ -252,6 +250,5 @@ def test_every_training_has_its_own_folder_for_tensorboard(tmp_path: Path) -> No
     data = data_set(tmp_path, pieces=False)
     logged = config(tensorboard_logdir="tensorboard")
     made = command(logged, data, "loss", "runs/x/trials/00001/seed-1/checkpoints")
-    place = made.index("--tensorboard-logdir") + 1
-    assert made[place] == "runs/x/trials/00001/seed-1/tensorboard"
-    assert "--tensorboard-logdir" not in command(config(), data, "loss", "checkpoints")
+    assert "--tensorboard-logdir=runs/x/trials/00001/seed-1/tensorboard" in made
+    assert "tensorboard" not in " ".join(command(config(), data, "loss", "checkpoints"))
