@@ -1147,14 +1147,14 @@ def _hide_passwords() -> None:
     All users of a machine see command lines, and Ray keeps them.
     """
     moved = hide_typed(sys.argv, os.environ)
-    if not moved:
-        return
+    words = replace_typed(sys.orig_argv, moved)
+    if words == sys.orig_argv:
+        return  # nothing was typed, or not as this process's own command
     _say_error(
         "a password on a command line can be read by everybody on this machine, and stays in the "
         f"shell's history. It was moved to the environment variable {', '.join(moved)}: set it "
         "before, and give --storage env:NAME, or leave the password to ~/.pgpass (PGPASSFILE)"
     )
-    words = replace_typed(sys.orig_argv, moved)
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, **moved})
 

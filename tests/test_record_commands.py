@@ -114,3 +114,31 @@ def test_what_proposals_hang_on_is_refused_at_start(study: list[str], say: Say) 
         assert "give the study another name" in text
     assert say("search", *study, "--trials", "5", "--workers", "2")[0] == 0
     assert say("proposals", *study, "--check")[0] == 0
+
+
+def test_commands_after_a_repair_that_lost_a_trial(study: list[str], say: Say) -> None:
+    path = Path(study[2]) / "small" / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    creations = [index for index, line in enumerate(lines) if line.startswith(b'{"op_code":4')]
+    lines[creations[2]] = lines[creations[2]][:100] + b"\xff" + lines[creations[2]][101:]
+    path.write_bytes(b"".join(lines))
+    status, text = say("repair", *study)
+    assert status == 0
+    assert "trial 2 of small was lost" in text
+    assert "3 of 4" in say("status", *study)[1]
+    for command in ("report", "search", "report", "proposals"):
+        status, text = say(command, *study)
+        assert status == 0, text
+    assert "4 of 4" in say("status", *study)[1]
+
+
+def test_passwords_in_what_is_refused(study: list[str], say: Say) -> None:
+    """Also where a key is mistyped, and the value with it is told."""
+    url = "postgresql+psycopg://me:Gr8heimwort@127.0.0.1:port/it"
+    for word in (f"execution.storge={url}", f"execution.storage=[{url}]", url, f"name={url}"):
+        status, text = say("status", *study, "--set", word)
+        assert status in (1, 2), word
+        assert "Gr8heimwort" not in text
+    status, text = say("search", *study, "--set", "execution.storage=env:NAS_ATTN_NONE")
+    assert status == 2
+    assert "there is no environment variable NAS_ATTN_NONE" in text

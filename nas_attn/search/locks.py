@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -86,6 +87,7 @@ class FileLock:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
+@functools.cache
 def machine() -> str:
     """This machine since it was started; names alone are not unique."""
     try:
