@@ -11,6 +11,7 @@ import socket
 import time
 from pathlib import Path
 
+from nas_attn.search.patience import patiently
 from nas_attn.training.holders import is_stopped
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ LONGEST_PAUSE = 0.05
 class FileLock:
     """A lock that the kernel gives back when its holder dies, so that nobody waits for the dead.
 
-    The file says who holds it, or held it last.
+    The file says who holds it, or held it last. As a context, it waits for a folder that is away.
 
     Args:
         path: of the file; it stays.
@@ -66,7 +67,7 @@ class FileLock:
             self._file = None
 
     def __enter__(self) -> None:
-        self.acquire()
+        patiently(self.acquire)
 
     def __exit__(self, *error: object) -> None:
         self.release()

@@ -65,7 +65,8 @@ class Ownership:
         self._thread.join()
         with contextlib.suppress(Exception):
             self._beat(ended=True)
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a shared folder that is away; it may stay
+            self._path.unlink()
         self._file.close()
 
     def owner(self, trial: TrialRecord) -> str | None:

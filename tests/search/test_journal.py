@@ -223,6 +223,15 @@ def test_a_lock_that_optuna_left_behind_ends(
     assert notes(tmp_path)["second"] == 2
 
 
+def test_a_lock_that_points_nowhere_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Optuna leaves it that was given the journal by a relative path."""
+    record = begin(tmp_path)
+    monkeypatch.setattr(journal, "STALE_SECONDS", 0.3)
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(f"runs/one/{JOURNAL}")
+    record.note("second", 2)
+    assert notes(tmp_path)["second"] == 2
+
+
 def test_a_lock_of_our_dead_is_removed_at_once(tmp_path: Path) -> None:
     record = begin(tmp_path)
     path = tmp_path / JOURNAL

@@ -15,6 +15,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from nas_attn.errors import NasAttnError
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.storage import open_storage
 from nas_attn.search.transfer import Courier, DataParcel, NodeFiles, _keep_further, _unpack
@@ -55,6 +56,9 @@ def test_data_lie_elsewhere_on_a_node_and_are_unpacked_once(tmp_path: Path) -> N
     assert (there / "deep" / "train.bin").read_bytes() == bytes(range(256))
     before = (there / "deep" / "train.bin").stat().st_ino
     assert parcel.unpack(tmp_path / "node") == there
+    (tmp_path / "theirs").symlink_to(tmp_path / "node")
+    with pytest.raises(NasAttnError, match="cannot be trusted with data"):
+        parcel.unpack(tmp_path / "theirs")
     assert (there / "deep" / "train.bin").stat().st_ino == before
 
 
