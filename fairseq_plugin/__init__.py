@@ -1,5 +1,8 @@
-"""fairseq plugin of nas-attn: pass this folder as `--user-dir` to any fairseq command."""
+"""fairseq plugin of nas-attn: pass this folder as `--user-dir` to any fairseq command.
 
-from . import architectures, criterions, safe_globals, tasks
+`safe_globals` and `numpy_names` mend what fairseq 0.12.3 breaks under today's torch and numpy.
+"""
 
-__all__ = ["architectures", "criterions", "safe_globals", "tasks"]
+from . import architectures, criterions, numpy_names, safe_globals, tasks
+
+__all__ = ["architectures", "criterions", "numpy_names", "safe_globals", "tasks"]

@@ -6,6 +6,8 @@ attention itself is batch-first and stateless.
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,15 @@ from torch import Tensor, nn
 
 from nas_attn.attention import Attention
 from nas_attn.attention.cache import Cache
+from nas_attn.attention.multi_head import MultiHeadAttention
+from nas_attn.errors import PlanError
 
 from .beams import follow
+
+logger = logging.getLogger(__name__)
+
+STOCK = re.compile(r"in_proj_(?:weight|bias)|(?:q|k|v|out)_proj\.(?:weight|bias)")
+"""Weights of fairseq's own attention, of all versions."""
 
 IncrementalState = dict[str, dict[str, Any]]
 
@@ -127,6 +136,31 @@ class FairseqAttention(nn.Module):
         # (heads, batch, time, source) for each head, else (batch, time, source).
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Take weights of fairseq's own attention where this one is `multi_head`.
+
+        Raises:
+            PlanError: the weights are of fairseq's attention, but the scheme is another one.
+        """
+        prefix = f"{name}."
+        stock = stock_weights(state_dict, prefix)
+        if not stock:
+            return
+        if type(self.attention) is not MultiHeadAttention:
+            raise PlanError(
+                f"{name} holds weights of fairseq's own attention, but the plan chooses another "
+                "scheme there: convert the checkpoint first, with nas-attn convert CHECKPOINT "
+                "--plan PLAN --out FILE"
+            )
+        for key, part in stock.items():
+            tensor = state_dict.pop(key)
+            if part.startswith("in_proj_"):
+                for side, rows in zip("qkv", tensor.chunk(3), strict=True):
+                    kind = part.removeprefix("in_proj_")
+                    state_dict[f"{prefix}attention.{side}_proj.{kind}"] = rows
+            else:
+                state_dict[f"{prefix}attention.{part}"] = tensor
+
     def _project(self, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor]:
         assert key is not None and value is not None
         key_rows = key.transpose(0, 1)
@@ -178,6 +212,22 @@ class FairseqAttention(nn.Module):
         caches = (Cache(tensor.clone()) for tensor in (keys, values))  # they write in place
         decoded = Decoded(*caches, buffer.get("prev_key_padding_mask"))
         self.set_incremental_state(incremental_state, "attn_state", decoded)
+
+
+def stock_weights(state_dict: dict[str, Tensor], prefix: str) -> dict[str, str]:
+    """Keys of the weights of a module of fairseq's own attention, and what they are in it."""
+    parts = {key: key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+    return {key: part for key, part in parts.items() if STOCK.fullmatch(part)}
+
+
+def warn_of_stock_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Say once for a model what the state of an optimiser is worth to it."""
+    names = [n for n, module in model.named_modules() if isinstance(module, FairseqAttention)]
+    if any(stock_weights(state_dict, f"{name}.") for name in names):
+        logger.warning(
+            "these are weights of fairseq's own model, whose parameters are in another order: "
+            "training goes on from them with --finetune-from-model or --reset-optimizer only"
+        )
 
 
 def _join_padding(

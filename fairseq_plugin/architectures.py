@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -28,12 +29,14 @@ from fairseq.models.transformer_lm import (
     TransformerLanguageModelConfig,
     base_lm_architecture,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from nas_attn.attention import SCHEMES
 from nas_attn.errors import PlanError
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 
+from . import configs
+from .adapter import warn_of_stock_weights
 from .layers import PlannedDecoder, PlannedEncoder
 
 
@@ -41,6 +44,7 @@ def _add_plan_args(parser: Any, scheme: str) -> None:
     parser.add_argument(
         "--attention-plan",
         metavar="FILE-OR-JSON",
+        type=configs.plan_argument,
         help="scheme and options for each site and layer, as a JSON file or JSON text; sites left "
         f"out use {scheme} with the options given as flags",
     )
@@ -62,18 +66,27 @@ def _resolve_plan(args: argparse.Namespace, scheme: str, sites: tuple[str, ...])
     """The plan that the flags describe, with the sites that the model has."""
     names = [option.name for option in fields(SCHEMES[scheme].options)]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    SCHEMES[scheme].check_options(given)
     default = AttentionPlan.uniform(AttentionChoice.of(scheme, **given), sites)
-    text = getattr(args, "attention_plan", None)
-    if text is None:
+    given_plan = getattr(args, "attention_plan", None)
+    if given_plan is None:
         return default
-    plan = AttentionPlan.parse(text).over(default)
+    plan = configs.plan_of(given_plan).over(default)
     foreign = [site for site, _ in plan if site not in sites]
     if foreign:
-        raise PlanError(f"--attention-plan names {', '.join(foreign)}, which this model lacks")
+        raise PlanError(f"the attention plan names {', '.join(foreign)}, which this model lacks")
     return plan
 
 
-class PlannedTransformer(TransformerModel):
+class TakesStockWeights:
+    """Mix-in before a fairseq model: says what loading weights of fairseq's own attention means."""
+
+    def upgrade_state_dict(self: Any, state_dict: dict[str, Tensor]) -> None:
+        warn_of_stock_weights(self, state_dict)
+        super().upgrade_state_dict(state_dict)  # type: ignore[misc]
+
+
+class PlannedTransformer(TakesStockWeights, TransformerModel):
     """Encoder-decoder Transformer; registered once for each scheme."""
 
     scheme: str
@@ -83,6 +96,23 @@ class PlannedTransformer(TransformerModel):
     def add_args(cls, parser: Any) -> None:
         TransformerModel.add_args(parser)
         _add_plan_args(parser, cls.scheme)
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> PlannedTransformer:
+        with configs.as_namespace(args) as given:
+            model: PlannedTransformer = super().build_model(given, task)
+            # The weights are the model's now; a checkpoint needs the file no more.
+            given.encoder_embed_path = given.decoder_embed_path = None
+        return model
+
+    @classmethod
+    def build_embedding(
+        cls, args: Any, dictionary: Any, embed_dim: int, path: str | None = None
+    ) -> nn.Module:
+        if path and not Path(path).is_file():
+            raise PlanError(f"the file of embeddings {path} is missing or no regular file")
+        module: nn.Module = super().build_embedding(args, dictionary, embed_dim, path)
+        return module
 
     @classmethod
     def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: nn.Module) -> PlannedEncoder:
@@ -98,7 +128,7 @@ class PlannedTransformer(TransformerModel):
         )
 
 
-class PlannedLanguageModel(TransformerLanguageModel):
+class PlannedLanguageModel(TakesStockWeights, TransformerLanguageModel):
     """Decoder-only Transformer; registered once for each scheme."""
 
     scheme: str
@@ -111,12 +141,13 @@ class PlannedLanguageModel(TransformerLanguageModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> PlannedLanguageModel:
-        plan = _resolve_plan(args, cls.scheme, cls.sites)
-        layers = args.decoder_layers
-        if args.decoder_layers_to_keep:
-            layers = len(args.decoder_layers_to_keep.split(","))
-        # The stock model, without layers, checks the arguments and makes the embedding.
-        shell = argparse.Namespace(**vars(args))
+        with configs.as_namespace(args) as given:
+            plan = _resolve_plan(given, cls.scheme, cls.sites)
+            layers = given.decoder_layers
+            if given.decoder_layers_to_keep:
+                layers = len(given.decoder_layers_to_keep.split(","))
+            # The stock model, without layers, checks the arguments and makes the embedding.
+            shell = argparse.Namespace(**vars(given))
         shell.decoder_layers, shell.decoder_layers_to_keep = 0, None
         embed_tokens = TransformerLanguageModel.build_model(shell, task).decoder.embed_tokens
         shell.decoder_layers = layers
@@ -142,7 +173,7 @@ class PlannedRobertaEncoder(roberta.RobertaEncoder):
         return PlannedEncoder(cfg, dictionary, embed_tokens, self._plan)
 
 
-class PlannedRoberta(roberta.RobertaModel):
+class PlannedRoberta(TakesStockWeights, roberta.RobertaModel):
     """Masked language model with classification heads; registered once for each scheme.
 
     Weights start as fairseq starts RoBERTa's: every linear map normal with deviation 0.02.
@@ -158,13 +189,17 @@ class PlannedRoberta(roberta.RobertaModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> PlannedRoberta:
-        roberta.base_architecture(args)
-        if args.mha_heads_to_keep != -1 or args.mha_reg_scale_factor != 0.0:
-            raise PlanError("--mha-heads-to-keep and --mha-reg-scale-factor prune stock heads only")
-        if getattr(args, "max_positions", None) is None:
-            args.max_positions = args.tokens_per_sample
-        plan = _resolve_plan(args, cls.scheme, cls.sites)
-        return cls(args, PlannedRobertaEncoder(args, task.source_dictionary, plan))
+        with configs.as_namespace(args) as given:
+            roberta.base_architecture(given)
+            if given.mha_heads_to_keep != -1 or given.mha_reg_scale_factor != 0.0:
+                raise PlanError(
+                    "--mha-heads-to-keep and --mha-reg-scale-factor prune stock heads only"
+                )
+            if getattr(given, "max_positions", None) is None:
+                given.max_positions = given.tokens_per_sample
+            plan = _resolve_plan(given, cls.scheme, cls.sites)
+            encoder = PlannedRobertaEncoder(given, task.source_dictionary, plan)
+        return cls(given, encoder)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> PlannedRoberta:
         """Initialise, unless the model has no storage: fairseq's function needs numbers."""
@@ -186,9 +221,7 @@ def _register(
     register_model(name)(model)
     for size, stock in _stock_sizes(family):
 
-        def architecture(
-            args: Any, stock: Callable[[Any], None] = stock, model: Any = model
-        ) -> None:
+        def fill(args: argparse.Namespace, stock: Callable[[Any], None] = stock) -> None:
             normalize_before = getattr(args, "decoder_normalize_before", None)
             stock(args)
             if base is not None:
@@ -197,9 +230,17 @@ def _register(
                 # fairseq's language models overrule what a converted checkpoint says here.
                 args.decoder_normalize_before = normalize_before
             # A checkpoint must explain itself when the file is gone, so the plan is stored whole.
-            args.attention_plan = _resolve_plan(args, model.scheme, model.sites).dumps()
+            args.attention_plan = _resolve_plan(args, scheme, planned.sites).dumps()
 
-        register_model_architecture(name, f"{scheme}_{size}")(architecture)
+        arch = f"{scheme}_{size}"
+
+        def architecture(
+            args: Any, arch: str = arch, fill: Callable[[argparse.Namespace], None] = fill
+        ) -> None:
+            configs.complete(args, arch, model, fill)
+
+        register_model_architecture(name, arch)(architecture)
+        configs.offer(arch)
 
 
 for _scheme in SCHEMES:

@@ -150,6 +150,8 @@ def _build(
 ) -> FairseqAttention:
     if cfg.quant_noise.pq > 0:
         raise PlanError("nas-attn attention does not support --quant-noise-pq")
+    if cfg.encoder.xformers_att_config or cfg.decoder.xformers_att_config:
+        raise PlanError("the plan chooses the attention, so --*-xformers-att-config cannot")
     attention = build_attention(
         choice.scheme,
         embed_dim,

@@ -12,9 +12,11 @@ import numpy as np
 import omegaconf
 import torch
 from fairseq.distributed.utils import _TensorPlaceholder
+from fairseq.logging import meters
 from omegaconf import base, nodes
 
 NUMPY_DTYPES = ("bool", "int32", "int64", "float32", "float64")
+METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
 
 SAFE_GLOBALS = (
     # A model registered the legacy way keeps its arguments in a namespace.
@@ -24,7 +26,12 @@ SAFE_GLOBALS = (
     np.dtype,
     np._core.multiarray._reconstruct,
     np._core.multiarray.scalar,
+    # The same by the names that numpy 1 wrote.
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(name)) for name in NUMPY_DTYPES),
+    # Meters that versions of fairseq before 0.9 kept in their checkpoints.
+    *((getattr(meters, name), f"fairseq.meters.{name}") for name in METERS),
     # Resumed state sent from rank 0 to the other processes.
     dict,
     list,

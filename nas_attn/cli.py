@@ -809,7 +809,7 @@ def convert(
 
     if out.exists() and not replace:
         raise NasAttnError(f"{out} exists; remove it, name another file, or say --replace")
-    wanted = AttentionPlan.parse(plan)
+    wanted = AttentionPlan.read(plan)
     found = convert_checkpoint(
         checkpoint, wanted, out, data=calibrate, refit=refit, force=force, means=means
     )

@@ -22,6 +22,9 @@ OptionValue = int | float | bool | str
 SITES = ("encoder_self", "decoder_self", "encoder_decoder")
 """Where a Transformer attends, in the order in which tables show it."""
 
+MAX_FILE_BYTES = 1_000_000
+"""Of a plan's file."""
+
 
 @dataclass(frozen=True)
 class AttentionChoice:
@@ -121,23 +124,51 @@ class AttentionPlan:
         return cls.of(sites)
 
     @classmethod
-    def parse(cls, text: str) -> AttentionPlan:
-        """Read a plan from JSON text, or from the JSON file that the text names.
+    def parse(cls, text: Any, source: str = "plan") -> AttentionPlan:
+        """Read a plan from JSON text, as a checkpoint holds it; no file is opened.
+
+        Args:
+            text: refused if it is no string.
+            source: what error messages call it.
 
         Raises:
-            PlanError: the text is neither, or the plan is malformed.
+            PlanError: the text is no JSON, or the plan is malformed.
         """
-        source = "plan"
-        if not text.lstrip().startswith("{"):
-            source = text
-            try:
-                text = Path(text).read_text(encoding="utf-8")
-            except OSError as error:
-                raise PlanError(f"plan file {source}: {error.strerror}") from None
+        if not isinstance(text, str):
+            raise PlanError(f"{source} must be JSON text, but is {type(text).__name__}")
         try:
-            return cls.from_json(json.loads(text))
-        except json.JSONDecodeError as error:
+            data = json.loads(text)
+        except RecursionError:
+            raise PlanError(f"{source} is nested too deeply") from None
+        except ValueError as error:
             raise PlanError(f"{source} is not JSON: {error}") from None
+        return cls.from_json(data)
+
+    @classmethod
+    def read(cls, text: str) -> AttentionPlan:
+        """Read a plan from JSON text, or from the JSON file that the text names.
+
+        For what a user types. What a checkpoint says goes to `parse`.
+
+        Raises:
+            PlanError: the text is neither, the file is no regular one or larger than
+                `MAX_FILE_BYTES`, or the plan is malformed.
+        """
+        if text.lstrip().startswith("{"):
+            return cls.parse(text)
+        path = Path(text)
+        try:
+            if path.exists() and not path.is_file():
+                raise PlanError(f"plan file {text} is no regular file")
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                raise PlanError(f"plan file {text} is larger than {MAX_FILE_BYTES:,} bytes")
+            return cls.parse(content.decode(), text)
+        except OSError as error:
+            raise PlanError(f"plan file {text}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise PlanError(f"plan file {text} is no text in UTF-8") from None
 
     def to_json(self) -> dict[str, Any]:
         return {

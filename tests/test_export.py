@@ -233,7 +233,7 @@ def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path:
     assert [path.name for path in out.parent.iterdir()] == ["model"]
     state = read_checkpoint(out / "checkpoint.pt")
     assert state["last_optimizer_state"] is None
-    plan = AttentionPlan.parse(str(out / "plan.json"))
+    plan = AttentionPlan.read(str(out / "plan.json"))
     assert plan == chosen.pruned[0] == AttentionPlan.parse(state["cfg"]["model"].attention_plan)
     for place in (translating.runs, translating.data.folder, Path(__file__).parent.parent):
         assert str(place).encode() not in (out / "checkpoint.pt").read_bytes()

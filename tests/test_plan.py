@@ -1,13 +1,15 @@
 """Plans: forms, equality, digests."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nas_attn.errors import PlanError
-from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
+from nas_attn.plan import MAX_FILE_BYTES, SITES, AttentionChoice, AttentionPlan
 
 MULTI_HEAD = AttentionChoice("multi_head")
 SHARED = AttentionChoice.of("collaborative", shared_dim=16, content_bias=True)
@@ -80,6 +82,40 @@ def test_malformed_plans(data: object, message: str) -> None:
         AttentionPlan.parse(json.dumps(data)) if isinstance(
             data, dict
         ) else AttentionPlan.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("/dev/zero", "is not JSON"),
+        ("{", "plan is not JSON"),
+        ('{"encoder_self": ' + "[" * 100_000, "nested too deeply"),
+        ('{"encoder_self": {"scheme": "x", "a": ' + "1" * 5000 + "}}", "is not JSON"),
+        (3, "must be JSON text, but is int"),
+    ],
+)
+def test_what_a_checkpoint_says_is_json_text(text: object, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        AttentionPlan.parse(text)
+
+
+def test_files_of_plans(tmp_path: Path) -> None:
+    plan = AttentionPlan.uniform(SHARED)
+    file, pipe, large = (tmp_path / name for name in ("plan.json", "pipe", "large.json"))
+    file.write_text(plan.dumps())
+    os.mkfifo(pipe)
+    large.write_text(plan.dumps() + " " * MAX_FILE_BYTES)
+    assert AttentionPlan.read(str(file)) == AttentionPlan.read(plan.dumps()) == plan
+    for name in ("/dev/zero", str(pipe), str(tmp_path)):
+        with pytest.raises(PlanError, match="no regular file"):
+            AttentionPlan.read(name)
+    with pytest.raises(PlanError, match="larger than"):
+        AttentionPlan.read(str(large))
+    with pytest.raises(PlanError, match=r"nowhere.json: No such file"):
+        AttentionPlan.read("nowhere.json")
+    file.write_bytes(b"\xff")
+    with pytest.raises(PlanError, match="no text in UTF-8"):
+        AttentionPlan.read(str(file))
 
 
 def test_layers_that_do_not_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise NasAttnError(f"{path} is no checkpoint that can be read: {error}") from None
     if not isinstance(state, dict) or not {"model", "cfg"} <= state.keys():
         raise NasAttnError(f"{path} is no checkpoint of fairseq-train")
+    arguments = state["cfg"]["model"]
+    if isinstance(arguments, dict) and "attention_plan" in arguments:
+        # fairseq-hydra-train writes a mapping, fairseq-train a namespace.
+        arguments = argparse.Namespace(**arguments)
+        arguments.arch = arguments._name
+        state["cfg"]["model"] = arguments
     return state
 
 

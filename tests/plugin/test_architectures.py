@@ -259,7 +259,7 @@ def test_sizes_with_another_encoder_width() -> None:
     ],
 )
 def test_bad_plans_are_refused(plan: str, message: str) -> None:
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ValueError, match=message):
         args = parse_arguments("multi_head_transformer", [*TINY, f"--attention-plan={plan}"])
         build_on_meta(args, [blank_dictionary(50)])
 
