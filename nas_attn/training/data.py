@@ -239,6 +239,10 @@ def load_prepared(folder: Path, languages: Sequence[str] = ()) -> PreparedData:
     return PreparedData(folder=folder, languages=chosen)
 
 
+CHECKPOINT_TASKS = ("translation", "language_modeling", "masked_lm")
+"""That a checkpoint may ask for; some others run parts of their configuration as code."""
+
+
 def point_at(task: Any, folder: Path) -> None:
     """Let the task of a checkpoint read a data set, in the checkpoint's own languages.
 
@@ -250,8 +254,14 @@ def point_at(task: Any, folder: Path) -> None:
 
     Raises:
         DataError: the data set does not hold these languages, or it holds several pairs and the
-            checkpoint does not say which.
+            checkpoint does not say which, or the task is none of `CHECKPOINT_TASKS`.
     """
+    for name in (getattr(task, "_name", None), getattr(task, "task", None)):
+        if name is not None and str(name).removeprefix("reported_") not in CHECKPOINT_TASKS:
+            raise DataError(
+                f"the checkpoint is of the task {name}; data is read for "
+                f"{', '.join(CHECKPOINT_TASKS)} only"
+            )
     task.data = str(folder)
     if str(task._name).removeprefix("reported_") == "translation":
         languages = load_prepared(folder, languages_of(task)).languages

@@ -21,9 +21,9 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq_cli import eval_lm, generate
 from omegaconf import OmegaConf
 
-from nas_attn.errors import PlanError
+from nas_attn.errors import DataError, PlanError
 from nas_attn.plan import AttentionPlan
-from nas_attn.training.data import PreparedData
+from nas_attn.training.data import PreparedData, point_at
 from nas_attn.training.model import blank_dictionary, parse_architecture
 
 TINY = [
@@ -163,6 +163,13 @@ def test_a_checkpoint_runs_no_code(
     with pytest.raises(PlanError, match=f"{name} must be numbers"):
         ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["_name", "task"])
+def test_a_checkpoint_chooses_no_task_that_runs_code(key: str, tmp_path: Path) -> None:
+    task = Namespace(**{"_name": "translation", key: "multilingual_translation"})
+    with pytest.raises(DataError, match="of the task multilingual_translation"):
+        point_at(task, tmp_path)
 
 
 def test_files_that_a_checkpoint_names() -> None:
