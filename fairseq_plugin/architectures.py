@@ -11,7 +11,7 @@ import argparse
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,15 @@ def _stock_sizes(model: str) -> Iterator[tuple[str, Callable[[Any], None]]]:
         yield size, ARCH_CONFIG_REGISTRY[size]
 
 
+def _language_model(args: argparse.Namespace) -> None:
+    """Fill in all arguments of a language model; fairseq's own function leaves some out."""
+    base_lm_architecture(args)
+    for field in fields(TransformerLanguageModelConfig):
+        given = hasattr(args, field.name) or field.default is MISSING
+        if not given and not str(field.default).startswith("${"):
+            setattr(args, field.name, field.default)
+
+
 def _register(
     family: str, planned: Any, scheme: str, base: Callable[[Any], None] | None = None
 ) -> None:
@@ -245,5 +254,5 @@ def _register(
 
 for _scheme in SCHEMES:
     _register("transformer", PlannedTransformer, _scheme)
-    _register("transformer_lm", PlannedLanguageModel, _scheme, base_lm_architecture)
+    _register("transformer_lm", PlannedLanguageModel, _scheme, _language_model)
     _register("roberta", PlannedRoberta, _scheme)

@@ -1,4 +1,4 @@
-"""Names that numpy 2 took away, for the modules of fairseq 0.12.3 that still use them.
+"""What numpy 2 took away, for the modules of fairseq 0.12.3 that still use it.
 
 They are given to these modules alone: numpy itself stays as it is.
 """
@@ -12,13 +12,24 @@ import numpy as np
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.modules import dynamic_crf_layer
 
-FORMER = {"compat": types.SimpleNamespace(long=int), "int": int, "float": float}
-"""What they were."""
+
+def _percentile(*args: Any, interpolation: str = "linear", **kwargs: Any) -> Any:
+    """The argument `method` by its former name."""
+    return np.percentile(*args, method=interpolation, **kwargs)  # type: ignore[call-overload]
+
+
+FORMER = {
+    "compat": types.SimpleNamespace(long=int),
+    "int": int,
+    "float": float,
+    "percentile": _percentile,
+}
+"""What the names were."""
 
 MENDED: tuple[Any, ...] = (
     token_block_dataset,  # --sample-break-mode eos
     language_pair_dataset,  # --num-batch-buckets
-    data_utils,  # masks of spans
+    data_utils,  # --num-batch-buckets, masks of spans
     dynamic_crf_layer,
 )
 
