@@ -18,7 +18,7 @@ from fairseq import options, tasks
 from fairseq.data import indexed_dataset
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY
-from fairseq_cli import eval_lm, generate
+from fairseq_cli import eval_lm, generate, interactive
 from omegaconf import OmegaConf
 
 from nas_attn.errors import DataError, PlanError
@@ -255,16 +255,11 @@ def run(main: Any, parser: Any, words: list[str], monkeypatch: pytest.MonkeyPatc
     "option",
     [
         "--diverse-beam-groups=2 --diverse-beam-strength=0.5 --max-tokens=9999",
-        "--diversity-rate=0.5",
+        "--diversity-rate=0.5 --match-source-len --no-repeat-ngram-size=2",
         "--score-reference",
-        "--prefix-size=1",
-        "--print-alignment=hard",
-        "--print-alignment=soft",
-        "--sampling --sampling-topk=5 --nbest=4",
-        "--no-repeat-ngram-size=2",
-        "--match-source-len",
-        "--retain-dropout",
-        "--skip-invalid-size-inputs-valid-test --max-source-positions=12",
+        "--prefix-size=1 --print-alignment=soft",
+        "--print-alignment=hard --skip-invalid-size-inputs-valid-test --max-source-positions=12",
+        "--sampling --sampling-topk=5 --nbest=4 --retain-dropout",
         "--num-batch-buckets=2",
         "ensemble",
     ],
@@ -287,7 +282,28 @@ def test_an_option_of_generate(
         assert sum(line.startswith("A-") for line in printed.splitlines()) == len(hypotheses)
 
 
-@pytest.mark.parametrize("mode", ["none", "complete", "complete_doc", "eos"])
+def test_constrained_decoding(
+    translators: list[Path],
+    tiny_translation: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """fairseq-interactive must bring in the words that stand behind a tab."""
+    source, target = tiny_translation.languages
+    sides = (tiny_translation.folder / f"dict.{side}.txt" for side in (source, target))
+    first, wanted = (side.read_text().splitlines()[5].split()[0] for side in sides)
+    text = tmp_path / "text"
+    text.write_text(f"{first} {first}\t{wanted}\n{first}\t{wanted}\n")
+    words = [str(tiny_translation.folder), f"--path={translators[0]}", "--beam=4",
+             "--max-len-b=6", "--constraints", f"--input={text}", "--buffer-size=2"]  # fmt: skip
+    parser = options.get_interactive_generation_parser()
+    printed = run(interactive.main, parser, words, monkeypatch)
+    hypotheses = [line for line in printed.splitlines() if line.startswith("H-")]
+    assert len(hypotheses) == 2
+    assert all(wanted in line.split("\t")[2].split() for line in hypotheses)
+
+
+@pytest.mark.parametrize("mode", ["complete_doc", "eos"])
 def test_evaluation_of_a_language_model(
     mode: str,
     tiny_language: PreparedData,
@@ -298,8 +314,6 @@ def test_evaluation_of_a_language_model(
     path = checkpoint(tmp_path, tiny_language.folder, "collaborative_transformer_lm", flags, seed=1)
     words = [str(tiny_language.folder), f"--path={path}", "--max-tokens=512",
              "--required-batch-size-multiple=1", f"--sample-break-mode={mode}"]  # fmt: skip
-    if mode == "complete_doc":
-        words.append("--context-window=0")
     printed = run(eval_lm.main, options.get_eval_lm_parser(), words, monkeypatch)
     assert "Perplexity" in printed
 
