@@ -255,9 +255,9 @@ def run(main: Any, parser: Any, words: list[str], monkeypatch: pytest.MonkeyPatc
     "option",
     [
         "--diverse-beam-groups=2 --diverse-beam-strength=0.5 --max-tokens=9999",
-        "--diversity-rate=0.5 --match-source-len --no-repeat-ngram-size=2",
+        "--diversity-rate=0.5 --no-repeat-ngram-size=2",
         "--score-reference",
-        "--prefix-size=1 --print-alignment=soft",
+        "--prefix-size=1 --print-alignment=soft --match-source-len",
         "--print-alignment=hard --skip-invalid-size-inputs-valid-test --max-source-positions=12",
         "--sampling --sampling-topk=5 --nbest=4 --retain-dropout",
         "--num-batch-buckets=2",
