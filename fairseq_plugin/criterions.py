@@ -21,6 +21,8 @@ from fairseq.criterions import (
 )
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
+from omegaconf import II
+from omegaconf.errors import InterpolationResolutionError
 from torch import Tensor, nn
 
 from nas_attn.attention import grouping
@@ -47,19 +49,20 @@ class GroupedConfig:
     )
     vote_at_epoch: int = dataclasses.field(
         default=0,
-        metadata={"help": "vote in this epoch on the heads that stay, and prune the rest"},
+        metadata={"help": "vote as this epoch begins on the heads that stay, and prune the rest"},
     )
     vote_at_update: int = dataclasses.field(
         default=0,
-        metadata={
-            "help": "vote once so many updates are done: at once with --vote-updates, else with "
-            "the next epoch"
-        },
+        metadata={"help": "vote once so many updates are done, and prune the rest"},
     )
     vote_updates: int = dataclasses.field(
         default=0,
-        metadata={"help": "updates that the vote takes, in which no weight changes; 0: one epoch"},
+        metadata={
+            "help": "vote on the batches of so many updates, 0: of an epoch; they are run forward "
+            "alone and take nothing from the training"
+        },
     )
+    update_freq: list[int] = dataclasses.field(default=II("optimization.update_freq"))
 
 
 class GroupConstraint(FairseqCriterion):
@@ -74,9 +77,11 @@ class GroupConstraint(FairseqCriterion):
         criterion.takes_mean = cfg.group_loss == "mean"
         criterion.voting = Voting(
             task,
+            criterion,
             at_epoch=cfg.vote_at_epoch,
             at_update=cfg.vote_at_update,
             num_updates=cfg.vote_updates,
+            update_freq=_update_freq(cfg),
         )
         return criterion
 
@@ -85,10 +90,13 @@ class GroupConstraint(FairseqCriterion):
         modules = [m for m in model.modules() if isinstance(m, GroupedHeadAttention)]
         if not (modules and model.training) or self.voting.phase == Phase.SETTLED:
             return super().forward(model, sample, reduce)
+        is_vote = self.voting.phase == Phase.VOTING
+        modules = [m for m in modules if m.is_prunable] if is_vote else modules
         with recording(modules):
             loss, sample_size, log = super().forward(model, sample, reduce)
-        if self.voting.phase == Phase.VOTING:
-            count_votes(modules)
+        if is_vote:
+            if self.voting.is_counting:
+                count_votes(modules)
             return loss, sample_size, log
         log = {**log, "group_within": 0.0, "group_between": 0.0, "group_batches": 1}
         for alike, products in _stacks(modules):
@@ -130,11 +138,18 @@ def count_votes(modules: list[GroupedHeadAttention]) -> None:
     """Add one batch's votes, and which heads were in one group, to what the modules hold."""
     for alike, products in _stacks(modules):
         measured, labels = _group(alike, products)
-        votes = sum_over_workers(grouping.vote(measured, labels), products.device)
-        together = sum_over_workers(grouping.together(labels), products.device)
+        votes, together = grouping.vote(measured, labels), grouping.together(labels)
         for module, ones, pairs in zip(alike, votes, together, strict=True):
             module.votes += ones.to(module.votes.device)
             module.together += pairs.to(module.together.device)
+
+
+def _update_freq(cfg: Any) -> list[int]:
+    """Batches of an update; a checkpoint of old, whose criterion is only to validate, has none."""
+    try:
+        return list(cfg.update_freq)
+    except InterpolationResolutionError:
+        return [1]
 
 
 def _stacks(

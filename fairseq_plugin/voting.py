@@ -1,19 +1,27 @@
-"""When heads are voted on, and that no weight is updated meanwhile (voting to stay, Ni et al. 2023,
-Algorithm 1).
+"""When heads are voted on, and the vote itself (voting to stay, Ni et al. 2023, Algorithm 1).
 
-fairseq tells its task when an epoch begins and when a step is due, so these two of the task's
-methods are wrapped; any task will do.
+A vote is a pass of its own over training batches: no weight changes, and fairseq's updates, its
+learning rate and its place in the data stand still meanwhile, so a training with a vote takes as
+many steps as one without. It is over before fairseq goes on. A training that is killed inside it
+has its last checkpoint from before, and holds the same vote again.
+
+fairseq tells its task when an epoch begins, when a step is due and which batches it trains on, so
+these methods of the task are wrapped; any task will do.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
+from fairseq.logging import metrics
 from torch import Tensor, nn
 
 from nas_attn.attention.grouped_head import GroupedHeadAttention
@@ -22,6 +30,9 @@ from nas_attn.errors import PlanError
 
 logger = logging.getLogger(__name__)
 
+LOG_SECONDS = 10.0
+"""How often a vote says how far it has come: a process that says nothing is taken for hung."""
+
 
 class Voting:
     """Leads a model from training through the vote to training with what stays.
@@ -29,50 +40,62 @@ class Voting:
     The phase lies in the modules' buffers and so in every checkpoint.
 
     Args:
-        task: fairseq's; its `begin_epoch` and `optimizer_step` are wrapped.
-        at_epoch: hold the vote in this epoch (from 1); 0 does not.
+        task: fairseq's; its `get_batch_iterator`, `begin_epoch` and `optimizer_step` are wrapped.
+        criterion: computes the loss, and has votes counted while `phase` is VOTING.
+        at_epoch: hold the vote as this epoch (from 1) begins; 0 does not.
         at_update: hold it once so many updates are done; 0 does not.
-        num_updates: of the vote; with 0 it lasts a whole epoch, and begins with one.
+        num_updates: vote on as many batches as so many updates take; with 0 on those of an epoch.
+        update_freq: batches of an update for each epoch, as fairseq has it; the last holds on.
     """
 
-    def __init__(self, task: Any, *, at_epoch: int, at_update: int, num_updates: int) -> None:
+    def __init__(
+        self,
+        task: Any,
+        criterion: nn.Module,
+        *,
+        at_epoch: int,
+        at_update: int,
+        num_updates: int,
+        update_freq: Sequence[int] = (1,),
+    ) -> None:
         self.at_epoch = at_epoch
         self.at_update = at_update
         self.num_updates = num_updates
+        self.update_freq = tuple(update_freq)
         self.phase = Phase.TRAINING
+        self.is_counting = False
+        """Whether the batch at hand is one to vote on, and not one that fills a worker's share."""
+        self._task, self._criterion = task, criterion
         self._model: nn.Module | None = None
         self._modules: list[PrunableAttention] = []
+        self._epoch, self._updates = 1, 0
+        self._batches: dict[str, Any] | None = None
+        self._get_batches = task.get_batch_iterator
         self._begin_epoch, self._step = task.begin_epoch, task.optimizer_step
+        task.get_batch_iterator = self.get_batch_iterator
         task.begin_epoch, task.optimizer_step = self.begin_epoch, self.optimizer_step
+
+    def get_batch_iterator(self, *args: Any, **named: Any) -> Any:
+        """Called by fairseq for the batches of an epoch, or of a validation."""
+        if "update_epoch_batch_itr" in named:  # which fairseq's trainer gives for training alone
+            self._batches = named
+        return self._get_batches(*args, **named)
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> None:
         """Called by fairseq before the first batch, also when a training is continued."""
         self._begin_epoch(epoch, model)
+        self._epoch = epoch
         if model is not self._model:
             self._meet(model)
-        if not self._modules:
-            return
-        began = int(self._modules[0].schedule[1])
-        if self.phase == Phase.VOTING and not self.num_updates and epoch > began:
-            self._settle()
-        due = self.phase == Phase.READY or 0 < self.at_epoch <= epoch
-        if self.phase < Phase.VOTING and due:
-            self._enter(Phase.VOTING, epoch)
+        # Up to version 0.1 a vote could wait for its epoch, or be saved half held.
+        is_overdue = self.phase in (Phase.READY, Phase.VOTING)
+        self._vote_if(is_overdue or 0 < self.at_epoch <= epoch)
 
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
         """Called by fairseq for every update, after the gradients are there."""
-        if self.phase == Phase.VOTING:
-            for module in self._modules:
-                module.schedule[2] += 1
-            if self.num_updates and int(self._modules[0].schedule[2]) >= self.num_updates:
-                self._settle()
-            return
         self._step(optimizer, model=model, update_num=update_num)
-        if not self._modules or self.phase != Phase.TRAINING:
-            return
-        due = 0 < self.at_update <= update_num + 1
-        if due or self._centres_rest():
-            self._enter(Phase.VOTING if self.num_updates else Phase.READY)
+        self._updates = update_num + 1
+        self._vote_if(0 < self.at_update <= self._updates or self._centres_rest())
 
     def _meet(self, model: nn.Module) -> None:
         self._model = model
@@ -87,7 +110,7 @@ class Voting:
         if triggered and not self._modules:
             logger.info("pruning: the plan prunes nothing, so there is no vote")
         if self._modules:
-            self.phase = Phase(int(self._modules[0].schedule[0]))
+            self.phase = Phase(min(int(module.schedule[0]) for module in self._modules))
 
     def _waiting(self) -> list[GroupedHeadAttention]:
         """Those whose centres must come to rest."""
@@ -101,28 +124,101 @@ class Voting:
         waiting = self._waiting()
         return bool(waiting) and all(float(m.shift) < (m.centre_shift or 0.0) for m in waiting)
 
-    def _enter(self, phase: Phase, epoch: int = 0) -> None:
-        self.phase = phase
-        for module in self._modules:
-            module.schedule.copy_(torch.tensor([phase, epoch, 0]))
-        logger.info("pruning: %s", phase.name.lower())
-
-    def _settle(self) -> None:
+    def _vote_if(self, is_due: bool) -> None:
+        """Count votes where there are any to count, and mask what goes; once, if it is due."""
+        if not is_due or not self._modules or self.phase == Phase.SETTLED:
+            return
+        voters = [m for m in self._modules if isinstance(m, GroupedHeadAttention)]
+        batches = 0
+        if voters:
+            logger.info("pruning: the vote begins after %d updates", self._updates)
+            self.phase = Phase.VOTING
+            batches = self._count(voters)
         for index, module in enumerate(self._modules):
-            module.settle(seed=index)
-        self._enter(Phase.SETTLED)
+            module.settle(seed=index, epoch=self._epoch, batches=batches)
+        self.phase = Phase.SETTLED
         left = [int(module.kept.sum()) for module in self._modules]
         logger.info("pruning: of each attention module stay %s", left)
         _forget_best()
+
+    def _count(self, voters: Sequence[GroupedHeadAttention]) -> int:
+        """Run the model forward, as in training, over the batches of the vote; returns how many."""
+        assert self._model is not None
+        for module in voters:
+            module.votes.zero_()
+            module.together.zero_()
+        like = next(self._model.parameters())
+        done, said = 0, time.monotonic()
+        seed = (self._batches or {}).get("seed", 1)
+        devices = [like.device] if like.is_cuda else []
+        # Nothing drawn or logged here is to be seen by the training.
+        with torch.random.fork_rng(devices), metrics.aggregate(new_root=True), torch.no_grad():
+            for done, (sample, is_own) in enumerate(self._samples(), start=1):
+                self.is_counting = is_own
+                torch.manual_seed(seed + done)
+                self._task.train_step(
+                    _as_trained_on(sample, like),
+                    self._model,
+                    self._criterion,
+                    _NoOptimizer(),
+                    self._updates,
+                )
+                if time.monotonic() - said >= LOG_SECONDS:
+                    said = time.monotonic()
+                    logger.info("pruning: voted on %d batches", done)
+        for module in voters:
+            for counts in (module.votes, module.together):
+                counts.copy_(sum_over_workers(counts, like.device))
+        logger.info("pruning: the vote is over after %d batches", done)
+        return done
+
+    def _samples(self) -> Iterator[tuple[Any, bool]]:
+        """This worker's training batches for the vote, and whether each is to count.
+
+        All workers get as many: where one's share is shorter, it runs its first batch once more.
+        """
+        if self._batches is None:
+            raise PlanError("the vote knows no training batches: fairseq's trainer asked for none")
+        # Without processes and threads of its own, which would outlive the vote.
+        alone = {"num_workers": 0, "data_buffer_size": 0, "disable_iterator_cache": True}
+        batches = self._get_batches(**{**self._batches, **alone})
+        each = self.update_freq[min(self._epoch, len(self.update_freq)) - 1]
+        passes = (batches.next_epoch_itr(set_dataset_epoch=False) for _ in count())
+        if self.num_updates:
+            wanted = self.num_updates * each
+            samples = islice((sample for samples in passes for sample in samples), wanted)
+        else:
+            samples = iter(next(passes))
+        for sample in samples:
+            if sample is None or len(sample) == 0:
+                yield batches.first_batch, False
+            else:
+                yield sample, True
+
+
+class _NoOptimizer:
+    """Stands where a task wants an optimizer to call for gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        """There are none."""
 
 
 def sum_over_workers(counts: Tensor, device: torch.device) -> Tensor:
     """Sum what the workers of a distributed training counted."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return counts
-    there = counts.to(device)
+    there = counts.to(device, copy=True)
     dist.all_reduce(there)
     return there.to(counts.device)
+
+
+def _as_trained_on(sample: Any, like: Tensor) -> Any:
+    """A batch on the model's device and in its precision, as fairseq's trainer prepares it."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(like.device, like.dtype if tensor.dtype == torch.float32 else None)
+
+    return utils.apply_to_sample(convert, sample)
 
 
 def _forget_best() -> None:

@@ -83,8 +83,7 @@ def vote_on_data(
             count_votes(modules)
             logger.info("voted on batch %d of %d", number, len(batches))
     for index, module in enumerate(modules):
-        module.settle(index)
-        module.schedule[0] = Phase.SETTLED
+        module.settle(index, batches=len(batches))
     for module, sums in zip(modules, moments, strict=False):
         refit_output(module, sums)
     return plan, model.state_dict()

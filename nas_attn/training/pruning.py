@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nas_attn.attention.pruning import Phase, PrunableAttention
+from nas_attn.attention.pruning import Phase, PrunableAttention, check_vote
 from nas_attn.attention.registry import get_scheme
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -96,7 +96,7 @@ def prune_model(
         each place.
 
     Raises:
-        NasAttnError: there is nothing to prune, or the vote is not over.
+        NasAttnError: there is nothing to prune, the vote is not over, or its state is impossible.
     """
     modules: dict[str, dict[int, str]] = {}
     for name in weights:
@@ -114,6 +114,7 @@ def prune_model(
             own = _below(weights, prefix)
             if "kept" not in own:
                 continue
+            check_vote(prefix, own)
             phase = Phase(int(own["schedule"][0]))
             phases.add(phase.name.lower())
             if phase != Phase.SETTLED:

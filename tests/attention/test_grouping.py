@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_attn.attention import build_attention
@@ -268,6 +268,69 @@ def test_masked_heads_equal_pruned_heads(bias: bool) -> None:
     twin = build_attention("grouped_head", 16, 8, bias=bias, **options).double().eval()
     twin.load_state_dict(module.state_dict())
     assert torch.equal(twin(x, x, x)[0], masked), "a loaded mask acts"
+
+
+def averaged(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """As fairseq's script averages: sums, whole numbers divided as such."""
+    sums = {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}
+    count = len(states)
+    return {n: t / count if t.is_floating_point() else t // count for n, t in sums.items()}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (1, 1, "parts are masked"),
+        (2, 1, "parts are masked"),
+        (1, 3, "parts are masked"),
+        (0, 2, None),
+        (2, 0, None),
+    ],
+)
+def test_an_average_over_a_vote_is_refused(before: int, after: int, message: str | None) -> None:
+    """Its phase would be another, and heads would vote again, or stay masked without a vote."""
+    module = build_attention("grouped_head", 16, 8, keep="pillars")
+    assert isinstance(module, GroupedHeadAttention)
+    first = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.votes.copy_(torch.tensor(VOTES))
+    module.settle(0, epoch=3, batches=20)
+    mixed = averaged([first] * before + [module.state_dict()] * after)
+    twin = nn.Sequential(build_attention("grouped_head", 16, 8, keep="pillars"))
+    named = {f"0.{name}": tensor for name, tensor in mixed.items()}
+    if message is None:
+        twin.load_state_dict(named)
+        return
+    with pytest.raises(PlanError, match=f"0: {message}.* average only checkpoints from after it"):
+        twin.load_state_dict(named)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("schedule", [4, 0, 0], r"its schedule \[4.0, 0.0, 0.0\] is no moment of a training"),
+        ("schedule", [3, -1, 0], "is no moment"),
+        ("kept", [0] * 8, "a part that stays"),
+        ("kept", [1, 1, 1, 1, 2, 1, 1, 1], "zeros and ones"),
+        ("kept", [1, 1, 1, 1, 0.5, 1, 1, 1], "zeros and ones"),
+        ("kept", [1, 1, 1, 1, 0, 1, 1, 1], "parts are masked"),
+        ("votes", VOTES, "votes are counted, though its vote has not begun"),
+    ],
+)
+def test_what_no_training_can_leave_is_refused(
+    name: str, values: list[float], message: str
+) -> None:
+    module = build_attention("grouped_head", 16, 8, keep="pillars")
+    state = {**module.state_dict(), name: torch.tensor(values)}
+    with pytest.raises(PlanError, match=message):
+        module.load_state_dict(state)
+    assert isinstance(module, GroupedHeadAttention)
+    assert module.kept.all() and not module.schedule.any(), "nothing was taken"
+
+
+def test_votes_of_old_on_heads_that_all_stay() -> None:
+    """Version 0.1 also counted where nothing was pruned, beside modules that were."""
+    module = build_attention("grouped_head", 16, 8)
+    module.load_state_dict({**module.state_dict(), "votes": torch.tensor(VOTES)})
 
 
 @pytest.mark.parametrize("content_bias", [True, False])

@@ -13,8 +13,11 @@ import torch
 from fairseq import options, tasks
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim import FairseqOptimizer
+from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
+from fairseq_plugin.criterions import count_votes
 from nas_attn.attention import build_attention
 from nas_attn.attention.collaborative import CollaborativeAttention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
@@ -27,6 +30,12 @@ from nas_attn.training.data import PreparedData
 from nas_attn.training.model import count_architecture
 from nas_attn.training.process import run_fairseq
 from nas_attn.training.pruning import load_checkpoint, prune_checkpoint, prune_model
+
+pytestmark = [  # fairseq's training step and its loader of batches warn so
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning"),
+]
 
 SMALL = [
     "--encoder-layers=2", "--decoder-layers=2", "--encoder-embed-dim=32", "--decoder-embed-dim=32",
@@ -60,6 +69,14 @@ class Bench:
         self.data = self.task.dataset("train")
         self.modules = [m for m in self.model.modules() if isinstance(m, GroupedHeadAttention)]
         self.stepped = 0
+        self.ask_for_batches()
+
+    def ask_for_batches(self, **more: int) -> None:
+        """As fairseq's trainer does before an epoch."""
+        self.batches = self.task.get_batch_iterator(
+            dataset=self.data, max_tokens=512, required_batch_size_multiple=1, seed=1,
+            update_epoch_batch_itr=True, **more,
+        )  # fmt: skip
 
     def sample(self, *lines: int) -> dict[str, Any]:
         found: dict[str, Any] = self.data.collater([self.data[line] for line in lines])
@@ -162,10 +179,10 @@ def test_padding_of_targets_reaches_cross_attention(tiny_translation: PreparedDa
 
 @pytest.mark.parametrize("trigger", ["epoch", "update", "shift"])
 def test_phases(tiny_translation: PreparedData, trigger: str) -> None:
-    """Training, a vote without steps for one epoch, then training with the mask, for good."""
+    """Training, a vote in which nothing else moves, then training with the mask, for good."""
     flags = {
         "epoch": "--vote-at-epoch=2",
-        "update": "--vote-at-update=2",
+        "update": "--vote-at-update=3",
         "shift": "--centre-shift=2",
     }
     bench = Bench(
@@ -173,58 +190,200 @@ def test_phases(tiny_translation: PreparedData, trigger: str) -> None:
         flags[trigger],
     )  # fmt: skip
     task, model = bench.task, bench.model
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    batches = len(bench.batches)
     task.begin_epoch(1, model)
     for number in range(3):
+        assert trigger == "shift" or bench.criterion.voting.phase == Phase.TRAINING
         bench.update(number, number)
-    assert bench.stepped == 3
-    assert not any(module.votes.any() for module in bench.modules)
+    dice = torch.random.get_rng_state()
     task.begin_epoch(2, model)
-    assert bench.criterion.voting.phase == Phase.VOTING
-    bench.update(3, 4, 5)
-    task.begin_epoch(2, model)  # as a training that is continued within the epoch does
-    bench.update(4, 6, 7)
-    assert bench.stepped == 3
+    assert torch.equal(dice, torch.random.get_rng_state()), "the vote draws for itself"
+    assert bench.criterion.voting.phase == Phase.SETTLED
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     for module in bench.modules:
-        assert int(module.votes.sum()) == 2 * 3
-        assert module.together.diagonal().tolist() == [2] * 8
-        assert not module.is_masked
-    task.begin_epoch(3, model)
+        assert module.products is None
+        assert int(module.votes.sum()) == batches * 3
+        assert module.together.diagonal().tolist() == [batches] * 8
+        assert module.schedule.tolist() == [Phase.SETTLED, 2 if trigger == "epoch" else 1, batches]
     masks = [module.kept.clone() for module in bench.modules]
     assert [int(mask.sum()) for mask in masks] == [3] * LAYERS
     sample = bench.sample(0, 1)
     plain = Bench(tiny_translation, "--criterion=label_smoothed_cross_entropy")
     plain.model.load_state_dict(model.state_dict())
     assert torch.equal(plain.loss(sample), bench.loss(sample)), "the constraint is over"
-    bench.update(5, 0)
-    task.begin_epoch(4, model)
+    bench.update(3, 0)
+    task.begin_epoch(3, model)
     assert bench.stepped == 4
     for module, mask in zip(bench.modules, masks, strict=True):
         assert torch.equal(module.kept, mask)
-        assert int(module.schedule[0]) == Phase.SETTLED
 
 
-def test_a_short_vote(tiny_translation: PreparedData) -> None:
+@pytest.mark.parametrize(("frequency", "batches"), [("1", 2), ("3", 6), ("1,5", 10)])
+def test_a_short_vote(tiny_translation: PreparedData, frequency: str, batches: int) -> None:
+    """As many batches as two updates of the second epoch take."""
     bench = Bench(
-        tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-update=1",
-        "--vote-updates=2",
+        tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=2",
+        "--vote-updates=2", f"--update-freq={frequency}",
     )  # fmt: skip
-    bench.task.begin_epoch(1, bench.model)
-    for number in range(5):
-        bench.update(number, number)
-    assert bench.stepped == 3, "one before the vote, two after it"
+    bench.task.begin_epoch(2, bench.model)
+    assert all(int(module.votes.sum()) == 2 * batches for module in bench.modules)
     assert all(int(module.kept.sum()) == 2 for module in bench.modules)
+
+
+def test_a_vote_on_more_than_an_epoch(tiny_translation: PreparedData) -> None:
+    bench = Bench(
+        tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=1",
+        "--vote-updates=50",
+    )  # fmt: skip
+    assert len(bench.batches) < 50
+    bench.task.begin_epoch(1, bench.model)
+    assert all(int(module.votes.sum()) == 2 * 50 for module in bench.modules)
+
+
+def test_what_fills_a_worker_does_not_vote(tiny_translation: PreparedData) -> None:
+    """With more workers than batches the last ones have none, and run as many as the others."""
+    shares = []
+    for worker in (0, 15):
+        bench = Bench(
+            tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=1"
+        )
+        assert 1 < len(bench.batches) < 16
+        bench.ask_for_batches(num_shards=16, shard_id=worker)
+        bench.task.begin_epoch(1, bench.model)
+        shares.append([int(module.votes.sum()) for module in bench.modules])
+        assert {int(module.schedule[2]) for module in bench.modules} == {1}
+    assert shares == [[2] * LAYERS, [0] * LAYERS]
+
+
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.VOTING])
+def test_a_vote_of_old_is_held_anew(tiny_translation: PreparedData, phase: Phase) -> None:
+    """Version 0.1 saved checkpoints before and inside a vote that had begun."""
+    bench = Bench(
+        tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-update=2"
+    )
+    state = bench.model.state_dict()
+    for name, value in state.items():
+        if name.endswith("schedule"):
+            value.copy_(torch.tensor([phase, 1, 2]))
+        elif name.endswith("votes") and phase == Phase.VOTING:
+            value.copy_(torch.tensor([2, 2, 0, 0, 0, 0, 0, 0]))
+    bench.model.load_state_dict(state)
+    bench.task.begin_epoch(2, bench.model)
+    for module in bench.modules:
+        assert int(module.votes.sum()) == 2 * len(bench.batches)
+        assert int(module.kept.sum()) == 2
 
 
 def test_the_best_before_pruning_is_forgotten(tiny_translation: PreparedData) -> None:
     from fairseq import checkpoint_utils
 
     checkpoint_utils.save_checkpoint.best = 1.0
-    bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=1")
+    bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=2")
     bench.task.begin_epoch(1, bench.model)
     bench.update(0, 0)
     assert checkpoint_utils.save_checkpoint.best == 1.0
     bench.task.begin_epoch(2, bench.model)
     assert not hasattr(checkpoint_utils.save_checkpoint, "best")
+
+
+class Steps:
+    """Trains in this process and notes each step: its learning rate, and that weights changed."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.changed: list[bool] = []
+        self.begun = 0
+
+    def _watch(self, patch: pytest.MonkeyPatch) -> None:
+        real_step, real_train = FairseqOptimizer.step, FairseqTask.train_step
+
+        def step(optimizer: Any, *args: Any, **named: Any) -> None:
+            before = [parameter.clone() for parameter in optimizer.params]
+            real_step(optimizer, *args, **named)
+            self.rates.append(optimizer.get_lr())
+            changes = (not torch.equal(*two) for two in zip(before, optimizer.params, strict=True))
+            self.changed.append(any(changes))
+
+        def train_step(*args: Any, **named: Any) -> Any:
+            self.begun += 1
+            return real_train(*args, **named)
+
+        patch.setattr(FairseqOptimizer, "step", step)
+        patch.setattr(FairseqTask, "train_step", train_step)
+
+    def train(self, data: PreparedData, folder: Path, *flags: str) -> dict[str, Any]:
+        """Returns the last checkpoint."""
+        from fairseq import checkpoint_utils
+        from fairseq_cli import train
+
+        if hasattr(checkpoint_utils.save_checkpoint, "best"):
+            del checkpoint_utils.save_checkpoint.best
+        argv = [str(data.folder), "--arch=grouped_head_transformer", f"--criterion={GROUPED}"]
+        argv += [*SMALL, *TRAINING, f"--save-dir={folder}", "--lr-scheduler=inverse_sqrt"]
+        argv += ["--warmup-updates=3", "--warmup-init-lr=0.001", "--dropout=0.1", "--cpu"]
+        argv += ["--no-epoch-checkpoints", "--max-tokens=1024", "--max-tokens-valid=4096", *flags]
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            self._watch(patch)
+            warnings.simplefilter("ignore")  # of torch about fairseq
+            args = options.parse_args_and_arch(options.get_training_parser(), argv)
+            train.main(convert_namespace_to_omegaconf(args))
+        return load_checkpoint(folder / "checkpoint_last.pt")
+
+
+VOTES = [
+    ("--max-epoch=3", ["--vote-at-epoch=2"]),
+    ("--max-epoch=3", ["--vote-at-update=3", "--vote-updates=2"]),
+    ("--max-update=7", ["--vote-at-update=3"]),
+    ("--max-update=7", ["--centre-shift=2", "--vote-updates=2", "--update-freq=2"]),
+]
+
+
+@pytest.mark.parametrize(("end", "vote"), VOTES)
+def test_a_vote_takes_no_step(
+    tiny_translation: PreparedData, tmp_path: Path, end: str, vote: list[str]
+) -> None:
+    """With it and without: as many steps that change weights, at the same learning rates."""
+    without, having = Steps(), Steps()
+    more = [flag for flag in vote if flag.startswith("--update-freq")]
+    plain = without.train(tiny_translation, tmp_path / "plain", end, *more)
+    voted = having.train(tiny_translation, tmp_path / "voted", end, "--keep=pillars", *vote)
+    assert [sum(kept) for kept in buffers(voted["model"], "kept")] == [2] * LAYERS
+    assert having.begun > without.begun, "it runs batches of its own"
+    assert len(without.rates) >= 7
+    assert all(without.changed) and all(having.changed)
+    assert having.rates == without.rates
+    updates = [state["optimizer_history"][-1]["num_updates"] for state in (plain, voted)]
+    assert updates == [len(without.rates)] * 2
+    iterators = [state["extra_state"]["train_iterator"] for state in (plain, voted)]
+    assert iterators[0] == iterators[1]
+
+
+@pytest.mark.parametrize("trigger", ["--vote-at-epoch=2", "--vote-at-update=6"])
+def test_a_vote_cut_off_is_held_again(
+    tiny_translation: PreparedData, tmp_path: Path, trigger: str
+) -> None:
+    """A training that dies inside the vote ends with the very weights of one that did not."""
+    flags = ["--max-update=8", "--keep=threshold", "--vote-threshold=0.5", trigger]
+    flags += ["--save-interval-updates=3"]
+    unbroken = Steps().train(tiny_translation, tmp_path / "unbroken", *flags)["model"]
+    ballots = []
+
+    def die(modules: list[GroupedHeadAttention]) -> None:
+        ballots.append(modules)
+        if len(ballots) == 3:
+            raise KeyboardInterrupt
+        count_votes(modules)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fairseq_plugin.criterions.count_votes", die)
+        Steps().train(tiny_translation, tmp_path / "broken", *flags)
+    left = weights_of(tmp_path / "broken" / "checkpoint_last.pt")
+    assert not any(any(votes) for votes in buffers(left, "votes"))
+    resumed = Steps().train(tiny_translation, tmp_path / "broken", *flags)["model"]
+    assert min(sum(kept) for kept in buffers(resumed, "kept")) < 8
+    for name, expected in unbroken.items():
+        assert torch.equal(resumed[name], expected), name
 
 
 def test_pruning_without_a_time_is_refused(tiny_translation: PreparedData) -> None:
@@ -246,14 +405,14 @@ def test_a_plan_that_prunes_nothing_has_no_vote(tiny_translation: PreparedData) 
 def test_shared_dimensions_are_pruned_at_the_vote(tiny_translation: PreparedData) -> None:
     bench = Bench(
         tiny_translation, f"--criterion={GROUPED}", "--dim-threshold=0.5", "--shared-dim=16",
-        "--vote-at-update=1", "--vote-updates=1", arch="collaborative",
+        "--vote-at-update=1", arch="collaborative",
     )  # fmt: skip
     bench.task.begin_epoch(1, bench.model)
-    for number in range(2):
-        bench.update(number, number)
+    bench.update(0, 0)
     modules = [m for m in bench.model.modules() if isinstance(m, CollaborativeAttention)]
     left = [int(module.kept.sum()) for module in modules]
     assert min(left) < 16
+    assert {int(module.schedule[2]) for module in modules} == {0}, "weights tell without a batch"
     plan = AttentionPlan.of({})
     for site in ("encoder_self", "decoder_self", "encoder_decoder"):
         plan = AttentionPlan.parse(
@@ -369,22 +528,20 @@ def test_training_to_a_smaller_checkpoint(
     logs = [json.loads(found) for found in re.findall(r"\| train \| (\{.*\})", output)]
     constrained = [log["train_group_within"] is not None for log in logs]
     assert constrained == [True, False, False, False]
+    steps = [int(log["train_num_updates"]) for log in logs]
+    assert steps == [steps[0] * epoch for epoch in range(1, 5)]
     assert "of each attention module stay [2, 2, 2, 2, 2, 2]" in output
     one, two, three, four = (
         weights_of(unbroken / f"checkpoint{epoch}.pt") for epoch in range(1, 5)
     )
-    for name, before in one.items():
-        if name.rpartition(".")[2] not in ("votes", "together", "schedule"):
-            assert torch.equal(before, two[name]), f"{name} changed while heads were voted on"
+    settled = [schedule[0] == Phase.SETTLED for schedule in buffers(two, "schedule")]
+    assert not any(schedule[0] for schedule in buffers(one, "schedule")) and all(settled)
     assert buffers(three, "kept") == buffers(four, "kept")
     assert [sum(kept) for kept in buffers(four, "kept")] == [2] * LAYERS
     assert buffers(average([three, four]), "kept") == buffers(four, "kept")
 
-    steps = int(
-        load_checkpoint(unbroken / "checkpoint1.pt")["optimizer_history"][-1]["num_updates"]
-    )
     broken = tmp_path / "broken"
-    for stop in (steps + steps // 2, 2 * steps + 1):  # within the vote, and after it
+    for stop in (steps[0], steps[1] + 1):  # just before the vote, and after it
         train(tiny_translation, broken, f"--max-update={stop}")
     train(tiny_translation, broken)
     resumed = weights_of(broken / "checkpoint4.pt")
