@@ -1394,6 +1394,13 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     predictions = Predictions(study, record, create=True)
     _measure(predictions, checkpoint, address, limits=Limits())
     findings = predictions.findings()
+    if not findings.front:
+        if is_strategy:
+            raise NasAttnError(
+                "no plan within objectives.limits can inherit from the baseline everywhere; widen "
+                "them, or search with strategy: sampler"
+            )
+        return _search_by_sampler(study, record, address)
     write_findings(findings, study.folder / "sensitivity")
     console.print(findings.verdict, highlight=False, soft_wrap=True)
     if not findings.is_guide:

@@ -202,6 +202,7 @@ class SearchDisplay:
             ProgressBar(total=snapshot.budget, completed=snapshot.over, width=24),
             f"{snapshot.finished}/{snapshot.budget} finished",
             f"{snapshot.stopped} stopped early" if snapshot.stopped else "",
+            f"{snapshot.over_limit} over a limit" if snapshot.over_limit else "",
             f"{len(snapshot.running)} running"
             + (f", {snapshot.elsewhere} elsewhere" if snapshot.elsewhere else ""),
             Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else ""),
@@ -255,6 +256,7 @@ def status_line(status: Status) -> str:
     counts = [
         f"{len(status.finished)} of {status.budget} finished",
         f"{len(status.stopped)} stopped early",
+        *([f"{len(status.over_limit)} over a limit"] if status.over_limit else []),
         f"{len(status.running)} running",
         *([f"{len(status.interrupted)} interrupted"] if status.interrupted else []),
         f"{len(status.failed)} failed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nas_attn.errors import SearchError
@@ -11,6 +11,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.ranks import LEAST_COUNT
 from nas_attn.report.sensitivity import Findings, Outcome
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.proposals import certain_excess
 from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.sensitivity import (
     AdditiveModel,
@@ -20,6 +21,7 @@ from nas_attn.search.sensitivity import (
     Prediction,
     single_changes,
     spread_predictions,
+    undominated,
     validity_of,
 )
 from nas_attn.study import Study
@@ -89,19 +91,44 @@ class Predictions:
             if trial.plan is not None and trial.is_trained
         }
 
-    def model(self) -> AdditiveModel:
-        """What the single changes predict."""
-        study = self.study
+    def model(self, axis: str | None = None) -> AdditiveModel:
+        """What the single changes predict, for plans on the axis or over another cost."""
+        study, axis = self.study, axis or self.axis
         has_cache = "cache_bytes" in available_costs(study.config.training.task)
-        tie = "cache_bytes" if has_cache and self.axis != "cache_bytes" else None
+        tie = "cache_bytes" if has_cache and axis != "cache_bytes" else None
         return AdditiveModel(
-            study.space, study.baseline, study.costs.known, self.axis, tie, self.measured()
+            study.space, study.baseline, study.costs.known, axis, tie, self.measured()
+        )
+
+    def _front(self, model: AdditiveModel, limits: Limits) -> list[Prediction]:
+        """The plans within the study's limits that no other is predicted to dominate.
+
+        With a limit on the axis that is exact. A limit on another cost leaves those of the axis's
+        front and of that cost's own that keep it, and what lies between the two may be missed.
+        """
+        objectives = self.study.objectives
+
+        def front(of: AdditiveModel) -> list[Prediction]:
+            return of.front(
+                max_schemes=limits.max_schemes, keep_first_layer=limits.keep_first_layer
+            )
+
+        found = front(model)
+        for name in objectives.limits:
+            if name != self.axis:
+                others = front(self.model(name))
+                found += [replace(other, cost=self._cost(other.plan)) for other in others]
+        if not objectives.limits:
+            return found
+        costs = self.study.costs
+        return undominated(
+            point for point in found if certain_excess(costs, objectives, point.plan) is None
         )
 
     def tests(self, count: int, limits: Limits) -> list[AttentionPlan]:
         """Plans that test predictions: half from the predicted front, half random."""
         model = self.model()
-        front = _front(model, limits)
+        front = self._front(model, limits)
         plans = [point.plan for point in spread_predictions(front, count - count // 2)]
         plans += model.random_plans(count // 2, self.study.config.search.seed)
         alone = {change.plan for change in self.changes} | {self.study.baseline}
@@ -115,7 +142,7 @@ class Predictions:
             points: that are recommended.
         """
         measured, model = self.measured(), self.model()
-        front = _front(model, limits)
+        front = self._front(model, limits)
         changes = [change for change in self.changes if change.plan in measured]
         checks = self._checks(model, measured, {point.plan for point in front})
         return Findings(
@@ -189,7 +216,3 @@ class Predictions:
 
     def _cost(self, plan: AttentionPlan) -> int:
         return int(self.study.costs.known(plan)[self.axis])
-
-
-def _front(model: AdditiveModel, limits: Limits) -> list[Prediction]:
-    return model.front(max_schemes=limits.max_schemes, keep_first_layer=limits.keep_first_layer)

@@ -17,7 +17,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError
 
 import nas_attn
 from nas_attn.attention import Attention
-from nas_attn.attention.counting import build_on_meta
+from nas_attn.attention.counting import build_on_meta, expected_plan, least_plan
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.conversion import inherits
@@ -31,7 +31,7 @@ from nas_attn.search.config import (
     SearchConfig,
 )
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.proposals import GivenPlans, Proposer, expected_costs
+from nas_attn.search.proposals import GivenPlans, Proposer, expected_costs, least_costs
 from nas_attn.search.record import TrialRecord
 from nas_attn.search.samplers import StratifiedProposer
 from nas_attn.section import Section, faults_of
@@ -408,14 +408,15 @@ class Study:
         )
 
     def axis_range(self) -> tuple[float, float]:
-        """The least and the most that a plan of the space costs, on the objectives' axis."""
+        """The least and the most that a plan can come to, on the objectives' axis."""
         return self._range(self.objectives.axis)
 
     def check_limits(self) -> None:
         """See that the data set suits the model, and that limits leave anything to search.
 
         Raises:
-            ConfigError: the model cannot be built, or every plan of the space is over a limit.
+            ConfigError: the model cannot be built, or every plan of the space is over a limit,
+                however much of it is pruned.
         """
         faults = self._model_faults()
         if faults:
@@ -429,10 +430,13 @@ class Study:
             raise ConfigError(f"the study {self.config.name}", faults)
 
     def _range(self, cost: str) -> tuple[float, float]:
-        proposer = StratifiedProposer(
+        low = StratifiedProposer(
+            self.space, lambda plan: least_costs(self.costs, plan)[cost], seed=0
+        ).low
+        high = StratifiedProposer(
             self.space, lambda plan: expected_costs(self.costs, plan)[0][cost], seed=0
-        )
-        return proposer.low, proposer.high
+        ).high
+        return low, high
 
     def evaluation_texts(self, trials: Sequence[TrialRecord]) -> dict[int, str]:
         """For each trained trial, the command that evaluates its first seed on the test set."""
@@ -725,14 +729,22 @@ def measure_space(config: SpaceConfig, sizer: Sizer) -> tuple[int, float, float]
     """How large a space is over a model.
 
     Returns:
-        The number of plans, and the fewest and the most parameters, embeddings left out.
+        The number of plans, and the fewest and the most parameters that one can come to,
+        embeddings left out.
 
     Raises:
         ConfigError: the space does not fit the model.
     """
     space = SearchSpace(config, sizer.shapes)
-    proposer = StratifiedProposer(space, lambda plan: sizer.size(plan).non_embedding, seed=0)
-    return space.size, proposer.low, proposer.high
+    least = StratifiedProposer(
+        space, lambda plan: sizer.size(least_plan(plan, sizer.shapes)).non_embedding, seed=0
+    )
+    most = StratifiedProposer(
+        space,
+        lambda plan: sizer.size(expected_plan(plan, sizer.shapes)[0]).non_embedding,
+        seed=0,
+    )
+    return space.size, least.low, most.high
 
 
 def load_space_config(name: str) -> SpaceConfig:

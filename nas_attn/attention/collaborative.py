@@ -135,9 +135,15 @@ class CollaborativeAttention(PrunableAttention):
             self.add_mask(shared_dim)
         self.reset_parameters()
 
+    parts = ("shared_dim", "shared dimensions")
+
     @property
     def is_prunable(self) -> bool:
-        return self.dim_threshold > 0.0
+        return self.prunes({"dim_threshold": self.dim_threshold})
+
+    @classmethod
+    def prunes(cls, options: Mapping[str, Any]) -> bool:
+        return bool(options.get("dim_threshold", 0.0) > 0.0)
 
     def choose(self, seed: int) -> Tensor:
         """Shared dimensions that weigh enough; the lengths are free of how factors are scaled."""
@@ -158,13 +164,18 @@ class CollaborativeAttention(PrunableAttention):
             if name in state:
                 small[name] = state[name][stay]
         small["mixing"] = state["mixing"][:, stay]
-        # What was pruned is not voted on again, and blocks of equal width there are no more.
-        left = {k: v for k, v in options.items() if k not in ("dim_threshold", "mixing_init")}
-        return small, {**left, "shared_dim": stay.numel()}
+        return small, {**_unpruned(options), "shared_dim": stay.numel()}
 
     @classmethod
     def expected(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any] | None:
-        return None if options.get("dim_threshold") else dict(options)
+        return None if cls.prunes(options) else dict(options)
+
+    @classmethod
+    def least(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any]:
+        """The heaviest dimension alone, which always stays."""
+        if not cls.prunes(options):
+            return dict(options)
+        return {**_unpruned(options), "shared_dim": 1}
 
     def reset_parameters(self) -> None:
         full_width = self.shared_dim == self.embed_dim == self.kdim
@@ -212,3 +223,8 @@ class CollaborativeAttention(PrunableAttention):
         width = self.num_heads // self.num_value_heads * self.embed_dim
         outputs = self.num_value_heads * product_dimension(self.vdim, width, self.head_dim)
         return scores + biases + outputs + self.embed_dim * self.has_bias
+
+
+def _unpruned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was pruned is not voted on again, and blocks of equal width there are no more."""
+    return {k: v for k, v in options.items() if k not in ("dim_threshold", "mixing_init")}

@@ -91,6 +91,47 @@ def expected_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> tuple[At
     return AttentionPlan.of(sites), certain
 
 
+def least_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> AttentionPlan:
+    """What is left of a plan if training prunes as much as it can; no seed can come to less."""
+    sites = {}
+    for site, shape in shapes.items():
+        choices = []
+        for choice in plan.layers(site, shape.num_layers):
+            module = get_scheme(choice.scheme).module
+            if issubclass(module, PrunableAttention):
+                options = module.least(dict(choice.options), shape.num_heads)
+                choice = AttentionChoice.of(choice.scheme, **options)
+            choices.append(choice)
+        sites[site] = choices
+    return AttentionPlan.of(sites)
+
+
+def left_text(plan: AttentionPlan, pruned: AttentionPlan) -> str:
+    """What pruning left where it could prune, in words: "encoder_self 4+3 heads".
+
+    Args:
+        plan: before pruning.
+        pruned: after it.
+    """
+    before, texts = dict(plan), []
+    for site, choices in pruned:
+        count = max(len(choices), len(before[site]))
+        counts: list[tuple[int, int, str]] = []
+        pairs = zip(plan.layers(site, count), pruned.layers(site, count), strict=True)
+        for layer, (old, new) in enumerate(pairs):
+            module = get_scheme(old.scheme).module
+            if issubclass(module, PrunableAttention) and module.prunes(dict(old.options)):
+                option, words = module.parts
+                counts.append((layer, dict(new.options)[option], words))
+        names = {words for _, _, words in counts}
+        if len(counts) == count and len(names) == 1:
+            numbers = "+".join(str(number) for _, number, _ in counts)
+            texts.append(f"{site} {numbers} {names.pop()}")
+        else:
+            texts += [f"{site}.{layer} {number} {words}" for layer, number, words in counts]
+    return ", ".join(texts)
+
+
 def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
     """Numbers cached for each token of a decoder's own output, over all its layers."""
     shape = shapes["decoder_self"]

@@ -170,7 +170,11 @@ class GroupedHeadAttention(PrunableAttention):
 
     @property
     def is_prunable(self) -> bool:
-        return self.keep != "all"
+        return self.prunes({"keep": self.keep})
+
+    @classmethod
+    def prunes(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("keep", "all") != "all"
 
     def queries(self, query: Tensor) -> Tensor:
         return split_heads(self.q_proj(query), self.num_heads)
@@ -280,6 +284,15 @@ class GroupedHeadAttention(PrunableAttention):
         if keep == "all":
             return dict(options)
         return {**options, "kept_heads": options.get("num_groups", 2)}
+
+    @classmethod
+    def least(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any]:
+        """One head of each group, its pillar; all heads where every share of votes is enough."""
+        heads = options.get("kept_heads") or num_heads
+        keeps_all = options.get("keep") == "threshold" and options.get("vote_threshold") == 0.0
+        if not cls.prunes(options) or keeps_all:
+            return dict(options)
+        return {**options, "kept_heads": min(heads, options.get("num_groups", 2))}
 
     def cache_size(self) -> int:
         return 2 * self.num_heads * self.head_dim

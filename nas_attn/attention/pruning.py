@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class PrunableAttention(Attention):
 
     kept: Tensor
     schedule: Tensor
+
+    parts: ClassVar[tuple[str, str]] = ("kept_heads", "heads")
+    """The option that counts the parts of a pruned module, and what they are in words."""
 
     is_masked = False
     """Whether some part is masked, so that nobody need look at numbers to know."""
@@ -93,6 +96,16 @@ class PrunableAttention(Attention):
     def expected(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any] | None:
         """The options after pruning, as far as they are known before training; None if not."""
         return dict(options)
+
+    @classmethod
+    @abstractmethod
+    def least(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any]:
+        """The options after the most pruning that training can come to."""
+
+    @classmethod
+    @abstractmethod
+    def prunes(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a module with these options is pruned in training."""
 
     def _look_at_mask(self) -> None:
         self.is_masked = not bool(self.kept.all())

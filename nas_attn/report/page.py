@@ -112,7 +112,8 @@ def render_page(
         counts={
             "front": len(best),
             "trained": sum(trial.is_trained for trial in trials),
-            "stopped": sum(t.state.name == "PRUNED" and t.counts for t in trials),
+            "stopped": sum(trial.was_stopped for trial in trials),
+            "over": sum(trial.is_over_limit and trial.counts for trial in trials),
             "failed": len(failed),
             "refused": sum(trial.is_refused for trial in trials),
         },
@@ -325,7 +326,7 @@ def _parallel(best: Sequence[TrialRecord], context: ReportContext) -> list[dict[
 
 def _curves(trials: Sequence[TrialRecord], on_front: set[int]) -> list[dict[str, Any]]:
     """Of the front's trials, the baseline, and the last that were stopped early."""
-    stopped = [t for t in trials if t.state.name == "PRUNED" and t.curve][-MAX_STOPPED:]
+    stopped = [t for t in trials if t.was_stopped and t.curve][-MAX_STOPPED:]
     kinds = [("stopped", trial) for trial in stopped]
     kinds += [("front", t) for t in trials if t.number in on_front and not t.is_baseline]
     kinds += [("baseline", trial) for trial in trials if trial.is_baseline and trial.is_trained]

@@ -75,13 +75,16 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
     noise = Noise.of(trials)
     trained = sum(trial.is_trained for trial in trials)
     on_front = sum(chosen["on_front"])
-    stopped = sum(trial.state.name == "PRUNED" and trial.counts for trial in trials)
+    stopped = sum(trial.was_stopped for trial in trials)
+    over = sum(trial.is_over_limit and trial.counts for trial in trials)
     seeds = "1 seed" if context.seeds == 1 else f"{context.seeds} seeds"
     lines = [
         f"# {markdown_text(context.name)}",
         "",
         f"{trained} trials of {seeds} trained in {time_text(trials)} of training time; "
-        f"{on_front} on the front." + (f" {stopped} were stopped early." if stopped else ""),
+        f"{on_front} on the front."
+        + (f" {stopped} were stopped early." if stopped else "")
+        + (f" {over} were over a limit after pruning." if over else ""),
         "",
     ]
     effective = ["of them effective"] if context.counts_parameters else []

@@ -207,7 +207,7 @@ def state_text(trial: TrialRecord) -> str:
         return "repeated"
     if trial.is_withdrawn:
         return "withdrawn"
-    if trial.is_refused:
+    if trial.is_over_limit:
         return "over a limit"
     return {"PRUNED": "stopped early", "FAIL": "failed"}.get(
         trial.state.name, trial.state.name.lower()

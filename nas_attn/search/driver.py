@@ -26,7 +26,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.search import record as fields
 from nas_attn.search.config import SearchConfig
 from nas_attn.search.ownership import Ownership
-from nas_attn.search.proposals import PlanCosts, Proposal, Proposer
+from nas_attn.search.proposals import MAX_REFUSALS, PlanCosts, Proposal, Proposer
 from nas_attn.search.record import NewTrial, Record, TrialRecord, front
 from nas_attn.search.stopping import Halving, reason_of, was_stopped
 from nas_attn.training.failures import FailureKind
@@ -39,6 +39,8 @@ LOOK_SECONDS = 2.0
 """How often the trials of other drivers are looked at."""
 RETRY_SECONDS = (0.0, 10.0, 60.0)
 """How long a trial waits before it is continued for the first, second, and every later time."""
+MAX_FRUITLESS = 10 * MAX_REFUSALS
+"""Proposals in a row that repeat plans or break limits before the search ends: nothing comes."""
 LATEST = 5
 """So many of the trials that ended last are in a snapshot."""
 
@@ -73,6 +75,7 @@ class Snapshot:
         budget: trials wanted.
         finished: trials with a result.
         stopped: trials that were stopped early.
+        over_limit: trials that were trained, and of which pruning left more than a limit allows.
         failed: trials without a result.
         running: what this driver runs.
         elsewhere: trials that other drivers run.
@@ -86,6 +89,7 @@ class Snapshot:
     budget: int
     finished: int = 0
     stopped: int = 0
+    over_limit: int = 0
     failed: int = 0
     running: tuple[RunningTrial, ...] = ()
     elsewhere: int = 0
@@ -98,7 +102,7 @@ class Snapshot:
     @property
     def over(self) -> int:
         """Trials that are over, however they ended."""
-        return self.finished + self.stopped + self.failed
+        return self.finished + self.stopped + self.over_limit + self.failed
 
     def seconds_left(self, workers: int) -> float | None:
         """An estimate from the trials so far; None before the first."""
@@ -117,6 +121,7 @@ class _Tally:
 
     finished: int = 0
     stopped: int = 0
+    over_limit: int = 0
     failed: int = 0
     seconds: float = 0.0
     trained: list[TrialRecord] = field(default_factory=list)
@@ -135,7 +140,8 @@ class _Tally:
             return
         self.seconds += trial.seconds
         self.latest.append(trial)
-        self.stopped += trial.state == TrialState.PRUNED
+        self.stopped += trial.was_stopped
+        self.over_limit += trial.is_over_limit
         self.failed += trial.state == TrialState.FAIL
         if not trial.is_trained:
             return
@@ -179,6 +185,7 @@ class Conductor:
     _failures: list[str] = field(default_factory=list)
     _abort: str | None = None
     _exhausted: bool = False
+    _fruitless: int = 0
     _looked: float = 0.0
     _read_again: float = 0.0
 
@@ -195,11 +202,12 @@ class Conductor:
     def snapshot(self) -> Snapshot:
         """Where the search stands."""
         tally = self._tally
-        ended = tally.finished + tally.stopped + tally.failed
+        ended = tally.finished + tally.stopped + tally.over_limit + tally.failed
         return Snapshot(
             budget=max(self.config.trials, self.proposer.counted),
             finished=tally.finished,
             stopped=tally.stopped,
+            over_limit=tally.over_limit,
             failed=tally.failed,
             running=tuple(self._running.values()),
             elsewhere=max(
@@ -235,7 +243,14 @@ class Conductor:
                 return None
             job = self._begin(proposal)
             if job is not None:
+                self._fruitless = 0
                 return job
+            self._fruitless += 1
+            if self._fruitless >= MAX_FRUITLESS:
+                self._abort = (
+                    f"{MAX_FRUITLESS} proposals in a row repeated what was tried or were over a "
+                    "limit, so the search ends: widen objectives.limits or the space"
+                )
         return None
 
     def _waits_for_baseline(self) -> bool:
@@ -535,8 +550,13 @@ class Conductor:
         if result.tests:
             found[fields.TESTS] = list(result.tests)
         self.record.annotate(number, found)
-        self.record.complete(number, result.loss, costs)
         self._failures.clear()
+        excess = self.record.objectives.excess(costs, when="after pruning, ")
+        if excess is not None and result.plans:
+            self.record.stop(number, excess)
+            logger.info("trial %d: %s", number, excess)
+            return
+        self.record.complete(number, result.loss, costs)
         axis = self.record.objectives.axis
         about = (number, self.record.objectives.loss, result.loss, costs[axis], axis, running.plan)
         logger.info("trial %d: %s %.4f, %s %s, %s", *about[:3], f"{about[3]:,}", *about[4:])

@@ -59,9 +59,14 @@ class Objectives:
         quality = -loss if self.maximise else loss
         return (quality, *(float(costs.get(name, 0.0)) for name in self.costs))
 
-    def excess(self, costs: Mapping[str, float]) -> str | None:
-        """Which limit a plan breaks, in words; None if it keeps them all."""
+    def excess(self, costs: Mapping[str, float], *, when: str = "") -> str | None:
+        """Which limit a plan breaks, in words; None if it keeps them all.
+
+        Args:
+            costs: of the plan.
+            when: put before the words, such as when it costs that.
+        """
         for name, limit in self.limits.items():
             if costs[name] > limit:
-                return f"{costs[name]:,} {name} are more than the limit of {limit:,.0f}"
+                return f"{when}{costs[name]:,} {name} are more than the limit of {limit:,.0f}"
         return None

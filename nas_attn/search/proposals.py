@@ -19,7 +19,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from nas_attn.attention.counting import expected_plan
+from nas_attn.attention.counting import expected_plan, least_plan
 from nas_attn.plan import AttentionPlan, SiteShape
 from nas_attn.search.config import SearchConfig
 from nas_attn.search.objectives import Objectives
@@ -52,6 +52,20 @@ def expected_costs(costs: PlanCosts, plan: AttentionPlan) -> tuple[Mapping[str, 
     return costs.known(left), certain
 
 
+def least_costs(costs: PlanCosts, plan: AttentionPlan) -> Mapping[str, int]:
+    """What a plan costs at the least, if training prunes all that it can."""
+    return costs.known(least_plan(plan, costs.shapes))
+
+
+def certain_excess(costs: PlanCosts, objectives: Objectives, plan: AttentionPlan) -> str | None:
+    """Which limit a plan breaks however much of it is pruned, in words; None if it need not."""
+    if not objectives.limits:
+        return None
+    _, certain = expected_plan(plan, costs.shapes)
+    when = "" if certain else "pruned as far as can be, "
+    return objectives.excess(least_costs(costs, plan), when=when)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A plan to be tried.
@@ -67,7 +81,7 @@ class Proposal:
             keeps them; None for later ones.
         over: trials that have ended since the driver's proposal before.
         twin: the trial that has the plan already.
-        excess: the limit that the plan breaks.
+        excess: the limit that the plan breaks, however much of it is pruned.
     """
 
     number: int
@@ -252,13 +266,13 @@ class Proposer:
             running=self._running_told(),
             over=tuple(self._over),
             twin=None if not self._baselines else self._known.get(plan.dumps()),
-            excess=None if is_baseline else self.objectives.excess(costs),
+            excess=None if is_baseline else self._excess(plan),
         )
 
     def _queued(self) -> tuple[AttentionPlan, Mapping[str, tuple[Any, BaseDistribution]]] | None:
-        """The first plan of the queue that was not proposed yet."""
+        """The first plan of the queue that was not proposed yet, and may be."""
         for plan in self.queue:
-            if plan.dumps() not in self._known:
+            if plan.dumps() not in self._known and self._excess(plan) is None:
                 chosen = self.space.encode(plan)
                 return plan, {} if chosen is None else answers_of(self.space, chosen)
         return None
@@ -310,7 +324,7 @@ class Proposer:
         )
 
     def _excess(self, plan: AttentionPlan) -> str | None:
-        return self.objectives.excess(expected_costs(self.costs, plan)[0])
+        return certain_excess(self.costs, self.objectives, plan)
 
     def _register(self, trial: TrialRecord) -> None:
         self._running.add(trial.number)

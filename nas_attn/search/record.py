@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_attn.attention.counting import ModelSize
+from nas_attn.attention.counting import ModelSize, left_text
 from nas_attn.errors import SearchError
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
@@ -46,7 +46,7 @@ class TrialRecord:
 
     Args:
         number: its number in the study.
-        state: Optuna's state; PRUNED if it was stopped early.
+        state: Optuna's state; PRUNED if it was stopped early or is over a limit.
         plan: the plan; None in records of old in which the driver died before it was planned.
         size: exact parameters; of what pruning left once the trial is complete, mean over seeds.
         costs: all that is known of what the plan costs, by name, parameters among the rest.
@@ -123,13 +123,8 @@ class TrialRecord:
         """The plan in words, with what pruning left of it, layer by layer, if there was any."""
         if self.plan is None or not self.pruned:
             return "" if self.plan is None else str(self.plan)
-        left = []
-        for site, choices in self.pruned[0]:
-            parts = [dict(choice.options) for choice in choices]
-            counts = [str(part.get("kept_heads", part.get("shared_dim", ""))) for part in parts]
-            left.append(f"{site} {'+'.join(counts)}")
         seed = " (first seed)" if len(set(self.pruned)) > 1 else ""
-        return f"{self.plan}; left{seed}: {', '.join(left)}"
+        return f"{self.plan}; left{seed}: {left_text(self.plan, self.pruned[0])}"
 
     @property
     def is_complete(self) -> bool:
@@ -144,6 +139,16 @@ class TrialRecord:
     def is_refused(self) -> bool:
         """Proposed, but over a limit, so it was not trained."""
         return self.state == TrialState.PRUNED and not self.rungs and not self.folder
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Refused, or trained and over a limit by what pruning left of it."""
+        return self.is_refused or (self.state == TrialState.PRUNED and bool(self.pruned))
+
+    @property
+    def was_stopped(self) -> bool:
+        """Stopped early by the stopping rule."""
+        return self.state == TrialState.PRUNED and not self.is_over_limit
 
     @property
     def counts(self) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,11 +216,7 @@ class AdditiveModel:
                     for unit, places in zip(self.space.units, allowed, strict=True)
                 ]
                 found += self._solve(within)
-        best: list[Prediction] = []
-        for prediction in sorted(found, key=lambda p: (p.cost, p.change)):
-            if not best or prediction.change < best[-1].change:
-                best.append(prediction)
-        return best
+        return undominated(found)
 
     def _solve(self, allowed: Sequence[Sequence[int]]) -> list[Prediction]:
         if not all(allowed):
@@ -321,6 +317,15 @@ def _line(points: np.ndarray, ratios: np.ndarray) -> tuple[float, float]:
     if bend < 0 or scale <= 0:
         return max(float(ratios.mean()), EPSILON), 0.0
     return float(scale), float(bend)
+
+
+def undominated(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Those that no other is predicted to dominate, by rising cost."""
+    best: list[Prediction] = []
+    for prediction in sorted(predictions, key=lambda p: (p.cost, p.change)):
+        if not best or prediction.change < best[-1].change:
+            best.append(prediction)
+    return best
 
 
 def spread_predictions(front: Sequence[Prediction], count: int) -> list[Prediction]:

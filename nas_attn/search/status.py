@@ -88,7 +88,12 @@ class Status:
 
     @property
     def stopped(self) -> list[TrialRecord]:
-        return [trial for trial in self.over if trial.state == TrialState.PRUNED]
+        return [trial for trial in self.over if trial.was_stopped]
+
+    @property
+    def over_limit(self) -> list[TrialRecord]:
+        """Trained, but over a limit by what pruning left."""
+        return [trial for trial in self.over if trial.is_over_limit]
 
     @property
     def failed(self) -> list[TrialRecord]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_attn.attention import build_attention
-from nas_attn.attention.counting import count_choice, expected_plan
+from nas_attn.attention.counting import count_choice, expected_plan, least_plan, left_text
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouping import (
     centre_shift,
@@ -391,6 +391,71 @@ def test_what_is_left_is_known_before_training_or_not() -> None:
         "encoder_self collaborative(shared_dim=4)",
         True,
     )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "least"),
+    [
+        ("multi_head", {}, {}),
+        ("grouped_head", {"num_groups": 3}, {"num_groups": 3}),
+        ("grouped_head", {"keep": "threshold", "num_groups": 3}, {"kept_heads": 3}),
+        ("grouped_head", {"keep": "threshold", "kept_heads": 2, "num_groups": 3}, {}),
+        ("grouped_head", {"keep": "threshold", "vote_threshold": 0.0}, {}),
+        ("grouped_head", {"keep": "pillars", "vote_threshold": 0.0}, {"kept_heads": 2}),
+        ("collaborative", {"shared_dim": 8, "dim_threshold": 0.0}, {}),
+        ("collaborative", {"shared_dim": 8, "dim_threshold": 0.2}, {"shared_dim": 1}),
+        (
+            "collaborative",
+            {"shared_dim": 8, "dim_threshold": 1.0, "mixing_init": "heads"},
+            {"shared_dim": 1},
+        ),
+    ],
+)
+def test_no_training_leaves_less_than_the_least(
+    scheme: str, options: dict[str, object], least: dict[str, object]
+) -> None:
+    shape = SiteShape(num_layers=1, embed_dim=16, num_heads=8)
+    plan = AttentionPlan.of({"encoder_self": AttentionChoice.of(scheme, **options)})
+    (_, (found,)), *_ = least_plan(plan, {"encoder_self": shape})
+    kept = {name: value for name, value in options.items() if name in dict(found.options)}
+    assert dict(found.options) == {**kept, **least}
+    module = build_attention(scheme, 16, 8, **options)
+    if not isinstance(module, PrunableAttention) or not module.is_prunable:
+        return
+    smallest = count_choice(found, shape)
+    for seed in range(20):
+        if isinstance(module, GroupedHeadAttention):
+            generator = torch.Generator().manual_seed(seed)
+            module.votes.copy_(torch.randint(0, 9, (len(module.votes),), generator=generator))
+            labels = torch.arange(len(module.votes))[None] % module.num_groups
+            module.together.copy_(together(labels)[0])
+        else:
+            torch.manual_seed(seed)
+            module.reset_parameters()
+        module.settle(seed)
+        _, left = module.cut(module.state_dict(), options)
+        size = count_choice(AttentionChoice.of(scheme, **left), shape)
+        assert size.parameters >= smallest.parameters
+        assert size.effective >= smallest.effective
+
+
+def test_what_was_left_is_named_where_something_could_go() -> None:
+    threshold = AttentionChoice.of("grouped_head", keep="threshold")
+    shared = AttentionChoice.of("collaborative", shared_dim=16)
+    light = AttentionChoice.of("collaborative", shared_dim=16, dim_threshold=0.3)
+    fixed = AttentionChoice.of("grouped_head", kept_heads=5)
+    plan = AttentionPlan.of(
+        {"encoder_self": threshold, "decoder_self": [light, fixed], "encoder_decoder": shared}
+    )
+    pruned = AttentionPlan.of(
+        {
+            "encoder_self": [AttentionChoice.of("grouped_head", kept_heads=n) for n in (4, 3)],
+            "decoder_self": [AttentionChoice.of("collaborative", shared_dim=11), fixed],
+            "encoder_decoder": shared,
+        }
+    )
+    text = "encoder_self 4+3 heads, decoder_self.0 11 shared dimensions"
+    assert left_text(plan, pruned) == text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from nas_attn.attention.counting import count_plan
 from nas_attn.errors import SearchError
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.report.tables import state_text
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.proposals import Proposal
 from nas_attn.search.record import DRIVER, PLAN, NewTrial, Record, TrialRecord, front
 from nas_attn.search.storage import open_storage
 from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult
@@ -413,6 +416,76 @@ def test_limits_are_kept(tmp_path: Path) -> None:
     starts = sorted(t.cost or 0 for t in trials[1:6])
     assert starts[0] < 55_000
     assert starts[-1] > 75_000, "the start covers what is allowed, to its end"
+
+
+GROUPED: dict[str, object] = {
+    "grouped_head": {"keep": ["threshold"], "num_groups": [1, 2], "vote_threshold": [0.0, 0.5]}
+}
+
+
+def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
+    """Plans that pruning can bring under it are trained; those over it after all say so."""
+    whole = make_sizer().size(BASELINE).total
+    objectives = Objectives(
+        loss="loss", maximise=False, costs=("total",), limits={"total": whole - 10_000}
+    )
+    space = make_space("site", GROUPED)
+
+    def prune(plan: AttentionPlan) -> tuple[AttentionPlan, ...]:
+        if plan == BASELINE:
+            return ()
+        left = {}
+        for site, (choice,) in plan:
+            options = dict(choice.options)
+            keeps_all = options["vote_threshold"] == 0.0 or int(plan.digest, 16) % 2
+            heads = 4 if keeps_all else options["num_groups"]
+            left[site] = AttentionChoice.of("grouped_head", kept_heads=heads)
+        return (AttentionPlan.of(left),)
+
+    conductor = make_conductor(tmp_path, space, objectives=objectives, trials=12)
+    FakeExecutor(prune=prune).run(conductor)
+    conductor.outcome()
+    trials = conductor.record.trials()
+    refused = [trial for trial in trials if trial.is_refused]
+    for trial in refused:
+        assert trial.plan is not None
+        assert all(dict(c.options)["vote_threshold"] == 0.0 for _, (c,) in trial.plan)
+        assert (trial.reason or "").startswith(f"pruned as far as can be, {whole:,} total are")
+    over = [trial for trial in trials if trial.is_over_limit and not trial.is_refused]
+    under = [trial for trial in trained(trials) if not trial.is_baseline]
+    assert over and under
+    assert all((trial.cost or 0) <= whole - 10_000 for trial in under)
+    for trial in over:
+        assert trial.cost == whole
+        assert trial.reason == (
+            f"after pruning, {whole:,} total are more than the limit of {whole - 10_000:,}"
+        )
+        assert state_text(trial) == "over a limit"
+        assert trial.counts and not trial.was_stopped
+    assert not {trial.number for trial in over} & {trial.number for trial in front(trials)}
+    assert conductor.snapshot().over_limit == len(over)
+    assert conductor.snapshot().stopped == 0
+    again = make_conductor(tmp_path, space, objectives=objectives, trials=12)
+    FakeExecutor(prune=prune).run(again)
+    assert len(again.record.trials()) == len(trials)
+
+
+def test_proposals_that_come_to_nothing_end(tmp_path: Path) -> None:
+    """A proposer that offers nothing else than what is refused does not fill the record."""
+    conductor = make_conductor(tmp_path, trials=5)
+    real = conductor.proposer.propose
+
+    def propose() -> Proposal | None:
+        found = real()
+        if found is None or found.number == 0:
+            return found
+        return replace(found, excess="9 total are more than the limit of 8")
+
+    conductor.proposer.propose = propose  # type: ignore[method-assign]
+    FakeExecutor(workers=1).run(conductor)
+    with pytest.raises(SearchError, match=r"80 proposals in a row repeated .* over a limit"):
+        conductor.outcome()
+    assert len(conductor.record.trials()) == 81
 
 
 def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import pytest
 from nas_attn.search.driver import Conductor
 from nas_attn.search.proposals import GivenPlans, Proposer, derive_again
 from nas_attn.training.worker import TrialJob, TrialResult
-from tests.search.fakes import BASELINE, FakeExecutor, kill_drivers, loss_of, make_conductor
+from tests.search.fakes import (
+    BASELINE,
+    OBJECTIVES,
+    FakeExecutor,
+    kill_drivers,
+    loss_of,
+    make_conductor,
+)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -72,6 +80,21 @@ def test_an_interruption_changes_no_proposal(sampler: str, tmp_path: Path) -> No
     kill_drivers()
     assert [t.plan for t in whole.record.trials()] == [t.plan for t in again.record.trials()]
     assert [t.loss for t in whole.record.trials()] == [t.loss for t in again.record.trials()]
+
+
+def test_a_queue_over_a_limit_is_passed_over(tmp_path: Path) -> None:
+    """Such as points that were predicted before a limit was set."""
+    objectives = replace(OBJECTIVES, limits={"total": 60_000})
+    conductor = make_conductor(tmp_path, objectives=objectives, trials=6)
+    space, costs = conductor.proposer.space, conductor.proposer.costs
+    plans = [space.plan([unit.alternatives[i] for unit in space.units]) for i in (0, 10, 1, 9, 3)]
+    allowed = [plan for plan in plans if costs.known(plan)["total"] <= 60_000]
+    assert 1 < len(allowed) < len(plans)
+    conductor.proposer = Proposer(space, costs, objectives, conductor.config, BASELINE, queue=plans)
+    FakeExecutor(workers=1).run(conductor)
+    trials = conductor.record.trials()
+    assert [trial.plan for trial in trials[1 : 1 + len(allowed)]] == allowed
+    assert sum(trial.counts for trial in trials) == 6
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "stratified_random"])

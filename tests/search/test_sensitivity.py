@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
+from nas_attn.predictions import Limits, Predictions
 from nas_attn.search.sensitivity import (
     AdditiveModel,
     Check,
@@ -20,7 +24,8 @@ from nas_attn.search.sensitivity import (
     validity_of,
 )
 from nas_attn.space import SearchSpace
-from tests.search.fakes import BASELINE, FakeCosts, make_space
+from nas_attn.study import Study
+from tests.search.fakes import BASELINE, OBJECTIVES, FakeCosts, make_space
 
 SCHEMES = {
     "multi_head": {},
@@ -110,6 +115,35 @@ def test_the_front_is_exact(max_schemes: int | None) -> None:
     assert [p.cost for p in found] == [cost for cost, _ in best]
     assert [p.change for p in found] == pytest.approx([change for _, change in best])
     assert all(COSTS(p.plan)["total"] == p.cost for p in found)
+
+
+class FakePredictions(Predictions):
+    """On the made-up model, with a study's limits."""
+
+    def __init__(self, limits: dict[str, float]) -> None:
+        self.axis = "total"
+        self.study = cast(
+            Study,
+            SimpleNamespace(costs=FakeCosts(), objectives=replace(OBJECTIVES, limits=limits)),
+        )
+
+    def model(self, axis: str | None = None) -> AdditiveModel:
+        space, _, _ = make_model()
+        changes = single_changes(space, BASELINE, inherits)
+        measured = {change.plan: effect(change.plan) for change in changes}
+        return AdditiveModel(space, BASELINE, COSTS, axis or "total", None, measured)
+
+
+@pytest.mark.parametrize("limits", [{}, {"total": 60_000}, {"cache_bytes": 8_500}, {"total": 9}])
+def test_a_predicted_front_is_taken_within_the_limits(limits: dict[str, float]) -> None:
+    space, model, effects = make_model()
+    within = [p for p in plans_of(space) if all(COSTS(p)[n] <= most for n, most in limits.items())]
+    points = [(COSTS(plan)["total"], summed(plan, effects).change) for plan in within]
+    wanted = sorted(points[index] for index in non_dominated(points))
+    found = FakePredictions(limits)._front(model, Limits())
+    assert [point.cost for point in found] == [cost for cost, _ in wanted]
+    assert [point.change for point in found] == pytest.approx([c for _, c in wanted], abs=1e-4)
+    assert bool(found) == (limits != {"total": 9})
 
 
 def test_first_layers_that_stay() -> None:
