@@ -319,6 +319,38 @@ def test_the_command_exits_with_2(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [
+        ("grouped_head", {"keep": ["threshold"], "vote_threshold": [0.5], "num_groups": [2]}),
+        ("collaborative", {"shared_dim": [16], "dim_threshold": [0.2]}),
+    ],
+)
+def test_limits_go_by_what_pruning_can_leave(
+    scheme: str, options: dict[str, Any], tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    changes = {
+        "space": {"schemes": {scheme: options}},
+        "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
+        "training/arguments/vote-at-update": 2,
+        "objectives": {"costs": ["attention"], "limits": {"attention": 3200}},
+    }
+    path = str(write(tmp_path, tiny_translation.folder, changes))
+    study = load_study(path)
+    study.check_limits()
+    low, high = study.axis_range()
+    assert (
+        low
+        < 3200
+        < high
+        == study.costs.known(
+            study.space.plan([unit.alternatives[0] for unit in study.space.units])
+        )["attention"]
+    )
+    with pytest.raises(ConfigError, match=f"is under {low - 1:,}: the least is {low:,}"):
+        load_study(path, overrides=[f"objectives.limits={{attention: {low - 1}}}"]).check_limits()
+
+
 def test_overrides(tmp_path: Path, tiny_translation: PreparedData) -> None:
     path = str(write(tmp_path, tiny_translation.folder))
     study = load_study(path, overrides=["search.trials=7", "training.arguments.lr=0.5"])
