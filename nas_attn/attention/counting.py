@@ -12,7 +12,7 @@ from torch import nn
 from nas_attn.attention.base import Attention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.attention.registry import build_attention, get_scheme
-from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
 
 
 def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
@@ -116,7 +116,7 @@ def left_text(plan: AttentionPlan, pruned: AttentionPlan) -> str:
     before, texts = dict(plan), []
     for site, choices in pruned:
         count = max(len(choices), len(before[site]))
-        counts: list[tuple[int, int, str]] = []
+        counts: list[tuple[int, OptionValue, str]] = []
         pairs = zip(plan.layers(site, count), pruned.layers(site, count), strict=True)
         for layer, (old, new) in enumerate(pairs):
             module = get_scheme(old.scheme).module

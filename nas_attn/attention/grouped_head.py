@@ -174,7 +174,7 @@ class GroupedHeadAttention(PrunableAttention):
 
     @classmethod
     def prunes(cls, options: Mapping[str, Any]) -> bool:
-        return options.get("keep", "all") != "all"
+        return bool(options.get("keep", "all") != "all")
 
     def queries(self, query: Tensor) -> Tensor:
         return split_heads(self.q_proj(query), self.num_heads)
