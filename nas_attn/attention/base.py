@@ -7,8 +7,9 @@ h = embed_dim / n head width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NoReturn, TypedDict
+from typing import Any, ClassVar, NoReturn, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from nas_attn.attention.functional import Form, attend
@@ -25,7 +26,37 @@ class CommonArguments(TypedDict, total=False):
     bias: bool
 
 
-class Attention(nn.Module):
+Masks = tuple[Tensor | None, Tensor | None]
+"""`key_padding_mask` and `attn_mask`."""
+
+How = tuple[bool, bool, bool]
+"""`need_weights`, `average_attn_weights` and `is_causal`."""
+
+
+class NoFusedWeights:
+    """Stands where torch's Transformer layers look for fused weights, which there are not.
+
+    torch keeps away from its fused kernels wherever an argument overrides its functions.
+    """
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError("attention of nas-attn has no fused projection weights")
+
+
+class FastPathAnswers:
+    """What torch's Transformer layers ask of their attention before they call it.
+
+    These answers keep layers and encoders off their fused kernels and nested tensors.
+    """
+
+    batch_first = True
+    in_proj_weight = NoFusedWeights()
+    in_proj_bias = None
+    _qkv_same_embed_dim = False
+
+
+class Attention(FastPathAnswers, nn.Module):
     """Multi-headed attention whose heads may share weights.
 
     A scheme says how `queries`, `keys` and `values` are made and what `mix_values` does to the
@@ -53,12 +84,6 @@ class Attention(nn.Module):
 
     form: Form | None = None
     """How attention is computed; None takes the fastest way for shapes and device."""
-
-    batch_first = True
-    in_proj_bias = None
-    _qkv_same_embed_dim = False
-    """What torch's Transformer layers ask of their attention: these answers keep them from looking
-    for fused weights, which there are not."""
 
     def __init__(
         self,
@@ -177,7 +202,8 @@ class Attention(nn.Module):
         """Attend from `query` to `key` and `value`; the call of `torch.nn.MultiheadAttention`.
 
         Args:
-            query: (B, T, embed_dim).
+            query: (B, T, embed_dim); or (T, embed_dim), and all else without a batch as well; or
+                nested, as torch's encoders make it where they see padding.
             key: (B, S, kdim).
             value: (B, S, vdim).
             key_padding_mask: (B, S); bool, true at keys to leave out, or float, -inf there.
@@ -191,6 +217,12 @@ class Attention(nn.Module):
             Output (B, T, embed_dim), and the weights: (B, T, S), (B, n, T, S) without averaging,
             or None if they are not asked for.
         """
+        masks = (key_padding_mask, attn_mask)
+        how = (need_weights, average_attn_weights, is_causal)
+        if query.is_nested:
+            return self._forward_nested(query, key, value, masks, how)
+        if query.dim() == 2:
+            return self._forward_unbatched(query, key, value, masks, how)
         if is_causal and (key_padding_mask is not None or attn_mask is not None):
             attn_mask = with_causal_mask(attn_mask, query, key)
             is_causal = False
@@ -206,6 +238,39 @@ class Attention(nn.Module):
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
         return output, weights
+
+    def _forward_unbatched(
+        self, query: Tensor, key: Tensor, value: Tensor, masks: Masks, how: How
+    ) -> tuple[Tensor, Tensor | None]:
+        padding, attn_mask = masks
+        one_key = key[None]
+        one_value = one_key if value is key else value[None]
+        output, weights = self.forward(
+            query[None],
+            one_key,
+            one_value,
+            None if padding is None else padding[None],
+            how[0],
+            attn_mask,
+            *how[1:],
+        )
+        return output[0], None if weights is None else weights[0]
+
+    def _forward_nested(
+        self, query: Tensor, key: Tensor, value: Tensor, masks: Masks, how: How
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention within sequences of their own lengths, as torch's fused kernel does it."""
+        if any(mask is not None for mask in masks) or key is not query or value is not query:
+            raise NotImplementedError(
+                "nested tensors are taken as query, key and value alike, without masks"
+            )
+        lengths = [len(sequence) for sequence in query.unbind()]
+        padded = query.to_padded_tensor(0.0)
+        places = torch.arange(padded.size(1), device=padded.device)
+        padding = places >= torch.tensor(lengths, device=padded.device)[:, None]
+        output, weights = self.forward(padded, padded, padded, padding, how[0], None, *how[1:])
+        parts = [row[:length] for row, length in zip(output, lengths, strict=True)]
+        return torch.nested.as_nested_tensor(parts, layout=query.layout), weights
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by `torch.jit.script`, which understands neither these classes nor says so."""

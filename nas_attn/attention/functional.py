@@ -146,7 +146,8 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Fo
         if stackable and not _refusal("rows", queries, keys, values, call):
             return "rows"
         return "fused"
-    few = num_queries * num_keys <= EXPLICIT_MAX_SCORES
+    # An exported graph serves all lengths, so its form may not depend on how long this input is.
+    few = not _lengths_are_open() and num_queries * num_keys <= EXPLICIT_MAX_SCORES
     if on_cpu and (few or call.dropout > 0.0):
         return "explicit"
     if on_cpu and eager and not _refusal("blockwise", queries, keys, values, call):
@@ -191,6 +192,11 @@ def _is_eager() -> bool:
     )
 
 
+def _lengths_are_open() -> bool:
+    """Whether lengths may be symbols: `torch.export` is recording."""
+    return torch.compiler.is_compiling() and torch.compiler.is_exporting()
+
+
 def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
     key_width, value_width = keys.size(-1), values.size(-1)
     width = max(key_width, value_width)
@@ -228,7 +234,11 @@ def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: Call)
 def _attend_explicitly(
     queries: Tensor, keys: Tensor, values: Tensor, call: Call
 ) -> tuple[Tensor, Tensor | None]:
-    if keys.numel() < queries.numel():
+    if _lengths_are_open():
+        fewer_keys = keys.size(1) < queries.size(1)
+    else:
+        fewer_keys = keys.numel() < queries.numel()
+    if fewer_keys:
         keys = keys * call.scale
     else:
         queries = queries * call.scale

@@ -1,26 +1,26 @@
 """Conversion of whole PyTorch models: torch's own attention and Hugging Face's.
 
-Known are `torch.nn.MultiheadAttention`, and by their attributes the self-attention of BERT,
-RoBERTa, DistilBERT and ViT as transformers 5 has them; transformers itself is not imported.
+`nas_attn.conversion.table` says which classes are known; transformers itself is not imported.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nas_attn.attention import Attention, MultiHeadAttention
+from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close
 from nas_attn.conversion.convert import Errors, convert_attention
 from nas_attn.conversion.metric import Call, recorded
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
-Linears = tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]
-"""Of queries, keys, values and the output."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,78 +38,6 @@ class ConvertedModule:
     errors: Errors | None
 
 
-class TimeFirst(nn.Module):
-    """An attention module called with (time, batch, width), as `batch_first=False` asks."""
-
-    batch_first = False
-    in_proj_bias = None
-    _qkv_same_embed_dim = False
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *masks: Any, **more: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `Attention.forward`, but for the order of time and batch."""
-        first = query.transpose(0, 1)
-        second = first if key is query else key.transpose(0, 1)
-        third = second if value is key else value.transpose(0, 1)
-        output, weights = self.attention(first, second, third, *masks, **more)
-        return output.transpose(0, 1), weights
-
-
-class HiddenStates(nn.Module):
-    """An attention module called as Hugging Face's encoders call theirs."""
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend within `hidden_states` (B, T, width).
-
-        Args:
-            attention_mask: (B, 1, T, T); bool, true where attention is allowed, or float, added to
-                the scores.
-            more: nothing of it is used.
-
-        Raises:
-            NotImplementedError: keys and values of earlier calls, or of an encoder, are passed.
-        """
-        for name in ("cache", "past_key_values", "past_key_value", "encoder_hidden_states"):
-            if more.get(name) is not None:
-                raise NotImplementedError(f"converted attention takes no {name}")
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            attention_mask = ~attention_mask
-        output, weights = self.attention(
-            hidden_states,
-            hidden_states,
-            hidden_states,
-            attn_mask=attention_mask,
-            need_weights=bool(more.get("output_attentions")),
-            average_attn_weights=False,
-        )
-        return output, weights
-
-
-@dataclass
-class _Slot:
-    """Where a model keeps an attention module."""
-
-    parent: nn.Module
-    name: str
-    attention: Attention
-    wrap: type[TimeFirst] | type[HiddenStates] | None
-
-    def put(self, attention: Attention) -> None:
-        self.attention = attention
-        setattr(self.parent, self.name, attention if self.wrap is None else self.wrap(attention))
-
-
 def convert_model(
     model: nn.Module,
     plan: AttentionPlan,
@@ -118,11 +46,22 @@ def convert_model(
     refit: bool = True,
     force: bool = False,
 ) -> list[ConvertedModule]:
-    """Replace the attention of a model, in place, by what a plan says.
+    """Replace the attention of a model, in place, by what a plan says; all of it or nothing.
 
     Sites follow from names: attention to an encoder (`multihead_attn` of torch's decoder layers) is
     encoder_decoder, else what has `decoder` in its name is decoder_self and all other encoder_self;
-    layers are counted in the order of the model. Sites that the plan leaves out become multi_head.
+    layers are counted in the order of the model, a module that is used in several places as one.
+    Sites that the plan leaves out become multi_head.
+
+    Only classes that `nas_attn.conversion.table` lists are taken over, and each module is first
+    compared on a probe (with `run`, also on its data) with attention of ours that has its weights.
+
+    Give `run` wherever a scheme has less room than the heads fill: by weights alone collaborative
+    attention is no better than truncated singular values of the two matrices.
+
+    `save_pretrained` is refused afterwards, for `from_pretrained` would build the attention of
+    before, with random weights. Keep `model.state_dict()` and `plan.dumps()`; to load, build the
+    model, convert it by the same plan, and `load_state_dict`.
 
     Args:
         model: trained.
@@ -135,43 +74,58 @@ def convert_model(
         What was converted, in the order of the model.
 
     Raises:
-        PlanError: there is no attention that is known, or the plan does not fit.
+        PlanError: there is no attention, some is not known, is shared, quantised, adapted or else
+            not as its class makes it, or the plan does not fit. The model is as it was.
     """
-    found: dict[tuple[str, int], str] = {}
-    counts: dict[str, int] = {}
-    for name, _ in _known(model):
-        site = _site(name)
-        found[site, counts.get(site, 0)] = name
-        counts[site] = counts.get(site, 0) + 1
-    if not found:
-        raise PlanError("the model has no attention that is known here")
-    foreign = [site for site, _ in plan if site not in counts]
-    if foreign:
-        raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
-    default = AttentionPlan.uniform(AttentionChoice.of("multi_head"), tuple(counts))
-    layers = {site: plan.over(default).layers(site, count) for site, count in counts.items()}
-    slots = {name: _adopt(model, name, module) for name, module in list(_known(model))}
+    found = find(model)
+    choices = _choices(found, plan)
+    slots = adopt(model, found)
+    if run is None:
+        warn_without_data(choices)
+    calls = {} if run is None else _calls(model, slots, run)
+    converted = []
+    for slot, choice in zip(slots, choices, strict=True):
+        name = slot.found.name
+        seen = calls.get(name, ())
+        if choice.scheme == "multi_head":  # the slot holds it already, to the last bit
+            errors = Errors(scores=0.0, outputs=0.0) if seen else None
+        else:
+            try:
+                made = convert_attention(slot.attention, choice, seen, refit=refit, force=force)
+            except PlanError as error:
+                raise PlanError(f"{slot.found.label}: {error}") from None
+            slot.attention, errors = made.module, made.errors
+        converted.append(ConvertedModule(name=name, choice=choice, errors=errors))
+    for slot in slots:
+        slot.put()
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # which needs torch's own fused weights
-    calls: dict[str, list[Call]] = {name: [] for name in slots}
-    if run is not None:
-        was_training = model.training
-        with torch.no_grad(), recorded({n: s.attention for n, s in slots.items()}) as calls:
-            run(model.eval())
-        model.train(was_training)
-    converted = []
-    for (site, layer), name in found.items():
-        choice = layers[site][layer]
-        try:
-            made = convert_attention(
-                slots[name].attention, choice, calls[name], refit=refit, force=force
-            )
-        except PlanError as error:
-            raise PlanError(f"{name}: {error}") from None
-        slots[name].put(made.module)
-        converted.append(ConvertedModule(name=name, choice=choice, errors=made.errors))
+        if hasattr(module, "save_pretrained"):
+            setattr(module, "save_pretrained", _refuse_to_save)  # noqa: B010  hides the method
     return converted
+
+
+def warn_without_data(choices: Sequence[AttentionChoice]) -> None:
+    """Say that collaborative attention wants calibration data."""
+    if any(choice.scheme == "collaborative" for choice in choices):
+        logger.warning(
+            "collaborative attention is made without calibration data: unless its shared dimension "
+            "is as wide as all heads together, it is no better than truncated singular values of "
+            "the two matrices. Calibrate it on data such as the model is for"
+        )
+
+
+def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoice]:
+    """What each module becomes."""
+    sites = [_site(one.name) for one in found]
+    foreign = [site for site, _ in plan if site not in sites]
+    if foreign:
+        raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
+    counts = {site: sites.count(site) for site in dict.fromkeys(sites)}
+    default = AttentionPlan.uniform(AttentionChoice.of("multi_head"), tuple(counts))
+    layers = {s: iter(plan.over(default).layers(s, count)) for s, count in counts.items()}
+    return [next(layers[site]) for site in sites]
 
 
 def _site(name: str) -> str:
@@ -180,90 +134,61 @@ def _site(name: str) -> str:
     return "decoder_self" if "decoder" in name else "encoder_self"
 
 
-def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) or _hugging_face(model, name) is not None:
-            yield name, module
+def _calls(
+    model: nn.Module, slots: Sequence[Slot], run: Callable[[nn.Module], object]
+) -> dict[str, list[Call]]:
+    """Run the model as it is, ours beside its own; what each module was called with.
+
+    Raises:
+        PlanError: ours computes something else, or does not take what the model passes.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    attention = {slot.found.name: slot.attention.eval() for slot in slots}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # which calls no module
+        with torch.no_grad(), recorded(attention) as calls, _compared(slots) as faults:
+            run(model.eval())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+        for slot in slots:
+            slot.attention.train(slot.found.module.training)
+    if faults:
+        raise PlanError(faults[0])
+    return calls
 
 
-def _adopt(model: nn.Module, name: str, module: nn.Module) -> _Slot:
-    """Put multi-head attention of ours with the same weights in a module's place."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    slot = name.rpartition(".")[2]
-    if isinstance(module, nn.MultiheadAttention):
-        adopted = _Slot(parent, slot, _of_torch(module), None if module.batch_first else TimeFirst)
-    else:
-        parts = _hugging_face(model, name)
-        assert parts is not None
-        linears, heads, dropout = parts
-        adopted = _Slot(parent, slot, _of_linears(linears, heads, dropout), HiddenStates)
-        if hasattr(module, "query"):  # of BERT: the output projection is its neighbour's
-            setattr(parent.output, "dense", nn.Identity())  # noqa: B010
-    adopted.attention.train(module.training)
-    adopted.put(adopted.attention)
-    return adopted
+@contextmanager
+def _compared(slots: Sequence[Slot]) -> Iterator[list[str]]:
+    """While a model runs, call ours as its own are called; yields what is wrong, as it comes."""
+    faults: list[str] = []
+    handles = []
+    for slot in slots:
+
+        def compare(_: nn.Module, given: Any, named: Any, result: Any, slot: Slot = slot) -> None:
+            try:
+                got, _weights = slot.wrap(slot.attention)(*given, **named)
+            except NotImplementedError as error:
+                faults.append(f"{slot.found.label}: {error}")
+                return
+            if not is_close(slot.output_of(result), got):
+                faults.append(f"{slot.found.label}: ours computes something else on the data")
+
+        handles.append(slot.found.module.register_forward_hook(compare, with_kwargs=True))
+    try:
+        yield faults
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _hugging_face(model: nn.Module, name: str) -> tuple[Linears, int, float] | None:
-    """Projections, heads and dropout of an attention module of Hugging Face's."""
-    module: Any = model.get_submodule(name)
-    if getattr(module, "is_causal", False):
-        return None
-    if all(hasattr(module, part) for part in ("query", "key", "value", "num_attention_heads")):
-        parent: Any = model.get_submodule(name.rpartition(".")[0])
-        output = getattr(getattr(parent, "output", None), "dense", None)
-        if output is None or getattr(parent, "is_cross_attention", False):
-            return None
-        linears = (module.query, module.key, module.value, output)
-        return linears, module.num_attention_heads, module.dropout.p
-    if all(hasattr(module, part) for part in ("q_lin", "k_lin", "v_lin", "out_lin", "n_heads")):
-        linears = (module.q_lin, module.k_lin, module.v_lin, module.out_lin)
-        return linears, module.n_heads, module.dropout.p
-    vit = ("q_proj", "k_proj", "v_proj", "o_proj", "num_attention_heads", "attention_dropout")
-    if all(hasattr(module, part) for part in vit):
-        linears = (module.q_proj, module.k_proj, module.v_proj, module.o_proj)
-        return linears, module.num_attention_heads, module.attention_dropout
-    return None
-
-
-def _of_torch(module: nn.MultiheadAttention) -> Attention:
-    if module.bias_k is not None or module.add_zero_attn:
-        raise PlanError("attention with add_bias_kv or add_zero_attn cannot be converted")
-    weight = module.in_proj_weight
-    if weight is None:
-        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-    else:
-        weights = weight.chunk(3)
-    biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-    return _multi_head(
-        [*zip(weights, biases, strict=True), (module.out_proj.weight, module.out_proj.bias)],
-        module.num_heads,
-        module.dropout,
+def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
+    """In the place of `save_pretrained` of converted models."""
+    raise NotImplementedError(
+        "from_pretrained would build the attention of before the conversion, with random weights. "
+        "Save the weights and the plan: torch.save(model.state_dict(), FILE) and plan.dumps(). To "
+        "load them, build the model from its configuration, convert it by convert_model(model, "
+        "AttentionPlan.parse(TEXT)), then model.load_state_dict(torch.load(FILE))"
     )
-
-
-def _of_linears(linears: Linears, num_heads: int, dropout: float) -> Attention:
-    return _multi_head([(part.weight, part.bias) for part in linears], num_heads, dropout)
-
-
-def _multi_head(
-    parts: Sequence[tuple[Tensor, Tensor | None]], num_heads: int, dropout: float
-) -> Attention:
-    (query, _), (key, _), (value, _), _ = parts
-    module = MultiHeadAttention(
-        query.size(1),
-        num_heads,
-        kdim=key.size(1),
-        vdim=value.size(1),
-        dropout=dropout,
-        bias=any(bias is not None for _, bias in parts),
-    ).to(query)
-    projections = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
-    with torch.no_grad():
-        for projection, (weight, bias) in zip(projections, parts, strict=True):
-            if projection.weight.shape != weight.shape:
-                raise PlanError("heads of another width than the model's over their number")
-            projection.weight.copy_(weight)
-            if projection.bias is not None:
-                projection.bias.zero_() if bias is None else projection.bias.copy_(bias)
-    return module
