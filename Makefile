@@ -3,6 +3,9 @@
 # torch comes first and pinned: fairseq compiles against it without build isolation, and with it
 # installed no other package pulls another build. TORCH_ARGS says where from, for machines whose
 # package index offers several builds (`make search TORCH_ARGS="--index-url URL"`).
+#
+# torchaudio, which fairseq asks for and imports for speech only, goes again where it does not fit
+# torch: transformers imports whatever torchaudio it finds, and could not be imported.
 
 PYTHON ?= python3
 STUDY ?= demo
@@ -25,7 +28,7 @@ lint: install
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: Makefile pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch"
 	@$(PIP) $(TORCH_ARGS) torch
@@ -34,6 +37,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation fairseq-fixed
 	@echo "installing the rest"
 	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(VENV)/bin/python -c "import torchaudio" 2>/dev/null || \
+		$(VENV)/bin/python -m pip uninstall --disable-pip-version-check -q -y torchaudio
 	@touch $@
 
 clean:

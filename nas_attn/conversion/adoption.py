@@ -26,7 +26,7 @@ from nas_attn.conversion.table import (
 from nas_attn.conversion.wrappers import TimeFirst, argument_names, hidden_states_for
 from nas_attn.errors import PlanError
 
-ATTENTION_NAME = re.compile(r"(?i:attention|attn)|MHS?A")
+ATTENTION_NAME = re.compile(r"(?i:attention|attn)|MHS?A|MLA")
 """In the name of a class: it is attention, or holds it."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -110,6 +110,13 @@ def put(parent: nn.Module, attribute: str, layout: Layout | None, replacement: n
     if layout is not None and layout.output_outside:
         holder, _, last = layout.projections[3].rpartition(".")
         setattr(parent.get_submodule(holder), last, nn.Identity())
+
+
+def site_of(name: str) -> str:
+    """Where attention of a name acts, as far as names tell."""
+    if name.rpartition(".")[2] == "multihead_attn":
+        return "encoder_decoder"
+    return "decoder_self" if "decoder" in name else "encoder_self"
 
 
 def full_name(kind: type) -> str:

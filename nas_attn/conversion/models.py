@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close
+from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close, site_of
 from nas_attn.conversion.convert import Errors, convert_attention
 from nas_attn.conversion.metric import Call, recorded
 from nas_attn.errors import PlanError
@@ -118,7 +118,7 @@ def warn_without_data(choices: Sequence[AttentionChoice]) -> None:
 
 def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoice]:
     """What each module becomes."""
-    sites = [_site(one.name) for one in found]
+    sites = [site_of(one.name) for one in found]
     foreign = [site for site, _ in plan if site not in sites]
     if foreign:
         raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
@@ -126,12 +126,6 @@ def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoic
     default = AttentionPlan.uniform(AttentionChoice.of("multi_head"), tuple(counts))
     layers = {s: iter(plan.over(default).layers(s, count)) for s, count in counts.items()}
     return [next(layers[site]) for site in sites]
-
-
-def _site(name: str) -> str:
-    if name.rpartition(".")[2] == "multihead_attn":
-        return "encoder_decoder"
-    return "decoder_self" if "decoder" in name else "encoder_self"
 
 
 def _calls(

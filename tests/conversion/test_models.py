@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +74,6 @@ def torch_transformer(batch_first: bool) -> tuple[nn.Module, Run]:
 
 
 def hugging_face(kind: str) -> tuple[nn.Module, Run]:
-    # fairseq brings a torchaudio that need not fit torch, and transformers would import it.
-    sys.modules.setdefault("torchaudio", None)  # type: ignore[arg-type]
     import transformers
 
     sizes = {
