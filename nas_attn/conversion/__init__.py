@@ -2,7 +2,7 @@
 
 from nas_attn.conversion.convert import Conversion, Errors, convert_attention, inherits
 from nas_attn.conversion.metric import Call, recorded
-from nas_attn.conversion.models import ConvertedModule, convert_model
+from nas_attn.conversion.models import ConvertedModule, convert_model, warn_without_data
 
 __all__ = [
     "Call",
@@ -13,4 +13,5 @@ __all__ = [
     "convert_model",
     "inherits",
     "recorded",
+    "warn_without_data",
 ]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -81,7 +81,8 @@ def convert_model(
     choices = _choices(found, plan)
     slots = adopt(model, found)
     if run is None:
-        warn_without_data(choices)
+        widths = [slot.attention.embed_dim for slot in slots]
+        warn_without_data(zip(choices, widths, strict=True))
     calls = {} if run is None else _calls(model, slots, run)
     converted = []
     for slot, choice in zip(slots, choices, strict=True):
@@ -106,14 +107,29 @@ def convert_model(
     return converted
 
 
-def warn_without_data(choices: Sequence[AttentionChoice]) -> None:
-    """Say that collaborative attention wants calibration data."""
-    if any(choice.scheme == "collaborative" for choice in choices):
+def warn_without_data(choices: Iterable[tuple[AttentionChoice, int]]) -> None:
+    """Say that collaborative attention wants calibration data, unless it has room for all.
+
+    Args:
+        choices: what is made, each with its `embed_dim`.
+    """
+    narrow = [
+        choice
+        for choice, width in choices
+        if choice.scheme == "collaborative" and _shared_dim(choice, width) < width
+    ]
+    if narrow:
         logger.warning(
-            "collaborative attention is made without calibration data: unless its shared dimension "
-            "is as wide as all heads together, it is no better than truncated singular values of "
-            "the two matrices. Calibrate it on data such as the model is for"
+            "%d modules become collaborative attention by weights alone, which is no better than "
+            "truncated singular values of the two matrices: calibrate on data such as the model "
+            "is for",
+            len(narrow),
         )
+
+
+def _shared_dim(choice: AttentionChoice, width: int) -> int:
+    given = dict(choice.options).get("shared_dim")
+    return given if isinstance(given, int) else width // 4
 
 
 def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoice]:

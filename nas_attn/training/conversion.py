@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention
-from nas_attn.conversion import Call, Errors, convert_attention, recorded
+from nas_attn.conversion import Call, Errors, convert_attention, recorded, warn_without_data
 from nas_attn.errors import NasAttnError, PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
@@ -235,6 +235,11 @@ def convert_trained(
         PlanError: the plan does not fit the model.
     """
     choices = _choices(trained, plan)
+    if not calls:
+        warn_without_data(
+            (choice, trained.modules[place].attention.embed_dim)
+            for place, choice in choices.items()
+        )
     before = sum(p.numel() for p in trained.model.parameters())
     modules = []
     for number, ((site, layer), choice) in enumerate(choices.items(), start=1):

@@ -406,8 +406,9 @@ def test_masks_of_other_implementations_are_refused() -> None:
 def test_collaborative_wants_data(caplog: pytest.LogCaptureFixture) -> None:
     plan = AttentionPlan.of({"encoder_self": of("collaborative", shared_dim=8)})
     convert_model(of_torch(), plan, lambda m: m(torch.randn(2, 5, WIDTH)))
-    convert_model(of_torch(), AttentionPlan.of({"encoder_self": of("multi_query")}))
+    for exact in (of("multi_query"), of("collaborative", shared_dim=WIDTH)):
+        convert_model(of_torch(), AttentionPlan.of({"encoder_self": exact}))
     assert not caplog.records
     convert_model(of_torch(), plan)
     [record] = caplog.records
-    assert "Calibrate it on data" in record.getMessage()
+    assert "2 modules become collaborative attention by weights alone" in record.getMessage()
