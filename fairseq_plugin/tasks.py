@@ -1,11 +1,13 @@
-"""fairseq's tasks with one addition: each validation is appended to a report file.
+"""fairseq's tasks with two additions: each validation is appended to a report file, and checkpoints
+keep what `--patience` counts.
 
-The file is named by the environment variable `NAS_ATTN_REPORT`; without it the tasks are fairseq's
-own (see `nas_attn.training.reporting`).
+The file is named by the environment variable `NAS_ATTN_REPORT`; without it nothing is written (see
+`nas_attn.training.reporting`).
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch.distributed as dist
@@ -18,9 +20,16 @@ from nas_attn.attention.counting import count_model
 from nas_attn.attention.pruning import Phase, PrunableAttention
 from nas_attn.training.reporting import report_validation
 
+PATIENCE = ("best", "num_runs")
+"""The best validation, and how many have not been better since."""
+
 
 class ReportingTask:
-    """Mix-in for a fairseq task: report every validation of the first process."""
+    """Mix-in for a fairseq task: report every validation of the first process.
+
+    It also keeps in checkpoints how long no validation was better, which fairseq forgets when a
+    training is resumed: it would stop later than an unbroken one.
+    """
 
     _epoch: int | None = None
 
@@ -43,6 +52,27 @@ class ReportingTask:
             epoch=self._epoch,
             phase=_phase(model),
         )
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What fairseq adds to a checkpoint."""
+        kept = {name: getattr(_early_stop(), name, None) for name in PATIENCE}
+        return {type(self).__name__: {k: v for k, v in kept.items() if v is not None}}
+
+    def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
+        """What fairseq found in a checkpoint that a training goes on from."""
+        function = _early_stop()
+        for name in PATIENCE:
+            if name in kept and function is not None:
+                setattr(function, name, kept[name])
+
+
+def _early_stop() -> Any:
+    """fairseq-train's own function, which keeps its count on itself."""
+    for name in ("__main__", "fairseq_cli.train"):
+        function = getattr(sys.modules.get(name), "should_stop_early", None)
+        if function is not None:
+            return function
+    return None
 
 
 def _phase(model: Any) -> str | None:
