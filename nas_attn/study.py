@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from nas_attn.attention.counting import build_on_meta, expected_plan, least_plan
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.conversion import inherits
-from nas_attn.errors import ConfigError, DataError, Fault, PlanError
+from nas_attn.errors import ConfigError, DataError, Fault, PlanError, RefusedError
 from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.config import (
@@ -390,6 +391,11 @@ class Study:
         measure: Sequence[str] = ()
         if "decoding_seconds" in config.objectives.costs:
             measure = decoding_command(config.training, data, Path(CHECKPOINT))
+        if (measure or evaluation) and os.pathsep in str(folder):
+            raise RefusedError(
+                f"fairseq-generate cuts names of files at {os.pathsep!r}, and the trial's folder "
+                f"is {folder}: search in a folder without one (--runs)"
+            )
         return TrialJob(
             number=number,
             folder=str(folder),

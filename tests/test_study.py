@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nas_attn.errors import ConfigError
+from nas_attn.errors import ConfigError, RefusedError
 from nas_attn.study import load_space_config, load_study, shipped_folder, shipped_names
 from nas_attn.training.data import PreparedData
 
@@ -383,6 +383,13 @@ def test_numbers_as_people_write_them(tmp_path: Path, tiny_translation: Prepared
     config = load_study(str(path)).config
     assert config.objectives.limits == {"total": 200_000}
     assert (config.training.arguments["lr"], config.search.trials) == (0.003, 20)
+
+
+def test_a_folder_that_fairseq_would_cut(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    study = load_study(str(write(tmp_path, tiny_translation.folder)), runs=tmp_path / "a:b")
+    study.build_job(1, study.baseline)
+    with pytest.raises(RefusedError, match="cuts names of files at ':'"):
+        study.build_confirmation(1, study.baseline, [2])
 
 
 def test_sections_are_merged(tmp_path: Path, tiny_translation: PreparedData) -> None:

@@ -212,6 +212,16 @@ def test_settings_must_stay(tmp_path: Path) -> None:
         record.keep_settings({"training": {"lr": 0.2, "seeds": [1, 2]}})
 
 
+def test_numbers_that_older_records_hold_as_words_stay(tmp_path: Path) -> None:
+    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record.keep_settings({"training": {"lr": "1e-3", "optimizer": "adam"}})
+    record.keep_settings({"training": {"lr": 0.001, "optimizer": "adam"}})
+    with pytest.raises(SearchError, match=r"training\.lr \('1e-3', now 0\.002\)"):
+        record.keep_settings({"training": {"lr": 0.002, "optimizer": "adam"}})
+    with pytest.raises(SearchError, match=r"training\.optimizer \('adam', now 1\)"):
+        record.keep_settings({"training": {"lr": 0.001, "optimizer": 1}})
+
+
 def test_storages_by_url(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     Record("one", open_storage(url, tmp_path), OBJECTIVES, create=True)
