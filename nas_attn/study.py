@@ -337,7 +337,7 @@ class Study:
                 metric=config.objectives.loss,
                 save_dir=Path(run.folder) / CHECKPOINTS,
             )
-            command.append(f"--finetune-from-model={made / BEST}")
+            command += ["--finetune-from-model", str(made / BEST)]
             runs.append(replace(run, command=tuple(command), start=tuple(start)))
         last_epoch, last_update = last_epoch_and_update(self.fine_tuning)
         return replace(

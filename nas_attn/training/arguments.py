@@ -86,10 +86,11 @@ def training_command(
         save_dir: for checkpoints.
     """
     command = ["fairseq-train", str(data.folder)]
-    command += [f"--user-dir={plugin_folder()}", _task_flag(config), *_language_flags(data)]
+    # Paths are words of their own: on another node, and in what is exported, they become others.
+    command += ["--user-dir", str(plugin_folder()), _task_flag(config), *_language_flags(data)]
     command += [f"--arch={architecture(config)}", f"--attention-plan={plan.dumps()}"]
     command += words_of(config.arguments)
-    command += [f"--seed={seed}", f"--save-dir={save_dir}", "--no-epoch-checkpoints"]
+    command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
     command += [f"--best-checkpoint-metric={metric}", *_metric_flags(config, data, metric)]
     # Else batches depend on the epoch that a process started in, and resuming changes the result.
     command.append("--update-epoch-batch-itr=True")
@@ -98,7 +99,8 @@ def training_command(
     logs = value_of(command, TENSORBOARD)
     if logs is not None:
         # Trainings side by side would write into one folder.
-        command = with_value(command, TENSORBOARD, str(save_dir.parent / logs))
+        command.remove(f"{TENSORBOARD}={logs}")
+        command += [TENSORBOARD, str(save_dir.parent / logs)]
     return command
 
 
@@ -380,7 +382,7 @@ def _metric_flags(config: TrainingConfig, data: PreparedData, metric: str) -> li
 
 def _with_checkpoint(tool: str, data: PreparedData, checkpoint: Path) -> list[str]:
     command = [f"fairseq-{tool}", str(data.folder)]
-    command += [f"--user-dir={plugin_folder()}", f"--path={checkpoint}"]
+    command += ["--user-dir", str(plugin_folder()), "--path", str(checkpoint)]
     return [*command, "--required-batch-size-multiple=1"]
 
 
@@ -391,7 +393,7 @@ def _decoding_flags(data: PreparedData, subset: str) -> list[str]:
 def _subword_flags(data: PreparedData) -> list[str]:
     if not data.sentencepiece_model.is_file():
         return []
-    return ["--bpe=sentencepiece", f"--sentencepiece-model={data.sentencepiece_model}"]
+    return ["--bpe=sentencepiece", "--sentencepiece-model", str(data.sentencepiece_model)]
 
 
 def _criterion(config: TrainingConfig) -> str:

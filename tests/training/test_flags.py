@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fairseq import options
 from fairseq.registry import REGISTRIES
 
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.training.arguments import (
     check_arguments,
+    evaluation_command,
+    interactive_command,
     training_arguments,
     training_command,
     value_of,
     with_value,
 )
 from nas_attn.training.config import TrainingConfig
+from nas_attn.training.data import PreparedData
 from nas_attn.training.flags import ALIASES, JUDGES, OWNED, REASONS, words_of
 from nas_attn.training.parsed import check_training
 
@@ -289,22 +295,27 @@ def test_values_are_found_in_commands_of_both_forms(command: list[str]) -> None:
         with_value(command, "--see", "1")
 
 
-def test_commands_hold_no_word_of_a_value(tmp_path: Any) -> None:
-    from nas_attn.plan import AttentionChoice, AttentionPlan
-    from nas_attn.training.arguments import evaluation_command, interactive_command
-    from nas_attn.training.data import PreparedData
-
+def test_commands_hold_no_word_of_a_study(tmp_path: Path) -> None:
+    """Words that are no flags are paths and numbers of nas-attn's own, after a flag of its own."""
     data = PreparedData(folder=tmp_path, languages=("--user-dir", "-x"))
     data.sentencepiece_model.touch()
     plan = AttentionPlan.uniform(AttentionChoice("multi_head"))
+    logged = config(tensorboard_logdir="logs", criterion="--user-dir x")
     commands = [
-        training_command(config(), data, plan, seed=1, metric="--user-dir", save_dir=tmp_path),
-        evaluation_command(config(), data, tmp_path, "--valid"),
+        training_command(logged, data, plan, seed=1, metric="--user-dir", save_dir=tmp_path),
+        evaluation_command(logged, data, tmp_path, "--valid"),
         evaluation_command(config("language_modeling"), data, tmp_path, "--valid"),
         evaluation_command(config("masked_lm"), data, tmp_path, "--valid"),
         interactive_command(data, tmp_path),
     ]
     for command in commands:
-        flags = [word.partition("=")[0] for word in command[2:]]
-        assert flags.count("--user-dir") == 1
-        assert all(word.startswith("--") for word in command[2:])
+        assert command[1] == str(tmp_path)
+        for before, word in pairwise(command[1:]):
+            if not word.startswith("--"):
+                assert word.startswith("/") or word == "1"
+                assert before in OWN_VALUES
+
+
+OWN_VALUES = (
+    "--user-dir", "--path", "--save-dir", "--seed", "--sentencepiece-model", "--tensorboard-logdir",
+)  # fmt: skip

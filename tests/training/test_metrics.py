@@ -21,6 +21,7 @@ from nas_attn.training.arguments import (
     maximises,
     training_arguments,
     training_command,
+    value_of,
 )
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
@@ -250,5 +251,6 @@ def test_every_training_has_its_own_folder_for_tensorboard(tmp_path: Path) -> No
     data = data_set(tmp_path, pieces=False)
     logged = config(tensorboard_logdir="tensorboard")
     made = command(logged, data, "loss", "runs/x/trials/00001/seed-1/checkpoints")
-    assert "--tensorboard-logdir=runs/x/trials/00001/seed-1/tensorboard" in made
+    assert value_of(made, "--tensorboard-logdir") == "runs/x/trials/00001/seed-1/tensorboard"
+    assert sum("tensorboard-logdir" in word for word in made) == 1
     assert "tensorboard" not in " ".join(command(config(), data, "loss", "checkpoints"))
