@@ -43,12 +43,13 @@ from nas_attn.search import journal
 from nas_attn.search.record import Record, TrialRecord, front
 from nas_attn.search.repair import repair_journal
 from nas_attn.search.storage import JOURNAL, open_storage
+from nas_attn.training.guard import die_with
 from nas_attn.training.worker import TrialJob, TrialResult
 from tests.search.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 WRITERS = ("ours", "ours", "optuna", "optuna")
 """Those beside the driver, by the storage that they write with."""
-DISK = 4 << 20
+DISK = 32 << 20
 STALE_SECONDS = 2.0
 """For this drill, a lock of the dead is broken sooner than in 30 s."""
 DAMAGED = 3
@@ -120,17 +121,19 @@ def write_notes(kind: str, name: str, folder: Path, told: Path, tear: Tear) -> N
         with told.open("a") as file:
             file.write(f"{name} {number}\n")
         number += 1
-        time.sleep(0.02)
+        time.sleep(0.04)
 
 
 def fork(function: Callable[..., None], *arguments: Any) -> int:
     """Run a function in a process of its own, whose imports are done."""
     sys.stdout.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
+        die_with(parent)
         function(*arguments)
         status = 0
     except SearchError as error:
@@ -230,7 +233,7 @@ class Drill:
             filler = self.record / "filler"
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
-                    file.write(b"\0" * 1000)
+                    file.write(b"\0" * 4000)
             time.sleep(seconds)
             filler.unlink()
             return
@@ -349,6 +352,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--no-disk", action="store_true", help="limit the file's size instead")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.STALE_SECONDS = STALE_SECONDS
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-record-"))
