@@ -120,10 +120,9 @@ def warn_without_data(choices: Iterable[tuple[AttentionChoice, int]]) -> None:
     ]
     if narrow:
         logger.warning(
-            "%d modules become collaborative attention by weights alone, which is no better than "
-            "truncated singular values of the two matrices: calibrate on data such as the model "
-            "is for",
-            len(narrow),
+            "collaborative attention of %s by weights alone is no better than truncated singular "
+            "values of the two matrices: calibrate on data such as the model is for",
+            "1 module" if len(narrow) == 1 else f"{len(narrow)} modules",
         )
 
 

@@ -411,4 +411,4 @@ def test_collaborative_wants_data(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     convert_model(of_torch(), plan)
     [record] = caplog.records
-    assert "2 modules become collaborative attention by weights alone" in record.getMessage()
+    assert "collaborative attention of 2 modules by weights alone" in record.getMessage()

@@ -146,7 +146,11 @@ def difference(one: nn.Module, other: nn.Module, arch: str) -> float:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("arch", ["transformer_iwslt_de_en", "transformer_lm", "roberta"])
 def test_with_data_it_says_what_is_lost_and_loses_less(
-    arch: str, tiny_translation: PreparedData, tiny_language: PreparedData, tmp_path: Path
+    arch: str,
+    tiny_translation: PreparedData,
+    tiny_language: PreparedData,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = folder_of(arch, tiny_translation, tiny_language)
     save_stock(arch, data, tmp_path / "stock.pt")
@@ -159,7 +163,9 @@ def test_with_data_it_says_what_is_lost_and_loses_less(
         assert 0.0 < module.errors.outputs < 1.0
     assert found.losses is not None
     assert found.parameters[1] < found.parameters[0]
+    assert "by weights alone" not in caplog.text
     blind = convert_checkpoint(tmp_path / "stock.pt", plan, tmp_path / "blind.pt")
+    assert "collaborative attention of 1 module by weights alone" in caplog.text
     assert blind.losses is None
     model = load_as_fairseq(tmp_path / "out.pt", data)
     counted = sum(parameter.numel() for parameter in model.parameters())
