@@ -15,6 +15,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.training.checkpoints import EMBEDDING_FILES
 from nas_attn.training.data import point_at
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def vote_on_data(
 
     from fairseq_plugin.criterions import count_votes, recording
 
-    loaded = checkpoint_utils.load_checkpoint_to_cpu(str(path), {"data": str(data)})
+    overrides = {"data": str(data), **dict.fromkeys(EMBEDDING_FILES)}
+    loaded = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
     cfg = loaded["cfg"]
     plan = _as_grouped(AttentionPlan.parse(cfg.model.attention_plan), options)
     cfg.model.attention_plan = plan.dumps()

@@ -10,6 +10,9 @@ import torch
 
 from nas_attn.errors import NasAttnError
 
+EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
+"""Files that a training began with; the weights are in its checkpoint, so nothing opens them."""
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a fairseq checkpoint; only plain data is unpickled.
@@ -27,12 +30,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise NasAttnError(f"{path} is no checkpoint that can be read: {error}") from None
     if not isinstance(state, dict) or not {"model", "cfg"} <= state.keys():
         raise NasAttnError(f"{path} is no checkpoint of fairseq-train")
-    arguments = state["cfg"]["model"]
+    arguments = state["cfg"].get("model") if isinstance(state["cfg"], dict) else None
     if isinstance(arguments, dict) and "attention_plan" in arguments:
         # fairseq-hydra-train writes a mapping, fairseq-train a namespace.
-        arguments = argparse.Namespace(**arguments)
-        arguments.arch = arguments._name
+        arguments = argparse.Namespace(**arguments | {"arch": arguments.get("_name")})
         state["cfg"]["model"] = arguments
+    for name in EMBEDDING_FILES:
+        if getattr(arguments, name, None) is not None:
+            setattr(arguments, name, None)
     return state
 
 

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from nas_attn.errors import DataError, PlanError
 from nas_attn.plan import AttentionPlan
+from nas_attn.training.checkpoints import read_checkpoint
 from nas_attn.training.data import PreparedData, point_at
 from nas_attn.training.model import blank_dictionary, parse_architecture
 
@@ -185,6 +186,16 @@ def test_files_that_a_checkpoint_names() -> None:
         )
         with pytest.raises(PlanError, match=message):
             ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
+
+
+@pytest.mark.parametrize("form", [dict, lambda **values: Namespace(**values)])
+def test_a_checkpoint_is_read_without_the_files_that_it_names(form: Any, tmp_path: Path) -> None:
+    name = "multi_head_transformer"
+    model = form(_name=name, attention_plan="{}", encoder_embed_path="/dev/zero")
+    torch.save({"model": {}, "cfg": {"model": model}}, tmp_path / "c.pt")
+    arguments = read_checkpoint(tmp_path / "c.pt")["cfg"]["model"]
+    assert arguments.encoder_embed_path is None
+    assert arguments._name == name
 
 
 def test_embeddings_from_a_file_are_in_the_checkpoint(tmp_path: Path) -> None:
