@@ -17,6 +17,7 @@ from fairseq import checkpoint_utils
 from fairseq.criterions import build_criterion
 from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.models import build_model
+from fairseq.tasks import setup_task
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -228,18 +229,25 @@ def test_translation_from_training_to_pruning_and_conversion(
     assert type(converted.decoder.layers[0].self_attn.attention).__name__ == "MultiQueryAttention"
 
 
-@pytest.mark.slow
-def test_a_language_model_is_trained_and_evaluated(
+def test_a_checkpoint_of_a_language_model_loads(
     tiny_language: PreparedData, tmp_path: Path
 ) -> None:
+    """As fairseq-hydra-train writes it: its model's arguments are a mapping."""
     sizes = [f"+model.{size}" for size in SIZES["transformer_lm"]]
-    hydra_train(
-        ["task=language_modeling", f"task.data={tiny_language.folder}",
-         "task.tokens_per_sample=32", "+model._name=collaborative_transformer_lm",
-         "+model.shared_dim=4", *sizes],
-        tmp_path,
+    cfg = configured(
+        [*TASKS["transformer_lm"], f"task.data={tiny_language.folder}",
+         "+model._name=collaborative_transformer_lm", "+model.shared_dim=4", *sizes]
     )  # fmt: skip
+    model = setup_task(cfg.task).build_model(cfg.model)
+    history = {"criterion_name": "C", "optimizer_name": "O", "lr_scheduler_state": {}}
+    state = {
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model.state_dict(),
+        "optimizer_history": [{**history, "num_updates": 0}],
+        "extra_state": {"train_iterator": {"epoch": 1}},
+    }
     last = tmp_path / "checkpoint_last.pt"
+    torch.save(state, last)
     model = loads(last, tiny_language.folder)
     assert [layer.self_attn.attention.shared_dim for layer in model.decoder.layers] == [4, 4]
     assert model.max_positions() == 32
