@@ -24,7 +24,7 @@ from nas_attn.training.config import TrainingConfig
 from nas_attn.training.flags import ALIASES, INVERTED, JUDGES, OWNED, REASONS, dashed
 from nas_attn.training.parsed import check_training
 
-CASES = int(os.environ.get("NAS_ATTN_GATE_CASES", "300"))
+CASES = int(os.environ.get("NAS_ATTN_GATE_CASES", "200"))
 ROOM = Path(tempfile.mkdtemp(prefix="nas-attn-gate-"))
 CANARY = ROOM / "canary"
 BASE = {"optimizer": "adam", "lr": 0.003, "max-tokens": 512, "max-epoch": 3}
