@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -70,8 +70,11 @@ QUEUE = "queue"
 """Under this name the record keeps plans that come before the sampler's."""
 CHECKS, POINTS = 40, 8
 """Plans that test predictions, and that are recommended."""
+NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"
 SAY_SECONDS = 1.0
 """At most so often a search says how far it is, where there is no live display."""
+
+Part = TypeVar("Part")
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -148,17 +151,26 @@ def search(
     keep_proposing(record, loaded.proposing())
     note_start(record, _versions(), _machine())
     record.note(BUDGET, loaded.config.search.trials)
-    if loaded.config.search.predicts:
-        conductor = _search_by_predictions(loaded, record, address)
-    else:
-        conductor = _search_by_sampler(loaded, record, address)
+    failure: NasAttnError | None = None
+    try:
+        if loaded.config.search.predicts:
+            conductor = _search_by_predictions(loaded, record, address)
+        else:
+            conductor = _search_by_sampler(loaded, record, address)
+        if loaded.config.search.warm_start.rank_agreement and not conductor.has_given_up:
+            _train_cold(loaded, record, address)
+        conductor.outcome()
+    except (ConfigError, RefusedError):
+        raise  # nothing was started
+    except NasAttnError as error:
+        failure = error
     is_trained = any(trial.is_trained for trial in record.trials())
-    if loaded.config.search.warm_start.rank_agreement and not conductor.has_given_up:
-        _train_cold(loaded, record, address)
     if is_trained:
-        page = _write_report(loaded, record, loaded.folder / "report")
+        troubles = [] if failure is None else [f"The last search ended early: {failure}"]
+        page = _write_report(loaded, record, loaded.folder / "report", troubles)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    conductor.outcome()
+    if failure is not None:
+        raise failure
     if not is_trained:
         raise NasAttnError("all trials have failed; nas-attn status says why, --trials adds some")
 
@@ -296,10 +308,14 @@ def sensitivity(
     interrupted, and nothing is measured twice.
 
     nas-attn sensitivity checkpoint_best.pt --data data-bin/my_data
+
+    The run folder of a checkpoint is named after its folder and file and a digest of its content;
+    with --space, files go to a folder named after the space.
     """
     from nas_attn.display import predictions_table, savings_table
     from nas_attn.predictions import Limits, Predictions
     from nas_attn.report.sensitivity import write_findings
+    from nas_attn.study import space_folder
 
     if Path(study).suffix == ".pt":
         loaded: Study = _study_of_checkpoint(
@@ -325,7 +341,11 @@ def sensitivity(
     findings = predictions.findings(limits, points)
     if not findings.front:
         raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
+    if not findings.changes:
+        raise NasAttnError("no single change could be measured; nas-attn status says why")
     folder = loaded.folder / "sensitivity"
+    if space is not None:
+        folder /= space_folder(space)  # what another space gave stays
     write_findings(findings, folder)
     console.print(savings_table(findings))
     console.print(findings.verdict, highlight=False, soft_wrap=True)
@@ -1392,8 +1412,13 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
         return _search_by_sampler(study, record, address, queue=queue)
     checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
     predictions = Predictions(study, record, create=True)
+    if not (is_strategy or predictions.changes):
+        logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
+        return _search_by_sampler(study, record, address)
     _measure(predictions, checkpoint, address, limits=Limits())
     findings = predictions.findings()
+    if not findings.changes:
+        raise NasAttnError("no single change could be measured; nas-attn status says why")
     if not findings.front:
         if is_strategy:
             raise NasAttnError(
@@ -1441,8 +1466,7 @@ def _study_with_baseline(
     """A study, perhaps with another space, its record, and its baseline's checkpoint."""
     from dataclasses import replace
 
-    from nas_attn.space import SearchSpace
-    from nas_attn.study import load_space_config, load_study
+    from nas_attn.study import load_study, space_over
 
     more = [f"execution.workers={workers}"] if workers is not None else []
     more += ["execution.executor=ray"] if address is not None else []
@@ -1454,7 +1478,7 @@ def _study_with_baseline(
     _keep(study, record)
     checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
     if space is not None:
-        study = replace(study, space=SearchSpace(load_space_config(space), study.space.shapes))
+        study = replace(study, space=space_over(space, study.space.shapes))
     return study, record, checkpoint
 
 
@@ -1469,21 +1493,30 @@ def _study_of_checkpoint(
     on_ray: bool,
     runs: Path,
 ) -> Study:
+    from dataclasses import replace
+
     from nas_attn.search.config import ExecutionConfig
-    from nas_attn.study import load_space_config, study_of_checkpoint
+    from nas_attn.study import study_of_checkpoint
 
     if data is None:
         raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
     if overrides:
         raise NasAttnError("--set changes studies, but this is a checkpoint")
-    return study_of_checkpoint(
+    study = study_of_checkpoint(
         checkpoint,
         data,
-        load_space_config(space or "inherited_per_layer"),
+        space or "inherited_per_layer",
         cost=cost,
         runs=runs,
         execution=ExecutionConfig(executor="ray" if on_ray else "local", workers=workers),
     )
+    # Earlier versions gave every checkpoint of a folder's name the same run folder.
+    plain = study.config.name.rpartition("-")[0]
+    earlier = replace(study, config=study.config.model_copy(update={"name": plain}))
+    with contextlib.suppress(NasAttnError):
+        if _open_record(earlier).settings() == study.settings():
+            return earlier
+    return study
 
 
 def _queue(record: Record) -> list[AttentionPlan]:
@@ -1503,8 +1536,14 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
     baseline = found()
     if baseline is None:
         note_start(record, _versions(), _machine())
-        failed = sum(t.is_baseline and t.state.name == "FAIL" for t in record.trials())
-        _search_by_sampler(study, record, address, trials=failed + 1).outcome()
+        _run_given(
+            study,
+            record,
+            address,
+            plans=[study.baseline],
+            build_job=study.build_job,
+            title=f"{study.config.name}, the baseline",
+        ).outcome()
         baseline = found()
     if baseline is None:
         raise NasAttnError("the baseline has no result; nas-attn status says why")
@@ -1524,6 +1563,11 @@ def _measure(
     from nas_attn.training.trial_files import CALIBRATION_FILE
 
     study = predictions.study
+    if not predictions.changes:
+        raise NasAttnError(
+            f"{NOTHING_INHERITS}, so there is nothing to measure: take another space, such as "
+            "inherited_per_layer"
+        )
     calibration = study.folder / "sensitivity" / CALIBRATION_FILE
     if not calibration.is_file():
         console.print("recording what the baseline's attention sees ...", highlight=False)
@@ -1686,9 +1730,27 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _write_report(study: Study, record: Record, out: Path) -> Path:
+def _write_report(study: Study, record: Record, out: Path, troubles: Sequence[str] = ()) -> Path:
+    """Write what there is to report; what cannot be told is left out, and the report says why.
+
+    Args:
+        study: whose report it is.
+        record: of its trials.
+        out: folder of the report.
+        troubles: what is to be said beforehand.
+    """
     from nas_attn.report import ReportContext, write_report
     from nas_attn.search.provenance import machine_of, versions_of
+
+    said = list(troubles)
+
+    def part(what: str, make: Callable[[], Part], instead: Part) -> Part:
+        try:
+            return make()
+        except NasAttnError as error:
+            said.append(f"{what} left out: {error}")
+            logger.warning("the report is without a part: %s", said[-1])
+            return instead
 
     trials = record.trials()
     if not any(trial.is_trained for trial in trials):
@@ -1702,11 +1764,16 @@ def _write_report(study: Study, record: Record, out: Path) -> Path:
         settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
         versions=dict.fromkeys(_versions(), "(not on record)") | versions_of(notes),
         machine=machine_of(notes),
-        evaluate={} if study.config.replay else study.evaluation_texts(trials),
-        confirmed=_confirmed_rows(study, record),
-        fine_tuning=_fine_tuning_updates(study),
-        agreement=_agreement(study, record),
-        findings=_findings(study, record),
+        evaluate={}
+        if study.config.replay
+        else part("Commands of evaluation are", lambda: study.evaluation_texts(trials), {}),
+        confirmed=part("What was confirmed is", lambda: _confirmed_rows(study, record), []),
+        fine_tuning=part("Fine-tuning is", lambda: _fine_tuning_updates(study), None),
+        agreement=part(
+            "The agreement of warm and cold is", lambda: _agreement(study, record), None
+        ),
+        findings=part("What was predicted is", lambda: _findings(study, record), None),
+        troubles=said,
         shapes=study.space.shapes if _fit(study, trials) else {},
         study=() if study.config.replay else study.typed,
     )
@@ -1736,7 +1803,7 @@ def _findings(study: Study, record: Record) -> Findings | None:
     except SearchError:
         return None
     findings = predictions.findings()
-    return findings if findings.front else None
+    return findings if findings.front and findings.changes else None
 
 
 def _fine_tuning_updates(study: Study) -> int | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -24,7 +25,7 @@ from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.conversion import inherits
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError, RefusedError
 from nas_attn.masking import mask
-from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.search.config import (
     ExecutionConfig,
     ObjectivesConfig,
@@ -37,6 +38,7 @@ from nas_attn.search.record import TrialRecord
 from nas_attn.search.samplers import StratifiedProposer
 from nas_attn.section import Section, faults_of
 from nas_attn.space import SearchSpace, SpaceConfig
+from nas_attn.space.fitting import fitting
 from nas_attn.training.arguments import (
     check_arguments,
     check_metric,
@@ -89,6 +91,8 @@ from nas_attn.yaml_file import override, read_yaml
 
 DEMO_TYPES = 200
 """Types of the demo's dictionary, at most."""
+
+logger = logging.getLogger(__name__)
 
 NO_VOTE = (
     "votes while it trains, and a warm start leaves no time for that: take grouped_head with "
@@ -526,13 +530,24 @@ class CheckpointStudy(Study):
 def study_of_checkpoint(
     checkpoint: Path,
     data: Path,
-    space: SpaceConfig,
+    space: str,
     *,
     cost: str,
     runs: Path,
     execution: ExecutionConfig,
 ) -> CheckpointStudy:
-    """A study of what a checkpoint can be converted to, named after its folder and file.
+    """A study of what a checkpoint can be converted to.
+
+    It is named after the checkpoint's folder and file, with a digest of its content and the data,
+    so that another one gets a run folder of its own.
+
+    Args:
+        checkpoint: the file.
+        data: binarised data set.
+        space: name of a shipped space, or path of a file.
+        cost: that plans are to save.
+        runs: folder that holds run folders.
+        execution: where measurements run.
 
     Raises:
         ConfigError: the space does not fit the model, or there is no such cost.
@@ -543,22 +558,26 @@ def study_of_checkpoint(
     task = str(trained.state["cfg"]["task"]["_name"]).removeprefix("reported_")
     languages = load_prepared(data, languages_of(trained.state["cfg"]["task"])).languages
     said = f"{checkpoint.absolute().parent.name}-{checkpoint.stem}"
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", said).lstrip("_.-")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", said)[-100:].lstrip("_.-")
     if cost not in available_costs(task):
         offer = ", ".join(available_costs(task))
         raise ConfigError("--cost", [Fault(cost, f"{task} has no such cost; it has {offer}")])
+    shapes = site_shapes(arguments)
+    offered = space_over(space, shapes)
     config = StudyConfig.model_validate(
         {
-            "name": name,
+            "name": name or "checkpoint",
             "data": {"folder": data, "languages": list(languages)},
             "training": {"task": task, "arguments": {}},
-            "space": space,
+            "space": offered.config,
             "objectives": {"costs": [cost]},
             "execution": execution,
         }
     )
-    shapes = site_shapes(arguments)
-    return CheckpointStudy(config, SearchSpace(space, shapes), runs, (), checkpoint, arguments)
+    study = CheckpointStudy(config, offered, runs, (), checkpoint, arguments)
+    digest = hashlib.sha256(json.dumps(study.settings(), sort_keys=True).encode()).hexdigest()
+    named = config.model_copy(update={"name": f"{config.name}-{digest[:8]}"})
+    return replace(study, config=named)
 
 
 def shipped_folder(name: str) -> Path:
@@ -626,6 +645,8 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
     if faults or space_config is None:
         raise ConfigError(str(path), faults)
     shapes = site_shapes(training_arguments(config.training))
+    if isinstance(config.space, str):
+        space_config = _fitting(config.space, space_config, shapes)
     try:
         space = SearchSpace(space_config, shapes)
     except ConfigError as error:
@@ -764,6 +785,60 @@ def load_space_config(name: str) -> SpaceConfig:
         return SpaceConfig.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(str(path), faults_of(error)) from None
+
+
+def space_over(name: str, shapes: Mapping[str, SiteShape]) -> SearchSpace:
+    """A space over a model; of a shipped one, what does not fit is left out.
+
+    Args:
+        name: of a shipped space, or path of a file.
+        shapes: of the model's sites.
+
+    Raises:
+        ConfigError: lists everything that is wrong, or does not fit the model, by key path.
+    """
+    space = SearchSpace(_fitting(name, load_space_config(name), shapes), shapes)
+    wrong = {(key, fault_of(choice, shapes[site])): None for key, site, choice in space.choices()}
+    faults = [Fault(key, fault) for key, fault in wrong if fault is not None]
+    if faults:
+        raise ConfigError(name, faults)
+    return space
+
+
+def space_folder(name: str) -> str:
+    """Name of a folder for what a space gives; another file gets another one.
+
+    Raises:
+        ConfigError: there is no such space.
+    """
+    path = find_file(name, "search_spaces")
+    if _is_shipped(name):
+        return path.stem
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', path.stem)[:100]}-{digest[:8]}"
+
+
+def fault_of(choice: AttentionChoice, shape: SiteShape) -> str | None:
+    """Why a choice does not fit a site; None if it does."""
+    try:
+        build_on_meta(choice, shape)
+    except PlanError as error:
+        return str(error)
+    return None
+
+
+def _is_shipped(name: str) -> bool:
+    return find_file(name, "search_spaces").parent == shipped_folder("search_spaces")
+
+
+def _fitting(name: str, config: SpaceConfig, shapes: Mapping[str, SiteShape]) -> SpaceConfig:
+    """A shipped space without what does not fit a model; one of the user's as it is."""
+    if not _is_shipped(name):
+        return config
+    config, left_out = fitting(config, shapes, fault_of)
+    if left_out:
+        logger.info("space %s, left out for this model: %s", name, "; ".join(left_out))
+    return config
 
 
 def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceConfig | None, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +19,8 @@ from typer.testing import CliRunner
 from nas_attn.cli import app
 from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionPlan
+from nas_attn.search.config import ExecutionConfig
+from nas_attn.study import study_of_checkpoint
 from nas_attn.training.conversion import calibration_calls, convert_trained, load_trained
 from nas_attn.training.conversion import validation_losses as losses_of
 from nas_attn.training.data import PreparedData
@@ -179,7 +183,9 @@ def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) 
     data = ["--data", str(measured.data.folder)]
     told = CliRunner().invoke(app, [*arguments, *data, "--cost", "flops"])
     assert told.exit_code == 0, told.output
-    folder = tmp_path / "runs" / "checkpoints-checkpoint_best" / "sensitivity"
+    (own,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"checkpoints-checkpoint_best-[0-9a-f]{8}", own.name)
+    (folder,) = (own / "sensitivity").glob("space-????????")
     table = pd.read_csv(folder / "sensitivity.csv")
     assert len(table) == 3 * 2
     told = CliRunner().invoke(app, [*arguments, *data, "--cost", "cache_bytes"])
@@ -189,3 +195,25 @@ def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) 
     for _, row in predicted.iterrows():
         choice = json.loads(row["plan"])["decoder_self"]["scheme"]
         assert row["cost"] == 4 * kept[choice]
+    before = (folder / "sensitivity.csv").read_bytes()
+    space.write_text("schemes: {multi_head: {}, multi_query: {}}\n")
+    told = CliRunner().invoke(app, [*arguments, *data])
+    assert told.exit_code == 0, told.output
+    assert len(list((own / "sensitivity").glob("space-????????"))) == 2
+    assert (folder / "sensitivity.csv").read_bytes() == before, "what another space gave stays"
+    space.write_text("schemes: {multi_head: {}, head_embedding_add: {}}\n")
+    told = CliRunner().invoke(app, [*arguments, *data])
+    assert "no choice of the space can take over what the baseline" in str(told.exception)
+    other = tmp_path / "checkpoints" / "checkpoint_best.pt"
+    other.parent.mkdir()
+    shutil.copy(run / "checkpoint_last.pt", other)
+    named = study_of_checkpoint(
+        other,
+        measured.data.folder,
+        str(space),
+        cost="attention",
+        runs=tmp_path / "runs",
+        execution=ExecutionConfig(),
+    )
+    assert named.folder.name.startswith("checkpoints-checkpoint_best-")
+    assert named.folder != own, "another checkpoint of that name has a run folder of its own"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,14 @@ import pytest
 import yaml
 
 from nas_attn.errors import ConfigError, RefusedError
-from nas_attn.study import load_space_config, load_study, shipped_folder, shipped_names
+from nas_attn.study import (
+    load_space_config,
+    load_study,
+    shipped_folder,
+    shipped_names,
+    space_folder,
+    space_over,
+)
 from nas_attn.training.data import PreparedData
 
 STUDY: dict[str, Any] = {
@@ -440,6 +448,27 @@ def test_shipped_studies(name: str, tmp_path: Path) -> None:
     study = load_study(name, overrides=overrides)
     assert study.config.name == name
     assert study.config.description
+
+
+def test_a_shipped_space_skips_what_does_not_fit_and_a_user_s_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        study = load_study("demo", overrides=["space=inherited_per_layer"])
+    values = {d.name: d.values for unit in study.space.units for o in unit.options for d in o}
+    assert values["encoder_self.0.reduced_key.key_dim"] == (4, 8, 16, 32)
+    assert "left out for this model: reduced_key with key_dim 0.03125 of the embed" in caplog.text
+    assert "4 heads do not divide a key_dim of 2" in caplog.text
+    own = tmp_path / "own.yaml"
+    shutil.copy(shipped_folder("search_spaces") / "inherited_per_layer.yaml", own)
+    with pytest.raises(ConfigError, match="4 heads do not divide a key_dim of 2"):
+        load_study("demo", overrides=[f"space={own}"])
+    with pytest.raises(ConfigError, match=r"schemes.reduced_key: .*4 heads do not divide"):
+        space_over(str(own), study.space.shapes)
+    assert space_folder("inherited_per_layer") == "inherited_per_layer"
+    named = space_folder(str(own))
+    own.write_text(own.read_text() + "\n")
+    assert named.startswith("own-") and space_folder(str(own)) != named
 
 
 def test_what_is_shipped() -> None:

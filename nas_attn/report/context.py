@@ -32,6 +32,7 @@ class ReportContext:
         agreement: of warm and cold trials, if it was asked for.
         findings: what single conversions of the baseline predict, if they were measured.
         shapes: of the model's sites.
+        troubles: what failed or could not be told, in sentences.
         study: arguments of commands that name the study, such as its file; none if it leaves no
             models.
     """
@@ -49,6 +50,7 @@ class ReportContext:
     agreement: Agreement | None = None
     findings: Findings | None = None
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
+    troubles: Sequence[str] = ()
     study: Sequence[str] = ()
 
     @property

@@ -94,6 +94,7 @@ def render_page(
         sections=[(anchor, words) for anchor, words, there in sections if there],
         name=context.name,
         description=context.description,
+        troubles=context.troubles,
         loss=context.loss,
         quality=context.quality,
         maximise=context.objectives.maximise,

@@ -129,6 +129,8 @@ def summary_text(trials: Sequence[TrialRecord], context: ReportContext) -> str:
             f"{context.agreement.verdict}. {len(context.agreement.pairs)} plans were trained both "
             "ways.",
         ]
+    for trouble in context.troubles:
+        lines += ["", f"**{markdown_text(trouble)}**"]
     return "\n".join(lines) + "\n"
 
 

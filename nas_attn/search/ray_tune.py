@@ -11,14 +11,15 @@ import json
 import logging
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_attn.errors import SearchError
+from nas_attn.errors import RefusedError, SearchError
 from nas_attn.masking import environment_without_secrets
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.driver import Conductor
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 CONNECT_SECONDS = 10.0
+MOST_SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 WATCH_SECONDS = 2.0
 """How often nodes are counted and the cluster is looked at."""
 LOOK_SECONDS = 60.0
@@ -235,6 +237,7 @@ class RayExecutor:
         self.runs = runs
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
+            check_socket_folder(os.environ)
             # Named "local" explicitly, else Ray joins whatever an earlier crash left behind.
             options |= {"address": "local", "include_dashboard": False}
             options |= {"object_store_memory": OBJECT_STORE_BYTES}
@@ -244,7 +247,7 @@ class RayExecutor:
         try:
             with environment_without_secrets():
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SearchError(
                 f"cannot join Ray at {address or 'this machine'}: {error} (if the cluster asks for "
                 "a token, set RAY_AUTH_MODE=token)"
@@ -358,6 +361,24 @@ def _check_data(folder: Path) -> None:
         raise SearchError(
             f"no data folder {folder} on the Ray node(s) {', '.join(sorted(lacking))}: share the "
             "folder with every node, or set execution.transfer to object_store"
+        )
+
+
+def check_socket_folder(environment: Mapping[str, str]) -> None:
+    """See that Ray can keep its sockets under the temporary folder.
+
+    Raises:
+        RefusedError: the path of a socket would be longer than the system allows.
+    """
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in environment else "TMPDIR"
+    folder = environment.get(variable, "/tmp")  # as Ray has it
+    session = f"session_YYYY-MM-DD_HH-MM-SS_micros_{os.getpid()}"
+    length = len(os.fsencode(f"{folder}/ray/{session}/sockets/plasma_store"))
+    if length > MOST_SOCKET_BYTES:
+        most = len(os.fsencode(folder)) - (length - MOST_SOCKET_BYTES)
+        raise RefusedError(
+            f"Ray keeps sockets under {variable}, whose path may have at most {most} bytes for "
+            f"that, but is {folder}: set RAY_TMPDIR to a short folder, such as /tmp"
         )
 
 

@@ -23,6 +23,8 @@ from nas_attn.training.worker import LOCK_FILE, TrialJob
 
 LEFT_OUT = ("crash.pt", LOCK_FILE)
 """Not sent back, as nobody needs them elsewhere."""
+MOST_LOG_BYTES = 16 * 1024 * 1024
+"""Of a longer log only the end travels."""
 PARTIAL = (".tmp", ".partial")
 """How names of files end that are being written."""
 
@@ -248,7 +250,10 @@ def _pack(folder: Path, paths: Iterable[Path]) -> bytes:
     contents = []
     for path in sorted(paths, key=order, reverse=True):
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                if path.suffix == ".log":
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LOG_BYTES))
+                content = file.read()
         except FileNotFoundError:
             continue
         if path.suffix != ".pt" or zipfile.is_zipfile(io.BytesIO(content)):

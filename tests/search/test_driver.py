@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from nas_attn.attention.counting import count_plan
-from nas_attn.errors import SearchError
+from nas_attn.errors import DataError, SearchError
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.tables import state_text
@@ -538,3 +540,88 @@ def test_expected_costs_are_kept_with_a_trial(tmp_path: Path) -> None:
     for trial in conductor.record.trials():
         assert trial.plan is not None
         assert dict(trial.costs) == dict(FakeCosts().known(trial.plan))
+
+
+def test_a_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
+    """Whichever executor tells it."""
+    conductor = make_conductor(tmp_path, trials=6)
+    odd = {3: (0.5, math.inf), 4: (math.nan,)}
+    told = {number: TrialResult(losses=losses, seconds=1.0) for number, losses in odd.items()}
+    FakeExecutor(error=lambda job: told.get(job.number)).run(conductor)
+    trials = conductor.record.trials()
+    assert [(t.state, t.failure) for t in trials[3:5]] == [(TrialState.FAIL, "not_finite")] * 2
+    assert trials[3].reason == "the loss is 0.5, inf"
+    assert len(trained(trials)) == 4
+
+
+def test_a_pruned_plan_that_is_none_is_a_failed_trial(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=6)
+    plans = ({"encoder_self": [{"scheme": "multi_head"}] * 7},)
+    odd = TrialResult(losses=(0.5,), plans=plans, seconds=1.0)
+    FakeExecutor(error=lambda job: odd if job.number == 3 else None).run(conductor)
+    trials = conductor.record.trials()
+    assert (trials[3].state, trials[3].failure) == (TrialState.FAIL, "damaged_files")
+    assert len(trained(trials)) == 5
+
+
+def test_a_trial_that_cannot_be_built_is_a_failed_one(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, trials=6, give_up_after=4)
+    build = conductor.build_job
+
+    def fail(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+        if number in (2, 3) or number > 4:
+            raise DataError(f"no curve for trial {number}")
+        return build(number, plan, baseline)
+
+    conductor.build_job = fail
+    FakeExecutor().run(conductor)
+    trials = conductor.record.trials()
+    assert [t.number for t in trained(trials)] == [0, 1, 4]
+    assert trials[2].reason == "no curve for trial 2" and trials[2].failure == "training_error"
+    assert len(trials) == 6 and conductor.is_over()
+    kill_drivers()
+    more = make_conductor(tmp_path, trials=50, give_up_after=4)
+    more.build_job = fail
+    FakeExecutor().run(more)
+    with pytest.raises(SearchError, match="4 trials in a row failed"):
+        more.outcome()
+
+
+@pytest.mark.parametrize("content", [None, b"PK\3\4 cut off"])
+def test_without_what_trials_start_from_none_is_begun(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    conductor = make_conductor(tmp_path, trials=9, **WARM)
+    build = conductor.build_job
+    start = tmp_path / "00000" / "seed-1" / "start" / "checkpoint_best.pt"
+    start.parent.mkdir(parents=True)
+    torch.save({}, start)
+
+    def warm(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+        job = build(number, plan, baseline)
+        return replace(job, needs=(str(start),) if number else ())
+
+    conductor.build_job = warm
+    executor = FakeExecutor(workers=1)
+
+    def lose_it(job: TrialJob) -> None:
+        if job.number == 2:
+            (tmp_path / "00000" / "commands.sh").touch()
+            start.unlink()
+            if content is not None:
+                start.write_bytes(content)
+
+    executor.error = lose_it
+    executor.run(conductor)
+    trials = conductor.record.trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3, "none has failed"
+    with pytest.raises(SearchError) as error:
+        conductor.outcome()
+    fault = "is gone" if content is None else "is damaged"
+    assert f"{start}, which trials start from, {fault}, so none was begun" in str(error.value)
+    assert "train the baseline again (remove the checkpoints of" in str(error.value)
+    torch.save({}, start)
+    kill_drivers()
+    again = make_conductor(tmp_path, trials=9, **WARM)
+    FakeExecutor().run(again)
+    assert len(trained(again.record.trials())) == 9

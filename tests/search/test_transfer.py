@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -77,6 +78,20 @@ def test_a_report_comes_first_and_a_checkpoint_that_is_begun_stays(tmp_path: Pat
     assert names == ["report.jsonl", "checkpoint_last.pt", "finished.json"]
     Courier(tmp_path).take(str(tmp_path / "copy"), content)
     assert checkpoint_is_whole(tmp_path / "copy" / "seed-1" / "checkpoints" / "checkpoint_last.pt")
+
+
+def test_of_a_long_log_the_end_travels(tmp_path: Path) -> None:
+    trial = tmp_path / "trials" / "00000"
+    make_trial(trial, 1)
+    with (trial / "seed-1" / "train.log").open("wb") as log:
+        log.truncate(300_000_000)
+        log.seek(0, os.SEEK_END)
+        log.write(b"the end")
+    content = Courier(tmp_path).give(str(trial))
+    assert content is not None and len(content) < 20_000_000
+    Courier(tmp_path).take(str(tmp_path / "copy"), content)
+    sent = (tmp_path / "copy" / "seed-1" / "train.log").read_bytes()
+    assert len(sent) == 16 * 1024 * 1024 and sent.endswith(b"the end")
 
 
 def test_nothing_is_written_or_read_outside_the_run_folder(tmp_path: Path) -> None:

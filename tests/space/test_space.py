@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from nas_attn.errors import ConfigError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.space import Decision, SearchSpace, SpaceConfig
+from nas_attn.space.fitting import fitting
 
 SHAPES = {
     "encoder_self": SiteShape(num_layers=2, embed_dim=64, num_heads=4),
@@ -159,3 +160,62 @@ def test_spaces_that_do_not_fit(settings: dict[str, object], key: str, message: 
 def test_malformed_spaces(broken: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SpaceConfig.model_validate(broken)
+
+
+def odd_heads(choice: AttentionChoice, shape: SiteShape) -> str | None:
+    """Stands in for what building a module finds."""
+    options = dict(choice.options)
+    if choice.scheme == "single_head" and shape.embed_dim == 32:
+        return "too narrow"
+    value = options.get("shared_dim", shape.num_heads)
+    return f"{shape.num_heads} heads do not divide {value}" if value % shape.num_heads else None
+
+
+OFFERED = {
+    "multi_head": {},
+    "single_head": {},
+    "collaborative": {
+        "shared_dim": {"fraction_of_embed_dim": [0.03125, 0.0625, 0.25]},
+        "num_value_heads": {"fraction_of_num_heads": [0.25, 0.125]},
+        "content_bias": [False, True],
+    },
+}
+
+
+def fit(**settings: object) -> tuple[SpaceConfig, list[str]]:
+    config = SpaceConfig.model_validate({"schemes": OFFERED, **settings})
+    return fitting(config, SHAPES, odd_heads)
+
+
+def test_a_space_is_left_with_what_fits() -> None:
+    config, left_out = fit()
+    wide, narrow = (SearchSpace(config, SHAPES).units[place] for place in (0, 1))
+    assert wide.scheme.values == ("multi_head", "single_head", "collaborative")
+    assert narrow.scheme.values == ("multi_head", "collaborative")
+    assert [decision.values for decision in wide.options[2]] == [(4, 16), (1,), (False, True)]
+    assert [decision.values for decision in narrow.options[1]] == [(8,), (1,), (False, True)]
+    assert left_out == [
+        "collaborative with shared_dim 0.03125 of the embed_dim (4 heads do not divide 2), at "
+        "encoder_self",
+        "collaborative with num_value_heads 0.125 of the num_heads (num_value_heads is no whole "
+        "number), at encoder_self, decoder_self, encoder_decoder",
+        "single_head (too narrow), at decoder_self, encoder_decoder",
+        "collaborative with shared_dim 0.03125 of the embed_dim (4 heads do not divide 1), at "
+        "decoder_self, encoder_decoder",
+        "collaborative with shared_dim 0.0625 of the embed_dim (4 heads do not divide 2), at "
+        "decoder_self, encoder_decoder",
+    ]
+
+
+def test_one_choice_for_the_whole_model_must_fit_everywhere() -> None:
+    config, _ = fit(decide="model")
+    (unit,) = SearchSpace(config, SHAPES).units
+    assert unit.scheme.values == ("multi_head", "collaborative")
+    assert [decision.values for decision in unit.options[1]] == [(16,), (1,), (False, True)]
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    config = SpaceConfig.model_validate({"schemes": SCHEMES})
+    assert fitting(config, SHAPES, lambda choice, shape: None) == (config, [])
+    nothing = fitting(config, SHAPES, lambda choice, shape: "no")
+    assert nothing == (config, []), "what is left of nothing is refused by who builds it"

@@ -1,0 +1,88 @@
+"""What fails beside a search loses nothing of it: the report is written with what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from nas_attn import cli
+from nas_attn.errors import DataError, NasAttnError
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.search import record as fields
+from nas_attn.search.record import NewTrial, Record
+from nas_attn.study import Study, load_study
+from nas_attn.training.data import PreparedData
+from tests.test_study import write
+
+REPLAYED: dict[str, Any] = {
+    "replay": {"seconds": 0.1},
+    "execution": {"executor": "simulated"},
+    "search/trials": 3,
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_translation: PreparedData) -> Study:
+    path = write(tmp_path, tiny_translation.folder, REPLAYED)
+    return load_study(str(path), runs=tmp_path / "runs")
+
+
+def test_what_fails_after_a_search_does_not_lose_its_report(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a rank agreement, a measurement, or predictions that are no guide."""
+    run = cli._search_by_sampler
+
+    def fail_after(*arguments: Any, **more: Any) -> None:
+        run(*arguments, **more)
+        raise NasAttnError("predictions are <no> guide")
+
+    def lack(*_: Any) -> None:
+        raise DataError("the data set is gone")
+
+    monkeypatch.setattr(cli, "_search_by_sampler", fail_after)
+    monkeypatch.setattr(cli, "_confirmed_rows", lack)
+    told = CliRunner().invoke(cli.app, ["search", *study.typed])
+    assert str(told.exception) == "predictions are <no> guide"
+    report = study.folder / "report"
+    assert f"report: {report}/index.html" in told.output
+    page, summary = ((report / name).read_text() for name in ("index.html", "summary.md"))
+    assert "The last search ended early: predictions are &lt;no&gt; guide" in page
+    assert "**What was confirmed is left out: the data set is gone**" in summary
+    assert len((report / "trials.csv").read_text().splitlines()) == 4
+    monkeypatch.undo()
+    told = CliRunner().invoke(cli.app, ["report", *study.typed])
+    assert told.exit_code == 0, told.output
+    assert 'role="alert"' not in (report / "index.html").read_text()
+
+
+def end(record: Record, study: Study, plan: AttentionPlan, value: float | None) -> None:
+    """Write down a trial that is over."""
+    costs = study.costs.known(plan)
+    sizes = study.costs.sizer.size(plan)._asdict()
+    number = len(record.trials())
+    attributes = {
+        fields.PLAN: plan.to_json(),
+        fields.SIZE: sizes,
+        fields.COSTS: {name: cost for name, cost in costs.items() if name not in sizes},
+        fields.PROPOSAL: {"number": number, "running": []},
+        fields.BASELINE: plan == study.baseline,
+    }
+    values = None if value is None else [value, *(costs[name] for name in study.objectives.costs)]
+    state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    record.create(NewTrial(attributes=attributes, state=state, values=values))
+
+
+def test_a_failed_baseline_is_trained_again_whatever_ended_meanwhile(study: Study) -> None:
+    record = cli._open_record(study, create=True)
+    end(record, study, study.baseline, None)
+    other = AttentionPlan.uniform(AttentionChoice("multi_query"), tuple(study.space.shapes))
+    end(record, study, other, 3.0)
+    trained = cli._train_baseline(study, record, None)
+    assert trained.is_baseline and trained.is_trained
+    assert len(record.trials()) == 3
+    assert cli._train_baseline(study, record, None).number == trained.number
