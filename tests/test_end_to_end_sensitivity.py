@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -21,6 +20,7 @@ from nas_attn.errors import NasAttnError
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import ExecutionConfig
 from nas_attn.study import study_of_checkpoint
+from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.training.conversion import calibration_calls, convert_trained, load_trained
 from nas_attn.training.conversion import validation_losses as losses_of
 from nas_attn.training.data import PreparedData
@@ -205,8 +205,7 @@ def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) 
     told = CliRunner().invoke(app, [*arguments, *data])
     assert "no choice of the space can take over what the baseline" in str(told.exception)
     other = tmp_path / "checkpoints" / "checkpoint_best.pt"
-    other.parent.mkdir()
-    shutil.copy(run / "checkpoint_last.pt", other)
+    save_checkpoint({**read_checkpoint(run / "checkpoint_best.pt"), "other": 1}, other)
     named = study_of_checkpoint(
         other,
         measured.data.folder,
