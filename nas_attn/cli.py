@@ -1742,13 +1742,13 @@ def _write_report(study: Study, record: Record, out: Path, troubles: Sequence[st
     from nas_attn.report import ReportContext, write_report
     from nas_attn.search.provenance import machine_of, versions_of
 
-    said = list(troubles)
+    said = [mask(trouble) for trouble in troubles]
 
     def part(what: str, make: Callable[[], Part], instead: Part) -> Part:
         try:
             return make()
         except NasAttnError as error:
-            said.append(f"{what} left out: {error}")
+            said.append(mask(f"{what} left out: {error}"))
             logger.warning("the report is without a part: %s", said[-1])
             return instead
 

@@ -29,6 +29,7 @@ from typing import IO, Any
 
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import NasAttnError
+from nas_attn.masking import mask
 from nas_attn.training.arguments import shell_text
 from nas_attn.training.failures import (
     Failure,
@@ -402,13 +403,13 @@ class TrialRun:
             logger.error("trial %d", self.job.number, exc_info=error)
             path = Path(self.job.folder) / ERROR_FILE
             with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
-                log.writelines(traceback.format_exception(error))
+                log.write(mask("".join(traceback.format_exception(error))))
         try:
             self.stop()
         except Exception as other:
             logger.error("a process of trial %d may live on: %r", self.job.number, other)
         self._activity = None
-        self._fail(failure)
+        self._fail(replace(failure, message=mask(failure.message)))
 
     def _start_next(self) -> None:
         if is_of_another_plan(Path(self.job.folder), self.job.plan):
