@@ -199,6 +199,7 @@ def test_a_file_that_cannot_be_read_fails_its_trial(name: str, tmp_path: Path) -
         '{"finished": true, "plan": 3}',
         '{"finished": true, "plan": {"encoder_self": {"scheme": 5}}}',
         '{"finished": true, "test": {"bleu": "3"}}',
+        '{"finished": true, "test_loss": 3}',
         '{"finished": true, "decoding_seconds": 3}',
     ],
 )
