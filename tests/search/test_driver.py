@@ -113,7 +113,8 @@ def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
         assert trial.certain == ("pillars" in str(trial.plan))
         assert trial.cost == wanted
         assert trial.text.endswith(
-            "; left (first seed): encoder_self 1, decoder_self 1, encoder_decoder 1"
+            "; left (first seed): encoder_self 1 heads, decoder_self 1 heads, "
+            "encoder_decoder 1 heads"
         )
     points = front(trials)
     assert points[0].cost == wanted
