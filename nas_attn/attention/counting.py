@@ -122,7 +122,7 @@ def left_text(plan: AttentionPlan, pruned: AttentionPlan) -> str:
             module = get_scheme(old.scheme).module
             if issubclass(module, PrunableAttention) and module.prunes(dict(old.options)):
                 option, words = module.parts
-                counts.append((layer, dict(new.options)[option], words))
+                counts.append((layer, dict(new.options).get(option, "all"), words))
         names = {words for _, _, words in counts}
         if len(counts) == count and len(names) == 1:
             numbers = "+".join(str(number) for _, number, _ in counts)

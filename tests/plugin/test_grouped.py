@@ -15,6 +15,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fairseq_plugin.criterions import count_votes
@@ -65,6 +66,7 @@ class Bench:
         self.task = tasks.setup_task(cfg.task)
         self.model = self.task.build_model(cfg.model)
         self.criterion = self.task.build_criterion(cfg.criterion)
+        self.config = cfg.criterion
         self.task.load_dataset("train")
         self.data = self.task.dataset("train")
         self.modules = [m for m in self.model.modules() if isinstance(m, GroupedHeadAttention)]
@@ -273,6 +275,14 @@ def test_a_vote_of_old_is_held_anew(tiny_translation: PreparedData, phase: Phase
     for module in bench.modules:
         assert int(module.votes.sum()) == 2 * len(bench.batches)
         assert int(module.kept.sum()) == 2
+
+
+def test_a_criterion_of_old_is_built(tiny_translation: PreparedData) -> None:
+    """As fairseq-validate builds it: a checkpoint of version 0.1 says nothing of update_freq."""
+    bench = Bench(tiny_translation, f"--criterion={GROUPED}", "--update-freq=3")
+    config = {name: value for name, value in bench.config.items() if name != "update_freq"}
+    built = bench.task.build_criterion(OmegaConf.create(config))
+    assert (bench.criterion.voting.update_freq, built.voting.update_freq) == ((3,), (1,))
 
 
 def test_the_best_before_pruning_is_forgotten(tiny_translation: PreparedData) -> None:
