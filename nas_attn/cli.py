@@ -748,18 +748,18 @@ def prune(
     from nas_attn.training.pruning import load_checkpoint, prune_checkpoint
 
     if out.exists():
-        raise NasAttnError(f"{out} exists; remove it or name another file")
+        raise RefusedError(f"{out} exists; remove it or name another file")
     given = {"keep": keep, "num_groups": num_groups, "vote_threshold": vote_threshold}
     options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     masked = None
     if calibrate is not None:
         load_checkpoint(checkpoint)  # refused early, in words
         if options.get("keep", "pillars") == "all":
-            raise NasAttnError("--keep all prunes nothing")
+            raise RefusedError("--keep all prunes nothing")
         options = {"keep": "pillars"} | options
         masked = vote_on_data(checkpoint, calibrate, options, refit=refit, num_batches=batches)
     elif refit or options:
-        raise NasAttnError("--refit, --keep, --num-groups and --vote-threshold need --calibrate")
+        raise RefusedError("--refit, --keep, --num-groups and --vote-threshold need --calibrate")
     pruned = prune_checkpoint(checkpoint, out, masked)
     table = Table(box=None)
     table.add_column("")
@@ -828,11 +828,14 @@ def convert(
     from nas_attn.training.conversion import convert_checkpoint
 
     if out.exists() and not replace:
-        raise NasAttnError(f"{out} exists; remove it, name another file, or say --replace")
-    wanted = AttentionPlan.read(plan)
-    found = convert_checkpoint(
-        checkpoint, wanted, out, data=calibrate, refit=refit, force=force, means=means
-    )
+        raise RefusedError(f"{out} exists; remove it, name another file, or say --replace")
+    try:
+        wanted = AttentionPlan.read(plan)
+        found = convert_checkpoint(
+            checkpoint, wanted, out, data=calibrate, refit=refit, force=force, means=means
+        )
+    except PlanError as error:
+        raise RefusedError(str(error)) from None
     table = Table(box=None)
     for name in ("module", "converted to"):
         table.add_column(name)

@@ -54,7 +54,6 @@ from nas_attn.training.arguments import (
     with_value,
 )
 from nas_attn.training.config import DataConfig, TrainingConfig
-from nas_attn.training.conversion import load_trained
 from nas_attn.training.costs import CostModel, available_costs
 from nas_attn.training.data import (
     PreparedData,
@@ -78,6 +77,7 @@ from nas_attn.training.model import (
 )
 from nas_attn.training.parsed import check_training
 from nas_attn.training.replay import ReplayConfig, curve_of, replay_command
+from nas_attn.training.trained import load_trained
 from nas_attn.training.worker import (
     BEST,
     CHECKPOINT,

@@ -230,13 +230,13 @@ def _convert(trial: Path, data: Path, folder: Path) -> None:
     text = run(*command, "--calibrate", str(data))
     assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", text)
     assert re.search(r"validation loss, bits a token: ([\d.]+) -> [\d.]+", text)
-    assert "exists; remove it" in run(*command, status=1)
+    assert "exists; remove it" in run(*command, status=2)
     means = run(*command, "--calibrate", str(data), "--replace", "--means")
     assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", means)
     run(*command, "--calibrate", str(data), "--replace")
     bad = json.dumps({"decoder_self": {"scheme": "multi_query", "shared_dim": 4}})
     other = ("convert", str(best), "--plan", bad, "--out", str(folder / "other.pt"))
-    assert "decoder_self.0: multi_query: unknown option 'shared_dim'" in run(*other, status=1)
+    assert "decoder_self.0: multi_query: unknown option 'shared_dim'" in run(*other, status=2)
     assert not (folder / "other.pt").exists()
     generate = ["fairseq_cli.generate", str(data), "--path", str(out), "--max-tokens", "2000"]
     plugin = Path(__file__).parent.parent / "fairseq_plugin"
@@ -287,13 +287,13 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     text = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again))
     assert re.search(rf"parameters +{baseline.cost:,} +{trial.cost:,} ", text)
     assert "decoder_self.0" in text
-    told = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=1)
+    told = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=2)
     assert "exists; remove it or name another file" in told
     multi_head = Path(baseline.folder or "") / "seed-1" / "checkpoints" / "checkpoint_best.pt"
     out = str(tmp_path / "voted.pt")
-    told = run("prune", str(multi_head), "--out", out, "--refit", status=1)
+    told = run("prune", str(multi_head), "--out", out, "--refit", status=2)
     assert "need --calibrate" in told
-    told = run("prune", str(multi_head), "--out", out, status=1)
+    told = run("prune", str(multi_head), "--out", out, status=2)
     assert "no scheme of its plan prunes" in told
     data = str(tiny_translation.folder)
     arguments = ["--calibrate", data, "--refit", "--num-groups", "3", "--keep", "pillars"]

@@ -154,7 +154,7 @@ def _alternate(maps: _Maps, start: SharedFactors, sweeps: int, tolerance: float)
         image = (maps.left @ query.mT) * maps.by_row(mixing)
         key = _solve((query @ query.mT) * (mixing.mT @ mixing), image.mT @ maps.right)
         products = (maps.left @ query.mT) * (maps.right @ key.mT)
-        by_head = products.unflatten(-2, (maps.heads, -1)).sum(-2)
+        by_head = products.reshape(*products.shape[:-2], maps.heads, -1, products.size(-1)).sum(-2)
         mixing = _solve((query @ query.mT) * (key @ key.mT), by_head.mT).mT
         done += 1
         error = maps.error(query, key, mixing)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import RefusedError
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.checkpoints import EMBEDDING_FILES
-from nas_attn.training.data import point_at
+from nas_attn.training.trained import build_trained, load_batches, load_trained
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 4096
 """Of a batch."""
+BUFFERS = r".*\.attention\.(?:kept|schedule|votes|together|shift|groups)"
+"""State of the vote, which multi-head attention has none of."""
 RIDGE = 1e-6
 """Share of the mean squared input that is added to each, so that equal heads can be told apart."""
 
@@ -50,42 +51,30 @@ def vote_on_data(
         Plan and state dictionary of the masked model.
 
     Raises:
-        NasAttnError: the model has no such attention, or heads are pruned already.
+        RefusedError: the model has no such attention, or heads are pruned already.
     """
-    from fairseq import checkpoint_utils, tasks
-
     from fairseq_plugin.criterions import count_votes, recording
 
-    overrides = {"data": str(data), **dict.fromkeys(EMBEDDING_FILES)}
-    loaded = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
-    cfg = loaded["cfg"]
-    plan = _as_grouped(AttentionPlan.parse(cfg.model.attention_plan), options)
-    cfg.model.attention_plan = plan.dumps()
-    point_at(cfg.task, data)
-    task = tasks.setup_task(cfg.task)
-    model = task.build_model(cfg.model)
-    missing, unexpected = model.load_state_dict(loaded["model"], strict=False, model_cfg=cfg.model)
+    trained = load_trained(path)
+    plan = _as_grouped(trained.plan, options)
+    trained.arguments.attention_plan = plan.dumps()
+    weights = trained.state["model"]
+    model = build_trained(trained.arguments, weights, path, lacking=BUFFERS)
     modules = [m for m in model.modules() if isinstance(m, GroupedHeadAttention)]
-    if unexpected or any(name.endswith("weight") for name in missing):
-        raise NasAttnError(f"{path} does not hold the weights of its plan")
     if any(int(module.schedule[0]) != Phase.TRAINING for module in modules):
-        raise NasAttnError(f"{path} has voted already: prune it without calibration data")
-    task.load_dataset(subset)
-    dataset = task.dataset(subset)
-    batches = task.get_batch_iterator(dataset, max_tokens=MAX_TOKENS).frozen_batches
+        raise RefusedError(f"{path} has voted already: prune it without calibration data")
+    batches = load_batches(trained, data, subset, MAX_TOKENS)
     # They are sorted by length: take short and long ones.
-    batches = batches[:: max(1, len(batches) // num_batches)][:num_batches]
-    model.eval()
+    numbers = range(len(batches.lines))[:: max(1, len(batches.lines) // num_batches)][:num_batches]
     with ExitStack() as stack, torch.no_grad():
         moments = [stack.enter_context(_moments(module)) for module in modules] if refit else []
-        for number, lines in enumerate(batches, start=1):
-            sample = dataset.collater([dataset[int(line)] for line in lines])
+        for number in numbers:
             with recording(modules):
-                model(**sample["net_input"])
+                model(**batches[number]["net_input"])
             count_votes(modules)
-            logger.info("voted on batch %d of %d", number, len(batches))
+        logger.info("voted on %d batches", len(numbers))
     for index, module in enumerate(modules):
-        module.settle(index, batches=len(batches))
+        module.settle(index, batches=len(numbers))
     for module, sums in zip(modules, moments, strict=False):
         refit_output(module, sums)
     return plan, model.state_dict()
@@ -154,5 +143,5 @@ def _as_grouped(plan: AttentionPlan, options: Mapping[str, Any]) -> AttentionPla
             changed.append(choice)
         sites[site] = changed
     if not found:
-        raise NasAttnError("the plan has neither multi_head nor grouped_head attention")
+        raise RefusedError("the plan has neither multi_head nor grouped_head attention")
     return AttentionPlan.of(sites)

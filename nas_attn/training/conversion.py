@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
 import logging
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from nas_attn.attention import Attention
 from nas_attn.conversion import Call, Errors, convert_attention, recorded, warn_without_data
-from nas_attn.errors import NasAttnError, PlanError
+from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
-from nas_attn.training.data import point_at
-from nas_attn.training.model import blank_dictionary, build_model
+from nas_attn.training.checkpoints import check_out, save_checkpoint, without_training
+from nas_attn.training.trained import (
+    TrainedModel,
+    build_trained,
+    load_batches,
+    load_trained,
+    spread,
+)
 
 logger = logging.getLogger(__name__)
-
-STOCK = re.compile(r"(.*layers\.\d+\.(?:self_attn|encoder_attn))\.((?:q|k|v|out)_proj\..*)")
-"""Weights of fairseq's own attention."""
-PLACE = re.compile(r".*?(encoder|decoder)\.(?:\w+\.)*layers\.(\d+)\.(self_attn|encoder_attn)")
-"""Where a module is in a model."""
-
-EMBEDDINGS = ("encoder", "encoder.sentence_encoder", "decoder")
-"""Where models keep the embeddings of their dictionaries, the source's first."""
 
 CALIBRATION_TOKENS = 8192
 """Of the training side, of source and target each about so many."""
@@ -104,71 +96,6 @@ class Losses:
         return change, math.sqrt(spread * count / (count - 1)) / tokens
 
 
-@dataclass
-class TrainedModel:
-    """A model with its attention in our modules, whatever it was trained with.
-
-    Args:
-        state: the checkpoint, its model's arguments naming an architecture of the plugin.
-        model: with the checkpoint's weights, in evaluation mode.
-        plan: of its attention.
-        modules: the attention, by (site, layer).
-    """
-
-    state: dict[str, Any]
-    model: nn.Module
-    plan: AttentionPlan
-    modules: dict[tuple[str, int], Any] = field(default_factory=dict)
-
-    @property
-    def arguments(self) -> Any:
-        return self.state["cfg"]["model"]
-
-    def layers(self) -> dict[str, int]:
-        """Layers of each site."""
-        sites: dict[str, int] = {}
-        for site, layer in self.modules:
-            sites[site] = max(sites.get(site, 0), layer + 1)
-        return sites
-
-    def attention(self) -> dict[str, Attention]:
-        """The attention modules by their places, such as decoder_self.2."""
-        return {f"{site}.{layer}": m.attention for (site, layer), m in self.modules.items()}
-
-
-def load_trained(path: Path) -> TrainedModel:
-    """Load a checkpoint of fairseq's transformer, transformer_lm or roberta, or of the plugin's.
-
-    Raises:
-        NasAttnError: it is none, or it does not hold what its arguments say.
-    """
-    from fairseq.models import ARCH_MODEL_REGISTRY
-
-    state = read_checkpoint(path)
-    arguments = state["cfg"]["model"]
-    if isinstance(arguments, dict):  # of models that have a dataclass of arguments
-        arguments = argparse.Namespace(**arguments)
-    if getattr(arguments, "attention_plan", None) is None:
-        stock = getattr(arguments, "arch", None) or getattr(arguments, "_name", None)
-        arch = f"multi_head_{stock}"
-        if arch not in ARCH_MODEL_REGISTRY:
-            raise NasAttnError(
-                f"{path} is of the architecture {stock}, but only fairseq's transformer, "
-                "transformer_lm and roberta can be converted, in all their sizes"
-            )
-        arguments.arch = arguments._name = arch
-        sites = ARCH_MODEL_REGISTRY[arch].sites
-        if getattr(arguments, "no_cross_attention", False):
-            sites = tuple(site for site in sites if site != "encoder_decoder")
-        plan = AttentionPlan.uniform(AttentionChoice.of("multi_head"), sites)
-        arguments.attention_plan = plan.dumps()
-        state["cfg"]["model"] = arguments
-        state["model"] = {STOCK.sub(r"\1.attention.\2", k): v for k, v in state["model"].items()}
-    model = _build(arguments, state["model"], path)
-    plan = AttentionPlan.parse(arguments.attention_plan)
-    return TrainedModel(state, model, plan, _modules_of(model))
-
-
 def convert_checkpoint(
     path: Path,
     plan: AttentionPlan,
@@ -197,11 +124,13 @@ def convert_checkpoint(
         NasAttnError: the checkpoint or the data are unfit, or there is no room; nothing is written.
         PlanError: the plan does not fit the model.
     """
+    check_out(out, path)
     trained = load_trained(path)
     before = validation_loss(trained, data) if data is not None else None
     calls = calibration_calls(trained, data) if data is not None else {}
     converted = convert_trained(trained, plan, calls, force=force, refit=refit, means=means)
     after = validation_loss(trained, data) if data is not None else None
+    without_training(path, trained.state)
     save_checkpoint(trained.state, out)
     losses = None if before is None or after is None else (before, after)
     return Converted(
@@ -262,10 +191,9 @@ def convert_trained(
     trained.plan = plan.over(trained.plan)
     trained.arguments.attention_plan = trained.plan.dumps()
     trained.state["model"] = trained.model.state_dict()
-    trained.state["last_optimizer_state"] = None
     after = sum(p.numel() for p in trained.model.parameters())
     # It must be what fairseq will build and load.
-    _build(trained.arguments, trained.state["model"], None)
+    build_trained(trained.arguments, trained.state["model"], Path("the converted model"))
     return Converted(plan=trained.plan, modules=tuple(modules), parameters=(before, after))
 
 
@@ -276,8 +204,9 @@ def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[Call]
     Raises:
         NasAttnError: the data do not fit the model.
     """
+    batches = load_batches(trained, data, "train", BATCH_TOKENS)
     with recorded(trained.attention()) as calls:
-        for sample in _samples(trained, data, "train", CALIBRATION_TOKENS):
+        for sample in spread(batches, CALIBRATION_TOKENS // BATCH_TOKENS):
             trained.model(**sample["net_input"])
     return calls
 
@@ -301,66 +230,6 @@ def _choices(trained: TrainedModel, plan: AttentionPlan) -> dict[tuple[str, int]
     return changed
 
 
-def _build(arguments: Any, weights: Mapping[str, Tensor], path: Path | None) -> nn.Module:
-    """The model of some arguments, with weights loaded.
-
-    Raises:
-        NasAttnError: they do not fit.
-    """
-    found = (f"{place}.embed_tokens.weight" for place in EMBEDDINGS)
-    dictionaries = [blank_dictionary(len(weights[name])) for name in found if name in weights]
-    if not dictionaries:
-        raise NasAttnError(f"{path} holds no embeddings of a Transformer")
-    try:
-        model = build_model(arguments, dictionaries)
-        model.load_state_dict(dict(weights), strict=True)
-    except (RuntimeError, ValueError, AttributeError) as error:
-        raise NasAttnError(f"{path} does not hold the weights of its model: {error}") from None
-    return model.eval()
-
-
-def _modules_of(model: nn.Module) -> dict[tuple[str, int], Any]:
-    modules = {}
-    for name, module in model.named_modules():
-        match = PLACE.fullmatch(name)
-        if match:
-            site = "encoder_decoder" if match[3] == "encoder_attn" else f"{match[1]}_self"
-            modules[site, int(match[2])] = module
-    return modules
-
-
-def _samples(
-    trained: TrainedModel, data: Path, subset: str, tokens: float
-) -> Iterator[dict[str, Any]]:
-    """Batches of a side of a data set, short and long sentences, up to about so many tokens."""
-    from fairseq import tasks
-    from omegaconf import OmegaConf
-
-    config = trained.state["cfg"]["task"]
-    config = OmegaConf.create(config) if isinstance(config, dict) else copy.deepcopy(config)
-    point_at(config, data)
-    try:
-        task = tasks.setup_task(config)
-        task.load_dataset(subset)
-    except Exception as error:  # fairseq raises many kinds
-        raise NasAttnError(f"{data} is no data set for this model: {error}") from None
-    size = len(task.source_dictionary)
-    embeddings = next(m for m in trained.model.modules() if isinstance(m, nn.Embedding))
-    if size != embeddings.num_embeddings:
-        raise NasAttnError(
-            f"the model has {embeddings.num_embeddings} types, but the dictionary of {data} {size}"
-        )
-    dataset = task.dataset(subset)
-    batches = task.get_batch_iterator(dataset, max_tokens=BATCH_TOKENS, seed=1).frozen_batches
-    wanted = len(batches)
-    if tokens < math.inf:
-        wanted = min(wanted, math.ceil(tokens / BATCH_TOKENS))
-    for index in range(wanted):
-        lines = batches[index * len(batches) // wanted]
-        sample = dataset.collater([dataset[int(line)] for line in lines])
-        yield sample
-
-
 def validation_loss(trained: TrainedModel, data: Path) -> float:
     """Validation loss a token, in bits: cross-entropy of the targets, without smoothing."""
     return validation_losses(trained, data).mean
@@ -376,7 +245,7 @@ def validation_losses(trained: TrainedModel, data: Path) -> Losses:
     sums: list[float] = []
     tokens: list[int] = []
     padding = 1  # of every fairseq dictionary
-    for batch in _samples(trained, data, "valid", math.inf):
+    for batch in spread(load_batches(trained, data, "valid", BATCH_TOKENS), math.inf):
         sample = utils.apply_to_sample(lambda tensor: tensor.to(device), batch)
         output = model(**sample["net_input"])
         scores = model.get_normalized_probs(output, log_probs=True).float()

@@ -25,10 +25,10 @@ from nas_attn.training.conversion import (
     Losses,
     calibration_calls,
     convert_trained,
-    load_trained,
     validation_losses,
 )
 from nas_attn.training.reporting import report_validation
+from nas_attn.training.trained import load_trained
 
 COMMAND = "nas-attn-measure"
 METRIC, CHANGE, ERROR = "nll_loss", "change", "change_error"

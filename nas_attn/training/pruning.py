@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,15 @@ from torch import Tensor
 
 from nas_attn.attention.pruning import Phase, PrunableAttention, check_vote
 from nas_attn.attention.registry import get_scheme
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import RefusedError
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
+from nas_attn.training.checkpoints import (
+    check_out,
+    read_checkpoint,
+    save_checkpoint,
+    without_training,
+)
+from nas_attn.training.trained import NO_PLAN, build_trained, load_trained, plan_of
 
 LAYER = re.compile(
     r"(.*?(encoder|decoder)\.(?:\w+\.)*layers\.(\d+)\.(self_attn|encoder_attn)\.attention)\..*"
@@ -43,11 +50,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint of the plugin's models; only plain data is unpickled.
 
     Raises:
-        NasAttnError: it is none.
+        RefusedError: it is none, or does not hold the weights of its plan.
     """
     state = read_checkpoint(path)
-    if getattr(state["cfg"]["model"], "attention_plan", None) is None:
-        raise NasAttnError(f"{path} holds no attention plan: it was not trained with the plugin")
+    arguments = state["cfg"]["model"]
+    if isinstance(arguments, dict):
+        state["cfg"]["model"] = Namespace(**arguments)
+    plan_of(state["cfg"]["model"], path)
     return state
 
 
@@ -68,16 +77,20 @@ def prune_checkpoint(
             `nas_attn.training.calibration`).
 
     Raises:
-        NasAttnError: there is nothing to prune, or the vote is not over.
+        RefusedError: there is nothing to prune, or the vote is not over.
     """
-    state = load_checkpoint(path)
-    arguments = state["cfg"]["model"]
-    own = AttentionPlan.parse(arguments.attention_plan), state["model"]
+    check_out(out, path)
+    trained = load_trained(path)
+    if trained.is_stock:
+        raise RefusedError(NO_PLAN.format(path))
+    state, arguments = trained.state, trained.arguments
+    own = trained.plan, state["model"]
     plan, model, parts = prune_model(*(masked or own))
     before, after = _count(state["model"]), _count(model)
     arguments.attention_plan = plan.dumps()
     state["model"] = model
-    state["last_optimizer_state"] = None
+    build_trained(arguments, model, Path("the pruned model"))
+    without_training(path, state)
     save_checkpoint(state, out)
     return Pruned(plan, parts, (before, after), (path.stat().st_size, out.stat().st_size))
 
@@ -96,7 +109,7 @@ def prune_model(
         each place.
 
     Raises:
-        NasAttnError: there is nothing to prune, the vote is not over, or its state is impossible.
+        RefusedError: there is nothing to prune, the vote is not over, or its state is impossible.
     """
     modules: dict[str, dict[int, str]] = {}
     for name in weights:
@@ -115,14 +128,23 @@ def prune_model(
             if "kept" not in own:
                 continue
             check_vote(prefix, own)
-            phase = Phase(int(own["schedule"][0]))
+            try:
+                phase = Phase(int(own["schedule"][0]))
+            except (LookupError, ValueError):
+                raise RefusedError(f"{site}.{layer} has no state of a vote that could be") from None
             phases.add(phase.name.lower())
             if phase != Phase.SETTLED:
                 continue
             scheme, options = choices[layer].scheme, dict(choices[layer].options)
             module = get_scheme(scheme).module
-            assert issubclass(module, PrunableAttention)
-            small, options = module.cut(own, options)
+            if not issubclass(module, PrunableAttention):
+                raise RefusedError(f"{site}.{layer} is {scheme}, but its weights are of a vote")
+            try:
+                small, options = module.cut(own, options)
+            except (RuntimeError, LookupError, TypeError, ValueError) as error:
+                raise RefusedError(
+                    f"the weights of {site}.{layer} do not fit together: {error}"
+                ) from None
             for name in own:
                 del model[f"{prefix}.{name}"]
             model |= {f"{prefix}.{name}": tensor for name, tensor in small.items()}
@@ -135,7 +157,7 @@ def prune_model(
             if phases
             else "no scheme of its plan prunes"
         )
-        raise NasAttnError(f"nothing is pruned in this checkpoint: {why}")
+        raise RefusedError(f"nothing is pruned in this checkpoint: {why}")
     return AttentionPlan.of(sites), model, parts
 
 
