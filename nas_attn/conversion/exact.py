@@ -10,10 +10,12 @@ Shape legend: n heads, r rank of a head's map, p and q widths of the two inputs,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from nas_attn.conversion.factors import Factors, common_rows, error_of
+from nas_attn.conversion.factors import Factors, common_rows, is_exact
 
 NEGLIGIBLE = 1e-12
 """Singular values below this share of the largest are none."""
@@ -67,7 +69,8 @@ def common_eigenvectors(left: Tensor, right: Tensor, shared_dim: int) -> Factors
         shared_dim: R.
 
     Returns:
-        The best candidate, good or not; None if the maps need more dimensions than R.
+        Exact factors, or the last candidate, good or not; None if there is none, as where the maps
+        need more dimensions than R.
     """
     sizes, rows = common_rows((right, left))
     more_sizes, more_rows = common_rows((left, right))
@@ -75,18 +78,20 @@ def common_eigenvectors(left: Tensor, right: Tensor, shared_dim: int) -> Factors
         ranks = {int((s > negligible * s.max()).sum()) for s in (sizes, more_sizes)}
         if len(ranks) == 1 and 0 < min(ranks) <= shared_dim:
             rank = ranks.pop()
-            found = _of_rank(left, right, rows[:rank], more_rows[:rank], shared_dim)
-            return min(found, key=lambda it: float(error_of(left, right, *it)), default=None)
+            found = None
+            for found in _of_rank(left, right, rows[:rank], more_rows[:rank], shared_dim):
+                if is_exact(left, right, found):
+                    break
+            return found
     return None
 
 
 def _of_rank(
     left: Tensor, right: Tensor, rows: Tensor, more_rows: Tensor, shared_dim: int
-) -> list[Factors]:
+) -> Iterator[Factors]:
     """Candidates in the bases rows (R, p) and more_rows (R, q)."""
     cores = (left @ rows.t()).mT @ (right @ more_rows.t())  # (n, R, R)
     generator = torch.Generator().manual_seed(1)
-    found = []
     for _ in range(PAIRS):
         weights = torch.randn(2, len(cores), generator=generator, dtype=torch.float64).to(cores)
         one, other = torch.einsum("kn,nrs->krs", weights, cores)
@@ -98,8 +103,7 @@ def _of_rank(
         first, values, second = torch.linalg.svd(images, full_matrices=False)
         key = second[:, 0] * values[:, :1]
         factors = (basis.t() @ rows, key @ more_rows, first[:, :, 0].t().contiguous())
-        found.append(_widened(factors, shared_dim))
-    return found
+        yield _widened(factors, shared_dim)
 
 
 def _eigenvectors(one: Tensor, other: Tensor) -> Tensor | None:

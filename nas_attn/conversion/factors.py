@@ -13,7 +13,7 @@ A leading batch dimension (layers) is allowed in `collaborative_factors`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -105,14 +105,14 @@ def collaborative_factors(
         sweeps: at most, from each start.
         tolerance: see `TOLERANCE`.
     """
-    found: list[SharedFactors] = []
-    for query, key, mixing in (_one_hot(left, right, shared_dim), *starts):
-        error = error_of(left, right, query, key, mixing)
-        start = SharedFactors(query, key, mixing, error, 0)
-        if bool((start.error < EXACT).all()):
-            return start
-        found.append(start)
     maps = _Maps.of(left, right)
+    found: list[SharedFactors] = []
+    for factors in (_one_hot(left, right, shared_dim), *starts):
+        start = SharedFactors(*factors, maps.error(*factors), 0)
+        # The quick error does not tell 1e-8 from none.
+        if bool((start.error < 1e-6).all()) and is_exact(left, right, factors):
+            return replace(start, error=torch.zeros_like(start.error))
+        found.append(start)
     improved = [_alternate(maps, start, sweeps, tolerance) for start in found]
     return min(improved, key=lambda factors: float(factors.error.sum()))
 
@@ -186,15 +186,16 @@ def _one_hot(left: Tensor, right: Tensor, shared_dim: int) -> tuple[Tensor, Tens
     return query, key, mixing
 
 
-def error_of(left: Tensor, right: Tensor, query: Tensor, key: Tensor, mixing: Tensor) -> Tensor:
-    """Relative Frobenius error over all heads, to rounding; one head's maps at a time."""
+def is_exact(left: Tensor, right: Tensor, factors: Factors) -> bool:
+    """Whether nothing but rounding is left; one head's maps are written out at a time."""
+    query, key, mixing = factors
     lost, total = left.new_zeros(left.shape[:-3]), left.new_zeros(left.shape[:-3])
     for head in range(left.size(-3)):
         whole = left[..., head, :, :].mT @ right[..., head, :, :]
         total = total + whole.square().sum((-2, -1))
         found = (query * mixing[..., head, :, None]).mT @ key
         lost = lost + (whole - found).square().sum((-2, -1))
-    return (lost / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt()
+    return bool((lost <= EXACT**2 * total).all())
 
 
 def _solve(gram: Tensor, target: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
 from nas_attn.conversion.exact import common_eigenvectors, known_factors
-from nas_attn.conversion.factors import Factors, collaborative_factors, shared_rows
+from nas_attn.conversion.factors import Factors, collaborative_factors, is_exact, shared_rows
 from nas_attn.conversion.maps import HeadMaps
 from nas_attn.conversion.metric import Metric
 from nas_attn.errors import PlanError
@@ -207,15 +207,18 @@ def _mixed(
 ) -> Factors:
     """Queries (R, p), keys (R, q) and mixing vectors (n, R) for the score maps of all heads."""
     left, right = query @ query_root, key @ key_root
-    starts = []
-    known = known_factors(query, key, shared_dim)
-    if known is not None:
-        starts.append((known[0] @ query_root, known[1] @ key_root, known[2]))
-    found = common_eigenvectors(left, right, shared_dim)
-    if found is not None:
-        starts.append(found)
-    factors = collaborative_factors(left, right, shared_dim, starts=starts)
-    return _undo(factors.query, query_root), _undo(factors.key, key_root), factors.mixing
+    alone = collaborative_factors(left, right, shared_dim, sweeps=0)
+    factors, starts = (alone.query, alone.key, alone.mixing), []
+    if not is_exact(left, right, factors):  # some dimensions must be shared
+        known = known_factors(query, key, shared_dim)
+        if known is not None:
+            starts.append((known[0] @ query_root, known[1] @ key_root, known[2]))
+        if not (starts and is_exact(left, right, starts[0])):
+            found = common_eigenvectors(left, right, shared_dim)
+            starts += [] if found is None else [found]
+        best = collaborative_factors(left, right, shared_dim, starts=starts)
+        factors = best.query, best.key, best.mixing
+    return _undo(factors[0], query_root), _undo(factors[1], key_root), factors[2]
 
 
 def _shared_keys(maps: HeadMaps, metric: Metric, groups: int, width: int) -> tuple[Tensor, Tensor]:
