@@ -635,18 +635,28 @@ def prepare(
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="SentencePiece pieces.")] = 8000,
     subword: Annotated[Subword, typer.Option(help="Kind of SentencePiece model.")] = "bpe",
+    character_coverage: Annotated[
+        float,
+        typer.Option(
+            min=0.98,
+            max=1.0,
+            help="Share of all characters that the model knows, from the most frequent on, such as "
+            "0.9995 for Japanese or Chinese; others become <unk>.",
+        ),
+    ] = 1.0,
     valid_lines: Annotated[
-        int, typer.Option(help="Lines held out if there is no valid file.")
+        int, typer.Option(help="Lines held out if there are no valid and test files.")
     ] = 1000,
     test_lines: Annotated[
-        int, typer.Option(help="Lines held out if there is no test file.")
+        int, typer.Option(help="Lines held out if there are no valid and test files.")
     ] = 1000,
     set_: SetOption = [],  # noqa: B006  typer copies it
 ) -> None:
     """Make a binarised fairseq data set with a SentencePiece model of the training side.
 
     If the files are named train.LANGUAGE and valid.LANGUAGE and test.LANGUAGE lie beside them,
-    those are used; otherwise evenly spaced lines are held out.
+    those are used, and refused if they are not complete and aligned. Where there are none, evenly
+    spaced lines are held out.
     """
     from nas_attn.training.data import prepare as prepare_text
 
@@ -669,6 +679,7 @@ def prepare(
             out,
             vocab_size=vocab_size,
             subword=subword,
+            character_coverage=character_coverage,
             workers=cpus,
         )
     console.print(f"data set: {made.folder}", highlight=False, soft_wrap=True)
@@ -1839,7 +1850,7 @@ def _read_text(
     paths: list[Path], valid_lines: int, test_lines: int
 ) -> tuple[dict[str, list[list[str]]], list[str]]:
     """Read text files with the splits beside them, or hold lines out."""
-    from nas_attn.training.data import find_split_files, hold_out, read_corpus
+    from nas_attn.training.data import hold_out, read_corpus, splits_beside
 
     if len(paths) > 2:
         raise NasAttnError("give one text file, or two aligned ones")
@@ -1848,13 +1859,18 @@ def _read_text(
     if len(paths) == 2 and (endings[0] == endings[1] or "" in endings):
         raise NasAttnError("name aligned files by language, such as train.en and train.de")
     languages = endings if len(paths) == 2 else []
-    folder = paths[0].parent
-    if all(path.stem == "train" and path.parent == folder for path in plain):
-        with contextlib.suppress(NasAttnError):
-            return read_corpus(find_split_files(folder, endings)), languages
+    found = splits_beside(paths, endings)
+    if found is not None:
+        return read_corpus(found), languages
     lines = read_corpus({"train": paths})["train"]
-    console.print(f"holding out {valid_lines} and {test_lines} of {len(lines[0])} lines")
-    return hold_out(lines, valid_lines, test_lines), languages
+    corpus = hold_out(lines, valid_lines, test_lines)
+    console.print(
+        f"there are no validation and test files, so {valid_lines} and {test_lines} of "
+        f"{len(lines[0])} lines are held out of the training text",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return corpus, languages
 
 
 if __name__ == "__main__":

@@ -252,6 +252,7 @@ class Study:
             data.folder,
             vocab_size=data.text.vocab_size,
             subword=data.text.subword,
+            character_coverage=data.text.character_coverage,
             workers=workers,
             origin=data.origin,
         )
@@ -466,6 +467,9 @@ class Study:
         kept: dict[str, Any] = {name: config[name] for name in ("data", "training")}
         # What is trained is kept with the data themselves (`nas_attn.search.same_data`).
         del kept["data"]["languages"]
+        text = kept["data"]["text"]
+        if text is not None and text["character_coverage"] == 1:
+            del text["character_coverage"]  # records of old do not hold it
         objectives = config["objectives"]
         kept["objectives"] = {name: objectives[name] for name in ("loss", "costs")}
         if "flops" in objectives["costs"]:

@@ -79,6 +79,8 @@ class TextConfig(Section):
     """Source and target for translation; left out for language models."""
     vocab_size: Annotated[int, Field(ge=8)] = 8000
     subword: Subword = "bpe"
+    character_coverage: Annotated[float, Field(ge=0.98, le=1)] = 1.0
+    """Share of all characters that SentencePiece knows; others become `<unk>`."""
 
 
 class DemoTextConfig(Section):
@@ -122,7 +124,11 @@ class DataConfig(Section):
         """What determines the data set, apart from where the text lies."""
         if self.demo is not None:
             return self.demo.model_dump()
-        return {} if self.text is None else self.text.model_dump(exclude={"folder"})
+        if self.text is None:
+            return {}
+        # Data sets of old do not say that they cover all characters.
+        covers_all = {"character_coverage"} if self.text.character_coverage == 1 else set()
+        return self.text.model_dump(exclude={"folder"} | covers_all)
 
 
 class TrainingConfig(Section):

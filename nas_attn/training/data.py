@@ -10,20 +10,20 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from nas_attn.errors import DataError
 from nas_attn.training.folders import SPLITS, choose_languages, languages_of
+from nas_attn.training.pieces import Corpus, Subword, encode, remarks_on, train_pieces
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "prepared.json"
 SENTENCEPIECE_MODEL = "sentencepiece.model"
-
-Subword = Literal["bpe", "unigram", "word", "char"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,6 @@ class PreparedData:
     @property
     def sentencepiece_model(self) -> Path:
         return self.folder / SENTENCEPIECE_MODEL
-
-
-Corpus = Mapping[str, Sequence[Sequence[str]]]
-"""For each split, for each language, the lines."""
 
 
 def find_split_files(folder: Path, languages: Sequence[str]) -> dict[str, list[Path]]:
@@ -67,33 +63,75 @@ def find_split_files(folder: Path, languages: Sequence[str]) -> dict[str, list[P
     for split in SPLITS:
         found[split] = []
         for language in languages:
-            plain = folder / f"{split}.{language}"
-            candidates = [plain, plain.with_name(plain.name + ".gz")]
-            present = [path for path in candidates if path.is_file()]
+            present = _files_of(folder, split, [language])
             found[split] += present[:1]
-            missing += [] if present else [plain.name]
+            missing += [] if present else [f"{split}.{language}"]
     if missing:
         raise DataError(f"folder {folder} lacks {', '.join(missing)} (plain or .gz)")
     return found
 
 
+def _files_of(folder: Path, split: str, endings: Sequence[str]) -> list[Path]:
+    names = [f"{split}.{ending}{gz}" for ending in endings for gz in ("", ".gz")]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def read_lines(path: Path) -> list[str]:
     """Read a UTF-8 text file, plain or gzipped, splitting at line feeds only.
+
+    A mark at its beginning and carriage returns before line feeds are no text.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8 text.
     """
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    lines = text.split("\n")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"cannot read {path}: line {line} is not UTF-8 text: {error}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"cannot read {path}: line {line} holds a NUL character, which no text has")
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     if lines[-1] == "":
         lines.pop()
     if not lines:
         raise DataError(f"{path} is empty")
     return lines
+
+
+def splits_beside(paths: Sequence[Path], endings: Sequence[str]) -> dict[str, list[Path]] | None:
+    """The files of all splits that lie beside training files; None if there are no such files.
+
+    Args:
+        paths: training files, one a language.
+        endings: of their names.
+
+    Raises:
+        DataError: some of the validation and test files are there and others are not.
+    """
+    folder = paths[0].parent
+    is_train = [
+        path.name in (f"train.{e}", f"train.{e}.gz") for path, e in zip(paths, endings, strict=True)
+    ]
+    if not all(is_train) or any(path.parent != folder for path in paths):
+        return None
+    given = [name for split in SPLITS[1:] for name in _files_of(folder, split, endings)]
+    if not given:
+        return None
+    try:
+        found = find_split_files(folder, endings)
+    except DataError as error:
+        raise DataError(
+            f"{error}, but holds {', '.join(path.name for path in given)}: add what is missing, "
+            "or move away what is there, and lines of the training text are held out instead"
+        ) from None
+    return {**found, "train": list(paths)}
 
 
 def read_corpus(files: Mapping[str, Sequence[Path]]) -> dict[str, list[list[str]]]:
@@ -126,7 +164,10 @@ def hold_out(lines: Sequence[Sequence[str]], valid: int, test: int) -> dict[str,
     total = len(lines[0])
     held = valid + test
     if valid < 1 or test < 1 or held * 2 > total:
-        raise DataError(f"cannot hold out {valid} and {test} of {total} lines")
+        raise DataError(
+            f"cannot hold out {valid} and {test} of {total} lines: at least one of each, and at "
+            "most half of all (--valid-lines and --test-lines)"
+        )
     positions = [index * total // held for index in range(held)]
     in_test = set(positions[:: held // test][:test])
     in_valid = set(positions) - in_test
@@ -141,6 +182,7 @@ def prepare(
     *,
     vocab_size: int,
     subword: Subword = "bpe",
+    character_coverage: float = 1.0,
     workers: int = 1,
     origin: Mapping[str, object] | None = None,
 ) -> PreparedData:
@@ -155,27 +197,42 @@ def prepare(
         folder: where the data set goes; made with its parents.
         vocab_size: pieces, at most (small texts give fewer).
         subword: kind of SentencePiece model.
+        character_coverage: share of the training text's characters, from the most frequent on, that
+            the SentencePiece model knows; others become `<unk>`.
         workers: processes of fairseq-preprocess.
         origin: what the text was made from, kept in the manifest.
 
     Raises:
-        DataError: SentencePiece or fairseq-preprocess refused the text.
+        DataError: a split holds no text, or SentencePiece or fairseq-preprocess refused it.
     """
     if subword not in get_args(Subword):
         raise DataError(f"subword must be one of {', '.join(get_args(Subword))}, not {subword!r}")
+    for split in SPLITS:
+        if not all(any(line.strip() for line in side) for side in corpus[split]):
+            raise DataError(f"the {split} side holds no text")
+    for remark in remarks_on(corpus):
+        logger.warning("%s", remark)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pieces = partial / "pieces"
     pieces.mkdir(parents=True)
     endings = list(languages) or ["txt"]
     logger.info("training a SentencePiece %s model of %d pieces", subword, vocab_size)
-    _encode(corpus, endings, partial / SENTENCEPIECE_MODEL, pieces, vocab_size, subword)
+    model = train_pieces(
+        (line for side in corpus["train"] for line in side if line.strip()),
+        vocab_size=vocab_size,
+        subword=subword,
+        character_coverage=character_coverage,
+    )
+    (partial / SENTENCEPIECE_MODEL).write_bytes(model)
+    encode(model, corpus, endings, pieces)
     logger.info("binarising with fairseq-preprocess")
     _binarise(partial, pieces, languages, endings, workers)
     manifest = {
         "languages": list(languages),
         "vocab_size": vocab_size,
         "subword": subword,
+        "character_coverage": character_coverage,
         "lines": {split: len(sides[0]) for split, sides in corpus.items()},
         "digest": corpus_digest(corpus),
         "origin": dict(origin or {}),
@@ -276,38 +333,6 @@ def corpus_digest(corpus: Corpus) -> str:
         for side in corpus[split]:
             digest.update("\n".join(side).encode() + b"\0")
     return digest.hexdigest()
-
-
-def _encode(
-    corpus: Corpus,
-    endings: Sequence[str],
-    model: Path,
-    pieces: Path,
-    vocab_size: int,
-    subword: Subword,
-) -> None:
-    import sentencepiece
-
-    training_text = (line for side in corpus["train"] for line in side if line.strip())
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=training_text,
-            model_prefix=str(model.with_suffix("")),
-            vocab_size=vocab_size,
-            model_type=subword,
-            character_coverage=1.0,
-            hard_vocab_limit=False,
-            use_all_vocab=subword == "word",
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise DataError(f"SentencePiece: {error}") from None
-    encoder = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    for split in SPLITS:
-        for ending, side in zip(endings, corpus[split], strict=True):
-            encoded = encoder.encode(list(side), out_type=str)
-            text = "".join(" ".join(line) + "\n" for line in encoded)
-            (pieces / f"{split}.{ending}").write_text(text, encoding="utf-8")
 
 
 def _binarise(

@@ -127,7 +127,7 @@ def load_dictionaries(data: PreparedData, task: str) -> list[Any]:
     """The dictionaries of a data set as a task has them: source and target, or one.
 
     Raises:
-        DataError: the folder lacks a dictionary.
+        DataError: the folder lacks a dictionary, or fairseq cannot read it.
     """
     from fairseq.data import Dictionary
 
@@ -135,7 +135,12 @@ def load_dictionaries(data: PreparedData, task: str) -> list[Any]:
     for name in names:
         if not (data.folder / name).is_file():
             raise DataError(f"data folder {data.folder} lacks {name}")
-    dictionaries = [Dictionary.load(str(data.folder / name)) for name in names]
+    dictionaries = []
+    for name in names:
+        try:
+            dictionaries.append(Dictionary.load(str(data.folder / name)))
+        except Exception as error:  # fairseq raises many kinds
+            raise DataError(f"{data.folder / name} is no dictionary: {error}") from None
     if task == "masked_lm":
         dictionaries[0].add_symbol("<mask>")
     return dictionaries

@@ -18,8 +18,10 @@ from nas_attn.training.data import (
     read_corpus,
     read_lines,
     read_manifest,
+    splits_beside,
 )
 from nas_attn.training.demo import make_demo_corpus
+from nas_attn.training.model import load_dictionaries
 
 
 def count_sentences(data: PreparedData, split: str) -> int:
@@ -69,8 +71,8 @@ def test_the_demo_is_what_its_seed_says() -> None:
 def test_reading(tmp_path: Path) -> None:
     text = "one\u2028still one\r\n\n two \n"
     (tmp_path / "a.txt").write_bytes(text.encode())
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
-    assert read_lines(tmp_path / "a.txt") == ["one\u2028still one\r", "", " two "]
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode("utf-8-sig")))
+    assert read_lines(tmp_path / "a.txt") == ["one\u2028still one", "", " two "]
     assert read_lines(tmp_path / "b.txt.gz") == read_lines(tmp_path / "a.txt")
 
 
@@ -95,11 +97,16 @@ def test_bad_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.de").write_text("a\n")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("one\ntwo\n".encode("utf-16-le"))
+    (tmp_path / "odd.txt.gz").write_bytes(gzip.compress(b"some text\n" * 99)[:10] + b"\xff" * 9)
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some text\n" * 99)[:-9])
     with pytest.raises(DataError, match=r"numbers of lines: train\.en 2, train\.de 1"):
         read_corpus({"train": [tmp_path / "train.en", tmp_path / "train.de"]})
-    for name in ("empty.txt", "latin.txt", "cut.txt.gz", "absent.txt"):
-        with pytest.raises(DataError, match=name):
+    for name, message in (
+        ("empty.txt", "is empty"), ("latin.txt", "line 1 is not UTF-8"), ("cut.txt.gz", "ended"),
+        ("wide.txt", "line 1 holds a NUL"), ("odd.txt.gz", "invalid"), ("absent.txt", "No such"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"{name}.*{message}"):
             read_lines(tmp_path / name)
     with pytest.raises(DataError, match=r"lacks valid.en, valid.de, test.en, test.de"):
         find_split_files(tmp_path, ["en", "de"])
@@ -109,8 +116,10 @@ def test_bad_text_is_refused(tmp_path: Path) -> None:
 
 def test_preparing_fails_whole(tmp_path: Path) -> None:
     corpus = {split: [["   "]] for split in ("train", "valid", "test")}
-    with pytest.raises(DataError, match="SentencePiece"):
+    with pytest.raises(DataError, match="the train side holds no text"):
         prepare(corpus, (), tmp_path / "set", vocab_size=100)
+    with pytest.raises(DataError, match=r"SentencePiece: .*Vocabulary size is smaller"):
+        prepare({split: [["abcdefgh"]] for split in corpus}, (), tmp_path / "set", vocab_size=4)
     assert not (tmp_path / "set").exists()
 
 
@@ -121,3 +130,27 @@ def test_opening_what_others_binarised(tiny_translation: PreparedData, tmp_path:
         (tmp_path / name).touch()
     assert load_prepared(tmp_path).languages == ("en", "de")
     assert load_prepared(tiny_translation.folder) == tiny_translation
+
+
+def test_a_dictionary_that_fairseq_refuses(tmp_path: Path) -> None:
+    (tmp_path / "dict.txt").write_text("a 3\n<unk> 2\n")
+    with pytest.raises(DataError, match=r"dict\.txt is no dictionary: Duplicate word"):
+        load_dictionaries(PreparedData(folder=tmp_path, languages=()), "language_modeling")
+
+
+@pytest.mark.parametrize("names", ["valid.en", "valid.en valid.de", "valid.en valid.de test.de.gz"])
+def test_sets_that_are_half_there_are_refused(names: str, tmp_path: Path) -> None:
+    training = [tmp_path / "train.en", tmp_path / "train.de.gz"]
+    assert splits_beside(training, ["en", "de"]) is None
+    for name in ["train.en", "train.de.gz", *names.split()]:
+        (tmp_path / name).write_bytes(gzip.compress(b"a\n") if name.endswith(".gz") else b"a\n")
+    with pytest.raises(DataError, match=rf"lacks .*, but holds {names.replace(' ', ', ')}: add"):
+        splits_beside(training, ["en", "de"])
+    for split in ("valid", "test"):
+        for language in ("en", "de"):
+            (tmp_path / f"{split}.{language}").write_text("a\nb\n")
+    found = splits_beside(training, ["en", "de"])
+    assert found is not None and found["train"] == training
+    (tmp_path / "test.de").write_text("a\n")
+    with pytest.raises(DataError, match="test: the sides have different numbers of lines"):
+        read_corpus(splits_beside([training[0]] * 2, ["en", "de"]) or found)
