@@ -3,6 +3,6 @@
 `safe_globals` and `numpy_names` mend what fairseq 0.12.3 breaks under today's torch and numpy.
 """
 
-from . import architectures, criterions, numpy_names, safe_globals, tasks
+from . import architectures, bleu, criterions, numpy_names, safe_globals, tasks
 
-__all__ = ["architectures", "criterions", "numpy_names", "safe_globals", "tasks"]
+__all__ = ["architectures", "bleu", "criterions", "numpy_names", "safe_globals", "tasks"]

@@ -146,6 +146,7 @@ def search(
     loaded = load_study(study, overrides=overrides, runs=runs)
     _prepare_once(loaded)
     loaded.check_limits()
+    _advise(loaded)
     record = _open_record(loaded, create=True)
     _keep(loaded, record)
     keep_proposing(record, loaded.proposing())
@@ -479,6 +480,7 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
         loaded.check_limits()
         low, high = loaded.axis_range()
         console.print(f"{loaded.objectives.axis}: {low:,} to {high:,}")
+        _advise(loaded)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -1244,6 +1246,15 @@ def _open_record(study: Study, *, create: bool = False) -> Record:
         )
     storage = open_storage(url, study.folder)
     return Record(study.config.name, storage, study.objectives, create=create)
+
+
+def _advise(study: Study) -> None:
+    """Say what is odd about a study, though it can be searched."""
+    from nas_attn.training.bleu import advice
+
+    said = advice(study.config.objectives.bleu_tokenizer, study.data_set)
+    if said:
+        logger.warning("%s", said)
 
 
 def _keep(study: Study, record: Record) -> None:

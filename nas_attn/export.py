@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import shutil
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,10 +20,11 @@ from nas_attn.report.tables import cost_text, markdown_text, state_text
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import TrialRecord
 from nas_attn.study import Study
-from nas_attn.training.arguments import evaluation_command, interactive_command, plugin_folder
+from nas_attn.training.arguments import interactive_command, plugin_folder
 from nas_attn.training.checkpoints import save_checkpoint
 from nas_attn.training.data import SENTENCEPIECE_MODEL, PreparedData
 from nas_attn.training.folders import split_files
+from nas_attn.training.portable import make_portable, without_paths
 from nas_attn.training.pruning import load_checkpoint, prune_model
 from nas_attn.training.worker import BEST, COMMANDS_FILE, best_checkpoint
 
@@ -33,18 +33,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT, PLAN, README = "checkpoint.pt", "plan.json", "README.md"
 OWN_DATA = "DATA"
 """Stands in a printed command for a data set that is not in the folder."""
-PLACES: dict[str, dict[str, str | None]] = {
-    "common": {"user_dir": None},
-    "checkpoint": {"save_dir": "checkpoints", "finetune_from_model": None},
-    "model": {
-        "user_dir": None,
-        "save_dir": "checkpoints",
-        "data": ".",
-        "finetune_from_model": None,
-    },
-    "task": {"data": "."},
-}
-"""Where a checkpoint says in which folders it was trained, and what it says once it is exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +164,10 @@ def export_trial(
         text = json.dumps(plan.to_json(), indent=2) + "\n"
         (partial / PLAN).write_text(text, encoding="utf-8")
         for path in (*needed, *test):
-            shutil.copyfile(path, partial / path.name)
+            if path.name == SENTENCEPIECE_MODEL:
+                (partial / path.name).write_bytes(without_paths(path.read_bytes()))
+            else:
+                shutil.copyfile(path, partial / path.name)
         made = PreparedData(folder=partial, languages=data.languages)
         text = readme_text(study, trial, trials, made, has_test=bool(test))
         (partial / README).write_text(text, encoding="utf-8")
@@ -234,9 +225,7 @@ def readme_text(
             "hold the score and the translation:",
             f"echo 'A sentence to translate.' | {command}",
         )
-    command = _text(
-        evaluation_command(study.config.training, exported, checkpoint, "test"), exported.folder
-    )
+    command = _text(study.evaluation(exported, checkpoint), exported.folder)
     if has_test:
         lines += _command_lines("Evaluate it on the test side of its data set:", command)
     else:
@@ -298,11 +287,7 @@ def _stripped(state: dict[str, Any], *, cut: bool) -> AttentionPlan:
         plan, state["model"], _ = prune_model(plan, state["model"])
     arguments.attention_plan = plan.dumps()
     state["last_optimizer_state"] = None
-    for name, values in PLACES.items():
-        section = state["cfg"].get(name)
-        known = vars(section) if isinstance(section, Namespace) else section
-        if known is not None:
-            known.update({key: value for key, value in values.items() if key in known})
+    make_portable(state)
     return plan
 
 

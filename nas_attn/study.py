@@ -41,6 +41,7 @@ from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.space.fitting import fitting
 from nas_attn.training.arguments import (
     check_arguments,
+    check_bleu,
     check_metric,
     convert_command,
     decoding_command,
@@ -53,6 +54,7 @@ from nas_attn.training.arguments import (
     training_command,
     with_value,
 )
+from nas_attn.training.bleu import DEFAULT
 from nas_attn.training.config import DataConfig, TrainingConfig
 from nas_attn.training.costs import CostModel, available_costs
 from nas_attn.training.data import (
@@ -341,6 +343,7 @@ class Study:
                 seed=run.seed,
                 metric=config.objectives.loss,
                 save_dir=Path(run.folder) / CHECKPOINTS,
+                bleu_tokenizer=config.objectives.bleu_tokenizer,
             )
             command += ["--finetune-from-model", str(made / BEST)]
             runs.append(replace(run, command=tuple(command), start=tuple(start)))
@@ -365,7 +368,7 @@ class Study:
         test_loss: Sequence[str] = ()
         if test and config.replay is None:
             checkpoint, metric = Path(CHECKPOINT), config.objectives.loss
-            evaluation = evaluation_command(config.training, data, checkpoint, "test")
+            evaluation = self.evaluation(data, checkpoint)
             test_loss = loss_command(config.training, data, checkpoint, metric, "test")
         for seed in seeds:
             run = folder / f"seed-{seed}"
@@ -383,6 +386,7 @@ class Study:
                     seed=seed,
                     metric=config.objectives.loss,
                     save_dir=save_dir,
+                    bleu_tokenizer=config.objectives.bleu_tokenizer,
                 )
             runs.append(
                 SeedRun(
@@ -457,9 +461,13 @@ class Study:
             if trial.is_trained and trial.folder is not None:
                 run = Path(trial.folder) / f"seed-{self.config.training.seeds[0]}"
                 checkpoint = best_checkpoint(run)
-                command = evaluation_command(self.config.training, data, checkpoint, "test")
-                texts[trial.number] = shell_text(command)
+                texts[trial.number] = shell_text(self.evaluation(data, checkpoint))
         return texts
+
+    def evaluation(self, data: PreparedData, checkpoint: Path) -> list[str]:
+        """The command that evaluates a checkpoint on the test side of a data set."""
+        tokenizer = self.config.objectives.bleu_tokenizer
+        return evaluation_command(self.config.training, data, checkpoint, "test", tokenizer)
 
     def settings(self) -> dict[str, Any]:
         """What must not change between two starts of a search, or trials are not comparable."""
@@ -472,6 +480,8 @@ class Study:
             del text["character_coverage"]  # records of old do not hold it
         objectives = config["objectives"]
         kept["objectives"] = {name: objectives[name] for name in ("loss", "costs")}
+        if objectives["loss"] == "bleu" and objectives["bleu_tokenizer"] != DEFAULT:
+            kept["objectives"]["bleu_tokenizer"] = objectives["bleu_tokenizer"]
         if "flops" in objectives["costs"]:
             kept["objectives"]["sentence_length"] = objectives["sentence_length"]
         if config["replay"] is not None:
@@ -678,6 +688,7 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
 def _check_objectives(config: StudyConfig) -> list[Fault]:
     """Objectives that this training does not have."""
     faults = check_metric(config.training, config.objectives.loss)
+    faults += check_bleu(config.training, config.objectives.bleu_tokenizer)
     there_are = available_costs(config.training.task)
     named = {"objectives.costs": config.objectives.costs}
     named["objectives.limits"] = list(config.objectives.limits)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +18,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sentencepiece
 import torch
 from optuna.trial import TrialState
 from typer.testing import CliRunner
@@ -29,6 +34,7 @@ from nas_attn.search.storage import open_storage
 from nas_attn.study import Study, load_study
 from nas_attn.training.checkpoints import read_checkpoint
 from nas_attn.training.data import PreparedData
+from nas_attn.training.portable import make_portable, without_paths
 from tests.test_cli import run as run_in_a_process
 from tests.test_study import write
 
@@ -156,8 +162,13 @@ def search(folder: Path, data: PreparedData, changes: dict[str, Any]) -> Searche
 def translating(
     tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedData
 ) -> Searched:
-    """Two seeds; heads are voted out."""
+    """Two seeds; heads are voted out; embeddings begin as a file says, and logs go elsewhere."""
+    folder = tmp_path_factory.mktemp("translating")
+    vectors = folder / "vectors.txt"
+    vectors.write_text("1 16\n\u2581pa " + " ".join(["0.5"] * 16) + "\n", encoding="utf-8")
     changes = {
+        "training/arguments/encoder-embed-path": str(vectors),
+        "training/arguments/tensorboard-logdir": "logs-of-alice",
         "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
         "training/arguments/vote-at-update": 2,
         "training/arguments/vote-updates": 2,
@@ -169,7 +180,7 @@ def translating(
             "schemes": {"grouped_head": {"keep": ["threshold"], "vote_threshold": [0.5]}},
         },
     }
-    return search(tmp_path_factory.mktemp("translating"), tiny_translation, changes)
+    return search(folder, tiny_translation, changes)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +231,66 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
+@contextmanager
+def gone(folder: Path) -> Iterator[None]:
+    """For a while nothing is where it was."""
+    elsewhere = folder.with_name(f"{folder.name}-elsewhere")
+    folder.rename(elsewhere)
+    try:
+        yield
+    finally:
+        elsewhere.rename(folder)
+
+
+def test_settings_that_name_places_are_cleared() -> None:
+    model = Namespace(
+        encoder_embed_path="vectors", arch="multi_head_transformer", optimizer="adam",
+        attention_plan='{"a": "b/c"}', tensorboard_logdir="logs", save_dir="/home/alice/x", lr=[1],
+        plasma_path="/tmp/other", bpe_codes="../codes", nested={"lists": ["/a", "b", "~alice"]},
+    )  # fmt: skip
+    task = {
+        "_name": "translation", "data": "/home/alice/data", "source_lang": "de",
+        "eval_bleu_args": '{"beam": 5}', "eval_bleu_detok_args": '{"file": "/x"}',
+        "gen_subset": "../x", "train_subset": "a/b",
+    }  # fmt: skip
+    common = {"user_dir": "plugin", "log_file": "C:\\log", "wandb_project": "alice", "seed": 1}
+    checkpoint = {"restore_file": "checkpoint_last.pt", "finetune_from_model": "start.pt"}
+    cfg = {"model": model, "task": task, "common": common, "checkpoint": checkpoint}
+    make_portable({"cfg": cfg})
+    assert vars(model) == {
+        "encoder_embed_path": None, "arch": "multi_head_transformer", "optimizer": "adam",
+        "attention_plan": '{"a": "b/c"}', "tensorboard_logdir": None, "save_dir": "checkpoints",
+        "lr": [1], "plasma_path": "/tmp/plasma", "bpe_codes": None,
+        "nested": {"lists": [None, "b", None]},
+    }  # fmt: skip
+    assert task == {
+        "_name": "translation", "data": ".", "source_lang": "de",
+        "eval_bleu_args": '{"beam": 5}', "eval_bleu_detok_args": "{}",
+        "gen_subset": "test", "train_subset": "train",
+    }  # fmt: skip
+    assert common == {"user_dir": None, "log_file": None, "wandb_project": None, "seed": 1}
+    assert checkpoint == {"restore_file": "checkpoint_last.pt", "finetune_from_model": None}
+
+
+def test_a_sentencepiece_model_without_its_paths(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abc def ghi\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "made"), vocab_size=20, hard_vocab_limit=False,
+        model_type="bpe", minloglevel=2,
+    )  # fmt: skip
+    model = (tmp_path / "made.model").read_bytes()
+    made = without_paths(model)
+    assert str(tmp_path).encode() in model
+    assert str(tmp_path).encode() not in made
+    before, after = (sentencepiece.SentencePieceProcessor(model_proto=m) for m in (model, made))
+    assert before.encode("abc defghi", out_type=str) == after.encode("abc defghi", out_type=str)
+    assert without_paths(made) == made
+    for damaged in (model[:-3], b"\xff" * 9):
+        with pytest.raises(NasAttnError, match="no SentencePiece model"):
+            without_paths(damaged)
+
+
 @pytest.mark.slow
 def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path: Path) -> None:
     chosen = next(t for t in translating.trials if t.pruned)
@@ -235,20 +306,24 @@ def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path:
     assert state["last_optimizer_state"] is None
     plan = AttentionPlan.read(str(out / "plan.json"))
     assert plan == chosen.pruned[0] == AttentionPlan.parse(state["cfg"]["model"].attention_plan)
-    for place in (translating.runs, translating.data.folder, Path(__file__).parent.parent):
-        assert str(place).encode() not in (out / "checkpoint.pt").read_bytes()
-        assert str(place) not in (out / "README.md").read_text()
+    places = [translating.runs, translating.data.folder.parent, Path(__file__).parent.parent]
+    told = [*map(str, [*places, Path.home()]), "vectors.txt", "alice"]
+    if len(socket.gethostname()) > 5:  # weights hold any two letters
+        told.append(socket.gethostname())
+    for path in out.iterdir():
+        content = path.read_bytes()
+        assert [text for text in told if text.encode() in content] == [], path.name
     assert f"seed 3, with {chosen.losses[0]:.4f}" in (out / "README.md").read_text()
 
     moved = tmp_path / "a folder's other place"
     out.rename(moved)
     translate, evaluate = commands(moved)
     sentence = "pa na ne ri"
-    printed = shell(re.sub(r"echo '.*?'", f"echo '{sentence}'", translate), moved)
-    assert "S-0\t▁pa ▁na ▁ne ▁ri" in printed
-    assert re.search(r"^D-0\t-[\d.]+\t\w+", printed, re.MULTILINE)
-    shell(translate, moved)
-    assert "Generate test with beam=5: BLEU = " in shell(evaluate, moved)
+    with gone(translating.path.parent), gone(translating.data.folder):
+        printed = shell(re.sub(r"echo '.*?'", f"echo '{sentence}'", translate), moved)
+        assert "S-0\t▁pa ▁na ▁ne ▁ri" in printed
+        assert re.search(r"^D-0\t-[\d.]+\t\w+", printed, re.MULTILINE)
+        assert "Generate test with beam=5: BLEU = " in shell(evaluate, moved)
 
 
 @pytest.mark.slow

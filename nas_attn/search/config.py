@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from nas_attn.amounts import parse_amount
 from nas_attn.errors import RefusedError
 from nas_attn.section import Scalar, Section
+from nas_attn.training.bleu import DEFAULT, BleuTokenizer
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
@@ -45,6 +46,8 @@ class ObjectivesConfig(Section):
     """Tokens of the sentence that `flops` counts."""
     decoding_runs: Annotated[int, Field(ge=1)] = 3
     """Times that the validation side is translated for `decoding_seconds`; the median counts."""
+    bleu_tokenizer: BleuTokenizer = DEFAULT
+    """sacreBLEU's tokenizer of every BLEU; 13a cuts no language that is written without spaces."""
 
     @field_validator("costs")
     @classmethod

@@ -11,6 +11,13 @@ from pathlib import Path
 
 from nas_attn.errors import Fault, NasAttnError
 from nas_attn.plan import AttentionPlan
+from nas_attn.training.bleu import (
+    DEFAULT,
+    BleuTokenizer,
+    check_tokenizer,
+    scoring_flags,
+    validation_flags,
+)
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
 from nas_attn.training.flags import check_flags, dashed, given, words_of
@@ -35,13 +42,6 @@ LOGGED = {
 
 LOGGED_BY_SENTENCE = frozenset({"adaptive_loss", "cross_entropy"})
 """Log nll_loss, by token, only where --sentence-avg makes their loss one by sentence."""
-
-BLEU_FLAGS = (
-    ("eval-bleu", None),
-    ("eval-bleu-args", '{"beam": 5}'),
-    ("eval-bleu-detok", "space"),
-)
-"""Make fairseq translate the validation set each time; `space` detokenises nothing."""
 
 FAMILIES = {
     "translation": "transformer",
@@ -74,6 +74,7 @@ def training_command(
     seed: int,
     metric: str,
     save_dir: Path,
+    bleu_tokenizer: BleuTokenizer = DEFAULT,
 ) -> list[str]:
     """The fairseq-train command of one training, the one that a person would type.
 
@@ -84,6 +85,7 @@ def training_command(
         seed: of weights, batches and dropout.
         metric: of validation, by which the best checkpoint is kept; fairseq is told to log it.
         save_dir: for checkpoints.
+        bleu_tokenizer: of the metric `bleu`.
     """
     command = ["fairseq-train", str(data.folder)]
     # Paths are words of their own: on another node, and in what is exported, they become others.
@@ -91,7 +93,8 @@ def training_command(
     command += [f"--arch={architecture(config)}", f"--attention-plan={plan.dumps()}"]
     command += words_of(config.arguments)
     command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
-    command += [f"--best-checkpoint-metric={metric}", *_metric_flags(config, data, metric)]
+    command.append(f"--best-checkpoint-metric={metric}")
+    command += _metric_flags(config, data, metric, bleu_tokenizer)
     # Else batches depend on the epoch that a process started in, and resuming changes the result.
     command.append("--update-epoch-batch-itr=True")
     # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
@@ -105,7 +108,11 @@ def training_command(
 
 
 def evaluation_command(
-    config: TrainingConfig, data: PreparedData, checkpoint: Path, subset: str
+    config: TrainingConfig,
+    data: PreparedData,
+    checkpoint: Path,
+    subset: str,
+    bleu_tokenizer: BleuTokenizer = DEFAULT,
 ) -> list[str]:
     """The command that evaluates a checkpoint on one subset.
 
@@ -120,7 +127,7 @@ def evaluation_command(
         tokens = given(config.arguments).get("tokens-per-sample", 512)
         command.append(f"--gen-subset={subset}")
         return [*command, "--batch-size=32", f"--tokens-per-sample={tokens}"]
-    command += [*_decoding_flags(data, subset), "--scoring=sacrebleu"]
+    command += [*_decoding_flags(data, subset), *scoring_flags(bleu_tokenizer)]
     return command + _subword_flags(data)
 
 
@@ -140,7 +147,7 @@ def loss_command(
     if metric in REPORTED_LOSSES[config.task]:
         return []
     command = _with_checkpoint("validate", data, checkpoint)
-    command += [f"--task={config.task}", f"--valid-subset={subset}"]
+    command += [f"--task={config.task}", f"--valid-subset={subset}", *_language_flags(data)]
     return [*command, "--batch-size=32"]
 
 
@@ -173,6 +180,11 @@ def convert_command(trained: Path, plan: AttentionPlan, data: PreparedData, out:
     """The command that turns a trained checkpoint into one of another plan."""
     command = ["nas-attn", "convert", str(trained), "--plan", plan.dumps()]
     return [*command, "--calibrate", str(data.folder), "--out", str(out), "--replace"]
+
+
+def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[Fault]:
+    """What is wrong with a tokenizer for the BLEU of a training and of its evaluation."""
+    return check_tokenizer(bleu_tokenizer, given(config.arguments))
 
 
 def maximises(metric: str) -> bool:
@@ -363,12 +375,14 @@ def _language_flags(data: PreparedData) -> list[str]:
     return [f"--source-lang={source}", f"--target-lang={target}"]
 
 
-def _metric_flags(config: TrainingConfig, data: PreparedData, metric: str) -> list[str]:
+def _metric_flags(
+    config: TrainingConfig, data: PreparedData, metric: str, bleu_tokenizer: BleuTokenizer
+) -> list[str]:
     """What makes fairseq log a metric and keep the best by it, as far as it is not given."""
     flags = ["--maximize-best-checkpoint-metric"] if maximises(metric) else []
     wanted: list[tuple[str, str | None]] = []
     if metric == "bleu":
-        wanted += BLEU_FLAGS
+        wanted += validation_flags(bleu_tokenizer)
         if data.sentencepiece_model.is_file():
             wanted.append(("eval-bleu-remove-bpe", "sentencepiece"))
     elif metric == "accuracy" and "accuracy" in LOGGED.get(_criterion(config), ()):
