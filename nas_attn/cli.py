@@ -28,7 +28,7 @@ from rich.text import Text
 from nas_attn.errors import ConfigError, NasAttnError, PlanError, RefusedError, SearchError
 from nas_attn.masking import MaskingFilter, hide_typed, mask, mask_tracebacks, replace_typed
 from nas_attn.search.config import KnownCost
-from nas_attn.training.data import Subword
+from nas_attn.training.pieces import Subword
 
 if TYPE_CHECKING:
     from nas_attn.plan import AttentionPlan

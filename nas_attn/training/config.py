@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from nas_attn.section import Scalar, Section
-from nas_attn.training.data import Subword
+from nas_attn.training.pieces import Subword
 
 LONGEST_NAME = 255
 LONGEST_PATH = 4096

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def test_validations_and_evaluations_score_alike(japanese: PreparedData, tmp_pat
 
     words = [*run.evaluation[1:], "--path", "none.pt"]
     parsed = options.parse_args_and_arch(options.get_generation_parser(), words)
-    scorer: Any = scoring.build_scorer(convert_namespace_to_omegaconf(parsed).scoring, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fairseq uses hydra as it was
+        cfg = convert_namespace_to_omegaconf(parsed)
+    scorer: Any = scoring.build_scorer(cfg.scoring, None)
     for text, reference in zip(texts, order, strict=True):
         scorer.add_string(reference, text)
     assert f"BLEU = {wanted.score:.2f} " in scorer.result_string()

@@ -48,7 +48,7 @@ def test_reserved_characters_hide_no_line(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_rare_characters_become_unknown(tmp_path: Path) -> None:
-    rare = ["a" + "".join(chr(0x4E00 + 40 * index + i) for i in range(40)) for index in range(2)]
+    rare = ["a" + "".join(chr(0x4E00 + 40 * index + i) for i in range(40)) for index in range(3)]
     many = [words("abcdefg", 200) for _ in range(10)]
     assert types_of([*many, *rare], tmp_path, coverage=0.99) <= 121
     with pytest.raises(DataError, match="Vocabulary size"):
