@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass, field
 
 from fairseq.data.encoders import register_tokenizer
+from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring.tokenizer import EvaluationTokenizer
 
 UNKNOWN = re.compile(r"(UNKNOWNTOKENIN(?:REF|HYP))")
@@ -18,15 +19,24 @@ UNKNOWN = re.compile(r"(UNKNOWNTOKENIN(?:REF|HYP))")
 counts as right. Cut into characters they would be nearly equal."""
 
 
-@register_tokenizer("sacrebleu")
+@dataclass
+class SacrebleuTokenizerConfig(FairseqDataclass):
+    """Options of `SacrebleuTokenizer`."""
+
+    sacrebleu_tokenizer: str = field(
+        default="13a", metadata={"help": "one of sacreBLEU's tokenizers"}
+    )
+
+
+@register_tokenizer("sacrebleu", dataclass=SacrebleuTokenizerConfig)
 class SacrebleuTokenizer:
     """Cuts translations and references as sacreBLEU does, for a BLEU that cuts no further.
 
     Args:
-        cfg: with `sacrebleu_tokenizer`, the name of one of sacreBLEU's tokenizers.
+        cfg: which one.
     """
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: SacrebleuTokenizerConfig) -> None:
         self._tokenizer = EvaluationTokenizer(tokenizer_type=cfg.sacrebleu_tokenizer)
 
     def encode(self, text: str) -> str:

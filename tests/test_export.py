@@ -32,7 +32,7 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.record import BASELINE, COSTS, DUPLICATE, Record, TrialRecord, read_trial
 from nas_attn.search.storage import open_storage
 from nas_attn.study import Study, load_study
-from nas_attn.training.checkpoints import read_checkpoint
+from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.training.data import PreparedData
 from nas_attn.training.portable import make_portable, without_paths
 from tests.test_cli import run as run_in_a_process
@@ -162,12 +162,9 @@ def search(folder: Path, data: PreparedData, changes: dict[str, Any]) -> Searche
 def translating(
     tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedData
 ) -> Searched:
-    """Two seeds; heads are voted out; embeddings begin as a file says, and logs go elsewhere."""
+    """Two seeds; heads are voted out; logs go elsewhere; embeddings began as a file said."""
     folder = tmp_path_factory.mktemp("translating")
-    vectors = folder / "vectors.txt"
-    vectors.write_text("1 16\n\u2581pa " + " ".join(["0.5"] * 16) + "\n", encoding="utf-8")
     changes = {
-        "training/arguments/encoder-embed-path": str(vectors),
         "training/arguments/tensorboard-logdir": "logs-of-alice",
         "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
         "training/arguments/vote-at-update": 2,
@@ -180,7 +177,12 @@ def translating(
             "schemes": {"grouped_head": {"keep": ["threshold"], "vote_threshold": [0.5]}},
         },
     }
-    return search(folder, tiny_translation, changes)
+    searched = search(folder, tiny_translation, changes)
+    for path in searched.runs.rglob("checkpoint*.pt"):
+        state = read_checkpoint(path)
+        state["cfg"]["model"].encoder_embed_path = str(folder / "vectors.txt")
+        save_checkpoint(state, path)
+    return searched
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         wer-char-level wer-lowercase wer-remove-punct wer-tokenizer""",
     ),
     "words": ("needs a file of pieces (--bpe) at training; leave it out", "mask-whole-words"),
-    "bleu": ("bleu is sacreBLEU, which can be compared", "eval-tokenized-bleu"),
+    "bleu": ("say objectives.bleu_tokenizer: none", "eval-tokenized-bleu"),
     "stock": (
         STOCK,
         """decoder-xformers-att-config encoder-xformers-att-config ffn-blocks-to-remove

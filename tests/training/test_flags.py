@@ -137,7 +137,7 @@ def test_a_name_is_a_name(name: str) -> None:
         ("encoder-embed-path", "/tmp/x", "names a file"),
         ("encoder-xformers-att-config", "open('/tmp/x')", "fairseq's own attention"),
         ("bpe", "gpt2", "a training does not read it"),
-        ("eval-tokenized-bleu", True, "sacreBLEU"),
+        ("eval-tokenized-bleu", True, "bleu_tokenizer: none"),
         ("ddp-backend", "fully_sharded", "checkpoints in pieces"),
         ("optimizer", "composite", "take adam"),
         ("criterion", "sentence_ranking", "does not train a translation model"),

@@ -52,7 +52,7 @@ def test_the_languages_that_a_study_names_are_trained(
     value = wanted if named == "data/languages" else {"folder": "text", "languages": wanted}
     study = load_study(str(write(tmp_path, plain, {named: value})), runs=tmp_path)
     command = study.build_confirmation(1, study.baseline, [1]).runs[0]
-    for words in (command.command, command.evaluation):
+    for words in (command.command, command.evaluation, command.test_loss):
         assert {"--source-lang=tgt", "--target-lang=src"} <= set(words)
     assert count_updates(study.config.training, study.data_set) > 1  # fairseq reads it
     assert load_prepared(plain).languages == ("src", "tgt")
