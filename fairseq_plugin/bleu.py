@@ -5,8 +5,6 @@
 --sacrebleu-tokenizer char` does.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 
@@ -23,7 +21,7 @@ counts as right. Cut into characters they would be nearly equal."""
 class SacrebleuTokenizerConfig(FairseqDataclass):
     """Options of `SacrebleuTokenizer`."""
 
-    sacrebleu_tokenizer: str = field(
+    sacrebleu_tokenizer: str = field(  # its type is read, so annotations are no text here
         default="13a", metadata={"help": "one of sacreBLEU's tokenizers"}
     )
 
