@@ -160,7 +160,10 @@ def test_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_criterions_have_the_options_asked_for() -> None:
     task = SimpleNamespace(
-        begin_epoch=None, optimizer_step=None, target_dictionary=blank_dictionary(30)
+        begin_epoch=None,
+        optimizer_step=None,
+        get_batch_iterator=None,
+        target_dictionary=blank_dictionary(30),
     )
     for choice in (
         ["criterion._name=grouped_label_smoothed_cross_entropy"],
