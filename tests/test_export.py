@@ -72,6 +72,7 @@ TRIALS = [
         ("0.29M", 290_000),
         ("2G", 2_000_000_000),
         (" 7 ", 7),
+        ("2e7", 20_000_000),
     ],
 )
 def test_amounts(text: str, amount: int) -> None:
@@ -79,7 +80,7 @@ def test_amounts(text: str, amount: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-5", "M", "1,5M", "20m", "1e6", "nan", "0.4", "٣", "2MM"]
+    "text", ["", "0", "-5", "M", "1,5M", "20m", "1e", "1e99", "9" * 5000, "nan", "0.4", "٣", "2MM"]
 )
 def test_what_is_no_amount(text: str) -> None:
     with pytest.raises(RefusedError, match=r"--best-under: .* is no amount; write a number"):
