@@ -75,7 +75,8 @@ def convert_attention(
         means: share keys and values as means of heads, to compare with; nothing is refitted.
 
     Raises:
-        PlanError: the choice does not fit the module, or its scheme cannot inherit.
+        PlanError: the choice does not fit the module, its scheme cannot inherit, or weights or
+            inputs are no numbers.
     """
     num_heads = trained.embed_dim // trained.head_dim
     module = build_attention(
@@ -97,6 +98,10 @@ def convert_attention(
     reference = copy.deepcopy(trained).to("cpu", torch.float64).eval()
     calls = [call.to(torch.float64) for call in calls]
     _check_finite(reference)
+    if not all(call.is_finite() for call in calls):
+        raise PlanError(
+            "on the data, its inputs are infinite or not a number where nothing is padding"
+        )
     maps = maps_of(reference).padded(num_heads)
     metric = Metric.of_calls(reference, calls) if calls else Metric.of_weights(reference)
     if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:

@@ -52,7 +52,7 @@ class Call:
         if self.query_padding_mask is not None:
             return ~self.query_padding_mask
         is_self = self.key_padding_mask is not None and self.query.shape == self.key.shape
-        if is_self and torch.equal(self.query, self.key):
+        if is_self and torch.equal(self.query.nan_to_num(), self.key.nan_to_num()):
             assert self.key_padding_mask is not None
             return ~self.key_padding_mask.bool()
         return self.query.new_ones(self.query.shape[:2], dtype=torch.bool)
@@ -65,10 +65,13 @@ class Call:
         return ~self.key_padding_mask.bool()
 
     def to(self, dtype: torch.dtype) -> Call:
-        """The same with inputs of another type, on the CPU."""
+        """The same with inputs of another type, on the CPU; 0 where they do not count, for padding
+        may be no number."""
         moved = {}
+        counts = {"query": self.queries_that_count, "key": self.keys_that_count}
         for name in ("query", "key", "value"):
-            moved[name] = getattr(self, name).detach().to("cpu", dtype)
+            ignored = ~counts.get(name, counts["key"])[..., None]
+            moved[name] = getattr(self, name).detach().masked_fill(ignored, 0.0).to("cpu", dtype)
         if self.value is self.key:
             moved["value"] = moved["key"]
         for name in ("key_padding_mask", "attn_mask", "query_padding_mask"):
@@ -76,6 +79,10 @@ class Call:
             if mask is not None:
                 moved[name] = mask.to("cpu", dtype) if mask.is_floating_point() else mask.cpu()
         return replace(self, **moved)
+
+    def is_finite(self) -> bool:
+        """Whether all inputs are numbers."""
+        return all(bool(t.isfinite().all()) for t in (self.query, self.key, self.value))
 
     def mask(self) -> Tensor | None:
         """All masks in one (see `merge_masks`)."""

@@ -6,6 +6,8 @@ A class stands here if its `forward` is multi-head attention of `hidden_states` 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 
@@ -97,14 +99,43 @@ HUGGING_FACE: dict[str, Layout] = {
 }
 """Hugging Face's, of transformers 5."""
 
-PROJECTION_NAMES = (
-    ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"),
-    ("q", "k", "v"), ("wq", "wk", "wv"), ("w_q", "w_k", "w_v"), ("to_q", "to_k", "to_v"),
-    ("query_proj", "key_proj", "value_proj"), ("q_linear", "k_linear", "v_linear"),
-    ("qkv",), ("qkv_proj",), ("to_qkv",), ("query_key_value",), ("Wqkv",), ("c_attn",),
-    ("in_proj_weight",),
-)  # fmt: skip
-"""Attributes by which attention of any library is known, whatever its class is called."""
+FUSED_NAMES = ("query_key_value", "c_attn", "in_proj_weight")
+"""Attributes that make queries, keys and values at once; so do all with `qkv` in their names."""
+
+PARTS = {
+    "queries": ("keys", "values"),
+    "query": ("key", "value"),
+    "q": ("k", "v"),
+}
+"""What queries are called in names of attributes, and keys and values beside them."""
+
+
+def has_projections(names: Collection[str]) -> bool:
+    """Whether attributes tell attention of any library, whatever its class is called.
+
+    They are alike but for queries, keys and values: `q_proj`, `k_proj` and `v_proj`, or `to_q` and
+    `to_kv`.
+    """
+    if any(name in FUSED_NAMES or "qkv" in name.lower() for name in names):
+        return True
+    for name in names:
+        for part, others in PARTS.items():
+            for match in re.finditer(part, name, re.IGNORECASE):
+                spell = _spelling(match[0])
+                keys, values, both = (
+                    name[: match.start()] + spell(other) + name[match.end() :]
+                    for other in (*others, "".join(others))
+                )
+                if both in names or (keys in names and values in names):
+                    return True
+    return False
+
+
+def _spelling(word: str) -> Callable[[str], str]:
+    if word.isupper():
+        return str.upper
+    return str.title if word.istitle() else str.lower
+
 
 WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "convert its .module, then wrap that again",

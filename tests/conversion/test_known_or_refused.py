@@ -316,6 +316,74 @@ def test_what_the_data_pass_is_compared_too() -> None:
     assert_untouched(model, before)
 
 
+class Stack(nn.Module):
+    """Two attention modules, of which torch's give no numbers to queries that see no key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (
+            nn.MultiheadAttention(WIDTH, HEADS, batch_first=True) for _ in range(2)
+        )
+
+    def forward(self, states: Tensor, padding: Tensor) -> Tensor:
+        for module in (self.first, self.second):
+            states, _ = module(states, states, states, key_padding_mask=padding)
+        return states
+
+
+@pytest.mark.parametrize("scheme", ["multi_head", "collaborative", "multi_query"])
+def test_a_sequence_of_padding_in_the_data_counts_for_nothing(scheme: str) -> None:
+    states, padding = torch.randn(3, 6, WIDTH), torch.zeros(3, 6, dtype=torch.bool)
+    padding[0, 4:] = padding[2] = True
+    plan = AttentionPlan.of({"encoder_self": of(scheme)})
+    without = convert_model(Stack(), plan, lambda m: m(states[:2], padding[:2]))
+    model = Stack()
+    assert not model(states, padding)[2].isfinite().any()
+    assert convert_model(model, plan, lambda m: m(states, padding)) == without
+    if scheme == "multi_head":
+        torch.testing.assert_close(
+            model(states, padding)[:2], Stack()(states, padding)[:2], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_data_that_are_no_numbers_are_refused() -> None:
+    states = torch.randn(2, 5, WIDTH)
+    states[1, 2] = torch.nan
+    model = of_torch()
+    before = snapshot(model)
+    plan = AttentionPlan.of({"encoder_self": of("multi_query")})
+    with pytest.raises(PlanError, match=r"layers\.0\.self_attn.*its inputs are infinite or not a"):
+        convert_model(model, plan, lambda m: m(states))
+    assert_untouched(model, before)
+
+
+def test_an_empty_batch_in_the_data_is_no_fault() -> None:
+    convert_model(of_torch(), KEEP, lambda m: m(torch.randn(0, 5, WIDTH)))
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["Wq Wk Wv", "linear_q linear_k linear_v", "fc_Q fc_K fc_V", "Query Key Value", "to_q to_kv",
+     "query_layer key_layer value_layer", "queries keys values", "in_qkv", "c_attn"],
+)  # fmt: skip
+def test_attention_is_known_by_its_projections(names: str) -> None:
+    model = of_torch()
+    model.mixer = nn.Module()
+    for name in names.split():
+        model.mixer.add_module(name, nn.Linear(WIDTH, WIDTH))
+    with pytest.raises(PlanError, match=r"not known here is .*\(mixer\)"):
+        convert_model(model, KEEP)
+
+
+def test_other_modules_are_no_attention() -> None:
+    model = of_torch()
+    model.mixer = nn.Module()
+    for name in ("query", "key", "sequence", "frequency", "kernel", "vocabulary", "q_norm"):
+        model.mixer.add_module(name, nn.Linear(WIDTH, WIDTH))
+    assert len(convert_model(model, KEEP)) == 2
+
+
 def test_data_calibrate_a_model_that_trains_in_part() -> None:
     model = of_torch()
     model.layers[0].requires_grad_(False)
