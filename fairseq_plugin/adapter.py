@@ -153,13 +153,8 @@ class FairseqAttention(nn.Module):
                 "--plan PLAN --out FILE"
             )
         for key, part in stock.items():
-            tensor = state_dict.pop(key)
-            if part.startswith("in_proj_"):
-                for side, rows in zip("qkv", tensor.chunk(3), strict=True):
-                    kind = part.removeprefix("in_proj_")
-                    state_dict[f"{prefix}attention.{side}_proj.{kind}"] = rows
-            else:
-                state_dict[f"{prefix}attention.{part}"] = tensor
+            for ours, tensor in our_weights(part, state_dict.pop(key)).items():
+                state_dict[f"{prefix}{ours}"] = tensor
 
     def _project(self, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor]:
         assert key is not None and value is not None
@@ -218,6 +213,16 @@ def stock_weights(state_dict: dict[str, Tensor], prefix: str) -> dict[str, str]:
     """Keys of the weights of a module of fairseq's own attention, and what they are in it."""
     parts = {key: key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
     return {key: part for key, part in parts.items() if STOCK.fullmatch(part)}
+
+
+def our_weights(part: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a weight of fairseq's own attention is in a `FairseqAttention` of `multi_head`."""
+    if not part.startswith("in_proj_"):
+        return {f"attention.{part}": tensor}
+    # Before fairseq 0.9 one matrix made queries, keys and values.
+    kind = part.removeprefix("in_proj_")
+    thirds = zip("qkv", tensor.chunk(3), strict=False)
+    return {f"attention.{side}_proj.{kind}": rows for side, rows in thirds}
 
 
 def warn_of_stock_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:

@@ -7,7 +7,6 @@ that it wrote, hand it the `model` section of a configuration, without types and
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nas_attn.errors import PlanError
+from nas_attn.literals import code_in
 from nas_attn.plan import AttentionPlan
 
 SHARED_WITH_TASK = (
@@ -31,9 +31,6 @@ SHARED_WITH_TASK = (
     "add_bos_token",
 )
 """One flag sets these for task and model; a configuration says them in its task's section."""
-
-EVALUATED = ("character_filters", "adaptive_softmax_cutoff", "adaptive_input_cutoff")
-"""Arguments that fairseq's models run as Python."""
 
 
 def plan_argument(text: str) -> str:
@@ -107,16 +104,12 @@ def as_namespace(args: Any) -> Iterator[argparse.Namespace]:
     """A model's arguments as a namespace, what is set on it is set on them.
 
     Raises:
-        PlanError: they hold Python that is more than numbers.
+        PlanError: they hold Python that is more than plain values.
     """
     given = _namespace(args) if isinstance(args, DictConfig) else args
-    for key in EVALUATED:
-        value = getattr(given, key, None)
-        if isinstance(value, str) and value:
-            try:
-                ast.literal_eval(value)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                raise PlanError(f"{key} must be numbers, but is {value[:80]!r}") from None
+    key = code_in(vars(given))
+    if key is not None:
+        raise PlanError(f"{key} must be a plain value, but is {getattr(given, key)[:80]!r}")
     yield given
     if isinstance(args, DictConfig):
         with open_dict(args):

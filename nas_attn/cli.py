@@ -205,7 +205,6 @@ def confirm(
     from nas_attn.display import confirmation_table
     from nas_attn.search.record import front
     from nas_attn.study import load_study
-    from nas_attn.training.data import load_prepared
     from nas_attn.training.splits import check_split
 
     overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
@@ -224,7 +223,7 @@ def confirm(
         raise NasAttnError("no trial is complete yet, so there is nothing to confirm")
     fresh = _fresh_seeds(loaded.config.training.seeds, seeds)
     if loaded.config.replay is None:
-        examples = check_split(load_prepared(loaded.config.data.folder), "test")
+        examples = check_split(loaded.data_set, "test")
         console.print(f"the test split has {examples:,} examples", highlight=False)
     record.note(CONFIRMED, seeds)
     confirmed = _confirmation(loaded, record, seeds, create=True)
@@ -1596,7 +1595,10 @@ def _measure(
     calibration = study.folder / "sensitivity" / CALIBRATION_FILE
     if not calibration.is_file():
         console.print("recording what the baseline's attention sees ...", highlight=False)
-        calibrate(checkpoint, study.config.data.folder, calibration)
+        try:
+            calibrate(checkpoint, study.config.data.folder, calibration)
+        except NasAttnError as error:  # also what is refused: a baseline was trained before
+            raise NasAttnError(f"the baseline cannot be measured: {error}") from None
     console.print(
         f"{len(predictions.changes)} single changes of {len(study.space.units)} units are "
         f"measured; {predictions.left_out} choices are the baseline's own, or cannot inherit and "

@@ -23,8 +23,6 @@ from nas_attn.training.process import Finished, run_fairseq
 logger = logging.getLogger(__name__)
 
 STOCK = "fairseq"
-TRANSLATED = r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s"
-"""What fairseq-generate prints at its end."""
 
 UPDATES, FIRST_UPDATES = 16, 4
 """Of a training, and those at its start that are not counted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.literals import code_in
 from nas_attn.training.trial_files import checkpoint_is_whole
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,6 @@ SHARDS = ("fsdp_metadata", "shard_metadata")
 """What is in a checkpoint that holds only a part of a model's weights."""
 AVERAGED = ("ema", "ema_fp32_params")
 """Of `extra_state`: running averages of the weights."""
-EVALUATED = (
-    "adaptive_input_cutoff",
-    "adaptive_softmax_cutoff",
-    "character_filters",
-    "xformers_att_config",
-)
-"""Arguments of a model that fairseq evaluates as Python when it builds the model."""
 OLD_DEFAULTS: dict[str, Any] = {
     "best_loss": None,
     "optimizer": None,
@@ -251,13 +244,9 @@ def _plain(path: Path, cfg: Any) -> dict[str, Any]:
 
 def _check_arguments(path: Path, arguments: Any) -> None:
     known = arguments if isinstance(arguments, dict) else vars(arguments)
-    for name in EVALUATED:
-        text = known.get(name)
-        if isinstance(text, str):
-            try:
-                ast.literal_eval(text)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                raise RefusedError(
-                    f"{path}: the argument {name} must be a plain value, but is {text[:100]!r}, "
-                    "which fairseq would run"
-                ) from None
+    name = code_in(known)
+    if name is not None:
+        raise RefusedError(
+            f"{path}: the argument {name} must be a plain value, but is {known[name][:100]!r}, "
+            "which fairseq would run"
+        )

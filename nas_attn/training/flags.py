@@ -7,7 +7,6 @@ parser sees it, since fairseq evaluates some values as Python or as templates.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nas_attn.errors import Fault
+from nas_attn.literals import read_literal
 from nas_attn.section import Scalar
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -168,9 +168,6 @@ CRITERIONS = {
 """fairseq's criterions that train a model of ours, and the tasks that they are for; each also as
 grouped_NAME."""
 
-REMOVED_PIECES = ("sentencepiece", "subword_nmt", "@@ ", "wordpiece", "letter", "_EOW", "none")
-"""Kinds of pieces that fairseq puts together again."""
-
 Judge = Callable[[Any], str]
 """Takes the value as the study has it; gives what is wrong with it, or nothing."""
 
@@ -203,13 +200,13 @@ def _whole(low: int, high: int, text: str) -> Judge:
 
 
 def _literal(check: Callable[[Any], bool], text: str) -> Judge:
-    """Values that fairseq evaluates: what `ast.literal_eval` reads, and `check` takes."""
+    """Values that fairseq evaluates: a literal that `check` takes."""
 
     def judge(value: Any) -> str:
         if not isinstance(value, bool):
             try:
-                parsed = ast.literal_eval(str(value))
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                parsed = read_literal(str(value))
+            except ValueError:
                 parsed = None
             if parsed is not None and check(parsed):
                 return ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nas_attn.errors import DataError
 from nas_attn.training.data import PreparedData
+from nas_attn.training.folders import split_files
 
 
 def check_split(data: PreparedData, split: str) -> int:
@@ -22,7 +23,8 @@ def check_split(data: PreparedData, split: str) -> int:
 
     names = [split]
     if data.languages:
-        pair = "-".join(data.languages)
+        found = split_files(data.folder, data.languages, split)  # in either direction, as fairseq
+        pair = found[0].name.split(".")[1] if found else "-".join(data.languages)
         names = [f"{split}.{pair}.{language}" for language in data.languages]
     counts = {}
     for name in names:

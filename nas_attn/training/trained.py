@@ -24,10 +24,8 @@ from nas_attn.training.model import blank_dictionary, build_model
 
 logger = logging.getLogger(__name__)
 
-STOCK = re.compile(
-    r"(.*layers\.\d+\.(?:self_attn|encoder_attn))\.(?:((?:q|k|v|out)_proj\..*)|in_proj_(weight|bias))"
-)
-"""Weights of fairseq's own attention, of all versions."""
+IN_ATTENTION = re.compile(r"(.*layers\.\d+\.(?:self_attn|encoder_attn))\.(.*)")
+"""A weight of attention: the module, and what is in it."""
 PLACE = re.compile(r".*?(encoder|decoder)\.(?:\w+\.)*layers\.(\d+)\.(self_attn|encoder_attn)")
 """Where a module is in a model."""
 
@@ -151,6 +149,10 @@ def build_trained(
             warnings.simplefilter("ignore")  # of fairseq's modules, about themselves
             model = build_model(arguments, dictionaries)
             given = dict(weights)
+            for name, _ in model.named_parameters():
+                if name in given and not given[name].is_floating_point():
+                    # torch would round them, or drop their imaginary part.
+                    raise ValueError(f"{name} is {given[name].dtype}, not of real numbers")
             if lacking is not None:
                 own = model.state_dict()
                 given = {k: v for k, v in own.items() if re.fullmatch(lacking, k)} | given
@@ -255,16 +257,16 @@ def spread(batches: Batches, count: float) -> Iterator[dict[str, Any]]:
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of fairseq's own attention by the names of ours."""
+    from fairseq_plugin.adapter import STOCK, our_weights
+
     renamed = {}
     for name, tensor in weights.items():
-        match = STOCK.fullmatch(name)
-        if match is None:
+        match = IN_ATTENTION.fullmatch(name)
+        if match is None or not STOCK.fullmatch(match[2]):
             renamed[name] = tensor
-        elif match[2]:
-            renamed[f"{match[1]}.attention.{match[2]}"] = tensor
-        else:  # before fairseq 0.9 one matrix made queries, keys and values
-            for side, rows in zip("qkv", tensor.chunk(3), strict=False):
-                renamed[f"{match[1]}.attention.{side}_proj.{match[3]}"] = rows
+        else:
+            for ours, rows in our_weights(match[2], tensor).items():
+                renamed[f"{match[1]}.{ours}"] = rows
     return renamed
 
 

@@ -241,6 +241,18 @@ STATES: dict[str, tuple[Change, str]] = {
         lambda s: s["model"][WEIGHT].view(-1)[:2].fill_(float("nan")),
         f"2 of the 64 weights {WEIGHT} are infinite or not a number",
     ),
+    "weight-of-whole-numbers": (
+        lambda s: s["model"].update({WEIGHT: s["model"][WEIGHT].to(torch.int8)}),
+        f"{WEIGHT} is torch.int8, not of real numbers",
+    ),
+    "weight-is-complex": (
+        lambda s: s["model"].update({WEIGHT: s["model"][WEIGHT] * 1j}),
+        f"{WEIGHT} is torch.complex64, not of real numbers",
+    ),
+    "key-of-lists": (
+        _put("cfg", "model", "adaptive_softmax_cutoff", "{[]: 1}"),
+        "adaptive_softmax_cutoff must be a plain value",
+    ),
     "lstm": (_named("lstm"), "the architecture lstm"),
     "fconv": (_named("fconv"), "the architecture fconv"),
     "wav2vec": (_put("cfg", "model", {"_name": "wav2vec2"}), "of the architecture wav2vec2"),

@@ -23,6 +23,23 @@ def test_a_whole_split(copied: PreparedData, tiny_language: PreparedData) -> Non
     assert check_split(tiny_language, "valid") > 61, "nothing was cut off"
 
 
+def test_the_other_direction_of_a_pair(copied: PreparedData) -> None:
+    languages = copied.languages[::-1]
+    assert check_split(load_prepared(copied.folder, languages), "test") == 61
+
+
+def test_one_pair_of_several(copied: PreparedData) -> None:
+    source, target = copied.languages
+    for path in list(copied.folder.glob(f"*.{source}-{target}.*")):
+        name = path.name.replace(f"-{target}.", "-xx.").replace(f".{target}.", ".xx.")
+        if not name.startswith("test"):
+            shutil.copy(path, copied.folder / name)
+    shutil.copy(copied.folder / f"dict.{target}.txt", copied.folder / "dict.xx.txt")
+    assert check_split(load_prepared(copied.folder, copied.languages), "test") == 61
+    with pytest.raises(DataError, match="has no test split"):
+        check_split(load_prepared(copied.folder, [source, "xx"]), "test")
+
+
 @pytest.mark.parametrize("ending", ["idx", "bin"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage"])
 def test_a_damaged_split(copied: PreparedData, ending: str, damage: str) -> None:
