@@ -410,7 +410,7 @@ def report(
     """
     from nas_attn.study import load_study
 
-    loaded = load_study(study, overrides=set_, runs=runs)
+    loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
     page = _write_report(loaded, record, out or loaded.folder / "report")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -439,7 +439,7 @@ def status(
     from nas_attn.search.status import read_status
     from nas_attn.study import load_study
 
-    loaded = load_study(study, overrides=set_, runs=runs)
+    loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record, config = _open_record(loaded), loaded.config
 
     def look() -> Status:
@@ -1074,7 +1074,7 @@ def export(
     if (trial is None) == (best_under is None):
         raise RefusedError("say which trial: either --trial N or --best-under AMOUNT")
     budget = None if best_under is None else parse_amount(best_under, "--best-under")
-    loaded = load_study(study, overrides=set_, runs=runs)
+    loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
     _keep(loaded, record)
     trials = record.trials()
@@ -1278,7 +1278,7 @@ def _searched(name: str, runs: Path) -> Searched:
             return read_searched(open_run_folder(folder), folder)
     if Path(name).is_dir() and name not in shipped_names("studies"):
         open_run_folder(Path(name))  # says what it lacks
-    study = load_study(name, runs=runs)
+    study = load_study(name, runs=runs, is_read_only=True)
     return read_searched(_open_record(study), study.folder)
 
 

@@ -67,7 +67,7 @@ from nas_attn.training.data import (
 )
 from nas_attn.training.demo import LANGUAGES, make_demo_corpus
 from nas_attn.training.fine_tuning import count_updates, fine_tuning
-from nas_attn.training.flags import given
+from nas_attn.training.flags import given, without_refused
 from nas_attn.training.folders import languages_of, missing_splits
 from nas_attn.training.measure import CHANGE, ERROR, METRIC, measure_command
 from nas_attn.training.model import (
@@ -626,13 +626,21 @@ def find_file(name: str, folder: str) -> Path:
     raise ConfigError(name, [Fault("(file)", message)])
 
 
-def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("runs")) -> Study:
+def load_study(
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    runs: Path = Path("runs"),
+    is_read_only: bool = False,
+) -> Study:
     """Load a study file and check it whole.
 
     Args:
         name: path of the file, or name of a shipped study.
         overrides: `KEY.PATH=VALUE` texts that replace values of the file; values are YAML.
         runs: folder for run folders.
+        is_read_only: nothing is trained, so flags of fairseq that a study may not set (but could,
+            once) are passed over with a warning.
 
     Raises:
         ConfigError: lists everything that is wrong, by key path.
@@ -645,6 +653,9 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
         config = StudyConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(str(path), faults_of(error)) from None
+    recorded = config
+    if is_read_only:
+        config = _without_refused(config)
     try:
         faults = _check_data(config.data, config.training.task)
     except OSError as error:
@@ -682,7 +693,22 @@ def load_study(name: str, *, overrides: Sequence[str] = (), runs: Path = Path("r
     typed = [name, *(part for text in overrides for part in ("--set", mask(text)))]
     if runs != Path("runs"):
         typed += ["--runs", str(runs)]
-    return Study(config, space, runs, tuple(typed))
+    return Study(recorded, space, runs, tuple(typed))
+
+
+def _without_refused(config: StudyConfig) -> StudyConfig:
+    """A study without the flags that none may set."""
+    training = config.training
+    arguments = without_refused(training.arguments)
+    left_out = sorted(training.arguments.keys() - arguments.keys())
+    if not left_out:
+        return config
+    logger.warning(
+        "no study may set training.arguments %s any more: what was trained is shown as it is",
+        ", ".join(left_out),
+    )
+    training = training.model_copy(update={"arguments": arguments})
+    return config.model_copy(update={"training": training})
 
 
 def _check_objectives(config: StudyConfig) -> list[Fault]:

@@ -284,6 +284,23 @@ def test_the_data_must_suit_the_task(
         load_study(str(write(tmp_path, tmp_path / "absent", changes)))
 
 
+def test_studies_with_flags_that_are_refused_now_can_be_read(
+    tmp_path: Path, tiny_translation: PreparedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = {"bpe": "gpt2", "valid_subset": "test", "user-dir": str(tmp_path / "absent")}
+    changes = {f"training/arguments/{name}": value for name, value in flags.items()}
+    path = str(write(tmp_path, tiny_translation.folder, changes))
+    study = load_study(path, is_read_only=True)
+    assert study.settings()["training"]["arguments"].items() >= flags.items()
+    study.axis_range()
+    assert "training.arguments bpe, user-dir, valid_subset any more" in caplog.text
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert {fault.key.rpartition(".")[2] for fault in caught.value.faults} == flags.keys()
+    with pytest.raises(ConfigError, match=r"user-dir=x: no name of a flag"):
+        load_study(path, overrides=["training.arguments={user-dir=x: 1}"], is_read_only=True)
+
+
 def test_all_faults_in_one_message(tmp_path: Path, tiny_translation: PreparedData) -> None:
     changes = {
         "data/folder": "/nowhere",

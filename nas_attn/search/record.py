@@ -27,6 +27,7 @@ from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.patience import patiently
+from nas_attn.training.flags import without_idle
 
 logger = logging.getLogger(__name__)
 
@@ -386,7 +387,7 @@ class Record:
         if not kept:
             self.note("settings", dict(settings))
             return
-        different = sorted(differences(kept, settings))
+        different = sorted(differences(_without_idle(kept), _without_idle(settings)))
         if different:
             raise SearchError(
                 "the study on record was started with other settings, so old and new trials could "
@@ -487,6 +488,14 @@ def differences(left: Any, right: Any, key: str = "") -> list[str]:
             )
         ]
     return [] if _are_same(left, right) else [f"{key} ({left!r}, now {right!r})"]
+
+
+def _without_idle(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without flags that earlier versions took and that change no loss."""
+    training = settings.get("training", {})
+    if not isinstance(training.get("arguments"), Mapping):
+        return dict(settings)
+    return {**settings, "training": {**training, "arguments": without_idle(training["arguments"])}}
 
 
 def _are_same(left: Any, right: Any) -> bool:

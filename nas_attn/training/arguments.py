@@ -20,7 +20,7 @@ from nas_attn.training.bleu import (
 )
 from nas_attn.training.config import TrainingConfig
 from nas_attn.training.data import PreparedData
-from nas_attn.training.flags import check_flags, dashed, given, words_of
+from nas_attn.training.flags import check_flags, dashed, given, without_refused, words_of
 from nas_attn.training.parsed import compare_parsed
 
 BASELINE_SCHEME = "multi_head"
@@ -365,7 +365,8 @@ def _task_flag(config: TrainingConfig) -> str:
 
 
 def _parsed_words(config: TrainingConfig) -> list[str]:
-    return [_task_flag(config), *words_of(config.arguments)]
+    # Of flags that no study may set, fairseq's parser must not see any, whoever asks.
+    return [_task_flag(config), *words_of(without_refused(config.arguments))]
 
 
 def _language_flags(data: PreparedData) -> list[str]:

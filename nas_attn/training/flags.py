@@ -143,6 +143,17 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 REASONS = {name: reason for reason, names in REFUSED.values() for name in _names(names)}
 
+IDLE = _names(REFUSED["evaluated"][1]) | _names(REFUSED["hydra"][1])
+IDLE |= {"heartbeat-timeout", "keep-best-checkpoints", "keep-last-epochs"}
+"""Flags that are refused, but change no loss."""
+STOCK_VALUES = {
+    "save-interval": 1,
+    "train-subset": "train",
+    "valid-subset": "valid",
+    "validate-interval": 1,
+}
+"""Flags that are refused, and the values with which they change no loss."""
+
 ALIASES = {
     "combine-val": "combine-valid-subsets",
     "local-rank": "device-id",
@@ -258,7 +269,7 @@ GENERATION = _names(
 """What translating the validation side can be told."""
 
 
-def _json(names: frozenset[str]) -> Judge:
+def _json(names: frozenset[str], languages: frozenset[str] = frozenset()) -> Judge:
     def judge(value: Any) -> str:
         try:
             parsed = json.loads(str(value))
@@ -267,8 +278,12 @@ def _json(names: frozenset[str]) -> Judge:
         if not isinstance(parsed, dict):
             return f"must be a JSON object, but is {value!r}"
         for name, option in parsed.items():
-            if name not in names:
-                return f"has no option {name!r}; there are {', '.join(sorted(names))}"
+            if name not in names | languages:
+                return f"has no option {name!r}; there are {', '.join(sorted(names | languages))}"
+            if name in languages:
+                if not isinstance(option, str) or not WORD.fullmatch(option):
+                    return f"{name} must be a language, but is {option!r}"
+                continue
             if not isinstance(option, bool) and not _is_number(option, -MOST, MOST):
                 return f"{name} must be a number, true or false, but is {option!r}"
         return ""
@@ -415,7 +430,7 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
     (_literal(_is_filters, "pairs of width and number: [(1, 64), (2, 128)]"), "character-filters"),
     (_json(GENERATION), "eval-bleu-args"),
     (
-        _json(frozenset({"moses_no_dash_splits", "moses_no_escape"})),
+        _json(_names("moses_no_dash_splits moses_no_escape"), _names("source_lang target_lang")),
         "eval-bleu-detok-args",
     ),
     (_one_of("space", "moses", "nltk"), "eval-bleu-detok"),
@@ -470,6 +485,27 @@ def dashed(name: str) -> str:
 def given(arguments: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Arguments by the first of fairseq's names for them."""
     return {ALIASES.get(dashed(name), dashed(name)): value for name, value in arguments.items()}
+
+
+def without_refused(arguments: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Arguments without the flags that no study may set; earlier versions took some of them."""
+    refused = OWNED | REASONS.keys()
+    return {
+        name: value
+        for name, value in arguments.items()
+        if ALIASES.get(dashed(name), dashed(name)) not in refused
+    }
+
+
+def without_idle(arguments: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Arguments without the refused flags that change no loss, so that they can be left out."""
+    kept = without_refused(arguments)
+    for name in arguments.keys() - kept.keys():
+        flag, value = ALIASES.get(dashed(name), dashed(name)), arguments[name]
+        is_stock = flag in STOCK_VALUES and str(value) == str(STOCK_VALUES[flag])
+        if flag not in IDLE and value is not False and not is_stock:
+            kept[name] = value
+    return kept
 
 
 def words_of(arguments: Mapping[str, Scalar]) -> list[str]:

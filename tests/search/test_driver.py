@@ -225,6 +225,20 @@ def test_numbers_that_older_records_hold_as_words_stay(tmp_path: Path) -> None:
         record.keep_settings({"training": {"lr": 0.001, "optimizer": 1}})
 
 
+def test_refused_flags_that_change_no_loss_can_be_left_out(tmp_path: Path) -> None:
+    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    stock = {
+        "valid-subset": "valid",
+        "keep_last_epochs": 5,
+        "bpe": "gpt2",
+        "disable-validation": False,
+    }
+    record.keep_settings({"training": {"arguments": {"lr": 0.1, "save-interval": 2, **stock}}})
+    record.keep_settings({"training": {"arguments": {"lr": 0.1, "save-interval": 2}}})
+    with pytest.raises(SearchError, match=r"arguments\.save-interval \(2, now None\)\. Restore"):
+        record.keep_settings({"training": {"arguments": {"lr": 0.1}}})
+
+
 def test_storages_by_url(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     Record("one", open_storage(url, tmp_path), OBJECTIVES, create=True)
