@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nas_attn.cli import app
-from nas_attn.errors import ConfigError, DataError, NasAttnError, SearchError
+from nas_attn.errors import ConfigError, NasAttnError, SearchError
 from nas_attn.study import load_study
 from nas_attn.training.data import PreparedData
 from tests.test_cli import COMMAND
@@ -157,7 +157,7 @@ def test_what_cannot_be_confirmed(searched: Searched) -> None:
     gone = searched.data / "test.src-tgt.tgt.idx"
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(DataError, match=r"has no test split \(test.src-tgt.tgt.idx and .bin are"):
+    with pytest.raises(NasAttnError, match=r"not the one that the study .*test\.src-tgt\.tgt\.idx"):
         searched.command("confirm", "--trial", "1")
     gone.write_bytes(kept)
     with pytest.raises(SearchError, match=re.escape("training.arguments.lr (0.003, now 0.1)")):
