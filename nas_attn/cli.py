@@ -375,7 +375,7 @@ def proposals(
     from nas_attn.search.provenance import check_proposing
     from nas_attn.study import load_study
 
-    loaded = load_study(study, overrides=set_, runs=runs)
+    loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
     trials = record.trials()
     if not check_:
@@ -704,7 +704,7 @@ def repair(
     from nas_attn.search.storage import JOURNAL
     from nas_attn.study import load_study
 
-    loaded = load_study(study, overrides=set_, runs=runs)
+    loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     path = loaded.folder / JOURNAL
     if loaded.config.execution.storage is not None:
         raise RefusedError("only a record in a journal file is repaired, but this one is elsewhere")
