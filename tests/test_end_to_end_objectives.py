@@ -105,7 +105,7 @@ def test_proposals_are_shown_and_derived_again(searched: Searched) -> None:
     assert re.match(r" 0 +complete +\S+ +everywhere", lines[0])
     count = len(pd.read_csv(searched.report / "trials.csv"))
     assert f"{count} proposals, all as on record" in searched.command("proposals", "--check")
-    with pytest.raises(NasAttnError, match=r"trial \d: the history gives .*, but on record is "):
+    with pytest.raises(NasAttnError, match=r"search\.seed \(1, now 2\)"):
         searched.command("proposals", "--check", "--set", "search.seed=2")
 
 

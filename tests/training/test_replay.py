@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import resource
 import signal
 import statistics
 import subprocess
@@ -369,6 +370,12 @@ class TestCommand:
             parse_replay_command([*command[:-1], "{"])
 
 
+def cpu_seconds_of_children() -> float:
+    """Of those that have ended; other work on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 class TestProcess:
     def test_a_whole_training(self, tmp_path: Path) -> None:
         config = ReplayConfig(seconds=0.6)
@@ -476,9 +483,9 @@ class TestProcess:
         assert done.stdout == "set()\n"
         seconds = []
         for number in range(4):
-            began = time.monotonic()
+            began = cpu_seconds_of_children()
             assert run(ReplayConfig(seconds=0.0), tmp_path / str(number))[0] == 0
-            seconds.append(time.monotonic() - began)
+            seconds.append(cpu_seconds_of_children() - began)
         assert min(seconds) < 0.5
 
 
