@@ -29,7 +29,8 @@ def make_record(folder: Path) -> Record:
     return Record("one", open_storage(None, folder), OBJECTIVES, create=True)
 
 
-def test_every_start_is_kept(tmp_path: Path) -> None:
+def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_attn.search.provenance.time.time", lambda: 1.0)  # all in one tick
     record = make_record(tmp_path)
     note_start(record, {"torch": "2.12", "optuna": "5.0"}, "a")
     note_start(record, {"torch": "2.12", "optuna": "5.0"}, "a")
