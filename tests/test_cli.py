@@ -210,7 +210,8 @@ def test_a_real_search_survives_kill_9(
         assert (folder / "seed-1" / "checkpoints" / "checkpoint_best.pt").is_file()
         assert "fairseq-train" in (folder / "commands.sh").read_text()
         assert json.loads((folder / "plan.json").read_text())
-    _convert(Path(trials[0].folder or ""), tiny_translation.folder, tmp_path)
+    if executor == "local":
+        _convert(Path(trials[0].folder or ""), tiny_translation.folder, tmp_path)
     # A third start has nothing to do; a changed training is refused.
     before = (runs / "small" / "trials" / "00000" / "seed-1" / "train.log").stat().st_mtime_ns
     assert "report:" in run(*arguments)

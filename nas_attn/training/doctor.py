@@ -177,7 +177,7 @@ def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
     tuning = _training(scheme, "roberta", ("encoder_self",), data, fine)
     tuning += [*shared, *classes, f"--restore-file={last}", "--reset-optimizer"]
     tuning += ["--reset-dataloader", "--reset-meters", "--reset-lr-scheduler"]
-    tuning += ["--lr=0.001", "--max-epoch=8"]
+    tuning += ["--lr=0.001", "--max-epoch=4"]
     tuning += ["--best-checkpoint-metric=accuracy", "--maximize-best-checkpoint-metric"]
     judging = [str(data), f"--path={fine}/checkpoint_last.pt", every, *classes]
     judging += ["--valid-subset=test"]
