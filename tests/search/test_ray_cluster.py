@@ -28,7 +28,10 @@ from tests.search.ray_nodes import (
 from tests.test_study import write
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray leaves sockets and files open
+]
 
 TRIALS = 6
 CHANGES = {
