@@ -19,7 +19,7 @@ search: install
 	$(VENV)/bin/nas-attn search $(STUDY)
 
 test: install
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -17,8 +17,6 @@ from drills.faults import faults_of
 from tests.search.fakes import FakeExecutor, make_conductor
 from tests.search.servers import find_postgres
 
-pytestmark = pytest.mark.slow
-
 DRILL = Path(__file__).resolve().parent.parent / "drills" / "faults.py"
 KILLS = 2
 

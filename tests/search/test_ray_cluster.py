@@ -28,10 +28,7 @@ from tests.search.ray_nodes import (
 from tests.test_study import write
 
 pytest.importorskip("ray")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # Ray leaves sockets and files open
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open
 
 TRIALS = 6
 CHANGES = {

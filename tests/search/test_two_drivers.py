@@ -24,8 +24,6 @@ from tests.search.fakes import BASELINE, FakeExecutor, make_conductor
 from tests.search.servers import GrpcProxy, Postgres, close
 from tests.test_study import write
 
-pytestmark = pytest.mark.slow
-
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
 COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
 TRIALS = 20
