@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,9 +33,8 @@ def note_start(record: Record, versions: Mapping[str, str], machine: str) -> Non
     if not starts:
         record.note(VERSIONS, dict(versions))
         record.note(MACHINE, machine)
-    # Counted, not timed: two starts of one process can fall into one tick of the clock.
-    name = f"{START}{len(starts)} {socket.gethostname()}-{os.getpid()}"
-    record.note(name, {"at": time.time(), **now})
+    # Neither time nor process would do: starts can share a tick of the clock, containers a number.
+    record.note(f"{START}{uuid.uuid4().hex}", {"at": time.time(), **now})
 
 
 def starts_of(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
