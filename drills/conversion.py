@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from nas_attn.conversion.factors import collaborative_factors
 from nas_attn.conversion.maps import maps_of
+from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained, validation_loss
+from nas_attn.fairseq_tools.trained import TrainedModel, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.conversion import calibration_calls, convert_trained, validation_loss
-from nas_attn.training.trained import TrainedModel, load_trained
 
 SWEEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 

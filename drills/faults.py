@@ -35,9 +35,9 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from nas_attn.search.record import Record, TrialRecord, front
 from nas_attn.search.storage import open_storage
-from nas_attn.study import Study, load_study
+from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.study.study import Study, load_study
 from tests.search.servers import Postgres, find_postgres
 
 VICTIMS = ("driver", "worker", "node", "head", "postgres")
@@ -99,7 +99,7 @@ class Driver:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "nas_attn.cli", "search", str(self.study)]
+        command = [sys.executable, "-m", "nas_attn.cli.main", "search", str(self.study)]
         command += ["--runs", str(self.runs)]
         command += [] if self.address is None else ["--address", self.address]
         self.starts += 1
@@ -184,7 +184,7 @@ def kill_worker(runs: Path, generator: random.Random) -> bool:
             words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        is_driver = "nas_attn.cli" in words
+        is_driver = "nas_attn.cli.main" in words
         is_watcher = words.startswith("ray::TrainTrial") and is_ours(int(entry.name))
         if is_watcher or (not is_driver and is_training(entry, runs)):
             found.append(int(entry.name))

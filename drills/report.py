@@ -25,13 +25,13 @@ sys.path.insert(0, str(ROOT))
 
 from nas_attn.attention.counting import ModelSize
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.report import ReportContext, write_report
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import TrialRecord
+from nas_attn.search.store import TrialRecord
 from nas_attn.space import SearchSpace
-from nas_attn.study import load_space_config
-from nas_attn.training.model import Sizer
+from nas_attn.study.study import load_space_config
 
 COUNTS = (200, 2_000, 20_000)
 SHAPES = {

@@ -69,12 +69,12 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     import yaml
 
     from nas_attn.report import ReportContext, write_report
-    from nas_attn.search.driver import Conductor, Snapshot
-    from nas_attn.search.ownership import Ownership
-    from nas_attn.search.record import Record
-    from nas_attn.search.simulated import SimulatedExecutor
+    from nas_attn.search.executors.simulated import SimulatedExecutor
+    from nas_attn.search.leases import Ownership
+    from nas_attn.search.loop import Conductor, Snapshot
     from nas_attn.search.storage import JOURNAL, open_storage
-    from nas_attn.study import load_study
+    from nas_attn.search.store import Record
+    from nas_attn.study.study import load_study
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable(logging.INFO)

@@ -21,13 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nas_attn.fairseq_tools.commands import training_command
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import prepare
+from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import training_command
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.data import prepare
-from nas_attn.training.demo import LANGUAGES, make_demo_corpus
-from nas_attn.training.launch import ColdLauncher, Launcher, WarmLauncher
-from nas_attn.training.worker import LOG_FILE, SeedRun, TrialJob, TrialRun
+from nas_attn.trials.processes.launch import ColdLauncher, Launcher, WarmLauncher
+from nas_attn.trials.runner import LOG_FILE, SeedRun, TrialJob, TrialRun
 
 ARGUMENTS = {
     "criterion": "label_smoothed_cross_entropy",

@@ -24,15 +24,15 @@ import optuna
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nas_attn.analysis.agreement import agreement_of
+from nas_attn.analysis.hypervolume import first_validation
+from nas_attn.analysis.predictions import Predictions
 from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
-from nas_attn.predictions import Predictions
-from nas_attn.ranks import LEAST_COUNT, rank_agreement
-from nas_attn.report.agreement import agreement_of
-from nas_attn.report.progress import first_validation
-from nas_attn.search.record import Record, TrialRecord, front
+from nas_attn.rank_agreement import LEAST_COUNT, rank_agreement
 from nas_attn.search.storage import open_storage
-from nas_attn.study import Study, load_study
+from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.study.study import Study, load_study
 
 
 def say_predictions(study: Study, record: Record, cold: Sequence[TrialRecord]) -> None:

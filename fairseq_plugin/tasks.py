@@ -2,7 +2,7 @@
 keep what `--patience` counts.
 
 The file is named by the environment variable `NAS_ATTN_REPORT`; without it nothing is written (see
-`nas_attn.training.reporting`).
+`nas_attn.validation_log`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from nas_attn.attention.counting import count_model
 from nas_attn.attention.pruning import Phase, PrunableAttention
-from nas_attn.training.reporting import report_validation
+from nas_attn.validation_log import report_validation
 
 PATIENCE = ("best", "num_runs")
 """The best validation, and how many have not been better since."""

@@ -12,8 +12,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import fairseq_plugin  # noqa: F401
 
-from nas_attn.training.data import PreparedData, prepare
-from nas_attn.training.demo import LANGUAGES, make_demo_corpus
+from nas_attn.fairseq_tools.data import PreparedData, prepare
+from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 

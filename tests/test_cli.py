@@ -16,16 +16,16 @@ import pytest
 import yaml
 
 from nas_attn.attention import SCHEMES
+from nas_attn.fairseq_tools.data import PreparedData, load_prepared
+from nas_attn.fairseq_tools.prune import load_checkpoint
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import Record
 from nas_attn.search.storage import open_storage
-from nas_attn.study import shipped_folder, shipped_names
-from nas_attn.training.data import PreparedData, load_prepared
-from nas_attn.training.pruning import load_checkpoint
+from nas_attn.search.store import Record
+from nas_attn.study.study import shipped_folder, shipped_names
 from tests.test_study import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
-COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
 
 
 def run(*arguments: str, status: int = 0, cwd: Path | None = None) -> str:

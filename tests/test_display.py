@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console, RenderableType
 
-from nas_attn import cli
-from nas_attn.display import (
+from nas_attn.cli import main as cli
+from nas_attn.cli.screens import (
     PlanTable,
     Screen,
     SearchDisplay,
@@ -25,10 +25,10 @@ from nas_attn.display import (
     status_line,
     status_screen,
 )
-from nas_attn.search.driver import Snapshot
+from nas_attn.search.loop import Snapshot
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import TrialRecord
 from nas_attn.search.status import Beside, RunningStatus, Status
+from nas_attn.search.store import TrialRecord
 from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 from tests.search.test_status import fail_trial_3
 

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from nas_attn.cli import app
+from nas_attn.cli.main import app
 from nas_attn.errors import ConfigError, NasAttnError, SearchError
-from nas_attn.study import load_study
-from nas_attn.training.data import PreparedData
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.study.study import load_study
 from tests.test_cli import COMMAND
 from tests.test_study import write
 

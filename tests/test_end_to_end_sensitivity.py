@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from nas_attn.cli import app
+from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
+from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained, load_trained
+from nas_attn.fairseq_tools.convert import validation_losses as losses_of
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import ExecutionConfig
-from nas_attn.study import study_of_checkpoint
-from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
-from nas_attn.training.conversion import calibration_calls, convert_trained, load_trained
-from nas_attn.training.conversion import validation_losses as losses_of
-from nas_attn.training.data import PreparedData
+from nas_attn.study.study import study_of_checkpoint
 from tests.test_cli import COMMAND
 from tests.test_study import write
 
@@ -139,8 +139,8 @@ def test_a_search_by_predictions(
     tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever so small a model's predictions are worth, they are followed here."""
-    monkeypatch.setattr("nas_attn.ranks.LEAST_OVERALL", -1.0)
-    monkeypatch.setattr("nas_attn.ranks.LEAST_WITHIN", -1.0)
+    monkeypatch.setattr("nas_attn.rank_agreement.LEAST_OVERALL", -1.0)
+    monkeypatch.setattr("nas_attn.rank_agreement.LEAST_WITHIN", -1.0)
     search = {"trials": 7, "strategy": "sensitivity", "warm_start": "baseline"}
     study = str(write(tmp_path, tiny_translation.folder, CHANGES | {"search": search}))
     arguments = [study, "--runs", str(tmp_path / "runs")]

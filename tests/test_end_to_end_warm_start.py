@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 
 from nas_attn.errors import SearchError
+from nas_attn.fairseq_tools.convert import load_trained, validation_loss
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.study import load_study
-from nas_attn.training.conversion import load_trained, validation_loss
-from nas_attn.training.data import PreparedData
-from nas_attn.training.fine_tuning import count_updates
-from nas_attn.training.trial_files import read_report
+from nas_attn.study.study import load_study
+from nas_attn.trials.scores import read_report
 from tests.test_cli import COMMAND
 from tests.test_end_to_end_objectives import run
 from tests.test_study import write

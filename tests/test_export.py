@@ -24,17 +24,17 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from nas_attn.amounts import parse_amount
-from nas_attn.cli import app
+from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError, RefusedError
-from nas_attn.export import best_within, comparison_text, export_trial, trial_with_number
+from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.portable import make_portable, without_paths
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import BASELINE, COSTS, DUPLICATE, Record, TrialRecord, read_trial
 from nas_attn.search.storage import open_storage
-from nas_attn.study import Study, load_study
-from nas_attn.training.checkpoints import read_checkpoint, save_checkpoint
-from nas_attn.training.data import PreparedData
-from nas_attn.training.portable import make_portable, without_paths
+from nas_attn.search.store import BASELINE, COSTS, DUPLICATE, Record, TrialRecord, read_trial
+from nas_attn.study.study import Study, load_study
+from nas_attn.workflows.export import best_within, comparison_text, export_trial, trial_with_number
 from tests.test_cli import run as run_in_a_process
 from tests.test_study import write
 
@@ -214,7 +214,7 @@ def shell(command: str, folder: Path) -> str:
     """Run a printed command as a user does, in a folder, with this Python's commands."""
     scripts = folder.parent / "scripts"
     scripts.mkdir(exist_ok=True)
-    modules = {"nas-attn": "nas_attn.cli"}
+    modules = {"nas-attn": "nas_attn.cli.main"}
     for tool in ("generate", "interactive", "eval-lm"):
         modules[f"fairseq-{tool}"] = f"fairseq_cli.{tool.replace('-', '_')}"
     for name, module in modules.items():
@@ -392,7 +392,9 @@ def test_what_is_refused_leaves_nothing(
         run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file" / "model"))
 
     with monkeypatch.context() as patched:
-        patched.setattr("nas_attn.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+        patched.setattr(
+            "nas_attn.workflows.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10)
+        )
         with pytest.raises(RefusedError, match=r"no room in .* MB are needed"):
             run(*arguments, "--trial", "0")
 
@@ -404,7 +406,7 @@ def test_what_is_refused_leaves_nothing(
 
     for function, error in ((full, RefusedError), (stop, KeyboardInterrupt)):
         with monkeypatch.context() as patched:
-            patched.setattr("nas_attn.export.shutil.copyfile", function)
+            patched.setattr("nas_attn.workflows.export.shutil.copyfile", function)
             with pytest.raises(error):
                 export_trial(modelling.study, modelling.trials[0], modelling.trials, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]

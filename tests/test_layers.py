@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nas_attn
@@ -13,70 +14,148 @@ from tests.conftest import ROOT
 PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
-    "__init__": 0, "amounts": 0, "errors": 0, "literals": 0, "masking": 0, "plan": 0, "private": 0,
-    "section": 0,
-    "yaml_file": 1,
-    "attention": 1, "space": 1, "pareto": 1, "knapsack": 1, "ranks": 1, "text_plot": 1,
+    "__init__": 0, "amounts": 0, "config_model": 0, "errors": 0, "knapsack": 0, "literals": 0,
+    "masking": 0, "pareto": 0, "plan": 0, "private": 0, "rank_agreement": 0, "shell": 0,
+    "validation_log": 0, "yaml_file": 0,
+    "attention": 1, "space": 1,
     "conversion": 2,
-    "training": 3,
-    "search": 4, "benchmark": 4,
-    "report": 5,
+    "trials": 3,
+    "fairseq_tools": 4, "simulation": 4,
+    "search": 5,
     "study": 6,
-    "display": 7, "predictions": 7, "export": 7,
-    "cli": 8,
+    "analysis": 7, "benchmark": 7,
+    "report": 8,
+    "workflows": 9,
+    "cli": 11,
 }  # fmt: skip
 """Number of the layer of each module or package; those of one number are strangers."""
 
-OWNERS = {"fairseq": "training", "fairseq_plugin": "training", "ray": "search"}
-"""The only part of nas_attn that may import a package."""
+STRANGERS = {("search", "fairseq_tools")}
+"""The first does not import the second, although it is below."""
+
+OWNERS = {
+    "fairseq": ("fairseq_tools", "benchmark"),
+    "fairseq_plugin": ("fairseq_tools",),
+    "ray": ("search",),
+    "typer": ("cli",),
+    "rich": ("cli",),
+}
+"""The only parts of nas_attn that may import a package."""
+
+MOST_LINES = 500
+MOST_LINES_OF_A_FUNCTION = 60
+
+UPWARDS = {
+    ("analysis", "report"),
+    ("search", "fairseq_tools"),
+    ("trials", "fairseq_tools"),
+}
+TOO_LONG = {
+    "analysis/comparison.py", "cli/main.py", "cli/screens.py", "fairseq_tools/flags.py",
+    "search/loop.py", "search/store.py", "study/study.py", "trials/runner.py",
+}  # fmt: skip
+TOO_LONG_FUNCTIONS = {
+    "adapter.forward", "commands.time_commands",
+    "comparison.compare", "convert.convert_attention", "models.convert_model", "data.prepare",
+    "figure.write_figure", "functional.attend", "main.bench_attention", "main.confirm",
+    "main.convert", "main.export", "main.prepare", "main.prune", "main.search", "main.sensitivity",
+    "page.render_page", "prune.prune_model", "report.summary_text", "study._job",
+    "study.load_study", "export.export_trial",
+}  # fmt: skip
+"""What is still to be mended; nothing may come to it."""
+
+
+def module_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def plugin_files() -> list[Path]:
+    return sorted((ROOT / "fairseq_plugin").rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
+    """Modules, and names in our own, that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0 or path.parent.name == "fairseq_plugin", f"{path}: relative"
             found.add(node.module or "")
-            if node.module == "nas_attn":
-                found |= {f"nas_attn.{alias.name}" for alias in node.names}
+            if (node.module or "").startswith("nas_attn"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
 def part(name: str) -> str:
-    """`nas_attn.search.driver` -> search."""
-    return [*name.split("."), "__init__"][1]
+    """`nas_attn.search.loop` -> search."""
+    here = [*name.split("."), "__init__"][1]
+    return here if here in LAYERS else "__init__"
 
 
-def sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
 
 
 def test_every_part_has_a_layer() -> None:
-    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()}
-    assert parts == set(LAYERS)
+    assert {part_of(path) for path in module_files()} == set(LAYERS)
+
+
+def upward_arrows() -> set[tuple[str, str]]:
+    arrows = set()
+    for path in module_files():
+        here = part_of(path)
+        for name in imports(path):
+            there = part(name)
+            if not name.startswith("nas_attn") or there == here:
+                continue
+            below = LAYERS[there] < LAYERS[here] and (here, there) not in STRANGERS
+            if not below and not LAYERS[there] == LAYERS[here] == 0:
+                arrows.add((here, there))
+    return arrows
 
 
 def test_imports_point_downwards() -> None:
-    for path in sources():
-        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for name in imports(path):
-            if not name.startswith("nas_attn"):
-                continue
-            there = part(name)
-            inside = there == here
-            below = LAYERS.get(there, 0) < LAYERS[here]
-            both_ground = LAYERS.get(there, 0) == LAYERS[here] == 0
-            assert inside or below or both_ground, f"{path.name} imports {name}"
+    assert upward_arrows() == UPWARDS
 
 
-def test_foreign_packages_have_one_owner() -> None:
-    for path in sources():
-        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    files = {module_name(path): path for path in module_files()}
+    arrows = {name: {n for n in imports(path) if n in files} for name, path in files.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above, name))
+        if name not in done:
+            for below in sorted(arrows[name] - {name}):
+                visit(below, (*above, name))
+            done.add(name)
+
+    for name in files:
+        visit(name, ())
+
+
+def test_foreign_packages_have_their_owners() -> None:
+    for path in module_files():
+        here = part_of(path)
         for name in imports(path):
-            owner = OWNERS.get(name.split(".")[0])
-            assert owner in (None, here), f"{path.name} imports {name}"
+            owners = OWNERS.get(name.split(".")[0])
+            assert owners is None or here in owners, f"{path.name} imports {name}"
+
+
+def test_no_arrow_hides_in_a_string() -> None:
+    """Below the command, no text names its modules; an import by name is an import."""
+    for path in [p for p in module_files() if part_of(p) != "cli"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                hidden = node.value.startswith("nas_attn.cli")
+                assert not hidden or "trials" in path.parts, f"{path}:{node.lineno}"
 
 
 def test_attention_needs_only_torch() -> None:
@@ -94,18 +173,16 @@ def test_the_space_needs_no_torch() -> None:
 
 
 def test_the_plugin_needs_little_of_us() -> None:
-    allowed = ("nas_attn.attention", "nas_attn.plan", "nas_attn.errors")
-    allowed += ("nas_attn.literals", "nas_attn.training.reporting")
-    for path in (ROOT / "fairseq_plugin").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nas_attn"):
-                assert (node.module or "").startswith(allowed), f"{path.name}: {node.module}"
+    allowed = {"attention", "plan", "errors", "literals", "validation_log"}
+    for path in plugin_files():
+        of_ours = {n for n in imports(path) if n.startswith("nas_attn.")}
+        assert {part(name) for name in of_ours} <= allowed, path.name
 
 
 def test_starting_is_light() -> None:
     """`import nas_attn` and `nas-attn --help` load none of the heavy packages."""
     script = (
-        "import sys, nas_attn, nas_attn.cli; "
+        "import sys, nas_attn, nas_attn.cli.main; "
         "heavy = {'torch', 'fairseq', 'optuna', 'ray', 'pandas', 'plotly', 'matplotlib'}; "
         "print(heavy & set(sys.modules))"
     )
@@ -116,7 +193,7 @@ def test_starting_is_light() -> None:
 
 
 def test_nothing_prints_or_evaluates() -> None:
-    for path in sources():
+    for path in module_files():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
                 "print",
@@ -124,3 +201,25 @@ def test_nothing_prints_or_evaluates() -> None:
                 "exec",
             ):
                 raise AssertionError(f"{path.name}:{node.lineno} calls {node.func.id}")
+
+
+def test_files_are_short() -> None:
+    long = {
+        str(path.relative_to(PACKAGE))
+        for path in module_files()
+        if len(path.read_text().splitlines()) > MOST_LINES
+    }
+    assert long == TOO_LONG
+
+
+def long_functions() -> Iterator[str]:
+    for path in [*module_files(), *plugin_files()]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION:
+                    yield f"{path.stem}.{node.name}"
+
+
+def test_functions_are_short() -> None:
+    assert set(long_functions()) == TOO_LONG_FUNCTIONS

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nas_attn import cli
+from nas_attn.cli import main as cli
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.storage import JOURNAL
-from nas_attn.training.data import PreparedData
 from tests.test_study import write
 
 Say = Callable[..., tuple[int, str]]

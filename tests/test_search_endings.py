@@ -9,13 +9,13 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from nas_attn import cli
+from nas_attn.cli import main as cli
 from nas_attn.errors import DataError, NasAttnError
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search import record as fields
-from nas_attn.search.record import NewTrial, Record
-from nas_attn.study import Study, load_study
-from nas_attn.training.data import PreparedData
+from nas_attn.search.store import NewTrial, Record
+from nas_attn.study.study import Study, load_study
 from tests.test_study import write
 
 REPLAYED: dict[str, Any] = {

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from nas_attn.errors import ConfigError, RefusedError
-from nas_attn.study import (
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.study.study import (
     load_space_config,
     load_study,
     shipped_folder,
@@ -22,7 +23,6 @@ from nas_attn.study import (
     space_folder,
     space_over,
 )
-from nas_attn.training.data import PreparedData
 
 STUDY: dict[str, Any] = {
     "name": "small",
@@ -332,7 +332,7 @@ def test_the_command_exits_with_2(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "nas_attn.cli",
+        "nas_attn.cli.main",
         "search",
         str(path),
         "--runs",

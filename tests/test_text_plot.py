@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from nas_attn.text_plot import MAX_WIDTH, Series, TextPlot
+from nas_attn.cli.text_plot import MAX_WIDTH, Series, TextPlot
 
 
 def render(plot: TextPlot, width: int = 60, encoding: str = "utf-8") -> list[str]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
 from nas_attn.attention.functional import FORMS, Form
-from nas_attn.training.model import fairseq_attention, stock_attention
+from nas_attn.fairseq_tools.models import fairseq_attention, stock_attention
 
 logger = logging.getLogger(__name__)
 

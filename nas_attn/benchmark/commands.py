@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nas_attn.attention import get_scheme
 from nas_attn.errors import NasAttnError
-from nas_attn.training.data import load_prepared
-from nas_attn.training.process import Finished, run_fairseq
+from nas_attn.fairseq_tools.data import load_prepared
+from nas_attn.fairseq_tools.run_fairseq import Finished, run_fairseq
 
 logger = logging.getLogger(__name__)
 

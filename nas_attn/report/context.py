@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nas_attn.analysis.agreement import Agreement
+from nas_attn.analysis.sensitivity import Findings
 from nas_attn.attention.counting import ModelSize
 from nas_attn.plan import SiteShape
-from nas_attn.report.agreement import Agreement
-from nas_attn.report.sensitivity import Findings
 from nas_attn.search.objectives import Objectives
 
 

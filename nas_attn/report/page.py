@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from nas_attn.analysis.hypervolume import Progress, progress_of
+from nas_attn.analysis.importance import Importance, importance_of
+from nas_attn.analysis.noise import Noise, noise_text
+from nas_attn.analysis.sensitivity import curve, heat_map, outcome_text
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
-from nas_attn.report.importance import Importance, importance_of
-from nas_attn.report.noise import Noise, noise_text
 from nas_attn.report.pictures import codes_text, label_of, plan_picture, scheme_styles
-from nas_attn.report.progress import Progress, progress_of
-from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 from nas_attn.report.tables import (
     cost_text,
     effective_text,
@@ -31,7 +31,7 @@ from nas_attn.report.tables import (
     state_text,
     time_text,
 )
-from nas_attn.search.record import TrialRecord, front
+from nas_attn.search.store import TrialRecord, front
 
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from nas_attn.analysis.noise import Noise, noise_text
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.latex import latex_table
-from nas_attn.report.noise import Noise, noise_text
 from nas_attn.report.page import render_page
 from nas_attn.report.tables import (
     cost_text,
@@ -25,8 +25,8 @@ from nas_attn.report.tables import (
     trials_table,
     write_rows,
 )
-from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.replay import write_curves
+from nas_attn.search.store import TrialRecord, front
+from nas_attn.simulation.replay import write_curves
 
 SCHEMA = 4
 """Version of front.json; what it holds is documented in docs/report.md."""

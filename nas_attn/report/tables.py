@@ -13,14 +13,15 @@ from typing import Any
 
 import pandas as pd
 
+from nas_attn.analysis.noise import Noise, undecided
+from nas_attn.fairseq_tools.commands import TENSORBOARD, maximises, value_of, with_value
+from nas_attn.fairseq_tools.costs import MEASURED_COSTS
 from nas_attn.plan import AttentionPlan
-from nas_attn.report.noise import Noise, undecided
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import TrialRecord, front
-from nas_attn.training.arguments import TENSORBOARD, maximises, shell_text, value_of, with_value
-from nas_attn.training.costs import MEASURED_COSTS
-from nas_attn.training.replay import Curve, Point
-from nas_attn.training.worker import BEST, PRUNED, START
+from nas_attn.search.store import TrialRecord, front
+from nas_attn.shell import shell_text
+from nas_attn.simulation.replay import Curve, Point
+from nas_attn.trials.runner import BEST, PRUNED, START
 
 LOSSES = ("loss", "nll_loss", "ppl")
 """Forms of one loss."""

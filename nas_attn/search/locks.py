@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from nas_attn.search.patience import patiently
-from nas_attn.training.holders import is_stopped
+from nas_attn.trials.processes.holders import is_stopped
 
 logger = logging.getLogger(__name__)
 

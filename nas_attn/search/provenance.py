@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_attn.errors import SearchError
-from nas_attn.search.record import Record, differences
+from nas_attn.search.store import Record, differences
 
 VERSIONS, MACHINE = "versions", "machine"
 """Under these names the record keeps those of the first start; old records, of the last one."""

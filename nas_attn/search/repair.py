@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from nas_attn.errors import SearchError
 from nas_attn.search.journal import WholeLines, keep_damaged, parse_line, side_file
-from nas_attn.search.ownership import held_drivers, live_drivers
+from nas_attn.search.leases import held_drivers, live_drivers
 
 CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL = 0, 1, 4
 MOST_LOST = 20

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from nas_attn.errors import RefusedError
-from nas_attn.search.record import Record
-from nas_attn.training.arguments import value_of
-from nas_attn.training.data import PreparedData
-from nas_attn.training.folders import differences, identify
+from nas_attn.fairseq_tools.commands import value_of
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.folders import differences, identify
+from nas_attn.search.store import Record
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import numpy as np
 from nas_attn.knapsack import Option, solve
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.ranks import LEAST_COUNT, RankAgreement, rank_agreement
+from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
 from nas_attn.space import Alternative, SearchSpace
 from nas_attn.space.space import Unit
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from nas_attn.section import Scalar, Section
+from nas_attn.config_model import Scalar, Section
 
 Fractions = Annotated[list[float | int], Field(min_length=1)]
 

@@ -16,15 +16,15 @@ import fairseq_plugin  # noqa: F401  registers the architectures
 from nas_attn.attention import SCHEMES
 from nas_attn.attention.counting import count_model
 from nas_attn.errors import PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import parse_arguments
-from nas_attn.training.model import (
+from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.models import (
     Sizer,
     blank_dictionary,
     build_on_meta,
     count_architecture,
     parse_architecture,
 )
+from nas_attn.plan import AttentionChoice, AttentionPlan
 
 TINY = [
     "--encoder-layers=2", "--decoder-layers=3", "--encoder-embed-dim=16", "--decoder-embed-dim=16",

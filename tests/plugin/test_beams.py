@@ -13,7 +13,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq_plugin.beams import follow, repeats
 from fairseq_plugin.layers import PlannedEncoder
 from nas_attn.attention import SCHEMES
-from nas_attn.training.model import blank_dictionary, parse_architecture
+from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
 
 TINY = [
     "--encoder-layers=2", "--decoder-layers=2", "--encoder-embed-dim=16", "--decoder-embed-dim=16",

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from nas_attn.attention import SCHEMES
+from nas_attn.fairseq_tools.commands import plugin_folder, training_command
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.self_test import TASKS, Finding, examine
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import plugin_folder, training_command
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.data import PreparedData
-from nas_attn.training.doctor import TASKS, Finding, examine
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

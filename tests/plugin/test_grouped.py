@@ -25,12 +25,12 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouping import constraint_terms, group_heads
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import NasAttnError, PlanError
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.models import count_architecture
+from nas_attn.fairseq_tools.prune import load_checkpoint, prune_checkpoint, prune_model
+from nas_attn.fairseq_tools.run_fairseq import run_fairseq
+from nas_attn.fairseq_tools.vote import refit_output, vote_on_data
 from nas_attn.plan import AttentionPlan
-from nas_attn.training.calibration import refit_output, vote_on_data
-from nas_attn.training.data import PreparedData
-from nas_attn.training.model import count_architecture
-from nas_attn.training.process import run_fairseq
-from nas_attn.training.pruning import load_checkpoint, prune_checkpoint, prune_model
 
 pytestmark = [  # fairseq's training step and its loader of batches warn so
     pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),

@@ -23,12 +23,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from nas_attn.errors import PlanError
+from nas_attn.fairseq_tools.checkpoints import read_checkpoint
+from nas_attn.fairseq_tools.convert import convert_checkpoint
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
+from nas_attn.fairseq_tools.prune import prune_checkpoint
 from nas_attn.plan import AttentionPlan
-from nas_attn.training.checkpoints import read_checkpoint
-from nas_attn.training.conversion import convert_checkpoint
-from nas_attn.training.data import PreparedData
-from nas_attn.training.model import blank_dictionary, parse_architecture
-from nas_attn.training.pruning import prune_checkpoint
 from tests.conftest import ROOT
 
 PLUGIN = f"common.user_dir={ROOT / 'fairseq_plugin'}"

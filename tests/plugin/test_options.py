@@ -22,10 +22,10 @@ from fairseq_cli import eval_lm, generate, interactive
 from omegaconf import OmegaConf
 
 from nas_attn.errors import DataError, PlanError
+from nas_attn.fairseq_tools.checkpoints import read_checkpoint
+from nas_attn.fairseq_tools.data import PreparedData, point_at
+from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
 from nas_attn.plan import AttentionPlan
-from nas_attn.training.checkpoints import read_checkpoint
-from nas_attn.training.data import PreparedData, point_at
-from nas_attn.training.model import blank_dictionary, parse_architecture
 
 TINY = [
     "--encoder-layers=2", "--decoder-layers=2", "--encoder-embed-dim=16", "--decoder-embed-dim=16",

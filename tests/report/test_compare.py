@@ -17,10 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from nas_attn.cli import app
-from nas_attn.errors import NasAttnError, RefusedError
-from nas_attn.pareto import hypervolume
-from nas_attn.report.compare import (
+from nas_attn.analysis.comparison import (
     Comparison,
     Reference,
     Row,
@@ -34,8 +31,11 @@ from nas_attn.report.compare import (
     read_searched,
     write_comparison,
 )
+from nas_attn.cli.main import app
+from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.pareto import hypervolume
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import (
+from nas_attn.search.store import (
     BASELINE,
     COMMANDS,
     COSTS,

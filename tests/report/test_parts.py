@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from nas_attn.analysis.hypervolume import progress_of, reference_of
+from nas_attn.analysis.importance import importance_of
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.report import summary_text
 from nas_attn.report.figures import write_print_figures
-from nas_attn.report.importance import importance_of
 from nas_attn.report.latex import latex_table, latex_text
 from nas_attn.report.pictures import (
     MIXED,
@@ -21,7 +22,6 @@ from nas_attn.report.pictures import (
     plan_picture,
     scheme_styles,
 )
-from nas_attn.report.progress import progress_of, reference_of
 from nas_attn.report.tables import (
     front_table,
     price_text,
@@ -29,7 +29,7 @@ from nas_attn.report.tables import (
     retention_text,
     trials_table,
 )
-from nas_attn.search.record import TrialRecord, front
+from nas_attn.search.store import TrialRecord, front
 from tests.report.test_report import context
 from tests.search.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from nas_attn.attention.counting import ModelSize
+from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.search.candidates import Proposer
 from nas_attn.search.config import SearchConfig
-from nas_attn.search.driver import Conductor
+from nas_attn.search.leases import Ownership
+from nas_attn.search.loop import Conductor
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.ownership import Ownership
-from nas_attn.search.proposals import Proposer
-from nas_attn.search.record import Record
 from nas_attn.search.storage import open_storage
+from nas_attn.search.store import Record
 from nas_attn.space import SearchSpace, SpaceConfig
-from nas_attn.training.model import Sizer
-from nas_attn.training.worker import FailureKind, Progress, SeedRun, TrialJob, TrialResult
+from nas_attn.trials.runner import FailureKind, Progress, SeedRun, TrialJob, TrialResult
 
 SHAPES = {
     site: SiteShape(num_layers=2, embed_dim=64, num_heads=4)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli", "search"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main", "search"]
 RECONNECT_SECONDS = 5
 """How long Ray waits for its head before a driver ends; a minute by default."""
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}

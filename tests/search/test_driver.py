@@ -15,11 +15,11 @@ from nas_attn.errors import DataError, SearchError
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.tables import state_text
+from nas_attn.search.candidates import Proposal
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.proposals import Proposal
-from nas_attn.search.record import DRIVER, PLAN, NewTrial, Record, TrialRecord, front
 from nas_attn.search.storage import open_storage
-from nas_attn.training.worker import FailureKind, Progress, TrialJob, TrialResult
+from nas_attn.search.store import DRIVER, PLAN, NewTrial, Record, TrialRecord, front
+from nas_attn.trials.runner import FailureKind, Progress, TrialJob, TrialResult
 from tests.search.fakes import (
     BASELINE,
     OBJECTIVES,
@@ -329,7 +329,7 @@ def test_of_two_claims_the_first_holds(tmp_path: Path) -> None:
 def test_a_fault_that_may_not_come_again_is_tried_again(
     kind: FailureKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas_attn.search.driver.RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("nas_attn.search.loop.RETRY_SECONDS", (0.0,))
     seen: dict[int, int] = {}
 
     def error(job: TrialJob) -> TrialResult | None:
@@ -400,7 +400,7 @@ def test_a_baseline_that_failed_is_trained_by_the_next_search(tmp_path: Path) ->
 
 
 def test_retries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas_attn.search.driver.RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("nas_attn.search.loop.RETRY_SECONDS", (0.0,))
     broken = TrialResult(error="no room", failure=FailureKind.DISK_FULL, seconds=1.0)
     conductor = make_conductor(tmp_path, trials=6)
     executor = FakeExecutor(error=lambda job: broken if job.number == 3 else None)

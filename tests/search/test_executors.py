@@ -13,14 +13,14 @@ from optuna.trial import TrialState
 
 from nas_attn.errors import RefusedError
 from nas_attn.plan import AttentionPlan
-from nas_attn.search import gpus, local
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
-from nas_attn.search.gpus import deal_gpus, visible_gpus
-from nas_attn.search.local import LocalExecutor
-from nas_attn.search.simulated import SimulatedExecutor
-from nas_attn.training import worker
-from nas_attn.training.replay import Curve, Point, ReplayConfig, replay_command, write_curves
-from nas_attn.training.worker import SeedRun, TrialJob
+from nas_attn.search.executors import gpus, local
+from nas_attn.search.executors.gpus import deal_gpus, visible_gpus
+from nas_attn.search.executors.local import LocalExecutor
+from nas_attn.search.executors.simulated import SimulatedExecutor
+from nas_attn.simulation.replay import Curve, Point, ReplayConfig, replay_command, write_curves
+from nas_attn.trials import runner as worker
+from nas_attn.trials.runner import SeedRun, TrialJob
 from tests.search.fakes import make_conductor, make_sizer
 
 TELLING = """
@@ -184,7 +184,7 @@ def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) ->
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_folder_too_long_for_sockets_is_refused_before_ray_starts(variable: str) -> None:
-    from nas_attn.search.ray_tune import check_socket_folder
+    from nas_attn.search.executors.ray_tune import check_socket_folder
 
     check_socket_folder({})
     check_socket_folder({"TMPDIR": "/long" * 20, "RAY_TMPDIR": "/tmp"})

@@ -25,12 +25,13 @@ from optuna.storages.journal import (
 )
 
 from nas_attn.errors import SearchError
-from nas_attn.search import journal, locks, ownership, patience
+from nas_attn.search import journal, locks, patience
+from nas_attn.search import leases as ownership
 from nas_attn.search.journal import OptunaLock
+from nas_attn.search.leases import Ownership, live_drivers
 from nas_attn.search.locks import FileLock
-from nas_attn.search.ownership import Ownership, live_drivers
-from nas_attn.search.record import Record
 from nas_attn.search.storage import JOURNAL, open_storage
+from nas_attn.search.store import Record
 from tests.search.fakes import OBJECTIVES, kill_drivers, make_conductor
 
 ENDS = {

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nas_attn import cli, masking
+from nas_attn import masking
+from nas_attn.cli import main as cli
 from nas_attn.errors import RefusedError, SearchError
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.masking import (
     MaskingFilter,
     environment_without_secrets,
@@ -24,16 +26,15 @@ from nas_attn.masking import (
     without_secrets,
 )
 from nas_attn.search.storage import open_storage
-from nas_attn.study import load_study
-from nas_attn.training.data import PreparedData
-from nas_attn.training.launch import ColdLauncher
+from nas_attn.study.study import load_study
+from nas_attn.trials.processes.launch import ColdLauncher
 from tests.search.servers import Postgres
 from tests.test_study import write
 
 SECRET = "Gr8heim%21t-wort"
 PLAIN = "Gr8heim!t-wort"
 URL = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:1/it"
-COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
 
 
 @pytest.fixture(autouse=True)
@@ -190,13 +191,13 @@ def test_the_command_starts_again_without_it(
 
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(sys, "argv", ["nas-attn", "search", "s.yaml", "--storage", URL])
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "nas_attn.cli", *sys.argv[1:]])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "nas_attn.cli.main", *sys.argv[1:]])
     with pytest.raises(Started) as started:
         cli.main()
     program, words, environment = started.value.args
     assert program == sys.executable
     assert words[1:] == [
-        "-m", "nas_attn.cli", "search", "s.yaml", "--storage", "env:NAS_ATTN_STORAGE"
+        "-m", "nas_attn.cli.main", "search", "s.yaml", "--storage", "env:NAS_ATTN_STORAGE"
     ]  # fmt: skip
     assert environment["NAS_ATTN_STORAGE"] == URL
     said = capsys.readouterr().err
@@ -236,7 +237,7 @@ def test_no_byte_of_a_search_holds_the_password(
                         words = (entry / "cmdline").read_bytes()
                         if b"env:NAS_ATTN_STORAGE" in words:
                             seen.append(words)
-                        elif b"nas_attn.training.replay" in words:
+                        elif b"nas_attn.simulation.replay" in words:
                             trained = True
                             assert SECRET.encode() not in (entry / "environ").read_bytes()
                     except OSError:

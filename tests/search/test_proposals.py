@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nas_attn.search.driver import Conductor
-from nas_attn.search.proposals import GivenPlans, Proposer, derive_again
-from nas_attn.training.worker import TrialJob, TrialResult
+from nas_attn.search.candidates import GivenPlans, Proposer, derive_again
+from nas_attn.search.loop import Conductor
+from nas_attn.trials.runner import TrialJob, TrialResult
 from tests.search.fakes import (
     BASELINE,
     OBJECTIVES,

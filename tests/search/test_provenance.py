@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nas_attn.errors import SearchError
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.provenance import (
     check_proposing,
     keep_proposing,
@@ -17,10 +18,9 @@ from nas_attn.search.provenance import (
     starts_of,
     versions_of,
 )
-from nas_attn.search.record import NewTrial, Record
 from nas_attn.search.storage import open_storage
-from nas_attn.study import load_study
-from nas_attn.training.data import PreparedData
+from nas_attn.search.store import NewTrial, Record
+from nas_attn.study.study import load_study
 from tests.search.fakes import OBJECTIVES
 from tests.test_study import write
 

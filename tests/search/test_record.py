@@ -14,8 +14,8 @@ from optuna.storages import InMemoryStorage
 
 from nas_attn.errors import SearchError
 from nas_attn.search import patience
-from nas_attn.search.record import NewTrial, Record
 from nas_attn.search.storage import JOURNAL, open_storage
+from nas_attn.search.store import NewTrial, Record
 from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 
 

@@ -13,9 +13,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from nas_attn.errors import SearchError
-from nas_attn.search.record import Record, TrialRecord, front
 from nas_attn.search.repair import Repair, describe, repair_journal
 from nas_attn.search.storage import JOURNAL, open_storage
+from nas_attn.search.store import Record, TrialRecord, front
 from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 
 DIRECTIONS = [direction.value for direction in OBJECTIVES.directions]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nas_attn.cli import app
+from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import COMMANDS, NewTrial, Record
 from nas_attn.search.same_data import DATA, keep_data
 from nas_attn.search.storage import open_storage
-from nas_attn.training.data import PreparedData
+from nas_attn.search.store import COMMANDS, NewTrial, Record
 from tests.test_study import write
 
 OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})

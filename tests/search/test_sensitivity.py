@@ -11,9 +11,9 @@ from typing import cast
 
 import pytest
 
+from nas_attn.analysis.predictions import Limits, Predictions
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
-from nas_attn.predictions import Limits, Predictions
 from nas_attn.search.sensitivity import (
     AdditiveModel,
     Check,
@@ -24,7 +24,7 @@ from nas_attn.search.sensitivity import (
     validity_of,
 )
 from nas_attn.space import SearchSpace
-from nas_attn.study import Study
+from nas_attn.study.study import Study
 from tests.search.fakes import BASELINE, OBJECTIVES, FakeCosts, make_space
 
 SCHEMES = {

@@ -17,13 +17,19 @@ import torch
 from optuna.trial import TrialState
 
 from nas_attn.errors import NasAttnError
-from nas_attn.search.record import Record, TrialRecord
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.search.executors.transfer import (
+    Courier,
+    DataParcel,
+    NodeFiles,
+    _keep_further,
+    _unpack,
+)
 from nas_attn.search.storage import open_storage
-from nas_attn.search.transfer import Courier, DataParcel, NodeFiles, _keep_further, _unpack
-from nas_attn.study import load_study
-from nas_attn.training.data import PreparedData
-from nas_attn.training.trial_files import checkpoint_is_whole
-from nas_attn.training.worker import SeedRun, TrialJob
+from nas_attn.search.store import Record, TrialRecord
+from nas_attn.study.study import load_study
+from nas_attn.trials.runner import SeedRun, TrialJob
+from nas_attn.trials.scores import checkpoint_is_whole
 from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
 from tests.test_study import write
 

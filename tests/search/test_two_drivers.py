@@ -16,16 +16,16 @@ import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.record import Record, TrialRecord
 from nas_attn.search.storage import open_storage
-from nas_attn.training.data import PreparedData
+from nas_attn.search.store import Record, TrialRecord
 from tests.search.fakes import BASELINE, FakeExecutor, make_conductor
 from tests.search.servers import GrpcProxy, Postgres, close
 from tests.test_study import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
-COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
 TRIALS = 20
 SECONDS = 120.0
 """What a search gets on a loaded machine."""

@@ -17,9 +17,14 @@ from fairseq.data import encoders
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from nas_attn.errors import ConfigError
-from nas_attn.study import load_study
-from nas_attn.training.bleu import BleuTokenizer, advice, spaces_per_character, validation_flags
-from nas_attn.training.data import PreparedData, prepare
+from nas_attn.fairseq_tools.bleu import (
+    BleuTokenizer,
+    advice,
+    spaces_per_character,
+    validation_flags,
+)
+from nas_attn.fairseq_tools.data import PreparedData, prepare
+from nas_attn.study.study import load_study
 from tests.test_study import write
 
 REFERENCES = ["今日は良い天気ですね。", "私は日本語を話します。"]

@@ -12,15 +12,15 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from nas_attn.errors import NasAttnError, PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import parse_arguments
-from nas_attn.training.conversion import (
+from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.convert import (
     Losses,
     convert_checkpoint,
     convert_trained,
     load_trained,
 )
-from nas_attn.training.data import PreparedData
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.plan import AttentionChoice, AttentionPlan
 
 WIDTH, HEADS = 16, 4
 SIDE = {"embed-dim": WIDTH, "ffn-embed-dim": 24, "attention-heads": HEADS, "layers": 2}

@@ -10,16 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
 from nas_attn.errors import PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.search.proposals import expected_costs
-from nas_attn.training.costs import (
+from nas_attn.fairseq_tools.costs import (
     KNOWN_COSTS,
     MEASURED_COSTS,
     CostModel,
     available_costs,
     count_choice_flops,
 )
-from nas_attn.training.model import blank_dictionary, build_model, parse_architecture
+from nas_attn.fairseq_tools.models import blank_dictionary, build_model, parse_architecture
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.search.candidates import expected_costs
 
 DEPTH = len(SCHEMES)
 EVERY = [AttentionChoice(scheme) for scheme in SCHEMES]

@@ -9,7 +9,7 @@ import pytest
 from fairseq.data import Dictionary, data_utils
 
 from nas_attn.errors import DataError
-from nas_attn.training.data import (
+from nas_attn.fairseq_tools.data import (
     PreparedData,
     find_split_files,
     hold_out,
@@ -20,8 +20,8 @@ from nas_attn.training.data import (
     read_manifest,
     splits_beside,
 )
-from nas_attn.training.demo import make_demo_corpus
-from nas_attn.training.model import load_dictionaries
+from nas_attn.fairseq_tools.demo_data import make_demo_corpus
+from nas_attn.fairseq_tools.models import load_dictionaries
 
 
 def count_sentences(data: PreparedData, split: str) -> int:

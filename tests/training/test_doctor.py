@@ -8,8 +8,8 @@ import pytest
 
 from nas_attn.attention import SCHEMES
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.self_test import MIXED, Step, Unproven, examine, run_steps, steps_of
 from nas_attn.plan import AttentionPlan
-from nas_attn.training.doctor import MIXED, Step, Unproven, examine, run_steps, steps_of
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nas_attn.training.failures import (
+from nas_attn.trials.failures import (
     FailureKind,
     count_oom_kills,
     failure_after,

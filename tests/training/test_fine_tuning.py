@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from nas_attn.training.arguments import check_arguments, training_arguments
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.data import PreparedData
-from nas_attn.training.fine_tuning import count_updates, fine_tuning
+from nas_attn.fairseq_tools.commands import check_arguments, training_arguments
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.fine_tuning import count_updates, fine_tuning
 
 ARGUMENTS: dict[str, Any] = {
     "encoder-embed-dim": 16,

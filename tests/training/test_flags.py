@@ -12,8 +12,7 @@ import pytest
 from fairseq import options
 from fairseq.registry import REGISTRIES
 
-from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import (
+from nas_attn.fairseq_tools.commands import (
     check_arguments,
     evaluation_command,
     interactive_command,
@@ -22,10 +21,11 @@ from nas_attn.training.arguments import (
     value_of,
     with_value,
 )
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.data import PreparedData
-from nas_attn.training.flags import ALIASES, JUDGES, OWNED, REASONS, words_of
-from nas_attn.training.parsed import check_training
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.flags import ALIASES, JUDGES, OWNED, REASONS, words_of
+from nas_attn.fairseq_tools.parsed import check_training
+from nas_attn.plan import AttentionChoice, AttentionPlan
 
 ARGUMENTS: dict[str, Any] = {
     "criterion": "cross_entropy",

@@ -10,11 +10,11 @@ import pytest
 
 from nas_attn.benchmark.commands import _pair_flags
 from nas_attn.errors import ConfigError, DataError, NasAttnError
-from nas_attn.study import load_study
-from nas_attn.training import folders
-from nas_attn.training.data import MANIFEST, PreparedData, load_prepared, point_at
-from nas_attn.training.fine_tuning import count_updates
-from nas_attn.training.folders import differences, identify, language_pairs, split_files
+from nas_attn.fairseq_tools import folders
+from nas_attn.fairseq_tools.data import MANIFEST, PreparedData, load_prepared, point_at
+from nas_attn.fairseq_tools.fine_tuning import count_updates
+from nas_attn.fairseq_tools.folders import differences, identify, language_pairs, split_files
+from nas_attn.study.study import load_study
 from tests.test_study import write
 
 

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nas_attn.training.arguments import check_arguments, training_arguments
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.flags import ALIASES, INVERTED, JUDGES, OWNED, REASONS, dashed
-from nas_attn.training.parsed import check_training
+from nas_attn.fairseq_tools.commands import check_arguments, training_arguments
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.flags import ALIASES, INVERTED, JUDGES, OWNED, REASONS, dashed
+from nas_attn.fairseq_tools.parsed import check_training
 
 CASES = int(os.environ.get("NAS_ATTN_GATE_CASES", "200"))
 ROOM = Path(tempfile.mkdtemp(prefix="nas-attn-gate-"))

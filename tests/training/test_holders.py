@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nas_attn.training import worker
-from nas_attn.training.holders import holders_of, holders_text, is_stopped
-from nas_attn.training.worker import LOCK_FILE, SeedRun, TrialJob, TrialRun
+from nas_attn.trials import runner as worker
+from nas_attn.trials.processes.holders import holders_of, holders_text, is_stopped
+from nas_attn.trials.runner import LOCK_FILE, SeedRun, TrialJob, TrialRun
 
 HOLDER = """
 import fcntl, sys

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from nas_attn.errors import NasAttnError
-from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.training.arguments import (
+from nas_attn.fairseq_tools.commands import (
     LOGGED,
     check_arguments,
     check_metric,
@@ -23,9 +22,10 @@ from nas_attn.training.arguments import (
     training_command,
     value_of,
 )
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.data import PreparedData
-from nas_attn.training.process import run_fairseq
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.run_fairseq import run_fairseq
+from nas_attn.plan import AttentionChoice, AttentionPlan
 
 TINY: dict[str, Any] = {
     "encoder-layers": 1,

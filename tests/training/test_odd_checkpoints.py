@@ -17,17 +17,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from nas_attn.cli import main
+from nas_attn.cli.main import main
 from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.convert import calibration_calls, convert_checkpoint, validation_losses
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.prune import load_checkpoint, prune_checkpoint
+from nas_attn.fairseq_tools.trained import load_trained
+from nas_attn.fairseq_tools.vote import vote_on_data
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.config import ExecutionConfig
-from nas_attn.study import load_space_config, study_of_checkpoint
-from nas_attn.training.arguments import parse_arguments
-from nas_attn.training.calibration import vote_on_data
-from nas_attn.training.conversion import calibration_calls, convert_checkpoint, validation_losses
-from nas_attn.training.data import PreparedData
-from nas_attn.training.pruning import load_checkpoint, prune_checkpoint
-from nas_attn.training.trained import load_trained
+from nas_attn.study.study import load_space_config, study_of_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of fairseq's own modules
 
@@ -461,17 +461,17 @@ def test_long_sentences_are_left_out_and_counted(
     trained = load_trained(tmp_path / "in.pt")
     data = tiny_translation.folder
     whole = len(validation_losses(trained, data).sums)
-    monkeypatch.setattr("nas_attn.training.conversion.BATCH_TOKENS", 9)
+    monkeypatch.setattr("nas_attn.fairseq_tools.convert.BATCH_TOKENS", 9)
     assert 0 < len(validation_losses(trained, data).sums) < whole
     assert f"of {whole} sentences of the side valid of {data} are left out" in caplog.text
     assert calibration_calls(trained, data)["encoder_self.0"]
-    monkeypatch.setattr("nas_attn.training.conversion.BATCH_TOKENS", 2048)
+    monkeypatch.setattr("nas_attn.fairseq_tools.convert.BATCH_TOKENS", 2048)
     trained.model.encoder.max_source_positions = 8
     assert 0 < len(validation_losses(trained, data).sums) < whole
     trained.model.encoder.max_source_positions = 1
     with pytest.raises(RefusedError, match="no sentence of the side valid"):
         validation_losses(trained, data)
-    monkeypatch.setattr("nas_attn.training.calibration.MAX_TOKENS", 9)
+    monkeypatch.setattr("nas_attn.fairseq_tools.vote.MAX_TOKENS", 9)
     caplog.clear()
     vote_on_data(tmp_path / "in.pt", data, {"keep": "pillars", "num_groups": 1}, refit=True)
     assert "are left out" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 
 from nas_attn.errors import DataError
-from nas_attn.training.pieces import Subword, encode, remarks_on, train_pieces
+from nas_attn.fairseq_tools.pieces import Subword, encode, remarks_on, train_pieces
 
 RANDOM = random.Random(1)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nas_attn.errors import DataError
-from nas_attn.training.data import PreparedData, load_prepared
-from nas_attn.training.splits import check_split
+from nas_attn.fairseq_tools.data import PreparedData, load_prepared
+from nas_attn.fairseq_tools.splits import check_split
 
 
 @pytest.fixture

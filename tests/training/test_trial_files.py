@@ -17,15 +17,15 @@ import pytest
 import torch
 
 from nas_attn.errors import NasAttnError
-from nas_attn.training import worker
-from nas_attn.training.failures import (
+from nas_attn.trials import runner as worker
+from nas_attn.trials.failures import (
     FailureKind,
     TrialFileError,
     failure_of_error,
     last_lines,
 )
-from nas_attn.training.reporting import REPORT_VARIABLE, report_validation
-from nas_attn.training.trial_files import (
+from nas_attn.trials.runner import CHECKPOINT, TrialRun
+from nas_attn.trials.scores import (
     TAIL_BYTES,
     Report,
     checkpoint_is_whole,
@@ -37,7 +37,7 @@ from nas_attn.training.trial_files import (
     read_report,
     read_state,
 )
-from nas_attn.training.worker import CHECKPOINT, TrialRun
+from nas_attn.validation_log import REPORT_VARIABLE, report_validation
 from tests.training.test_worker import GENERATED, finish, make_job, stand_in, wait_for
 
 

@@ -16,17 +16,16 @@ from typing import Any
 import pytest
 import torch
 
+from nas_attn.fairseq_tools.commands import evaluation_command, training_arguments, training_command
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.models import Sizer, load_dictionaries
+from nas_attn.fairseq_tools.prune import load_checkpoint
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
-from nas_attn.training import launch
-from nas_attn.training.arguments import evaluation_command, training_arguments, training_command
-from nas_attn.training.config import TrainingConfig
-from nas_attn.training.data import PreparedData
-from nas_attn.training.failures import FailureKind
-from nas_attn.training.launch import ColdLauncher, Launcher, Running, WarmLauncher
-from nas_attn.training.model import Sizer, load_dictionaries
-from nas_attn.training.pruning import load_checkpoint
-from nas_attn.training.trial_files import read_report
-from nas_attn.training.worker import (
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.processes import launch
+from nas_attn.trials.processes.launch import ColdLauncher, Launcher, Running, WarmLauncher
+from nas_attn.trials.runner import (
     CHECKPOINT,
     SeedRun,
     TrialJob,
@@ -34,6 +33,7 @@ from nas_attn.training.worker import (
     TrialRun,
     executable_form,
 )
+from nas_attn.trials.scores import read_report
 from tests.conftest import ROOT
 
 ARGUMENTS: dict[str, Any] = {
@@ -234,8 +234,8 @@ def test_all_die_with_the_driver(tiny_translation: PreparedData, tmp_path: Path)
     script = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from nas_attn.training.launch import WarmLauncher
-from nas_attn.training.worker import TrialJob, TrialRun
+from nas_attn.trials.processes.launch import WarmLauncher
+from nas_attn.trials.runner import TrialJob, TrialRun
 launcher = WarmLauncher()
 trial = TrialRun(TrialJob.from_json({job.to_json()!r}), launcher=launcher)
 trial.poll()

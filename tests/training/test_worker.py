@@ -21,17 +21,12 @@ import pytest
 import torch
 
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.prune import Pruned
 from nas_attn.plan import AttentionPlan
-from nas_attn.training import trial_files, worker
-from nas_attn.training.failures import FailureKind
-from nas_attn.training.pruning import Pruned
-from nas_attn.training.trial_files import (
-    checkpoint_is_whole,
-    parse_decoding_seconds,
-    parse_scores,
-    read_report,
-)
-from nas_attn.training.worker import (
+from nas_attn.trials import runner as worker
+from nas_attn.trials import scores as trial_files
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.runner import (
     CHECKPOINT,
     Progress,
     SeedRun,
@@ -39,6 +34,12 @@ from nas_attn.training.worker import (
     TrialResult,
     TrialRun,
     executable_form,
+)
+from nas_attn.trials.scores import (
+    checkpoint_is_whole,
+    parse_decoding_seconds,
+    parse_scores,
+    read_report,
 )
 
 STAND_IN = """
@@ -640,7 +641,7 @@ def test_jobs_of_earlier_versions(tmp_path: Path) -> None:
         ("fairseq-generate", "fairseq_cli.generate"),
         ("fairseq-eval-lm", "fairseq_cli.eval_lm"),
         ("fairseq-validate", "fairseq_cli.validate"),
-        ("nas-attn-replay", "nas_attn.training.replay"),
+        ("nas-attn-replay", "nas_attn.simulation.replay"),
     ],
 )
 def test_commands_are_run_by_this_python(name: str, module: str) -> None:

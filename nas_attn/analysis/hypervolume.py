@@ -1,0 +1,165 @@
+"""How the hypervolume of a search has grown, up to one reference point."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas_attn.fairseq_tools.commands import value_of
+from nas_attn.pareto import dominates, hypervolume
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.store import TrialRecord, front
+from nas_attn.trials.failures import TrialFileError
+from nas_attn.trials.runner import START
+from nas_attn.trials.scores import read_report
+
+logger = logging.getLogger(__name__)
+
+POINTS = 300
+"""Places at which a curve is drawn, at most."""
+SLACK = 0.1
+"""Of what a front spans in loss, the part by which the reference is worse than its worst point."""
+WEAKER = 1.2
+"""A weak loss over the baseline's, where a front is one point."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The point up to which the hypervolume is measured.
+
+    Args:
+        point: the objectives, each better when lower, as `TrialRecord.point` has them.
+        words: where it comes from.
+    """
+
+    point: tuple[float, ...]
+    words: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A search's hypervolume after each of some trials, as a share of the last.
+
+    Args:
+        reference: up to which it is measured.
+        trials: how many had ended, stopped and failed ones too.
+        spent: updates until then, or seconds where updates are not known.
+        unit: of `spent`.
+        share: of the final hypervolume.
+        final: hypervolume, in the units of the objectives.
+    """
+
+    reference: Reference
+    trials: tuple[int, ...]
+    spent: tuple[float, ...]
+    unit: str
+    share: tuple[float, ...]
+    final: float
+
+
+def reference_of(trials: Sequence[TrialRecord], objectives: Objectives) -> Reference | None:
+    """The baseline's costs, and a score a little worse than the front's worst.
+
+    None without a trained baseline.
+    """
+    baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+    if baseline is None or baseline.point is None:
+        return None
+    weak = weak_loss([t.point for t in front(trials) if t.point], baseline.point)
+    shown = -weak if objectives.maximise else weak
+    return Reference(
+        (weak, *baseline.point[1:]),
+        f"the baseline's costs, and the worst {objectives.loss} on the front made worse by a tenth "
+        f"of what the front spans ({shown:.4f})",
+    )
+
+
+def weak_loss(front: Sequence[Sequence[float]], baseline: Sequence[float]) -> float:
+    """The loss up to which hypervolume counts.
+
+    It is the worst on the front, made worse by a tenth of what the front spans, so that the whole
+    front counts and the first trials have not nearly all of it: a loss that any plan beats by far,
+    such as an early one of the baseline, would give them that.
+
+    Args:
+        front: points of loss and costs, each better when lower; one at least.
+        baseline: likewise.
+    """
+    # What costs more than the baseline lies beyond the reference.
+    losses = [p[0] for p in front if all(a <= b for a, b in zip(p[1:], baseline[1:], strict=True))]
+    losses = losses or [baseline[0]]
+    span = max(losses) - min(losses)
+    return max(losses) + (SLACK * span if span > 0 else (WEAKER - 1.0) * abs(max(losses)))
+
+
+def progress_of(
+    trials: Sequence[TrialRecord], objectives: Objectives, reference: Reference | None = None
+) -> Progress | None:
+    """Follow a search; None without a trained baseline or where nothing is within the reference.
+
+    Args:
+        trials: of the search.
+        objectives: of the study.
+        reference: None takes that of these trials.
+    """
+    reference = reference or reference_of(trials, objectives)
+    paid = [trial for trial in trials if trial.counts and (trial.is_trained or trial.seconds)]
+    if reference is None or not paid:
+        return None
+    has_updates = all(trial.updates for trial in paid if trial.is_trained)
+    best: list[tuple[float, ...]] = []
+    spent, steps = 0.0, []
+    marks = {round(i * (len(paid) - 1) / (POINTS - 1)) for i in range(POINTS)}
+    for index, trial in enumerate(paid):
+        spent += trial.updates if has_updates else trial.seconds
+        if trial.is_trained and trial.point is not None:
+            _insert(best, trial.point)
+        if index in marks:
+            steps.append((index + 1, spent, hypervolume(best, reference.point)))
+    final = steps[-1][2]
+    if final <= 0:
+        return None
+    counts, costs, volumes = zip(*steps, strict=True)
+    return Progress(
+        reference=reference,
+        trials=counts,
+        spent=costs,
+        unit="updates" if has_updates else "seconds of training",
+        share=tuple(volume / final for volume in volumes),
+        final=final,
+    )
+
+
+def _insert(front: list[tuple[float, ...]], point: tuple[float, ...]) -> None:
+    """Add a point to what nothing dominates."""
+    if any(dominates(other, point) or other == point for other in front):
+        return
+    front[:] = [other for other in front if not dominates(point, other)]
+    bisect.insort(front, point)
+
+
+def first_validation(baseline: TrialRecord, metric: str, run: Path | None = None) -> float | None:
+    """The score of a baseline's first seed after its first validation, before any fine-tuning.
+
+    Args:
+        baseline: a trained trial.
+        metric: name of the score.
+        run: the search's run folder, if it may have been moved since.
+    """
+    if not any(baseline.starts):
+        return baseline.curve[min(baseline.curve)] if baseline.curve else None
+    command = baseline.commands[0]
+    seed = f"seed-{value_of(command, '--seed')}"
+    trial = Path(str(baseline.folder))
+    for folder in (trial, *([run / "trials" / trial.name] if run else [])):
+        try:
+            lines = read_report(folder / seed / START)
+        except TrialFileError as error:  # what was found before is reported all the same
+            logger.warning("%s", error)
+            continue
+        if lines and metric in lines[0]["metrics"]:
+            return float(lines[0]["metrics"][metric])
+    return None

@@ -1,0 +1,218 @@
+"""A study's predictions: what is measured for them, kept in its storage, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from nas_attn.analysis.sensitivity import Findings, Outcome
+from nas_attn.errors import SearchError
+from nas_attn.fairseq_tools.costs import available_costs
+from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
+from nas_attn.plan import AttentionPlan
+from nas_attn.rank_agreement import LEAST_COUNT
+from nas_attn.search.candidates import certain_excess
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.sensitivity import (
+    AdditiveModel,
+    Change,
+    Check,
+    Measured,
+    Prediction,
+    single_changes,
+    spread_predictions,
+    undominated,
+    validity_of,
+)
+from nas_attn.search.store import Record, TrialRecord
+from nas_attn.study.study import Study
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What plans a user wants.
+
+    Args:
+        max_schemes: so many schemes in a plan at most; any number if None.
+        keep_first_layer: the first layer of each site stays as it is.
+    """
+
+    max_schemes: int | None = None
+    keep_first_layer: bool = False
+
+
+class Predictions:
+    """What conversions of a study's baseline cost, and what that predicts.
+
+    Args:
+        study: with the space that is measured.
+        searched: record of the study.
+        axis: name of the cost that fronts are about; the study's first if left out.
+        create: make the record of the measurements if it is not there.
+
+    Raises:
+        SearchError: there is none and `create` is false, or the study does not count the cost.
+    """
+
+    def __init__(
+        self, study: Study, searched: Record, *, axis: str | None = None, create: bool = False
+    ) -> None:
+        self.study = study
+        self.searched = searched
+        self.axis = axis or study.objectives.axis
+        counted = study.costs.known(study.baseline)
+        if self.axis not in counted:
+            raise SearchError(
+                f"the study does not count {self.axis}; it has {', '.join(counted)} (flops once "
+                "they are among objectives.costs)"
+            )
+        objectives = Objectives(loss=METRIC, maximise=False, costs=("total",), limits={})
+        # Names of studies hold no spaces, so this can be no other study's.
+        name = f"{searched.name} (sensitivity)"
+        self.record = Record(name, searched.storage, objectives, create=create)
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """Every single change that can be measured."""
+        study = self.study
+        return single_changes(study.space, study.baseline, study.inherits)
+
+    @property
+    def left_out(self) -> int:
+        """Choices that are the baseline's own, or cannot inherit."""
+        return sum(len(unit.alternatives) for unit in self.study.space.units) - len(self.changes)
+
+    def measured(self) -> dict[AttentionPlan, Measured]:
+        """All that was measured so far, by plan."""
+        return {
+            trial.plan: Measured(trial.costs[CHANGE], trial.costs[ERROR])
+            for trial in self.record.trials()
+            if trial.plan is not None and trial.is_trained
+        }
+
+    def model(self, axis: str | None = None) -> AdditiveModel:
+        """What the single changes predict, for plans on the axis or over another cost."""
+        study, axis = self.study, axis or self.axis
+        has_cache = "cache_bytes" in available_costs(study.config.training.task)
+        tie = "cache_bytes" if has_cache and axis != "cache_bytes" else None
+        return AdditiveModel(
+            study.space, study.baseline, study.costs.known, axis, tie, self.measured()
+        )
+
+    def _front(self, model: AdditiveModel, limits: Limits) -> list[Prediction]:
+        """The plans within the study's limits that no other is predicted to dominate.
+
+        With a limit on the axis that is exact. A limit on another cost leaves those of the axis's
+        front and of that cost's own that keep it, and what lies between the two may be missed.
+        """
+        objectives = self.study.objectives
+
+        def front(of: AdditiveModel) -> list[Prediction]:
+            return of.front(
+                max_schemes=limits.max_schemes, keep_first_layer=limits.keep_first_layer
+            )
+
+        found = front(model)
+        for name in objectives.limits:
+            if name != self.axis:
+                others = front(self.model(name))
+                found += [replace(other, cost=self._cost(other.plan)) for other in others]
+        if not objectives.limits:
+            return found
+        costs = self.study.costs
+        return undominated(
+            point for point in found if certain_excess(costs, objectives, point.plan) is None
+        )
+
+    def tests(self, count: int, limits: Limits) -> list[AttentionPlan]:
+        """Plans that test predictions: half from the predicted front, half random."""
+        model = self.model()
+        front = self._front(model, limits)
+        plans = [point.plan for point in spread_predictions(front, count - count // 2)]
+        plans += model.random_plans(count // 2, self.study.config.search.seed)
+        alone = {change.plan for change in self.changes} | {self.study.baseline}
+        return [plan for plan in dict.fromkeys(plans) if plan not in alone]
+
+    def findings(self, limits: Limits = Limits(), points: int = 8) -> Findings:
+        """All that was measured, and what follows.
+
+        Args:
+            limits: of the plans on the front.
+            points: that are recommended.
+        """
+        measured, model = self.measured(), self.model()
+        front = self._front(model, limits)
+        changes = [change for change in self.changes if change.plan in measured]
+        checks = self._checks(model, measured, {point.plan for point in front})
+        return Findings(
+            name=self.searched.name,
+            axis=self.axis,
+            base_cost=model.base_cost,
+            changes=changes,
+            costs={change.plan: self._cost(change.plan) for change in changes},
+            measured=measured,
+            front=front,
+            checks=checks,
+            validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
+            chosen=spread_predictions(front, points),
+            outcomes=self._outcomes(model, self.searched.trials()),
+            is_same_measure=self._is_same_measure(),
+        )
+
+    def _checks(
+        self,
+        model: AdditiveModel,
+        measured: dict[AttentionPlan, Measured],
+        on_front: set[AttentionPlan],
+    ) -> list[Check]:
+        alone = {change.plan for change in self.changes}
+        found = []
+        for plan, seen in measured.items():
+            predicted = None if plan in alone else model.predict(plan)
+            if predicted is None:
+                continue
+            check = Check(
+                plan=plan,
+                cost=self._cost(plan),
+                kind="predicted" if plan in on_front else "random",
+                predicted=predicted.change,
+                measured=seen.change,
+                error=seen.error,
+            )
+            found.append(check)
+        return found
+
+    def _outcomes(self, model: AdditiveModel, trials: Sequence[TrialRecord]) -> list[Outcome]:
+        """The search's trials of which a prediction was made, the baseline left out."""
+        baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+        if baseline is None or self.study.objectives.maximise:
+            return []
+        found = []
+        for trial in trials:
+            if trial.plan is None or not trial.is_trained or trial.is_baseline:
+                continue
+            predicted = model.predict(trial.plan)
+            if predicted is not None:
+                outcome = Outcome(
+                    trial=trial.number,
+                    plan=trial.plan,
+                    cost=self._cost(trial.plan),
+                    predicted=predicted.change,
+                    trained=(trial.loss or 0.0) - (baseline.loss or 0.0),
+                    is_warm=trial.is_warm,
+                )
+                found.append(outcome)
+        return found
+
+    def _is_same_measure(self) -> bool:
+        """Whether the study's loss is what is measured; fairseq logs cross entropy as loss only."""
+        config = self.study.config
+        criterion = str(config.training.arguments.get("criterion", "cross_entropy"))
+        is_smoothed = "label_smoothed" in criterion
+        return self.study.objectives.loss == METRIC or (
+            self.study.objectives.loss == "loss" and not is_smoothed
+        )
+
+    def _cost(self, plan: AttentionPlan) -> int:
+        return int(self.study.costs.known(plan)[self.axis])

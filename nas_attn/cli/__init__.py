@@ -1,0 +1,1 @@
+"""The `nas-attn` command: the only part that prints and exits."""

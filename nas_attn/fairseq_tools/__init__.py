@@ -1,0 +1,1 @@
+"""All that knows fairseq: flags, commands, data, models, checkpoints."""

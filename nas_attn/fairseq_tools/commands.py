@@ -1,0 +1,404 @@
+"""From a training section to fairseq's command line and back to checked arguments."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas_attn.errors import Fault, NasAttnError
+from nas_attn.fairseq_tools.bleu import (
+    DEFAULT,
+    BleuTokenizer,
+    check_tokenizer,
+    scoring_flags,
+    validation_flags,
+)
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.flags import check_flags, dashed, given, without_refused, words_of
+from nas_attn.fairseq_tools.parsed import compare_parsed
+from nas_attn.plan import AttentionPlan
+
+BASELINE_SCHEME = "multi_head"
+
+MAXIMISED = frozenset({"bleu", "accuracy"})
+"""Validation metrics that are better when higher; all others are better when lower."""
+
+SMOOTHED = frozenset({"loss", "nll_loss", "ppl"})
+LOGGED = {
+    "adaptive_loss": frozenset({"loss", "ppl"}),
+    "cross_entropy": frozenset({"loss", "ppl"}),
+    "label_smoothed_cross_entropy": SMOOTHED | {"accuracy"},
+    "label_smoothed_cross_entropy_with_alignment": SMOOTHED | {"alignment_loss"},
+    "label_smoothed_cross_entropy_with_ctc": SMOOTHED | {"accuracy", "ctc_loss"},
+    "label_smoothed_cross_entropy_with_rdrop": SMOOTHED | {"accuracy", "rdrop_kl_loss"},
+    "masked_lm": frozenset({"loss", "ppl"}),
+}
+"""What fairseq's criterions log of a validation; what is not listed may log anything."""
+
+LOGGED_BY_SENTENCE = frozenset({"adaptive_loss", "cross_entropy"})
+"""Log nll_loss, by token, only where --sentence-avg makes their loss one by sentence."""
+
+FAMILIES = {
+    "translation": "transformer",
+    "language_modeling": "transformer_lm",
+    "masked_lm": "roberta",
+}
+"""fairseq's model family of each task."""
+
+TENSORBOARD = "--tensorboard-logdir"
+
+
+def plugin_folder() -> Path:
+    """The plugin's folder, which fairseq takes as `--user-dir`."""
+    import fairseq_plugin
+
+    return Path(fairseq_plugin.__file__).resolve().parent
+
+
+def architecture(config: TrainingConfig) -> str:
+    """The plugin's architecture; the plan is given apart, so its scheme is the baseline's."""
+    family = FAMILIES[config.task]
+    return f"{BASELINE_SCHEME}_{family}" + (f"_{config.size}" if config.size else "")
+
+
+def training_command(
+    config: TrainingConfig,
+    data: PreparedData,
+    plan: AttentionPlan,
+    *,
+    seed: int,
+    metric: str,
+    save_dir: Path,
+    bleu_tokenizer: BleuTokenizer = DEFAULT,
+) -> list[str]:
+    """The fairseq-train command of one training, the one that a person would type.
+
+    Args:
+        config: the training section.
+        data: the data set.
+        plan: for all attention.
+        seed: of weights, batches and dropout.
+        metric: of validation, by which the best checkpoint is kept; fairseq is told to log it.
+        save_dir: for checkpoints.
+        bleu_tokenizer: of the metric `bleu`.
+    """
+    command = ["fairseq-train", str(data.folder)]
+    # Paths are words of their own: on another node, and in what is exported, they become others.
+    command += ["--user-dir", str(plugin_folder()), _task_flag(config), *_language_flags(data)]
+    command += [f"--arch={architecture(config)}", f"--attention-plan={plan.dumps()}"]
+    command += words_of(config.arguments)
+    command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
+    command.append(f"--best-checkpoint-metric={metric}")
+    command += _metric_flags(config, data, metric, bleu_tokenizer)
+    # Else batches depend on the epoch that a process started in, and resuming changes the result.
+    command.append("--update-epoch-batch-itr=True")
+    # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
+    command += ["--required-batch-size-multiple=1", "--log-format=simple"]
+    logs = value_of(command, TENSORBOARD)
+    if logs is not None:
+        # Trainings side by side would write into one folder.
+        command.remove(f"{TENSORBOARD}={logs}")
+        command += [TENSORBOARD, str(save_dir.parent / logs)]
+    return command
+
+
+def evaluation_command(
+    config: TrainingConfig,
+    data: PreparedData,
+    checkpoint: Path,
+    subset: str,
+    bleu_tokenizer: BleuTokenizer = DEFAULT,
+) -> list[str]:
+    """The command that evaluates a checkpoint on one subset.
+
+    fairseq-generate with corpus BLEU (beam 5), fairseq-eval-lm, or fairseq-validate.
+    """
+    tools = {"translation": "generate", "language_modeling": "eval-lm", "masked_lm": "validate"}
+    command = _with_checkpoint(tools[config.task], data, checkpoint)
+    if config.task == "masked_lm":
+        command += ["--task=masked_lm", "--criterion=masked_lm"]
+        return [*command, f"--valid-subset={subset}", "--batch-size=32"]
+    if config.task == "language_modeling":
+        tokens = given(config.arguments).get("tokens-per-sample", 512)
+        command.append(f"--gen-subset={subset}")
+        return [*command, "--batch-size=32", f"--tokens-per-sample={tokens}"]
+    command += [*_decoding_flags(data, subset), *scoring_flags(bleu_tokenizer)]
+    return command + _subword_flags(data)
+
+
+REPORTED_LOSSES: dict[str, tuple[str, ...]] = {
+    "translation": ("bleu",),
+    "language_modeling": ("nll_loss", "ppl"),
+    "masked_lm": ("loss", "nll_loss", "ppl"),
+}
+"""Metrics that `evaluation_command` measures as a training does, for each task."""
+
+
+def loss_command(
+    config: TrainingConfig, data: PreparedData, checkpoint: Path, metric: str, subset: str
+) -> list[str]:
+    """The fairseq-validate command that measures a training's metric on one subset, with the
+    checkpoint's own criterion; empty if `evaluation_command` does."""
+    if metric in REPORTED_LOSSES[config.task]:
+        return []
+    command = _with_checkpoint("validate", data, checkpoint)
+    command += [f"--task={config.task}", f"--valid-subset={subset}", *_language_flags(data)]
+    return [*command, "--batch-size=32"]
+
+
+def interactive_command(data: PreparedData, checkpoint: Path) -> list[str]:
+    """The fairseq-interactive command that translates raw text, one sentence a line (beam 5).
+
+    Text is cut into pieces by the data set's SentencePiece model, and put together again; without
+    one it must be tokenised as the data set was.
+
+    Args:
+        data: a translation data set; of it only dictionaries and the SentencePiece model are read.
+        checkpoint: of a translation model.
+    """
+    command = _with_checkpoint("interactive", data, checkpoint)
+    return [*command, *_language_flags(data), "--beam=5", *_subword_flags(data)]
+
+
+def decoding_command(config: TrainingConfig, data: PreparedData, checkpoint: Path) -> list[str]:
+    """The fairseq-generate command that translates the validation set, to be timed.
+
+    Raises:
+        NasAttnError: the task is not translation.
+    """
+    if config.task != "translation":
+        raise NasAttnError(f"decoding is timed for translation, not for {config.task}")
+    return _with_checkpoint("generate", data, checkpoint) + _decoding_flags(data, "valid")
+
+
+def convert_command(trained: Path, plan: AttentionPlan, data: PreparedData, out: Path) -> list[str]:
+    """The command that turns a trained checkpoint into one of another plan."""
+    command = ["nas-attn", "convert", str(trained), "--plan", plan.dumps()]
+    return [*command, "--calibrate", str(data.folder), "--out", str(out), "--replace"]
+
+
+def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[Fault]:
+    """What is wrong with a tokenizer for the BLEU of a training and of its evaluation."""
+    return check_tokenizer(bleu_tokenizer, given(config.arguments))
+
+
+def maximises(metric: str) -> bool:
+    """Whether a validation metric is better when higher."""
+    return metric in MAXIMISED
+
+
+def check_metric(config: TrainingConfig, metric: str) -> list[Fault]:
+    """What is wrong with a validation metric as objective of a training.
+
+    A name that a criterion which is not in `LOGGED` may log passes.
+    """
+    message = _refused_metric(config, metric)
+    return [Fault("objectives.loss", message)] if message else []
+
+
+def _refused_metric(config: TrainingConfig, metric: str) -> str:
+    """Why fairseq surely does not log a metric, and what to do; empty if it may."""
+    if metric == "bleu":
+        if config.task == "translation":
+            return ""
+        return f"bleu is for translation, not for {config.task}: take loss or ppl"
+    criterion = _criterion(config)
+    named = given(config.arguments)
+    logged = LOGGED.get(criterion)
+    if logged is None:
+        return ""
+    if criterion in LOGGED_BY_SENTENCE and named.get("sentence-avg"):
+        logged |= {"nll_loss"}
+    if metric in logged:
+        return ""
+    offer = ", ".join(sorted(logged | ({"bleu"} if config.task == "translation" else set())))
+    message = f"{criterion} does not log {metric!r}; it logs {offer}"
+    if metric == "nll_loss":
+        return f"{message}: take loss, which is in bits a token here"
+    if metric == "accuracy" and criterion == "cross_entropy":
+        grouped = "grouped_" if named.get("criterion", criterion) != criterion else ""
+        smoothed = f"{grouped}label_smoothed_cross_entropy"
+        return f"{message}: set training.arguments.criterion to {smoothed}"
+    return f"{message}: take one of these"
+
+
+def value_of(command: Sequence[str], flag: str) -> str | None:
+    """The value of a flag in a command, as one word with it or as the next one, or None."""
+    for at, word in enumerate(command):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            return value if equals else command[at + 1] if at + 1 < len(command) else None
+    return None
+
+
+def with_value(command: Sequence[str], flag: str, value: str) -> list[str]:
+    """A command whose flag has another value.
+
+    Raises:
+        ValueError: the command has no such flag.
+    """
+    at = [word.partition("=")[0] for word in command].index(flag)
+    if command[at] == flag:
+        return [*command[: at + 1], value, *command[at + 2 :]]
+    return [*command[:at], f"{flag}={value}", *command[at + 1 :]]
+
+
+def last_epoch_and_update(config: TrainingConfig) -> tuple[int | None, int | None]:
+    """Where a training ends; None where it is not limited."""
+    named = given(config.arguments)
+    epoch, update = (int(named.get(name) or 0) for name in ("max-epoch", "max-update"))
+    return epoch or None, update or None
+
+
+def check_arguments(config: TrainingConfig) -> list[Fault]:
+    """What we, and then fairseq's own parser, find wrong with a training section."""
+    key = "arguments"
+    faults = list(check_flags(config.arguments, config.task))
+    named = given(config.arguments)
+    # fairseq takes 0 for no limit.
+    if all(str(named.get(name, 0)) == "0" for name in ("max-epoch", "max-update")):
+        faults.append(Fault(key, "give max-epoch or max-update, or a trial never ends"))
+    if not named.keys() & {"max-tokens", "batch-size"}:
+        faults.append(Fault(key, "give max-tokens or batch-size"))
+    if architecture(config) not in _architectures():
+        prefix = f"{BASELINE_SCHEME}_{FAMILIES[config.task]}"
+        sizes = sorted(
+            a.removeprefix(prefix + "_") for a in _architectures() if a.startswith(prefix)
+        )
+        offer = ", ".join(size for size in sizes if not size.startswith(("lm", prefix)))
+        faults.append(Fault("size", f"fairseq has no size {config.size!r}; it has {offer}"))
+    if faults:
+        return faults
+    try:
+        args, parser = _parse(architecture(config), _parsed_words(config))
+    except _Refused as error:
+        return [_locate(str(error), config)]
+    faults = list(compare_parsed(parser, {"task": f"reported_{config.task}"}, config.arguments))
+    for side in ("encoder", "decoder"):
+        width = getattr(args, f"{side}_embed_dim", None)
+        heads = getattr(args, f"{side}_attention_heads", None)
+        if width is not None and heads is not None and (heads < 1 or width % heads):
+            message = f"{heads} heads do not divide a width of {width}"
+            faults.append(Fault(f"{key}.{side}-attention-heads", message))
+    return faults
+
+
+def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
+    """Parse flags of fairseq-train for an architecture, with the architecture's defaults filled in.
+
+    Raises:
+        ValueError: fairseq refuses a flag; the message is fairseq's.
+    """
+    try:
+        args, parser = _parse(arch, flags)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    unknown = parser.parse_known_args(["DATA", *flags])[1]
+    if unknown:
+        raise ValueError(f"fairseq-train has no flag {' '.join(unknown)}")
+    return args
+
+
+def training_arguments(config: TrainingConfig) -> argparse.Namespace:
+    """The checked training section as fairseq's arguments."""
+    return parse_arguments(architecture(config), _parsed_words(config))
+
+
+class _Refused(Exception):
+    """fairseq's parser gave up; the message is what it printed last."""
+
+
+def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """fairseq's arguments, and its parser with the flags of all that is chosen."""
+    from fairseq import options
+
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
+    parser = options.get_training_parser()
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            args, _ = options.parse_args_and_arch(
+                parser, ["DATA", f"--arch={arch}", *flags], parse_known=True
+            )
+    except SystemExit:
+        lines = printed.getvalue().strip().splitlines() or ["refused without a word"]
+        raise _Refused(lines[-1].partition("error: ")[2] or lines[-1]) from None
+    return args, parser
+
+
+def _architectures() -> list[str]:
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
+    return list(ARCH_MODEL_REGISTRY)
+
+
+def _locate(message: str, config: TrainingConfig) -> Fault:
+    """Point fairseq's message at the argument that it names."""
+    for name in config.arguments:
+        if f"--{dashed(name)}:" in message or f"--{dashed(name)}/" in message:
+            text = message.partition(": ")[2] or message
+            return Fault(f"arguments.{name}", f"fairseq-train says: {text}")
+    return Fault("arguments", f"fairseq-train says: {message}")
+
+
+def _task_flag(config: TrainingConfig) -> str:
+    return f"--task=reported_{config.task}"
+
+
+def _parsed_words(config: TrainingConfig) -> list[str]:
+    # Of flags that no study may set, fairseq's parser must not see any, whoever asks.
+    return [_task_flag(config), *words_of(without_refused(config.arguments))]
+
+
+def _language_flags(data: PreparedData) -> list[str]:
+    if not data.languages:
+        return []
+    source, target = data.languages
+    return [f"--source-lang={source}", f"--target-lang={target}"]
+
+
+def _metric_flags(
+    config: TrainingConfig, data: PreparedData, metric: str, bleu_tokenizer: BleuTokenizer
+) -> list[str]:
+    """What makes fairseq log a metric and keep the best by it, as far as it is not given."""
+    flags = ["--maximize-best-checkpoint-metric"] if maximises(metric) else []
+    wanted: list[tuple[str, str | None]] = []
+    if metric == "bleu":
+        wanted += validation_flags(bleu_tokenizer)
+        if data.sentencepiece_model.is_file():
+            wanted.append(("eval-bleu-remove-bpe", "sentencepiece"))
+    elif metric == "accuracy" and "accuracy" in LOGGED.get(_criterion(config), ()):
+        wanted.append(("report-accuracy", None))
+    named = given(config.arguments)
+    for name, value in wanted:
+        if named.get(name, False) is False:
+            flags.append(f"--{name}" if value is None else f"--{name}={value}")
+    return flags
+
+
+def _with_checkpoint(tool: str, data: PreparedData, checkpoint: Path) -> list[str]:
+    command = [f"fairseq-{tool}", str(data.folder)]
+    command += ["--user-dir", str(plugin_folder()), "--path", str(checkpoint)]
+    return [*command, "--required-batch-size-multiple=1"]
+
+
+def _decoding_flags(data: PreparedData, subset: str) -> list[str]:
+    return [f"--gen-subset={subset}", *_language_flags(data), "--batch-size=64", "--beam=5"]
+
+
+def _subword_flags(data: PreparedData) -> list[str]:
+    if not data.sentencepiece_model.is_file():
+        return []
+    return ["--bpe=sentencepiece", "--sentencepiece-model", str(data.sentencepiece_model)]
+
+
+def _criterion(config: TrainingConfig) -> str:
+    """The criterion's name without the group constraint, which changes no validation."""
+    return str(given(config.arguments).get("criterion", "cross_entropy")).removeprefix("grouped_")

@@ -1,0 +1,124 @@
+"""The sections of a study file that say what is trained, on what."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from nas_attn.config_model import Count, FilePath, Scalar, Section
+from nas_attn.fairseq_tools.pieces import Subword
+
+LARGEST_SEED = 2**31 - 1
+
+
+def _fairseq_folder(path: Path) -> Path:
+    if os.pathsep in str(path.absolute()):
+        raise ValueError(
+            f"holds a {os.pathsep!r}, at which fairseq would cut it; rename the folder"
+        )
+    return path
+
+
+DataPath = Annotated[FilePath, AfterValidator(_fairseq_folder)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) != len(values):
+        raise ValueError("the same seed stands twice")
+    return values
+
+
+LANGUAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_@-]*")
+"""A name of a language, as it stands in names of files and on command lines."""
+
+
+def _two_or_none(languages: list[str]) -> list[str]:
+    if len(languages) not in (0, 2) or len(set(languages)) != len(languages):
+        raise ValueError("must be a source and a target, or left out")
+    for name in languages:
+        if not LANGUAGE.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a language, such as de or zh-CN")
+    return languages
+
+
+Languages = Annotated[list[str], Field(default_factory=list), AfterValidator(_two_or_none)]
+
+
+class TextConfig(Section):
+    """Text to make the data set from."""
+
+    folder: FilePath
+    """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
+    languages: Languages
+    """Source and target for translation; left out for language models."""
+    vocab_size: Annotated[int, Field(ge=8)] = 8000
+    subword: Subword = "bpe"
+    character_coverage: Annotated[float, Field(ge=0.98, le=1)] = 1.0
+    """Share of all characters that SentencePiece knows; others become `<unk>`."""
+
+
+class DemoTextConfig(Section):
+    """The generated corpus of the demo (see `nas_attn.fairseq_tools.demo_data`)."""
+
+    seed: Seed = 1
+    train_sentences: Count = 16000
+
+
+class DataConfig(Section):
+    """The binarised data set, and where it comes from if it is not there yet."""
+
+    folder: DataPath
+    """What fairseq-train takes as data; relative to the current directory."""
+    languages: Languages
+    """Source and target that are trained, of those that the data set has; left out if it has one
+    pair only, or for language models."""
+    text: TextConfig | None = None
+    demo: DemoTextConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.text is not None and self.demo is not None:
+            raise ValueError("give text or demo, not both")
+        made = [] if self.text is None else self.text.languages
+        if self.languages and made and set(self.languages) != set(made):
+            raise ValueError(
+                f"languages {self.languages} are not those of text.languages, {made}: the text "
+                "makes no other data set"
+            )
+        return self
+
+    @property
+    def trained_languages(self) -> tuple[str, ...]:
+        """Source and target as far as the study names them."""
+        made = [] if self.text is None else self.text.languages
+        return tuple(self.languages or made)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What determines the data set, apart from where the text lies."""
+        if self.demo is not None:
+            return self.demo.model_dump()
+        if self.text is None:
+            return {}
+        # Data sets of old do not say that they cover all characters.
+        covers_all = {"character_coverage"} if self.text.character_coverage == 1 else set()
+        return self.text.model_dump(exclude={"folder"} | covers_all)
+
+
+class TrainingConfig(Section):
+    """A fairseq training, as one would start it by hand."""
+
+    task: Literal["translation", "language_modeling", "masked_lm"] = "translation"
+    size: str = ""
+    """fairseq's name of the size: `iwslt_de_en` of `transformer_iwslt_de_en`; empty for base."""
+    arguments: dict[str, Scalar]
+    """Flags of fairseq-train without dashes; `true` for a flag that takes no value."""
+    seeds: Annotated[
+        list[Seed], Field(min_length=1, default_factory=lambda: [1]), AfterValidator(_distinct)
+    ]
+    """Each trial is trained once for each seed; its loss is the mean."""

@@ -1,0 +1,258 @@
+"""Conversion of fairseq checkpoints: a trained model becomes one with another attention plan."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas_attn.conversion import Call, Errors, convert_attention, recorded, warn_without_data
+from nas_attn.errors import PlanError
+from nas_attn.fairseq_tools.checkpoints import check_out, save_checkpoint, without_training
+from nas_attn.fairseq_tools.trained import (
+    TrainedModel,
+    build_trained,
+    load_batches,
+    load_trained,
+    spread,
+)
+from nas_attn.plan import AttentionChoice, AttentionPlan
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_TOKENS = 8192
+"""Of the training side, of source and target each about so many."""
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """What became of one attention module.
+
+    Args:
+        place: site and layer, such as decoder_self.2.
+        choice: that it was converted to.
+        errors: on the calibration batch; None without one.
+    """
+
+    place: str
+    choice: AttentionChoice
+    errors: Errors | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a conversion made of a checkpoint.
+
+    Args:
+        plan: of the new model.
+        modules: those that changed.
+        parameters: of the model before and after.
+        losses: validation loss a token before and after, in bits; None without data.
+    """
+
+    plan: AttentionPlan
+    modules: tuple[Module, ...]
+    parameters: tuple[int, int]
+    losses: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropy of the validation side's targets, sequence by sequence.
+
+    Args:
+        sums: in bits.
+        tokens: targets of each sequence.
+    """
+
+    sums: Sequence[float]
+    tokens: Sequence[int]
+
+    @property
+    def mean(self) -> float:
+        """A token, in bits."""
+        return math.fsum(self.sums) / max(1, sum(self.tokens))
+
+    def change_from(self, other: Losses) -> tuple[float, float]:
+        """By how much the mean is above another model's, and the standard error of that.
+
+        Sequences are pairs, so what both models find hard does not count as noise.
+        """
+        changes = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
+        tokens, count = max(1, sum(self.tokens)), len(changes)
+        change = math.fsum(changes) / tokens
+        if count < 2:
+            return change, math.nan
+        spread = math.fsum(
+            (of_sequence - change * size) ** 2
+            for of_sequence, size in zip(changes, self.tokens, strict=True)
+        )
+        return change, math.sqrt(spread * count / (count - 1)) / tokens
+
+
+def convert_checkpoint(
+    path: Path,
+    plan: AttentionPlan,
+    out: Path,
+    *,
+    data: Path | None = None,
+    force: bool = False,
+    refit: bool = True,
+    means: bool = False,
+) -> Converted:
+    """Write a checkpoint whose attention follows another plan and computes nearly the same.
+
+    The optimiser's state is left out. The plan is stored in the checkpoint, so fairseq's commands
+    load it as any other.
+
+    Args:
+        path: the trained checkpoint.
+        plan: sites that it leaves out stay as they are.
+        out: where the converted one goes.
+        data: binarised data; the training side calibrates, the validation side is the judge.
+        force: also convert to schemes that cannot inherit.
+        refit: with data, solve output projections anew.
+        means: share keys and values as means of heads, to compare with.
+
+    Raises:
+        NasAttnError: the checkpoint or the data are unfit, or there is no room; nothing is written.
+        PlanError: the plan does not fit the model.
+    """
+    check_out(out, path)
+    trained = load_trained(path)
+    before = validation_loss(trained, data) if data is not None else None
+    calls = calibration_calls(trained, data) if data is not None else {}
+    converted = convert_trained(trained, plan, calls, force=force, refit=refit, means=means)
+    after = validation_loss(trained, data) if data is not None else None
+    without_training(path, trained.state)
+    save_checkpoint(trained.state, out)
+    losses = None if before is None or after is None else (before, after)
+    return Converted(
+        plan=trained.plan,
+        modules=converted.modules,
+        parameters=converted.parameters,
+        losses=losses,
+    )
+
+
+def convert_trained(
+    trained: TrainedModel,
+    plan: AttentionPlan,
+    calls: Mapping[str, Sequence[Call]],
+    *,
+    force: bool = False,
+    refit: bool = True,
+    means: bool = False,
+) -> Converted:
+    """Convert a model in place, its checkpoint with it (see `convert_checkpoint`).
+
+    Args:
+        trained: changed.
+        plan: sites that it leaves out stay as they are.
+        calls: of its attention modules, by place; empty for conversions by weights alone.
+        force: also convert to schemes that cannot inherit.
+        refit: with calls, solve output projections anew.
+        means: share keys and values as means of heads, to compare with.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    choices = _choices(trained, plan)
+    if not calls:
+        warn_without_data(
+            (choice, trained.modules[place].attention.embed_dim)
+            for place, choice in choices.items()
+        )
+    before = sum(p.numel() for p in trained.model.parameters())
+    modules = []
+    for number, ((site, layer), choice) in enumerate(choices.items(), start=1):
+        place = f"{site}.{layer}"
+        adapter = trained.modules[site, layer]
+        try:
+            conversion = convert_attention(
+                adapter.attention,
+                choice,
+                calls.get(place, ()),
+                refit=refit,
+                force=force,
+                means=means,
+            )
+        except PlanError as error:
+            raise PlanError(f"{place}: {error}") from None
+        adapter.attention = conversion.module
+        modules.append(Module(place=place, choice=choice, errors=conversion.errors))
+        logger.info("converted %d of %d: %s to %s", number, len(choices), place, choice)
+    trained.plan = plan.over(trained.plan)
+    trained.arguments.attention_plan = trained.plan.dumps()
+    trained.state["model"] = trained.model.state_dict()
+    after = sum(p.numel() for p in trained.model.parameters())
+    # It must be what fairseq will build and load.
+    build_trained(trained.arguments, trained.state["model"], Path("the converted model"))
+    return Converted(plan=trained.plan, modules=tuple(modules), parameters=(before, after))
+
+
+@torch.no_grad()
+def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[Call]]:
+    """What the attention modules are called with on some of the training side.
+
+    Raises:
+        NasAttnError: the data do not fit the model.
+    """
+    batches = load_batches(trained, data, "train", BATCH_TOKENS)
+    with recorded(trained.attention()) as calls:
+        for sample in spread(batches, CALIBRATION_TOKENS // BATCH_TOKENS):
+            trained.model(**sample["net_input"])
+    return calls
+
+
+def _choices(trained: TrainedModel, plan: AttentionPlan) -> dict[tuple[str, int], AttentionChoice]:
+    """The modules that a plan changes, and to what.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    layers = trained.layers()
+    foreign = [site for site, _ in plan if site not in layers]
+    if foreign:
+        raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
+    changed = {}
+    for site, _ in plan:
+        now = trained.plan.layers(site, layers[site])
+        for layer, choice in enumerate(plan.layers(site, layers[site])):
+            if choice != now[layer]:
+                changed[site, layer] = choice
+    return changed
+
+
+def validation_loss(trained: TrainedModel, data: Path) -> float:
+    """Validation loss a token, in bits: cross-entropy of the targets, without smoothing."""
+    return validation_losses(trained, data).mean
+
+
+@torch.no_grad()
+def validation_losses(trained: TrainedModel, data: Path) -> Losses:
+    """Validation loss of each sequence, in the same order for every model; on its device."""
+    from fairseq import utils
+
+    model: Any = trained.model
+    device = next(model.parameters()).device
+    sums: list[float] = []
+    tokens: list[int] = []
+    padding = 1  # of every fairseq dictionary
+    for batch in spread(load_batches(trained, data, "valid", BATCH_TOKENS), math.inf):
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(device), batch)
+        output = model(**sample["net_input"])
+        scores = model.get_normalized_probs(output, log_probs=True).float()
+        target = sample["target"]
+        seen = target != padding
+        picked = scores.gather(-1, target[..., None])[..., 0]
+        in_bits = picked.double().masked_fill(~seen, 0.0).sum(1) / -math.log(2.0)
+        sums += in_bits.tolist()
+        tokens += seen.sum(1).tolist()
+    return Losses(sums, tokens)

@@ -1,0 +1,117 @@
+"""Measure what a conversion costs before any training: `nas-attn-measure`, a command as trials run.
+
+It converts a trained checkpoint to a plan, in memory, and reports the validation loss and its
+change. What every such measurement needs, recorded inputs of the attention and the losses of the
+trained model itself, is made once by `calibrate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas_attn.attention.counting import count_model
+from nas_attn.conversion import Call
+from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.checkpoints import save_checkpoint
+from nas_attn.fairseq_tools.convert import (
+    Losses,
+    calibration_calls,
+    convert_trained,
+    validation_losses,
+)
+from nas_attn.fairseq_tools.trained import load_trained
+from nas_attn.plan import AttentionPlan
+from nas_attn.validation_log import report_validation
+
+COMMAND = "nas-attn-measure"
+METRIC, CHANGE, ERROR = "nll_loss", "change", "change_error"
+"""What is reported: the loss of the converted model in bits a token, by how much it is above the
+trained model's, and the standard error of that change, sequences taken as pairs."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What measurements of one checkpoint share.
+
+    Args:
+        calls: recorded calls of the attention modules, by place.
+        losses: of the trained model.
+    """
+
+    calls: dict[str, list[Call]]
+    losses: Losses
+
+
+def calibrate(checkpoint: Path, data: Path, out: Path) -> None:
+    """Make a file for `load_calibration`.
+
+    Raises:
+        NasAttnError: the checkpoint or the data are unfit, or there is no room.
+    """
+    trained = load_trained(checkpoint)
+    calls = calibration_calls(trained, data)
+    # As dictionaries: their tensors are read by what may hold nothing else.
+    plain = {place: [_fields(call) for call in of_module] for place, of_module in calls.items()}
+    save_checkpoint({"calls": plain, "losses": asdict(validation_losses(trained, data))}, out)
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read what `calibrate` has made; calls are read from the disk as they are looked at.
+
+    Raises:
+        NasAttnError: the file is no such thing.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        calls = {
+            place: [Call(**fields) for fields in of_module]
+            for place, of_module in state["calls"].items()
+        }
+        return Calibration(calls, Losses(**state["losses"]))
+    except Exception as error:  # torch raises many kinds
+        raise NasAttnError(f"{path} holds no calibration: {error}") from None
+
+
+def measure_command(
+    checkpoint: Path, plan: AttentionPlan, data: Path, calibration: Path
+) -> list[str]:
+    """The command that measures one plan."""
+    command = [COMMAND, "--checkpoint", str(checkpoint), "--plan", plan.dumps()]
+    return [*command, "--data", str(data), "--calibration", str(calibration)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog=COMMAND, allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, type=Path)
+    parser.add_argument("--plan", required=True)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--calibration", required=True, type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        calibration = load_calibration(given.calibration)
+        trained = load_trained(given.checkpoint)
+        convert_trained(trained, AttentionPlan.parse(given.plan), calibration.calls)
+        trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        losses = validation_losses(trained, given.data)
+    except NasAttnError as error:
+        sys.exit(str(error))
+    change, deviation = losses.change_from(calibration.losses)
+    sys.stdout.write(f"{METRIC} {losses.mean:.4f}, changed by {change:+.4f} +- {deviation:.4f}\n")
+    parameters = count_model(trained.model)._asdict()
+    report_validation(0, parameters, {METRIC: losses.mean, CHANGE: change, ERROR: deviation})
+
+
+def _fields(call: Call) -> dict[str, Any]:
+    return {name: getattr(call, name) for name in call.__dataclass_fields__}
+
+
+if __name__ == "__main__":
+    main()

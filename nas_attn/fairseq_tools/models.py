@@ -1,0 +1,214 @@
+"""Sizes of fairseq models, exactly and before any training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nas_attn.attention import Attention
+from nas_attn.attention.counting import ModelSize, count_model, count_plan
+from nas_attn.config_model import Scalar
+from nas_attn.errors import DataError, Fault, PlanError
+from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.flags import dashed
+from nas_attn.plan import AttentionPlan, SiteShape
+
+
+def site_shapes(args: argparse.Namespace) -> dict[str, SiteShape]:
+    """The attention sites of the model that parsed fairseq arguments describe."""
+    shapes = {
+        f"{side}_self": SiteShape(
+            num_layers=getattr(args, f"{side}_layers"),
+            embed_dim=getattr(args, f"{side}_embed_dim"),
+            num_heads=getattr(args, f"{side}_attention_heads"),
+        )
+        for side in ("encoder", "decoder")
+        if hasattr(args, f"{side}_layers")
+    }
+    if len(shapes) == 2 and not getattr(args, "no_cross_attention", False):
+        encoder, decoder = shapes["encoder_self"], shapes["decoder_self"]
+        kdim = None if encoder.embed_dim == decoder.embed_dim else encoder.embed_dim
+        shapes["encoder_decoder"] = replace(decoder, kdim=kdim)
+    return shapes
+
+
+def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
+    """Parse flags of fairseq-train for one of the plugin's architectures.
+
+    Args:
+        arch: such as collaborative_transformer_wmt_en_de.
+        flags: without a task they are those of the task that the architecture is made for.
+
+    Raises:
+        ValueError: there is no such architecture, or fairseq refuses a flag.
+    """
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
+    sites = getattr(ARCH_MODEL_REGISTRY.get(arch), "sites", None)
+    if sites is None:
+        raise ValueError(
+            f"{arch} is no architecture of the plugin; they are named SCHEME_FAIRSEQ-ARCHITECTURE, "
+            "such as collaborative_transformer_wmt_en_de"
+        )
+    if not any(flag.startswith("--task") for flag in flags):
+        tasks = {("decoder_self",): "language_modeling", ("encoder_self",): "masked_lm"}
+        flags = ["--task", tasks.get(sites, "translation"), *flags]
+    return parse_arguments(arch, flags)
+
+
+def build_model(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
+    """Build a fairseq model as fairseq-train does, with random weights.
+
+    Args:
+        args: parsed fairseq arguments of one of the plugin's architectures.
+        dictionaries: of the source and the target; one for language models.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        ValueError: fairseq refuses the arguments.
+    """
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    task = argparse.Namespace(source_dictionary=dictionaries[0], target_dictionary=dictionaries[-1])
+    model: torch.nn.Module = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task)
+    return model
+
+
+def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
+    """`build_model` without storage."""
+    with torch.device("meta"):
+        return build_model(args, dictionaries)
+
+
+def check_model(
+    args: argparse.Namespace, dictionaries: Sequence[Any], arguments: Mapping[str, Scalar]
+) -> Iterator[Fault]:
+    """Why fairseq cannot build the model of a training section, if so.
+
+    Args:
+        args: the section's arguments as fairseq parsed them.
+        dictionaries: of the source and the target, or one.
+        arguments: the section's arguments.
+    """
+    try:
+        build_on_meta(argparse.Namespace(**vars(args)), dictionaries)
+    except Exception as error:
+        said = str(error) or f"{type(error).__name__} as it is built"
+        places = {name: f"{said} ".find(f"--{dashed(name)} ") for name in arguments}
+        named = sorted((place, name) for name, place in places.items() if place >= 0)
+        key = f"training.arguments.{named[0][1]}" if named else "training.arguments"
+        yield Fault(key, f"fairseq cannot build this model: {said}")
+
+
+def blank_dictionary(size: int) -> Any:
+    """A fairseq dictionary of `size` types, special symbols included.
+
+    Raises:
+        PlanError: the size is smaller than the number of special symbols.
+    """
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary()
+    if size < len(dictionary):
+        raise PlanError(f"a vocabulary has at least {len(dictionary)} types, but {size} were asked")
+    for index in range(size - len(dictionary)):
+        dictionary.add_symbol(f"type{index}")
+    return dictionary
+
+
+def load_dictionaries(data: PreparedData, task: str) -> list[Any]:
+    """The dictionaries of a data set as a task has them: source and target, or one.
+
+    Raises:
+        DataError: the folder lacks a dictionary, or fairseq cannot read it.
+    """
+    from fairseq.data import Dictionary
+
+    names = [f"dict.{language}.txt" for language in data.languages] or ["dict.txt"]
+    for name in names:
+        if not (data.folder / name).is_file():
+            raise DataError(f"data folder {data.folder} lacks {name}")
+    dictionaries = []
+    for name in names:
+        try:
+            dictionaries.append(Dictionary.load(str(data.folder / name)))
+        except Exception as error:  # fairseq raises many kinds
+            raise DataError(f"{data.folder / name} is no dictionary: {error}") from None
+    if task == "masked_lm":
+        dictionaries[0].add_symbol("<mask>")
+    return dictionaries
+
+
+@dataclass(frozen=True)
+class Sizer:
+    """Exact sizes of one model for any plan, by adding what the plan's modules hold.
+
+    Args:
+        shapes: the model's sites.
+        rest: the model without attention.
+    """
+
+    shapes: dict[str, SiteShape]
+    rest: ModelSize
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, dictionaries: Sequence[Any]) -> Sizer:
+        """Measure the model of parsed fairseq arguments (see `build_on_meta`)."""
+        size = count_model(build_on_meta(args, dictionaries))
+        total = size.total - size.attention
+        rest = ModelSize(0, size.non_embedding - size.attention, total, effective=total)
+        return cls(site_shapes(args), rest)
+
+    def size(self, plan: AttentionPlan) -> ModelSize:
+        """The model's size under a plan, before any pruning."""
+        attention = count_plan(plan, self.shapes)
+        return ModelSize(
+            attention.parameters,
+            self.rest.non_embedding + attention.parameters,
+            self.rest.total + attention.parameters,
+            self.rest.total + attention.effective,
+        )
+
+
+def count_architecture(
+    arch: str, vocab: int, target_vocab: int | None, flags: Sequence[str]
+) -> ModelSize:
+    """Count a model by the name of its architecture.
+
+    Args:
+        arch: one of the plugin's architectures.
+        vocab: types of the (source) dictionary.
+        target_vocab: types of the target dictionary if it is another one.
+        flags: further flags of fairseq-train.
+
+    Raises:
+        ValueError: fairseq or a scheme refuses the flags.
+    """
+    args = parse_architecture(arch, flags)
+    dictionaries = [blank_dictionary(vocab)]
+    if target_vocab is not None:
+        dictionaries.append(blank_dictionary(target_vocab))
+    return count_model(build_on_meta(args, dictionaries))
+
+
+def stock_attention(embed_dim: int, num_heads: int) -> torch.nn.Module:
+    """fairseq's own self-attention."""
+    from fairseq.modules import MultiheadAttention
+
+    module: torch.nn.Module = MultiheadAttention(embed_dim, num_heads, self_attention=True)
+    return module
+
+
+def fairseq_attention(attention: Attention) -> torch.nn.Module:
+    """A scheme behind the interface of fairseq's attention, as its decoder's layers call it."""
+    from fairseq_plugin.adapter import FairseqAttention
+
+    module: torch.nn.Module = FairseqAttention(attention, decoder_self_attention=True)
+    return module

@@ -1,0 +1,1 @@
+"""Learning curves instead of trainings, for tests and for measuring searches."""
