@@ -14,8 +14,7 @@ with warnings.catch_warnings():
 
 from nas_attn.fairseq_tools.data import PreparedData, prepare
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True, scope="session")

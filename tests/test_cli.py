@@ -22,17 +22,10 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.study.study import shipped_folder, shipped_names
-from tests.test_study import write
+from tests.helpers.cli import COMMAND, run
+from tests.helpers.studies import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
-COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
-
-
-def run(*arguments: str, status: int = 0, cwd: Path | None = None) -> str:
-    command = [*COMMAND, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout if status == 0 else done.stderr
 
 
 def test_help_names_every_command() -> None:

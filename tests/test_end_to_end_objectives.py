@@ -14,23 +14,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from nas_attn.cli.main import app
 from nas_attn.errors import ConfigError, NasAttnError, SearchError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.study import load_study
-from tests.test_cli import COMMAND
-from tests.test_study import write
+from tests.helpers.cli import COMMAND, invoke
+from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
-
-
-def run(*arguments: str) -> str:
-    """A command in this process, which has all libraries loaded; its errors are raised."""
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    return done.output
 
 
 class Searched:
@@ -61,7 +52,7 @@ class Searched:
         return [name, self.study, "--runs", str(self.folder.parent), *more]
 
     def command(self, name: str, *more: str) -> str:
-        return run(*self.arguments(name, *more))
+        return invoke(*self.arguments(name, *more))
 
     def trainings(self) -> dict[str, tuple[int, int]]:
         """What was trained to confirm, and when its log and its report were written last."""
@@ -178,7 +169,7 @@ def test_bleu_against_cache_and_operations_where_all_but_the_baseline_fails(
     path = write(tmp_path, tiny_translation.folder, changes)
     arguments = ("search", str(path), "--runs", str(tmp_path / "runs"), "--workers", "1")
     with pytest.raises(SearchError, match=r"2 trials in a row failed \(2 not_finite\)"):
-        run(*arguments)
+        invoke(*arguments)
     folder = tmp_path / "runs" / "small"
     table = pd.read_csv(folder / "report" / "trials.csv")
     assert list(table["state"]) == ["complete", "fail", "fail"]
@@ -201,7 +192,7 @@ def test_limits_that_leave_nothing(tmp_path: Path, tiny_translation: PreparedDat
     limits = {"total": 5, "flops": 1e12, "cache_bytes": 7}
     path = write(tmp_path, tiny_translation.folder, {"objectives": {"limits": limits}})
     with pytest.raises(ConfigError, match="nothing was started") as refused:
-        run("search", str(path), "--runs", str(tmp_path / "runs"))
+        invoke("search", str(path), "--runs", str(tmp_path / "runs"))
     assert [fault.key for fault in refused.value.faults] == [
         "objectives.limits.total",
         "objectives.limits.cache_bytes",

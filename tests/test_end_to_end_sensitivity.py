@@ -24,8 +24,8 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import ExecutionConfig
 from nas_attn.study.study import study_of_checkpoint
-from tests.test_cli import COMMAND
-from tests.test_study import write
+from tests.helpers.cli import COMMAND
+from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
 

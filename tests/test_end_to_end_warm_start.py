@@ -21,9 +21,8 @@ from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.study import load_study
 from nas_attn.trials.scores import read_report
-from tests.test_cli import COMMAND
-from tests.test_end_to_end_objectives import run
-from tests.test_study import write
+from tests.helpers.cli import COMMAND, invoke
+from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +68,7 @@ class Searched:
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait()
         self.first = self.logs()
-        run(*self.arguments)
+        invoke(*self.arguments)
         self.table = pd.read_csv(self.folder / "report" / "trials.csv").set_index("trial")
 
     def logs(self) -> dict[str, int]:
@@ -121,7 +120,7 @@ def test_what_was_made_before_a_kill_is_not_made_again(searched: Searched) -> No
     assert searched.first.items() <= after.items()
     assert {"00000/seed-1", "00000/seed-2", "00001/seed-1"} <= searched.first.keys()
     before = {path: path.stat().st_mtime_ns for path in searched.folder.glob("trials/*/*/*.log")}
-    run(*searched.arguments)
+    invoke(*searched.arguments)
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -150,7 +149,7 @@ def test_the_line_that_is_shown_trains_the_same_again(searched: Searched, tmp_pa
 
 def test_other_settings_of_the_fine_tuning_are_refused(searched: Searched) -> None:
     with pytest.raises(SearchError, match=r"warm_start\.fraction \(0\.25, now 0\.5\)"):
-        run(*searched.arguments, "--set", "search.warm_start.fraction=0.5")
+        invoke(*searched.arguments, "--set", "search.warm_start.fraction=0.5")
 
 
 def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -> None:
@@ -174,7 +173,7 @@ def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> 
     """With two more trials; the least number is lowered, as this many would take minutes."""
     monkeypatch.setattr("nas_attn.search.config.MIN_COMPARED", 6)
     more = ("--set", "search.warm_start.rank_agreement=6", "--trials", "12")
-    output = run(*searched.arguments, *more)
+    output = invoke(*searched.arguments, *more)
     assert "are trained from nothing too, for the rank agreement of warm and cold" in output
     report = searched.folder / "report"
     table = pd.read_csv(report / "agreement.csv")
@@ -187,5 +186,5 @@ def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> 
     assert "Warm against cold" in (report / "index.html").read_text()
     logs = {log: log.stat().st_mtime_ns for log in searched.folder.glob("cold/*/*/*.log")}
     assert len(logs) == 2 * 2 * 6
-    run(*searched.arguments, *more)
+    invoke(*searched.arguments, *more)
     assert logs == {log: log.stat().st_mtime_ns for log in logs}, "nothing is trained twice"

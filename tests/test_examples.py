@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from examples.vision_transformer import VisionTransformer, accuracy, make_images, train
 from nas_attn.attention import SCHEMES
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

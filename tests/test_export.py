@@ -21,10 +21,8 @@ import pytest
 import sentencepiece
 import torch
 from optuna.trial import TrialState
-from typer.testing import CliRunner
 
 from nas_attn.amounts import parse_amount
-from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
@@ -35,8 +33,8 @@ from nas_attn.search.storage import open_storage
 from nas_attn.search.store import BASELINE, COSTS, DUPLICATE, Record, TrialRecord, read_trial
 from nas_attn.study.study import Study, load_study
 from nas_attn.workflows.export import best_within, comparison_text, export_trial, trial_with_number
-from tests.test_cli import run as run_in_a_process
-from tests.test_study import write
+from tests.helpers.cli import invoke, run
+from tests.helpers.studies import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
 BLEU = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
@@ -124,13 +122,6 @@ def test_the_comparison_with_the_baseline() -> None:
     assert "+1.0000 (better)" in comparison_text(higher[1], higher, BLEU)
 
 
-def run(*arguments: str) -> str:
-    """A command in this process, which has all libraries loaded; its errors are raised."""
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    return done.output
-
-
 @dataclass
 class Searched:
     """A study that has been searched, and its data."""
@@ -155,7 +146,7 @@ class Searched:
 
 def search(folder: Path, data: PreparedData, changes: dict[str, Any]) -> Searched:
     searched = Searched(write(folder, data.folder, changes), folder / "runs", data)
-    run("search", str(searched.path), "--runs", str(searched.runs), "--workers", "1")
+    invoke("search", str(searched.path), "--runs", str(searched.runs), "--workers", "1")
     return searched
 
 
@@ -298,7 +289,7 @@ def test_a_sentencepiece_model_without_its_paths(tmp_path: Path) -> None:
 def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path: Path) -> None:
     chosen = next(t for t in translating.trials if t.pruned)
     out = tmp_path / "there" / "model"
-    text = run(*translating.arguments, "--trial", str(chosen.number), "--out", str(out))
+    text = invoke(*translating.arguments, "--trial", str(chosen.number), "--out", str(out))
     assert f"trial {chosen.number}: everywhere grouped_head" in text
     assert re.search(r"the baseline has [\d.]+ with [\d,]+: [+-][\d.]+ \((better|worse)\)", text)
     names = {path.name for path in out.iterdir() if not path.name.startswith("test.")}
@@ -352,7 +343,7 @@ def test_heads_are_cut_where_the_pruned_checkpoint_is_gone(
 def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -> None:
     out = tmp_path / "model"
     out.mkdir()  # an empty folder is as good as none
-    text = run(*modelling.arguments, "--best-under", "9M", "--out", str(out))
+    text = invoke(*modelling.arguments, "--best-under", "9M", "--out", str(out))
     assert "it is the multi-head baseline" in text
     assert "--no-test-side leaves it out" in text
     assert {path.name for path in out.iterdir()} == {
@@ -362,7 +353,7 @@ def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -
     (evaluate,) = commands(out)
     shell(evaluate, out)
     without = tmp_path / "without"
-    run(*modelling.arguments, "--trial", "0", "--no-test-side", "--out", str(without))
+    invoke(*modelling.arguments, "--trial", "0", "--no-test-side", "--out", str(without))
     assert not list(without.glob("test.*"))
     (evaluate,) = commands(without)
     assert evaluate.startswith("fairseq-eval-lm DATA ")
@@ -376,27 +367,27 @@ def test_what_is_refused_leaves_nothing(
     out, arguments = tmp_path / "model", [*modelling.arguments, "--out", str(tmp_path / "model")]
     for more in ([], ["--trial", "0", "--best-under", "9M"]):
         with pytest.raises(RefusedError, match="either --trial N or --best-under AMOUNT"):
-            run(*arguments, *more)
+            invoke(*arguments, *more)
     with pytest.raises(RefusedError, match="within 10 total parameters: the smallest is trial 0"):
-        run(*arguments, "--best-under", "10")
-    text = run_in_a_process(*arguments, "--best-under", "10", status=2)
+        invoke(*arguments, "--best-under", "10")
+    text = run(*arguments, "--best-under", "10", status=2)
     assert text.startswith("nas-attn: no trained trial is within 10")
     (tmp_path / "file").write_text("")
     with pytest.raises(RefusedError, match="is no folder; name another"):
-        run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file"))
+        invoke(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
     with pytest.raises(RefusedError, match="is not empty; remove it or name another"):
-        run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "full"))
+        invoke(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "full"))
     with pytest.raises(RefusedError, match=r"model is not written: .*exists"):
-        run(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file" / "model"))
+        invoke(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file" / "model"))
 
     with monkeypatch.context() as patched:
         patched.setattr(
             "nas_attn.workflows.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10)
         )
         with pytest.raises(RefusedError, match=r"no room in .* MB are needed"):
-            run(*arguments, "--trial", "0")
+            invoke(*arguments, "--trial", "0")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nas_attn
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 PACKAGE = Path(nas_attn.__file__).parent
 

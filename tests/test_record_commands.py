@@ -12,7 +12,7 @@ import pytest
 from nas_attn.cli import main as cli
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.storage import JOURNAL
-from tests.test_study import write
+from tests.helpers.studies import write
 
 Say = Callable[..., tuple[int, str]]
 

@@ -16,7 +16,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search import record as fields
 from nas_attn.search.store import NewTrial, Record
 from nas_attn.study.study import Study, load_study
-from tests.test_study import write
+from tests.helpers.studies import write
 
 REPLAYED: dict[str, Any] = {
     "replay": {"seconds": 0.1},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 import subprocess
@@ -23,49 +22,7 @@ from nas_attn.study.study import (
     space_folder,
     space_over,
 )
-
-STUDY: dict[str, Any] = {
-    "name": "small",
-    "data": {"folder": "DATA"},
-    "training": {
-        "arguments": {
-            "encoder-layers": 1,
-            "decoder-layers": 1,
-            "encoder-embed-dim": 16,
-            "decoder-embed-dim": 16,
-            "encoder-attention-heads": 4,
-            "decoder-attention-heads": 4,
-            "share-all-embeddings": True,
-            "criterion": "label_smoothed_cross_entropy",
-            "optimizer": "adam",
-            "lr": 0.003,
-            "max-tokens": 512,
-            "max-epoch": 1,
-        }
-    },
-    "space": {
-        "schemes": {"multi_head": {}, "collaborative": {"shared_dim": [2, 4]}},
-    },
-    "search": {"trials": 3},
-}
-
-
-def write(tmp_path: Path, data: Path, changes: dict[str, Any] | None = None) -> Path:
-    study = copy.deepcopy(STUDY)
-    study["data"]["folder"] = str(data)
-    for key, value in (changes or {}).items():
-        *parents, last = key.split("/")
-        section = study
-        for parent in parents:
-            section = section[parent]
-        if value is None:
-            del section[last]
-        else:
-            section[last] = value
-    path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(study, sort_keys=False))
-    return path
-
+from tests.helpers.studies import write
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"trails": 3}, "trails", "unknown key"),

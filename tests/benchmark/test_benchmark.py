@@ -19,7 +19,7 @@ from nas_attn.benchmark.attention import (
 )
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.fairseq_tools.data import PreparedData
-from tests.test_cli import run
+from tests.helpers.cli import run
 
 SMALL = ["--embed-dim=16", "--num-heads=4", "--seconds=0", "--decoding-shape=2x5"]
 

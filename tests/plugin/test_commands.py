@@ -17,7 +17,7 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.self_test import TASKS, Finding, examine
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

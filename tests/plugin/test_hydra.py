@@ -29,7 +29,7 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
 from nas_attn.fairseq_tools.prune import prune_checkpoint
 from nas_attn.plan import AttentionPlan
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 PLUGIN = f"common.user_dir={ROOT / 'fairseq_plugin'}"
 SIZES = {

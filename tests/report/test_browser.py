@@ -13,7 +13,7 @@ import pytest
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
 from nas_attn.report import ReportContext, write_report
 from nas_attn.search.store import TrialRecord
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from tests.report.test_report import HOSTILE, VERSIONS
 from tests.search.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
 

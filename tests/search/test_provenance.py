@@ -21,8 +21,8 @@ from nas_attn.search.provenance import (
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import NewTrial, Record
 from nas_attn.study.study import load_study
+from tests.helpers.studies import write
 from tests.search.fakes import OBJECTIVES
-from tests.test_study import write
 
 
 def make_record(folder: Path) -> Record:

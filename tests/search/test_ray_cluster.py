@@ -17,6 +17,7 @@ from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record, TrialRecord, front
 from nas_attn.study.study import load_study
+from tests.helpers.studies import write
 from tests.search.ray_nodes import (
     COMMAND,
     RayNodes,
@@ -25,7 +26,6 @@ from tests.search.ray_nodes import (
     trains_on,
     wait_for,
 )
-from tests.test_study import write
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open

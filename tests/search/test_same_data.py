@@ -16,7 +16,7 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.same_data import DATA, keep_data
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import COMMANDS, NewTrial, Record
-from tests.test_study import write
+from tests.helpers.studies import write
 
 OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
 

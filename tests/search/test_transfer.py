@@ -30,8 +30,8 @@ from nas_attn.search.store import Record, TrialRecord
 from nas_attn.study.study import load_study
 from nas_attn.trials.runner import SeedRun, TrialJob
 from nas_attn.trials.scores import checkpoint_is_whole
+from tests.helpers.studies import write
 from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
-from tests.test_study import write
 
 CHANGES = {
     "training/arguments/max-epoch": 8,

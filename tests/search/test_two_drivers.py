@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,12 +19,12 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record, TrialRecord
+from tests.helpers.cli import COMMAND
+from tests.helpers.studies import write
 from tests.search.fakes import BASELINE, FakeExecutor, make_conductor
 from tests.search.servers import GrpcProxy, Postgres, close
-from tests.test_study import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
-COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
 TRIALS = 20
 SECONDS = 120.0
 """What a search gets on a loaded machine."""

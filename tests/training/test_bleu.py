@@ -25,7 +25,7 @@ from nas_attn.fairseq_tools.bleu import (
 )
 from nas_attn.fairseq_tools.data import PreparedData, prepare
 from nas_attn.study.study import load_study
-from tests.test_study import write
+from tests.helpers.studies import write
 
 REFERENCES = ["今日は良い天気ですね。", "私は日本語を話します。"]
 TRANSLATIONS = ["今日は良い天気です。", "私は日本語を話す。"]

@@ -15,7 +15,7 @@ from nas_attn.fairseq_tools.data import MANIFEST, PreparedData, load_prepared, p
 from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.fairseq_tools.folders import differences, identify, language_pairs, split_files
 from nas_attn.study.study import load_study
-from tests.test_study import write
+from tests.helpers.studies import write
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from nas_attn.trials.runner import (
     executable_form,
 )
 from nas_attn.trials.scores import read_report
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 ARGUMENTS: dict[str, Any] = {
     "criterion": "label_smoothed_cross_entropy",

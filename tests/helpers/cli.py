@@ -1,0 +1,37 @@
+"""The command, run by tests: as a process of its own, or in this one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from nas_attn.cli.main import app
+
+COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
+"""The command as a new process, for tests that kill it or wait for its start."""
+
+
+def run(*arguments: str, status: int = 0, cwd: Path | None = None) -> str:
+    """Run the command as a process and check its exit status.
+
+    Returns:
+        What it printed; of a command that is to fail, its standard error.
+    """
+    command = [*COMMAND, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def invoke(*arguments: str) -> str:
+    """Run the command in this process; its errors are raised.
+
+    Returns:
+        What it printed.
+    """
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output
