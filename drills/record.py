@@ -43,8 +43,8 @@ from nas_attn.search import journal
 from nas_attn.search.repair import repair_journal
 from nas_attn.search.storage import JOURNAL, open_storage
 from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.trials.job import TrialJob, TrialResult
 from nas_attn.trials.processes.guard import die_with
-from nas_attn.trials.runner import TrialJob, TrialResult
 from tests.search.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 WRITERS = ("ours", "ours", "optuna", "optuna")

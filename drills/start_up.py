@@ -26,8 +26,11 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import prepare
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
-from nas_attn.trials.processes.launch import ColdLauncher, Launcher, WarmLauncher
-from nas_attn.trials.runner import LOG_FILE, SeedRun, TrialJob, TrialRun
+from nas_attn.trials.job import SeedRun, TrialJob
+from nas_attn.trials.layout import LOG_FILE
+from nas_attn.trials.processes.fork_server import ForkServer
+from nas_attn.trials.processes.launch import ColdLauncher, Launcher
+from nas_attn.trials.runner import TrialRun
 
 ARGUMENTS = {
     "criterion": "label_smoothed_cross_entropy",
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a training")
     parser.add_argument("--sentences", type=int, default=2000, help="to train on")
     given = parser.parse_args()
-    launchers: dict[str, Launcher] = {"cold": ColdLauncher(), "warm": WarmLauncher()}
+    launchers: dict[str, Launcher] = {"cold": ColdLauncher(), "warm": ForkServer()}
     seconds: dict[str, list[float]] = {name: [] for name in launchers}
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), sentences=given.sentences, threads=given.threads)

@@ -24,6 +24,10 @@ class RefusedError(NasAttnError):
     """What a command is asked for cannot be had; the message says what to ask for instead."""
 
 
+class TrialFileError(NasAttnError):
+    """A file of a trial cannot be read, or is not what a training has written."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One thing wrong with an input file: where (`key`, a dotted path) and what."""

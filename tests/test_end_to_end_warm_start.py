@@ -20,7 +20,7 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.study import load_study
-from nas_attn.trials.scores import read_report
+from nas_attn.validation_log import read_report
 from tests.helpers.cli import COMMAND, invoke
 from tests.helpers.studies import write
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nas_attn.errors import TrialFileError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.pareto import dominates, hypervolume
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.store import TrialRecord, front
-from nas_attn.trials.failures import TrialFileError
-from nas_attn.trials.runner import START
-from nas_attn.trials.scores import read_report
+from nas_attn.trials.layout import START
+from nas_attn.validation_log import read_report
 
 logger = logging.getLogger(__name__)
 

@@ -1589,7 +1589,7 @@ def _measure(
 ) -> None:
     """Measure single changes of a checkpoint, and then plans that test what they predict."""
     from nas_attn.fairseq_tools.measure import calibrate
-    from nas_attn.trials.scores import CALIBRATION_FILE
+    from nas_attn.trials.layout import CALIBRATION_FILE
 
     study = predictions.study
     if not predictions.changes:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.literals import code_in
-from nas_attn.trials.scores import checkpoint_is_whole
+from nas_attn.trials.layout import checkpoint_is_whole
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from nas_attn.fairseq_tools.data import prepare, prepare_classification
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_classification_corpus, make_demo_corpus
 from nas_attn.fairseq_tools.run_fairseq import run_fairseq
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
-from nas_attn.trials.processes.launch import Launcher, WarmLauncher
+from nas_attn.trials.processes.fork_server import ForkServer
+from nas_attn.trials.processes.launch import Launcher
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def examine(
 
     def work(scheme: str, task: str) -> list[Finding]:
         if not hasattr(warm, "launcher"):
-            warm.launcher = WarmLauncher()
+            warm.launcher = ForkServer()
             launchers.append(warm.launcher)
         steps = steps_of(scheme, task, data[task], folder)
         return run_steps(scheme, steps, folder, warm.launcher)

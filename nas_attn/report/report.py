@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nas_attn.analysis.noise import Noise, noise_text
+from nas_attn.curves import write_curves
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.latex import latex_table
@@ -26,7 +27,6 @@ from nas_attn.report.tables import (
     write_rows,
 )
 from nas_attn.search.store import TrialRecord, front
-from nas_attn.simulation.replay import write_curves
 
 SCHEMA = 4
 """Version of front.json; what it holds is documented in docs/report.md."""

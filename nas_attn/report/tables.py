@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 
 from nas_attn.analysis.noise import Noise, undecided
+from nas_attn.curves import Curve, Point
 from nas_attn.fairseq_tools.commands import TENSORBOARD, maximises, value_of, with_value
 from nas_attn.fairseq_tools.costs import MEASURED_COSTS
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.store import TrialRecord, front
 from nas_attn.shell import shell_text
-from nas_attn.simulation.replay import Curve, Point
-from nas_attn.trials.runner import BEST, PRUNED, START
+from nas_attn.trials.layout import BEST, PRUNED, START
 
 LOSSES = ("loss", "nll_loss", "ppl")
 """Forms of one loss."""

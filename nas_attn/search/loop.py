@@ -30,8 +30,8 @@ from nas_attn.search.leases import Ownership
 from nas_attn.search.stopping import Halving, reason_of, was_stopped
 from nas_attn.search.store import NewTrial, Record, TrialRecord, front
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.runner import COMMANDS_FILE, START, Progress, TrialJob, TrialResult
-from nas_attn.trials.scores import CALIBRATION_FILE, fault_of_start
+from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.layout import CALIBRATION_FILE, COMMANDS_FILE, START, fault_of_start
 
 logger = logging.getLogger(__name__)
 

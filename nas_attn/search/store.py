@@ -65,7 +65,7 @@ class TrialRecord:
         duplicate_of: number of the trial whose result this proposal took over.
         is_withdrawn: another driver's proposal came first, so this one never ran.
         reason: why it failed or was stopped.
-        failure: kind of the failure (see `nas_attn.trials.runner.FailureKind`).
+        failure: kind of the failure (see `nas_attn.trials.failures.FailureKind`).
         attempts: faults after which the trial was continued.
         rungs: what the stopping rule decided, by number of validations.
         curve: validation loss of the first seed by number of updates.

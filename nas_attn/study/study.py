@@ -77,18 +77,12 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.samplers import StratifiedProposer
 from nas_attn.search.store import TrialRecord
 from nas_attn.shell import shell_text
-from nas_attn.simulation.replay import ReplayConfig, curve_of, replay_command
+from nas_attn.simulation.command import replay_command
+from nas_attn.simulation.synthetic import ReplayConfig, curve_of
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.space.fitting import fitting
-from nas_attn.trials.runner import (
-    BEST,
-    CHECKPOINT,
-    CHECKPOINTS,
-    START,
-    SeedRun,
-    TrialJob,
-    best_checkpoint,
-)
+from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob
+from nas_attn.trials.layout import BEST, CHECKPOINTS, START, best_checkpoint
 from nas_attn.yaml_file import override, read_yaml
 
 DEMO_TYPES = 200

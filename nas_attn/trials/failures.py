@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import NasAttnError, TrialFileError
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -53,10 +53,6 @@ class FailureKind(StrEnum):
             FailureKind.TRAINING,
             FailureKind.INTERNAL,
         )
-
-
-class TrialFileError(NasAttnError):
-    """A file of a trial cannot be read, or is not what a training has written."""
 
 
 @dataclass(frozen=True)

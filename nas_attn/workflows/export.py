@@ -26,7 +26,7 @@ from nas_attn.report.tables import cost_text, markdown_text, state_text
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.store import TrialRecord
 from nas_attn.study.study import Study
-from nas_attn.trials.runner import BEST, COMMANDS_FILE, best_checkpoint
+from nas_attn.trials.layout import BEST, COMMANDS_FILE, best_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import pytest
 
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
 from nas_attn.analysis.noise import LEAST_DEGREES, Noise, undecided
+from nas_attn.curves import recorded_curves
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, summary_text, write_report
 from nas_attn.report.tables import (
@@ -23,7 +24,6 @@ from nas_attn.report.tables import (
     trials_table,
 )
 from nas_attn.search.store import SIZE, TrialRecord, read_trial
-from nas_attn.simulation.replay import recorded_curves
 from tests.search.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 HOSTILE = "<script>alert(1)</script>|`rm`"

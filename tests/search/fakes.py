@@ -19,7 +19,8 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.space import SearchSpace, SpaceConfig
-from nas_attn.trials.runner import FailureKind, Progress, SeedRun, TrialJob, TrialResult
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.job import Progress, SeedRun, TrialJob, TrialResult
 
 SHAPES = {
     site: SiteShape(num_layers=2, embed_dim=64, num_heads=4)

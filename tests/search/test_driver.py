@@ -19,7 +19,8 @@ from nas_attn.search.candidates import Proposal
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import DRIVER, PLAN, NewTrial, Record, TrialRecord, front
-from nas_attn.trials.runner import FailureKind, Progress, TrialJob, TrialResult
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.job import Progress, TrialJob, TrialResult
 from tests.search.fakes import (
     BASELINE,
     OBJECTIVES,

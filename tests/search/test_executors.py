@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from nas_attn.curves import Curve, Point, write_curves
 from nas_attn.errors import RefusedError
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
@@ -18,9 +19,10 @@ from nas_attn.search.executors import gpus, local
 from nas_attn.search.executors.gpus import deal_gpus, visible_gpus
 from nas_attn.search.executors.local import LocalExecutor
 from nas_attn.search.executors.simulated import SimulatedExecutor
-from nas_attn.simulation.replay import Curve, Point, ReplayConfig, replay_command, write_curves
+from nas_attn.simulation.command import replay_command
+from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.trials import runner as worker
-from nas_attn.trials.runner import SeedRun, TrialJob
+from nas_attn.trials.job import SeedRun, TrialJob
 from tests.search.fakes import make_conductor, make_sizer
 
 TELLING = """

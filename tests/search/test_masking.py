@@ -237,7 +237,7 @@ def test_no_byte_of_a_search_holds_the_password(
                         words = (entry / "cmdline").read_bytes()
                         if b"env:NAS_ATTN_STORAGE" in words:
                             seen.append(words)
-                        elif b"nas_attn.simulation.replay" in words:
+                        elif b"nas_attn.simulation.command" in words:
                             trained = True
                             assert SECRET.encode() not in (entry / "environ").read_bytes()
                     except OSError:

@@ -10,7 +10,7 @@ import pytest
 
 from nas_attn.search.candidates import GivenPlans, Proposer, derive_again
 from nas_attn.search.loop import Conductor
-from nas_attn.trials.runner import TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult
 from tests.search.fakes import (
     BASELINE,
     OBJECTIVES,

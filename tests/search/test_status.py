@@ -12,7 +12,7 @@ import pytest
 from nas_attn.search.leases import live_drivers
 from nas_attn.search.status import BUDGET, RunningStatus, Status, read_status
 from nas_attn.search.store import Record, TrialRecord
-from nas_attn.trials.runner import Progress, TrialJob
+from nas_attn.trials.job import Progress, TrialJob
 from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 
 HOUR = 3600.0

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from nas_attn.pareto import dominates
 from nas_attn.search.config import SearchConfig, StoppingConfig
 from nas_attn.search.stopping import Halving, Rung
-from nas_attn.trials.runner import Progress
+from nas_attn.trials.job import Progress
 from tests.search.fakes import FakeExecutor, kill_drivers, make_conductor
 
 

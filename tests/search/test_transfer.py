@@ -28,8 +28,8 @@ from nas_attn.search.executors.transfer import (
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record, TrialRecord
 from nas_attn.study.study import load_study
-from nas_attn.trials.runner import SeedRun, TrialJob
-from nas_attn.trials.scores import checkpoint_is_whole
+from nas_attn.trials.job import SeedRun, TrialJob
+from nas_attn.trials.layout import checkpoint_is_whole
 from tests.helpers.studies import write
 from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from nas_attn.trials import runner as worker
+from nas_attn.trials.job import SeedRun, TrialJob
+from nas_attn.trials.layout import LOCK_FILE
 from nas_attn.trials.processes.holders import holders_of, holders_text, is_stopped
-from nas_attn.trials.runner import LOCK_FILE, SeedRun, TrialJob, TrialRun
+from nas_attn.trials.runner import TrialRun
 
 HOLDER = """
 import fcntl, sys

@@ -22,23 +22,19 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from nas_attn.curves import Curve, Point, recorded_curves, write_curves
 from nas_attn.errors import ConfigError, DataError, NasAttnError
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
-from nas_attn.simulation.replay import (
-    Curve,
+from nas_attn.simulation.command import parse_replay_command, replay_command
+from nas_attn.simulation.synthetic import (
     FaultName,
-    Point,
     ReplayConfig,
     curve_of,
     drawn_fault,
-    parse_replay_command,
-    recorded_curves,
-    replay_command,
     synthetic_curve,
     validations_before_fault,
-    write_curves,
 )
-from nas_attn.trials.scores import checkpoint_is_whole
+from nas_attn.trials.layout import checkpoint_is_whole
 
 MULTI_HEAD = AttentionPlan.uniform(AttentionChoice.of("multi_head")).dumps()
 MULTI_QUERY = AttentionPlan.uniform(AttentionChoice.of("multi_query")).dumps()
@@ -60,7 +56,7 @@ def losses(curve: Curve) -> list[float]:
 
 def arguments(config: ReplayConfig, folder: Path, plan_text: str = MULTI_HEAD) -> list[str]:
     command = replay_command(config, plan_text, PARAMETERS, 1, folder / "checkpoints")
-    return [sys.executable, "-m", "nas_attn.simulation.replay", *command[1:]]
+    return [sys.executable, "-m", "nas_attn.simulation.command", *command[1:]]
 
 
 def start(config: ReplayConfig, folder: Path, plan_text: str = MULTI_HEAD) -> subprocess.Popen[str]:
@@ -150,7 +146,7 @@ class TestSyntheticCurve:
     def test_is_the_same_in_every_process(self) -> None:
         config = ReplayConfig(faults={"killed": 0.5})
         code = (
-            "import sys; from nas_attn.simulation.replay import *\n"
+            "import sys; from nas_attn.simulation.synthetic import *\n"
             "config = ReplayConfig(faults={'killed': 0.5})\n"
             "for plan in sys.argv[1:]:\n"
             "    print([tuple(p) for p in synthetic_curve(config, plan, 250_000, 3).points])\n"
@@ -476,7 +472,7 @@ class TestProcess:
 
     def test_starts_fast_and_without_torch(self, tmp_path: Path) -> None:
         code = (
-            "import sys, nas_attn.simulation.replay\n"
+            "import sys, nas_attn.simulation.command\n"
             "print({'torch', 'numpy', 'fairseq', 'pandas'} & set(sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

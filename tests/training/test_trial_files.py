@@ -16,28 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import NasAttnError, TrialFileError
 from nas_attn.trials import runner as worker
-from nas_attn.trials.failures import (
-    FailureKind,
-    TrialFileError,
-    failure_of_error,
-    last_lines,
-)
-from nas_attn.trials.runner import CHECKPOINT, TrialRun
-from nas_attn.trials.scores import (
-    TAIL_BYTES,
-    Report,
+from nas_attn.trials.failures import FailureKind, failure_of_error, last_lines
+from nas_attn.trials.job import CHECKPOINT
+from nas_attn.trials.layout import (
     checkpoint_is_whole,
-    end_of_log,
     fault_of_start,
     is_of_another_plan,
-    parse_decoding_seconds,
-    parse_scores,
-    read_report,
     read_state,
 )
-from nas_attn.validation_log import REPORT_VARIABLE, report_validation
+from nas_attn.trials.reports import TrialReports
+from nas_attn.trials.runner import TrialRun
+from nas_attn.trials.scores import TAIL_BYTES, end_of_log, parse_decoding_seconds, parse_scores
+from nas_attn.validation_log import REPORT_VARIABLE, Report, read_report, report_validation
 from tests.training.test_worker import GENERATED, finish, make_job, stand_in, wait_for
 
 
@@ -352,7 +344,7 @@ def test_errors_of_our_own_are_seen_and_end_one_trial(
     def fail(*_: Any) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(TrialRun, "_news", fail)
+    monkeypatch.setattr(TrialReports, "news", fail)
     result = finish(TrialRun(make_job(tmp_path, ([3.0], "hang"))))
     assert result.failure is FailureKind.INTERNAL
     assert result.error is not None

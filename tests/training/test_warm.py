@@ -23,17 +23,13 @@ from nas_attn.fairseq_tools.models import Sizer, load_dictionaries
 from nas_attn.fairseq_tools.prune import load_checkpoint
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.processes import launch
-from nas_attn.trials.processes.launch import ColdLauncher, Launcher, Running, WarmLauncher
-from nas_attn.trials.runner import (
-    CHECKPOINT,
-    SeedRun,
-    TrialJob,
-    TrialResult,
-    TrialRun,
-    executable_form,
-)
-from nas_attn.trials.scores import read_report
+from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob, TrialResult
+from nas_attn.trials.processes import fork_server
+from nas_attn.trials.processes.fork_server import ForkServer
+from nas_attn.trials.processes.launch import ColdLauncher, Launcher, Running
+from nas_attn.trials.processes.programs import executable_form
+from nas_attn.trials.runner import TrialRun
+from nas_attn.validation_log import read_report
 from tests.helpers.paths import ROOT
 
 ARGUMENTS: dict[str, Any] = {
@@ -134,21 +130,21 @@ def start(launcher: Launcher, folder: Path, *command: str, threads: int = 1) -> 
         )
 
 
-def server_pid(launcher: WarmLauncher) -> int:
+def server_pid(launcher: ForkServer) -> int:
     (server,) = launcher._servers.values()
     return server._process.pid
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[WarmLauncher]:
-    launcher = WarmLauncher()
+def launcher() -> Iterator[ForkServer]:
+    launcher = ForkServer()
     yield launcher
     launcher.close()
 
 
 @pytest.mark.slow
 def test_as_good_as_cold(
-    launcher: WarmLauncher, tiny_translation: PreparedData, tmp_path: Path
+    launcher: ForkServer, tiny_translation: PreparedData, tmp_path: Path
 ) -> None:
     """A training leaves nothing behind for the next one; evaluation and timing are warm, too."""
     cold, first, other, second = (
@@ -175,7 +171,7 @@ def test_as_good_as_cold(
 
 @pytest.mark.slow
 def test_ends_are_told(
-    launcher: WarmLauncher, tiny_translation: PreparedData, tmp_path: Path
+    launcher: ForkServer, tiny_translation: PreparedData, tmp_path: Path
 ) -> None:
     assert start(launcher, tmp_path, "fairseq-train", "--help").wait(60) == 0
     assert start(launcher, tmp_path, "fairseq-generate").wait(60) == 2, "argparse exits"
@@ -198,7 +194,7 @@ def test_ends_are_told(
 @pytest.mark.slow
 def test_a_killed_server(tiny_translation: PreparedData, tmp_path: Path) -> None:
     """Its trial ends as killed, with the training; the next start has a new server."""
-    launcher = WarmLauncher()
+    launcher = ForkServer()
     job = make_job(tiny_translation, tmp_path, "multi_head", 1, epochs=1000)
     report = Path(job.runs[0].folder) / "report.jsonl"
     try:
@@ -234,9 +230,10 @@ def test_all_die_with_the_driver(tiny_translation: PreparedData, tmp_path: Path)
     script = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from nas_attn.trials.processes.launch import WarmLauncher
-from nas_attn.trials.runner import TrialJob, TrialRun
-launcher = WarmLauncher()
+from nas_attn.trials.job import TrialJob
+from nas_attn.trials.processes.fork_server import ForkServer
+from nas_attn.trials.runner import TrialRun
+launcher = ForkServer()
 trial = TrialRun(TrialJob.from_json({job.to_json()!r}), launcher=launcher)
 trial.poll()
 (server,) = launcher._servers.values()
@@ -261,11 +258,11 @@ def test_a_server_that_refuses(
 ) -> None:
     """With a second thread a fork would be unsafe; what is asked for is started cold."""
     monkeypatch.setattr(
-        launch,
+        fork_server,
         "_server_environment",
         lambda environment: {**environment, "JE_ARROW_MALLOC_CONF": "background_thread:true"},
     )
-    launcher = WarmLauncher()
+    launcher = ForkServer()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert start(launcher, tmp_path, "fairseq-train", "--help").wait(60) == 0
@@ -279,9 +276,9 @@ def test_a_server_that_refuses(
 def test_a_server_that_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launch, "_server_environment", lambda _: {"PYTHONHOME": "/absent"})
-    monkeypatch.setattr(launch, "WARM", ("json.",))
-    launcher = WarmLauncher()
+    monkeypatch.setattr(fork_server, "_server_environment", lambda _: {"PYTHONHOME": "/absent"})
+    monkeypatch.setattr(fork_server, "WARM", ("json.",))
+    launcher = ForkServer()
     with (tmp_path / "lock").open("w") as lock, caplog.at_level(logging.WARNING):
         running = launcher.start(
             [sys.executable, "-m", "json.tool", "--help"],
@@ -297,7 +294,7 @@ def test_a_server_that_dies(
 
 
 def test_other_commands_start_cold(tmp_path: Path) -> None:
-    launcher = WarmLauncher()
+    launcher = ForkServer()
     assert start(launcher, tmp_path, "nas-attn-replay", "--help").wait(60) == 0
     assert not launcher._servers
 
@@ -318,8 +315,8 @@ def test_a_server_for_each_number_of_threads(
         def start(self, *_: Any) -> str:
             return self.threads
 
-    monkeypatch.setattr(launch, "_Server", Server)
-    launcher = WarmLauncher()
+    monkeypatch.setattr(fork_server, "_Server", Server)
+    launcher = ForkServer()
     started = [start(launcher, tmp_path, "fairseq-train", threads=n) for n in (1, 2, 1)]
     assert started == ["1", "2", "1"]
     assert list(launcher._servers) == ["1", "2"]

@@ -20,27 +20,19 @@ from typing import Any
 import pytest
 import torch
 
+from nas_attn import validation_log
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.prune import Pruned
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials import runner as worker
-from nas_attn.trials import scores as trial_files
+from nas_attn.trials import steps
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.runner import (
-    CHECKPOINT,
-    Progress,
-    SeedRun,
-    TrialJob,
-    TrialResult,
-    TrialRun,
-    executable_form,
-)
-from nas_attn.trials.scores import (
-    checkpoint_is_whole,
-    parse_decoding_seconds,
-    parse_scores,
-    read_report,
-)
+from nas_attn.trials.job import CHECKPOINT, Progress, SeedRun, TrialJob, TrialResult
+from nas_attn.trials.layout import checkpoint_is_whole, repair_checkpoints
+from nas_attn.trials.processes.programs import executable_form
+from nas_attn.trials.runner import TrialRun
+from nas_attn.trials.scores import parse_decoding_seconds, parse_scores
+from nas_attn.validation_log import read_report
 
 STAND_IN = """
 import json, os, subprocess, sys, time
@@ -291,7 +283,8 @@ def test_errors_are_results(
 
 def test_the_kernel_kills_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([4, 5])
-    monkeypatch.setattr(worker, "count_oom_kills", lambda: next(counts))
+    for module in (worker, steps):
+        monkeypatch.setattr(module, "count_oom_kills", lambda: next(counts))
     result = finish(TrialRun(make_job(tmp_path, ([1.0], "kill9"))))
     assert result.failure is FailureKind.OUT_OF_MEMORY
     assert result.error is not None and "out-of-memory killer was at work" in result.error
@@ -316,8 +309,8 @@ def test_a_loss_that_is_no_number_ends_a_training(tmp_path: Path) -> None:
 
 
 def test_a_training_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(worker, "STOP_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(steps, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(steps, "STOP_GRACE_SECONDS", 0.5)
     trial = TrialRun(make_job(tmp_path, ([1.0], "family"), hang_seconds=1.0))
     log = tmp_path / "seed-1" / "train.log"
     trial.poll()
@@ -333,12 +326,14 @@ def test_a_training_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_training_that_writes_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(steps, "WATCH_SECONDS", 0.05)
     result = finish(TrialRun(make_job(tmp_path, ([1.0], "alive"), hang_seconds=2.0)))
     assert result.losses == (1.0,)
 
 
-@pytest.mark.parametrize("where", ["write_trial_files", "_lock", "_repair_checkpoints", "_prune"])
+@pytest.mark.parametrize(
+    "where", ["write_trial_files", "lock_folder", "repair_checkpoints", "_prune"]
+)
 def test_a_full_disk_is_a_result(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,13 +461,13 @@ def test_an_evaluation_without_a_score(tmp_path: Path) -> None:
 
 def test_reports_are_read_when_they_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    read = trial_files._read_report
+    read = validation_log._read_report
 
     def counted(path: Path) -> Any:
         reads.append(path)
         return read(path)
 
-    monkeypatch.setattr(trial_files, "_read_report", counted)
+    monkeypatch.setattr(validation_log, "_read_report", counted)
     trial = TrialRun(make_job(tmp_path, ([1.0], "hang")))
     wait_for(trial.poll)
     for _ in range(20):
@@ -605,11 +600,11 @@ def test_cut_off_checkpoints_are_replaced(tmp_path: Path) -> None:
     last.write_bytes(best.read_bytes()[:-200])
     assert checkpoint_is_whole(best)
     assert not checkpoint_is_whole(last)
-    worker._repair_checkpoints(folder)
+    repair_checkpoints(folder)
     assert last.read_bytes() == best.read_bytes()
     best.write_bytes(b"")
     last.write_bytes(b"nonsense")
-    worker._repair_checkpoints(folder)
+    repair_checkpoints(folder)
     assert not list(folder.iterdir())
 
 
@@ -641,7 +636,7 @@ def test_jobs_of_earlier_versions(tmp_path: Path) -> None:
         ("fairseq-generate", "fairseq_cli.generate"),
         ("fairseq-eval-lm", "fairseq_cli.eval_lm"),
         ("fairseq-validate", "fairseq_cli.validate"),
-        ("nas-attn-replay", "nas_attn.simulation.replay"),
+        ("nas-attn-replay", "nas_attn.simulation.command"),
     ],
 )
 def test_commands_are_run_by_this_python(name: str, module: str) -> None:

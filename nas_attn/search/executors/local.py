@@ -8,7 +8,8 @@ import time
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.executors.gpus import deal_gpus, visible_gpus
 from nas_attn.search.loop import Conductor
-from nas_attn.trials.processes.launch import ColdLauncher, Launcher, WarmLauncher
+from nas_attn.trials.processes.fork_server import ForkServer
+from nas_attn.trials.processes.launch import ColdLauncher, Launcher
 from nas_attn.trials.runner import TrialRun
 
 POLL_SECONDS = 0.1
@@ -37,7 +38,7 @@ class LocalExecutor:
 
     def run(self, conductor: Conductor) -> None:
         """Run until the search is over. An exception stops all trials first."""
-        launcher: Launcher = WarmLauncher() if self.config.warm else ColdLauncher()
+        launcher: Launcher = ForkServer() if self.config.warm else ColdLauncher()
         running: dict[int, TrialRun] = {}
         try:
             while running or not conductor.is_over():

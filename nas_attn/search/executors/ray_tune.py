@@ -25,8 +25,10 @@ from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.executors.transfer import Courier, DataParcel, NodeFiles
 from nas_attn.search.loop import Conductor
 from nas_attn.trials.failures import FailureKind, kind_of_error
-from nas_attn.trials.processes.launch import ColdLauncher, Launcher, WarmLauncher
-from nas_attn.trials.runner import Progress, TrialJob, TrialResult, TrialRun
+from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.processes.fork_server import ForkServer
+from nas_attn.trials.processes.launch import ColdLauncher, Launcher
+from nas_attn.trials.runner import TrialRun
 
 # Ray reads these as it is imported: send nothing home, print no tables of its own, let Ctrl-C
 # through, accept a last report that is a result and no validation, and write no logs of its own.
@@ -71,7 +73,7 @@ class TrainTrial(tune.Trainable):
         parcel: DataParcel | None = None,
         courier: Any = None,
     ) -> None:
-        self._launcher: Launcher = WarmLauncher() if warm else ColdLauncher()
+        self._launcher: Launcher = ForkServer() if warm else ColdLauncher()
         self._files = NodeFiles(parcel, courier)
         self._begin(config)
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nas_attn.search.loop import Conductor
-from nas_attn.simulation.replay import curve_of, drawn_fault, parse_replay_command
+from nas_attn.simulation.command import parse_replay_command
+from nas_attn.simulation.synthetic import curve_of, drawn_fault
 from nas_attn.trials.failures import FailureKind, failure_of_error
-from nas_attn.trials.runner import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import Progress, TrialJob, TrialResult
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nas_attn.errors import TrialFileError
 from nas_attn.private import private_folder
 from nas_attn.search.locks import FileLock
-from nas_attn.trials.failures import TrialFileError
-from nas_attn.trials.runner import LOCK_FILE, TrialJob
-from nas_attn.trials.scores import REPORT_FILE, read_report
+from nas_attn.trials.job import TrialJob
+from nas_attn.trials.layout import LOCK_FILE
+from nas_attn.validation_log import REPORT_FILE, read_report
 
 LEFT_OUT = ("crash.pt", LOCK_FILE)
 """Not sent back, as nobody needs them elsewhere."""

@@ -1,198 +1,248 @@
-"""A server that has fairseq imported and forks off processes that run fairseq's commands.
+"""Start processes by forking them off a server that has fairseq imported.
 
-`python -m nas_attn.trials.processes.fork_server FD` is started by `WarmLauncher`, which holds the
-other end of the socket FD and says there what the messages are. The server never trains: it has one
-thread and no CUDA context, so what it forks is as good as a process that was started from nothing,
-without the 3 to 6 s of imports. It ends with its driver, and its children with it.
+They are what a start from nothing gives, without the 3 to 6 s of imports.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import importlib
 import json
-import os
-import runpy
-import select
+import logging
 import signal
 import socket
+import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_attn.trials.processes.guard import die_with
-from nas_attn.trials.processes.launch import MESSAGE_BYTES
+from nas_attn.errors import NasAttnError
+from nas_attn.masking import without_secrets
+from nas_attn.trials.processes.forking import MESSAGE_BYTES
+from nas_attn.trials.processes.launch import ColdLauncher, Running, signal_group, start_guarded
 
-# torch's optimisers import torch._dynamo at their first step, which takes a second.
-IMPORTED = ("fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin", "torch._dynamo")
+logger = logging.getLogger(__name__)
+
+WARM = ("fairseq_cli.", "nas_attn.cli.main", "nas_attn.fairseq_tools.measure")
+"""How the names of modules begin that can be started warm."""
+IMPORT_SECONDS = 300.0
+FORK_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a child is to become.
+class ForkServer:
+    """Forks commands of fairseq, and our own, off a server that has fairseq imported; starts others
+    cold.
 
-    Args:
-        command: module and its arguments, as after `python -m`.
-        environment: all of it.
-        folder: to work in.
-        files: descriptors of the log, and of the file that is only kept open.
+    The first start for a number of CPU threads waits for the server's imports (3 to 6 s). All
+    starts must come from one thread that lives as long as the launcher: Linux ends the server, and
+    thereby its trainings, with the thread that started it. A server that died is replaced at the
+    next start. Where a server cannot be used, all later starts are cold.
     """
 
-    command: tuple[str, ...]
-    environment: dict[str, str]
-    folder: str
-    files: tuple[int, int]
+    def __init__(self) -> None:
+        self._cold = ColdLauncher()
+        self._servers: dict[str, _Server] = {}
+        self._is_usable = sys.platform == "linux"
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        keep_open: int,
+    ) -> Running:
+        if self._is_usable and _can_be_warm(command):
+            threads = environment.get("OMP_NUM_THREADS", "")
+            try:
+                server = self._server(threads, environment)
+                return server.start(command[2:], environment, log, keep_open)
+            except _Unusable as error:
+                logger.warning("trainings start cold: %s", error)
+                self._is_usable = False  # what runs already goes on
+        return self._cold.start(command, environment=environment, log=log, keep_open=keep_open)
+
+    def close(self) -> None:
+        """End the servers and all that they have started."""
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+
+    def _server(self, threads: str, environment: Mapping[str, str]) -> _Server:
+        """The server for a number of threads, which torch reads once as it is imported."""
+        server = self._servers.get(threads)
+        if server is not None and not server.is_alive():
+            self._servers.pop(threads).close()
+            server = None
+        if server is None:
+            server = _Server(environment)
+            self._servers[threads] = server
+            server.wait_until_ready()
+        return server
 
 
-def main() -> None:
-    """Serve until the socket closes; in a child, run the command that was asked for."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    reason = import_fairseq() or why_not_fork() or why_not_cuda()
-    if reason is not None:
-        _tell(channel, refused=reason)
-        return
-    _tell(channel, ready=True)
-    request = serve(channel)
-    if request is not None:
-        # Returning here, a child ends as Python ends: traceback, status, exit handlers, flushing.
-        become(request)
+class _Unusable(NasAttnError):
+    """A server refuses or does not answer; the message says why."""
 
 
-def import_fairseq() -> str | None:
-    """Import what trainings import; returns why there is no serving, or None."""
-    try:
-        for name in IMPORTED:
-            importlib.import_module(name)
-        import torch
-    except Exception as error:  # the driver's log is where this can be read
-        return f"{type(error).__name__}: {error}"
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return "CUDA is initialised by imports, and would not work in a forked process"
-    # Else the first garbage collection of every child copies all that it shares with the server.
-    gc.collect()
-    gc.freeze()
-    return None
+class _ForkedRunning:
+    def __init__(self, server: _Server, pid: int) -> None:
+        self.pid = pid
+        self._server = server
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        return self.wait(0.0)
+
+    def wait(self, timeout: float) -> int | None:
+        if self._code is None:
+            self._code = self._server.code_of(self.pid, timeout)
+        return self._code
+
+    def signal(self, number: int) -> None:
+        signal_group(self.pid, number)
 
 
-def why_not_fork() -> str | None:
-    """Why a fork is unsafe now, or None: it copies one thread, and locks that others hold."""
-    names = [_thread_name(path) for path in Path("/proc/self/task").iterdir()]
-    if len(names) > 1:
-        return f"the server has {len(names)} threads: {', '.join(sorted(names))}"
-    return None
+class _Server:
+    """The driver's end of a server (see `nas_attn.trials.processes.forking` for the other one).
 
-
-def why_not_cuda() -> str | None:
-    """Why forked processes cannot use the GPUs, or None: a child tries, where there are any."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            torch.zeros(1, device="cuda")
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(pid, 0)
-    return None if status == 0 else "CUDA does not work in a forked process"
-
-
-def serve(channel: socket.socket) -> Request | None:
-    """Fork off what is asked for and tell how it ended, until the other end of the socket closes.
-
-    Returns:
-        In a child the request; in the server None, at its end.
+    Messages are JSON objects, one a packet. To the server goes what to start, with the log and the
+    file to keep open. Back come `ready`, `refused` (why), `started` (process) and `ended` (process,
+    code), the last one at any time.
     """
-    server = os.getpid()
-    children: dict[int, int] = {}
-    """Process number of each child by a descriptor that becomes readable when it ends."""
-    try:
-        while True:
-            ready, _, _ = select.select([channel.fileno(), *children], [], [])
-            for descriptor in set(ready) & set(children):
-                pid = children.pop(descriptor)
-                os.close(descriptor)
-                _, status = os.waitpid(pid, 0)
-                _tell(channel, ended=pid, code=os.waitstatus_to_exitcode(status))
-            if channel.fileno() not in ready:
-                continue
-            request = _receive(channel)
-            if request is None:
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._codes: dict[int, int] = {}
+        self._is_gone = False
+        with theirs:
+            command = [
+                sys.executable,
+                "-m",
+                "nas_attn.trials.processes.forking",
+                str(theirs.fileno()),
+            ]
+            self._process = start_guarded(
+                command,
+                stdout=subprocess.DEVNULL,
+                environment=_server_environment(environment),
+                keep_open=theirs.fileno(),
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait for the imports.
+
+        Raises:
+            _Unusable: the server refuses to serve, or died.
+        """
+        self._answer("ready", IMPORT_SECONDS)
+
+    def is_alive(self) -> bool:
+        return not self._is_gone and self._process.poll() is None
+
+    def start(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        keep_open: int,
+    ) -> Running:
+        """Fork a child that becomes `python -m COMMAND`.
+
+        Raises:
+            _Unusable: the server refuses or died.
+            OSError: the log cannot be opened.
+        """
+        request = {
+            "command": list(command),
+            "environment": without_secrets(environment),
+            "folder": str(Path.cwd()),
+        }
+        with log.open("ab") as output:
+            self._socket.settimeout(FORK_SECONDS)
+            try:
+                files = [output.fileno(), keep_open]
+                socket.send_fds(self._socket, [json.dumps(request).encode()], files)
+            except OSError as error:  # it died, or the request is too long for a packet
+                raise _Unusable(f"the server of warm starts takes no request: {error}") from None
+        pid = int(self._answer("started", FORK_SECONDS)["started"])
+        self._codes.pop(pid, None)  # of an earlier process with this number
+        return _ForkedRunning(self, pid)
+
+    def code_of(self, pid: int, timeout: float) -> int | None:
+        """A child's exit code, told once; waits up to `timeout` seconds for it.
+
+        All children are killed with the server.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._is_gone and pid not in self._codes:
+            message = self._receive(max(0.0, deadline - time.monotonic()))
+            if message is None and time.monotonic() >= deadline:
                 break
-            reason = why_not_fork()
-            if reason is not None:
-                _tell(channel, refused=reason)
-                _close(*request.files)
+        if pid in self._codes:
+            return self._codes.pop(pid)
+        return -signal.SIGKILL if self._is_gone else None
+
+    def close(self) -> None:
+        """End the server, which kills its children."""
+        self._socket.close()
+        self._is_gone = True
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _answer(self, name: str, timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while not self._is_gone:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.close()  # it may yet have forked, and the child would hold the lock
+                raise _Unusable(f"the server of warm starts said nothing for {timeout:.0f} s")
+            message = self._receive(left)
+            if message is None:
                 continue
-            pid = os.fork()
-            if pid == 0:
-                channel.close()
-                _close(*children)
-                os.setpgid(0, 0)
-                die_with(server)
-                return request
-            with contextlib.suppress(OSError):  # the child may have done it, and even ended
-                os.setpgid(pid, pid)
-            children[os.pidfd_open(pid)] = pid
-            # The lock among them is to be held by the child alone.
-            _close(*request.files)
-            _tell(channel, started=pid)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the driver is gone
-    for pid in children.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-    return None
+            if "refused" in message:
+                raise _Unusable(f"the server of warm starts refused: {message['refused']}")
+            if name in message:
+                return message
+        raise _Unusable("the server of warm starts died")
+
+    def _receive(self, timeout: float) -> dict[str, Any] | None:
+        """The next message within `timeout` seconds, if any; codes are kept."""
+        self._socket.settimeout(timeout)
+        try:
+            packet = self._socket.recv(MESSAGE_BYTES)
+        except (TimeoutError, BlockingIOError):
+            return None
+        except OSError:
+            packet = b""
+        if not packet:
+            self._is_gone = True
+            return None
+        message: dict[str, Any] = json.loads(packet)
+        if "ended" in message:
+            self._codes[message["ended"]] = message["code"]
+        return message
 
 
-def become(request: Request) -> None:
-    """Go on as `python -m COMMAND` would in the request's environment."""
-    log, _ = request.files
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for descriptor in (1, 2):
-        os.dup2(log, descriptor)
-    _close(log)
-    os.environ.clear()
-    os.environ.update(request.environment)
-    os.chdir(request.folder)
-    sys.argv = list(request.command)
-    module = request.command[0]
-    # Imported anew, it is as fresh as with -m; what it imports itself is there.
-    sys.modules.pop(module, None)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+def _can_be_warm(command: Sequence[str]) -> bool:
+    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith(WARM)
 
 
-def _receive(channel: socket.socket) -> Request | None:
-    packet, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 2)
-    if not packet:
-        return None
-    message: dict[str, Any] = json.loads(packet)
-    return Request(
-        command=tuple(message["command"]),
-        environment=message["environment"],
-        folder=message["folder"],
-        files=(files[0], files[1]),
-    )
+def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """That of a training, with all that keeps the server fit to be forked.
 
-
-def _tell(channel: socket.socket, **message: Any) -> None:
-    channel.send(json.dumps(message).encode())
-
-
-def _close(*descriptors: int) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-def _thread_name(task: Path) -> str:
-    return (task / "comm").read_text(encoding="utf-8").strip()
-
-
-if __name__ == "__main__":
-    main()
+    torch must not touch the GPUs to count them, and neither OpenBLAS (in numpy) nor pyarrow's
+    allocator may start threads.
+    """
+    settings = {
+        **environment,
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }
+    settings.pop("NAS_ATTN_REPORT", None)
+    return settings

@@ -1,0 +1,55 @@
+"""Files: read as if a stranger had written them, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nas_attn.errors import TrialFileError
+
+
+def read_bytes(path: Path, most: int) -> bytes | None:
+    """A file; None if it is not there.
+
+    Raises:
+        TrialFileError: it cannot be read, or is larger than any that a training writes.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size <= most:
+                return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TrialFileError(f"{path} cannot be read: {error.strerror}") from error
+    raise TrialFileError(f"{path} is larger than {most} bytes, as no training writes it")
+
+
+def parse_json(text: str) -> tuple[Any] | None:
+    """The value of a JSON text; None if it is none."""
+    try:
+        return (json.loads(text),)
+    except (ValueError, RecursionError):
+        return None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_whole(path, (json.dumps(data, indent=2) + "\n").encode())

@@ -1,0 +1,166 @@
+"""What a trial is to run, what it says meanwhile, and how it ended."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nas_attn.trials.failures import FailureKind
+
+CHECKPOINT = "{checkpoint}"
+"""Stands in an evaluation or measurement for the best checkpoint of its seed, pruned if it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One training of a trial.
+
+    Args:
+        seed: of fairseq-train.
+        folder: where it keeps report, logs and checkpoints.
+        command: the training.
+        evaluation: the command that tests what was trained and pruned; empty for none. An argument
+            `CHECKPOINT` becomes the path of the checkpoint.
+        test_loss: the command that measures the job's metric on the test side, as `evaluation`.
+        start: a training or a conversion that makes, in the folder `START`, the checkpoint that the
+            training starts from; empty for none.
+    """
+
+    seed: int
+    folder: str
+    command: tuple[str, ...]
+    evaluation: tuple[str, ...] = ()
+    test_loss: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SeedRun:
+        names = ("command", "evaluation", "test_loss", "start")
+        commands = {name: tuple(data.get(name, ())) for name in names}
+        return cls(**{**data, **commands})
+
+    @property
+    def is_trained_first(self) -> bool:
+        """Whether its start is a training of its own."""
+        return self.start[:1] == ("fairseq-train",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """All that is needed to run a trial, on this machine or another.
+
+    Args:
+        number: the trial's number in the record.
+        folder: where it keeps plan, commands, logs and checkpoints.
+        metric: name of the validation metric.
+        maximise: whether it is better when higher.
+        parameters: total parameters that the model must turn out to have.
+        runs: one training for each seed.
+        threads: CPU threads of a training.
+        plan: the attention plan as JSON, to be kept in the folder.
+        data_folder: prepared data that must be there; empty if none is asked for.
+        hang_seconds: a process that writes nothing for so long is stopped; None never stops one.
+        measure: a fairseq-generate command whose decoding is timed on the first seed's checkpoint;
+            empty for none. An argument `CHECKPOINT` becomes its path.
+        measure_runs: how often it is timed; the median counts.
+        last_epoch: in which a training ends; None if it has no such limit.
+        last_update: after which it ends; None if it has no such limit.
+        needs: files of another trial that must be there.
+        figures: names of validation metrics that are kept of the first seed's last validation.
+    """
+
+    number: int
+    folder: str
+    metric: str
+    parameters: int
+    runs: tuple[SeedRun, ...]
+    threads: int = 1
+    plan: dict[str, Any] = field(default_factory=dict)
+    data_folder: str = ""
+    hang_seconds: float | None = None
+    measure: tuple[str, ...] = ()
+    measure_runs: int = 3
+    maximise: bool = False
+    last_epoch: int | None = None
+    last_update: int | None = None
+    needs: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrialJob:
+        runs = tuple(SeedRun.from_json(run) for run in data["runs"])
+        lists = {name: tuple(data.get(name, ())) for name in ("measure", "needs", "figures")}
+        return cls(**{**data, "runs": runs, **lists})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One validation of a running trial.
+
+    Args:
+        seed: of the training.
+        num_updates: of the training so far.
+        loss: value of the job's metric.
+        validation: how many validations that seed has had, this one included.
+        settled: nothing more will be pruned: what was measured is the model that is left.
+        seed_index: place of the seed among the job's runs, 0 for the first.
+        is_last: the trial is in its last epoch, so that ending it saves next to nothing.
+        is_start: of the training whose checkpoint the trial's own starts from; nothing is judged
+            by it.
+    """
+
+    seed: int
+    num_updates: int
+    loss: float
+    validation: int = 1
+    settled: bool = True
+    seed_index: int = 0
+    is_last: bool = False
+    is_start: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """How a trial ended.
+
+    Args:
+        losses: the best validation loss of each seed, in the order of the job's runs; after
+            pruning, if there is any.
+        plans: what pruning made of the plan, for each seed; empty if the plan prunes nothing.
+        seconds: time spent training, all seeds and earlier attempts included.
+        error: why there is no result; None if there is one.
+        failure: the kind of the error; None if there is a result.
+        measured: figures of the trained model by name; `decoding_seconds` is for a sentence.
+        tests: scores by name, for each seed; empty if the job evaluates nothing.
+        updates: of all trainings of the trial.
+    """
+
+    losses: tuple[float, ...] = ()
+    plans: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
+    error: str | None = None
+    failure: FailureKind | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    tests: tuple[dict[str, float], ...] = ()
+    updates: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrialResult:
+        lists = {name: tuple(data[name]) for name in ("losses", "plans", "tests")}
+        failure = None if data["failure"] is None else FailureKind(data["failure"])
+        return cls(**{**data, **lists, "failure": failure})
+
+    @property
+    def loss(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.losses)
