@@ -36,6 +36,7 @@ from nas_attn.rank_agreement import LEAST_COUNT, rank_agreement
 from nas_attn.search.sensitivity import AdditiveModel
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record, TrialRecord
+from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study, load_study
 
 COLD = " (cold)"
@@ -80,7 +81,7 @@ def read_search(study: Study, name: str, runs: Path) -> Search:
         trials = [trials[0], *Record(name, storage, study.objectives).trials()]
     else:
         with contextlib.suppress(NasAttnError):
-            predictions = Predictions(study, record)
+            predictions = Predictions(target_of_study(study, None), record)
             measured = sum(t.seconds for t in predictions.record.trials())
             predicted = predictions.model()
     spending = [trial for trial in trials if trial.updates]

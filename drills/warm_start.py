@@ -32,13 +32,14 @@ from nas_attn.pareto import hypervolume
 from nas_attn.rank_agreement import LEAST_COUNT, rank_agreement
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study, load_study
 
 
 def say_predictions(study: Study, record: Record, cold: Sequence[TrialRecord]) -> None:
     """Print how single conversions order the plans that were trained, if they were measured."""
     try:
-        predictions = Predictions(study, record)
+        predictions = Predictions(target_of_study(study, None), record)
     except NasAttnError:
         return  # nas-attn sensitivity STUDY measures them
     model, trials = predictions.model(), record.trials()

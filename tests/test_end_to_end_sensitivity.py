@@ -23,7 +23,7 @@ from nas_attn.fairseq_tools.convert import validation_losses as losses_of
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import ExecutionConfig
-from nas_attn.study.study import study_of_checkpoint
+from nas_attn.study.sensitivity import target_of_checkpoint
 from tests.helpers.cli import COMMAND
 from tests.helpers.studies import write
 
@@ -206,7 +206,7 @@ def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) 
     assert "no choice of the space can take over what the baseline" in str(told.exception)
     other = tmp_path / "checkpoints" / "checkpoint_best.pt"
     save_checkpoint({**read_checkpoint(run / "checkpoint_best.pt"), "other": 1}, other)
-    named = study_of_checkpoint(
+    named = target_of_checkpoint(
         other,
         measured.data.folder,
         str(space),

@@ -1,4 +1,4 @@
-"""A study's predictions: what is measured for them, kept in its storage, and what follows."""
+"""Predictions of a sensitivity target: what is measured for them, and what follows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nas_attn.search.sensitivity import (
     validity_of,
 )
 from nas_attn.search.store import Record, TrialRecord
-from nas_attn.study.study import Study
+from nas_attn.study.sensitivity import SensitivityTarget
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,30 @@ class Limits:
 
 
 class Predictions:
-    """What conversions of a study's baseline cost, and what that predicts.
+    """What conversions of a trained baseline cost, and what that predicts.
 
     Args:
-        study: with the space that is measured.
-        searched: record of the study.
-        axis: name of the cost that fronts are about; the study's first if left out.
+        target: with the space that is measured.
+        searched: record of the study, or of the checkpoint's run folder.
+        axis: name of the cost that fronts are about; the target's first if left out.
         create: make the record of the measurements if it is not there.
 
     Raises:
-        SearchError: there is none and `create` is false, or the study does not count the cost.
+        SearchError: there is none and `create` is false, or the target does not count the cost.
     """
 
     def __init__(
-        self, study: Study, searched: Record, *, axis: str | None = None, create: bool = False
+        self,
+        target: SensitivityTarget,
+        searched: Record,
+        *,
+        axis: str | None = None,
+        create: bool = False,
     ) -> None:
-        self.study = study
+        self.target = target
         self.searched = searched
-        self.axis = axis or study.objectives.axis
-        counted = study.costs.known(study.baseline)
+        self.axis = axis or target.objectives.axis
+        counted = target.costs.known(target.baseline)
         if self.axis not in counted:
             raise SearchError(
                 f"the study does not count {self.axis}; it has {', '.join(counted)} (flops once "
@@ -75,13 +80,13 @@ class Predictions:
     @cached_property
     def changes(self) -> list[Change]:
         """Every single change that can be measured."""
-        study = self.study
-        return single_changes(study.space, study.baseline, study.inherits)
+        target = self.target
+        return single_changes(target.space, target.baseline, target.inherits)
 
     @property
     def left_out(self) -> int:
         """Choices that are the baseline's own, or cannot inherit."""
-        return sum(len(unit.alternatives) for unit in self.study.space.units) - len(self.changes)
+        return sum(len(unit.alternatives) for unit in self.target.space.units) - len(self.changes)
 
     def measured(self) -> dict[AttentionPlan, Measured]:
         """All that was measured so far, by plan."""
@@ -93,20 +98,20 @@ class Predictions:
 
     def model(self, axis: str | None = None) -> AdditiveModel:
         """What the single changes predict, for plans on the axis or over another cost."""
-        study, axis = self.study, axis or self.axis
-        has_cache = "cache_bytes" in available_costs(study.config.training.task)
+        target, axis = self.target, axis or self.axis
+        has_cache = "cache_bytes" in available_costs(target.task)
         tie = "cache_bytes" if has_cache and axis != "cache_bytes" else None
         return AdditiveModel(
-            study.space, study.baseline, study.costs.known, axis, tie, self.measured()
+            target.space, target.baseline, target.costs.known, axis, tie, self.measured()
         )
 
     def _front(self, model: AdditiveModel, limits: Limits) -> list[Prediction]:
-        """The plans within the study's limits that no other is predicted to dominate.
+        """The plans within the target's limits that no other is predicted to dominate.
 
         With a limit on the axis that is exact. A limit on another cost leaves those of the axis's
         front and of that cost's own that keep it, and what lies between the two may be missed.
         """
-        objectives = self.study.objectives
+        objectives = self.target.objectives
 
         def front(of: AdditiveModel) -> list[Prediction]:
             return of.front(
@@ -120,7 +125,7 @@ class Predictions:
                 found += [replace(other, cost=self._cost(other.plan)) for other in others]
         if not objectives.limits:
             return found
-        costs = self.study.costs
+        costs = self.target.costs
         return undominated(
             point for point in found if certain_excess(costs, objectives, point.plan) is None
         )
@@ -130,8 +135,8 @@ class Predictions:
         model = self.model()
         front = self._front(model, limits)
         plans = [point.plan for point in spread_predictions(front, count - count // 2)]
-        plans += model.random_plans(count // 2, self.study.config.search.seed)
-        alone = {change.plan for change in self.changes} | {self.study.baseline}
+        plans += model.random_plans(count // 2, self.target.search.seed)
+        alone = {change.plan for change in self.changes} | {self.target.baseline}
         return [plan for plan in dict.fromkeys(plans) if plan not in alone]
 
     def findings(self, limits: Limits = Limits(), points: int = 8) -> Findings:
@@ -157,7 +162,7 @@ class Predictions:
             validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
             chosen=spread_predictions(front, points),
             outcomes=self._outcomes(model, self.searched.trials()),
-            is_same_measure=self._is_same_measure(),
+            is_same_measure=self.target.is_same_metric,
         )
 
     def _checks(
@@ -186,7 +191,7 @@ class Predictions:
     def _outcomes(self, model: AdditiveModel, trials: Sequence[TrialRecord]) -> list[Outcome]:
         """The search's trials of which a prediction was made, the baseline left out."""
         baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
-        if baseline is None or self.study.objectives.maximise:
+        if baseline is None or self.target.objectives.maximise:
             return []
         found = []
         for trial in trials:
@@ -205,14 +210,5 @@ class Predictions:
                 found.append(outcome)
         return found
 
-    def _is_same_measure(self) -> bool:
-        """Whether the study's loss is what is measured; fairseq logs cross entropy as loss only."""
-        config = self.study.config
-        criterion = str(config.training.arguments.get("criterion", "cross_entropy"))
-        is_smoothed = "label_smoothed" in criterion
-        return self.study.objectives.loss == METRIC or (
-            self.study.objectives.loss == "loss" and not is_smoothed
-        )
-
     def _cost(self, plan: AttentionPlan) -> int:
-        return int(self.study.costs.known(plan)[self.axis])
+        return int(self.target.costs.known(plan)[self.axis])

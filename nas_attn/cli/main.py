@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from nas_attn.search.objectives import Objectives
     from nas_attn.search.status import Status
     from nas_attn.search.store import Record, TrialRecord
+    from nas_attn.study.sensitivity import SensitivityTarget
     from nas_attn.study.study import Study
 
 logger = logging.getLogger(__name__)
@@ -318,7 +319,7 @@ def sensitivity(
     from nas_attn.study.study import space_folder
 
     if Path(study).suffix == ".pt":
-        loaded: Study = _study_of_checkpoint(
+        target, record = _target_of_checkpoint(
             Path(study),
             data,
             space,
@@ -328,22 +329,19 @@ def sensitivity(
             on_ray=address is not None,
             runs=runs,
         )
-        record = _open_record(loaded, create=True)
-        _keep(loaded, record)
-        checkpoint = Path(study).absolute()
     else:
-        loaded, record, checkpoint = _study_with_baseline(
+        target, record = _target_of_study(
             study, space, set_, workers=workers, address=address, runs=runs
         )
     limits = Limits(max_schemes, keep_first_layer)
-    predictions = Predictions(loaded, record, axis=cost, create=True)
-    _measure(predictions, checkpoint, address, limits=limits, checks=checks)
+    predictions = Predictions(target, record, axis=cost, create=True)
+    _measure(predictions, address, limits=limits, checks=checks)
     findings = predictions.findings(limits, points)
     if not findings.front:
         raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
     if not findings.changes:
         raise NasAttnError("no single change could be measured; nas-attn status says why")
-    folder = loaded.folder / "sensitivity"
+    folder = target.folder / "sensitivity"
     if space is not None:
         folder /= space_folder(space)  # what another space gave stays
     write_findings(findings, folder)
@@ -1235,21 +1233,21 @@ def _watch(look: Callable[[], Status], objectives: Objectives, seconds: float) -
             time.sleep(seconds)
 
 
-def _open_record(study: Study, *, create: bool = False) -> Record:
+def _open_record(study: Study | SensitivityTarget, *, create: bool = False) -> Record:
     import optuna
 
     from nas_attn.search.storage import JOURNAL, open_storage
     from nas_attn.search.store import Record
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = study.config.execution.storage
+    url = study.execution.storage
     if url is None and not create and not (study.folder / JOURNAL).is_file():
         raise NasAttnError(
             f"no search has run in {study.folder} yet; if the study is kept in another storage, "
             "give --set execution.storage=URL"
         )
     storage = open_storage(url, study.folder)
-    return Record(study.config.name, storage, study.objectives, create=create)
+    return Record(study.name, storage, study.objectives, create=create)
 
 
 def _advise(study: Study) -> None:
@@ -1330,7 +1328,7 @@ def _confirmed_rows(study: Study, record: Record) -> list[dict[str, Any]]:
 
 
 def _run_search(
-    study: Study,
+    study: Study | SensitivityTarget,
     record: Record,
     address: str | None,
     *,
@@ -1347,7 +1345,7 @@ def _run_search(
     from nas_attn.search.leases import Ownership
     from nas_attn.search.loop import Conductor
 
-    execution = study.config.execution
+    execution = study.execution
     ownership = Ownership(
         record,
         study.folder,
@@ -1376,7 +1374,7 @@ def _run_search(
 
 
 def _run_given(
-    study: Study,
+    study: Study | SensitivityTarget,
     record: Record,
     address: str | None,
     *,
@@ -1399,7 +1397,7 @@ def _run_given(
         record,
         address,
         proposer=study.given_plans(plans),
-        config=study.config.search.model_copy(update=changes),
+        config=study.search.model_copy(update=changes),
         build_job=build_job,
         title=title,
     )
@@ -1430,6 +1428,7 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     from nas_attn.analysis.predictions import Limits, Predictions
     from nas_attn.analysis.sensitivity import write_findings
     from nas_attn.search.sensitivity import largest_steps, spread_predictions
+    from nas_attn.study.sensitivity import target_of_study
 
     config = study.config.search
     queue = _queue(record)
@@ -1440,11 +1439,11 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     if len(queue) >= first and not is_strategy:
         return _search_by_sampler(study, record, address, queue=queue)
     checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
-    predictions = Predictions(study, record, create=True)
+    predictions = Predictions(target_of_study(study, checkpoint), record, create=True)
     if not (is_strategy or predictions.changes):
         logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
         return _search_by_sampler(study, record, address)
-    _measure(predictions, checkpoint, address, limits=Limits())
+    _measure(predictions, address, limits=Limits())
     findings = predictions.findings()
     if not findings.changes:
         raise NasAttnError("no single change could be measured; nas-attn status says why")
@@ -1483,7 +1482,7 @@ def _search_by_predictions(study: Study, record: Record, address: str | None) ->
     return conductor
 
 
-def _study_with_baseline(
+def _target_of_study(
     name: str,
     space: str | None,
     overrides: Sequence[str],
@@ -1491,10 +1490,9 @@ def _study_with_baseline(
     workers: int | None,
     address: str | None,
     runs: Path,
-) -> tuple[Study, Record, Path]:
-    """A study, perhaps with another space, its record, and its baseline's checkpoint."""
-    from dataclasses import replace
-
+) -> tuple[SensitivityTarget, Record]:
+    """A study's trained baseline, perhaps with another space, and the study's record."""
+    from nas_attn.study.sensitivity import target_of_study
     from nas_attn.study.study import load_study, space_over
 
     more = [f"execution.workers={workers}"] if workers is not None else []
@@ -1506,12 +1504,11 @@ def _study_with_baseline(
     record = _open_record(study, create=True)
     _keep(study, record)
     checkpoint = study.trained_checkpoint(_train_baseline(study, record, address))
-    if space is not None:
-        study = replace(study, space=space_over(space, study.space.shapes))
-    return study, record, checkpoint
+    other = None if space is None else space_over(space, study.space.shapes)
+    return target_of_study(study, checkpoint, other), record
 
 
-def _study_of_checkpoint(
+def _target_of_checkpoint(
     checkpoint: Path,
     data: Path | None,
     space: str | None,
@@ -1521,17 +1518,19 @@ def _study_of_checkpoint(
     workers: int | None,
     on_ray: bool,
     runs: Path,
-) -> Study:
+) -> tuple[SensitivityTarget, Record]:
+    """A bare checkpoint, and the record of its run folder."""
     from dataclasses import replace
 
     from nas_attn.search.config import ExecutionConfig
-    from nas_attn.study.study import study_of_checkpoint
+    from nas_attn.search.same_data import keep_data
+    from nas_attn.study.sensitivity import plain_name, target_of_checkpoint
 
     if data is None:
         raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
     if overrides:
         raise NasAttnError("--set changes studies, but this is a checkpoint")
-    study = study_of_checkpoint(
+    target = target_of_checkpoint(
         checkpoint,
         data,
         space or "inherited_per_layer",
@@ -1540,12 +1539,14 @@ def _study_of_checkpoint(
         execution=ExecutionConfig(executor="ray" if on_ray else "local", workers=workers),
     )
     # Earlier versions gave every checkpoint of a folder's name the same run folder.
-    plain = study.config.name.rpartition("-")[0]
-    earlier = replace(study, config=study.config.model_copy(update={"name": plain}))
+    earlier = replace(target, name=plain_name(checkpoint))
     with contextlib.suppress(NasAttnError):
-        if _open_record(earlier).settings() == study.settings():
-            return earlier
-    return study
+        if _open_record(earlier).settings() == target.settings:
+            target = earlier
+    record = _open_record(target, create=True)
+    record.keep_settings(target.settings)
+    keep_data(record, target.data)
+    return target, record
 
 
 def _queue(record: Record) -> list[AttentionPlan]:
@@ -1581,31 +1582,30 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
 
 def _measure(
     predictions: Predictions,
-    checkpoint: Path,
     address: str | None,
     *,
     limits: Limits,
     checks: int = CHECKS,
 ) -> None:
-    """Measure single changes of a checkpoint, and then plans that test what they predict."""
+    """Measure single changes of a trained model, and then plans that test what they predict."""
     from nas_attn.fairseq_tools.measure import calibrate
     from nas_attn.trials.layout import CALIBRATION_FILE
 
-    study = predictions.study
+    target = predictions.target
     if not predictions.changes:
         raise NasAttnError(
             f"{NOTHING_INHERITS}, so there is nothing to measure: take another space, such as "
             "inherited_per_layer"
         )
-    calibration = study.folder / "sensitivity" / CALIBRATION_FILE
-    if not calibration.is_file():
+    calibration = target.folder / "sensitivity" / CALIBRATION_FILE
+    if target.checkpoint is not None and not calibration.is_file():
         console.print("recording what the baseline's attention sees ...", highlight=False)
         try:
-            calibrate(checkpoint, study.config.data.folder, calibration)
+            calibrate(target.checkpoint, target.data_folder, calibration)
         except NasAttnError as error:  # also what is refused: a baseline was trained before
             raise NasAttnError(f"the baseline cannot be measured: {error}") from None
     console.print(
-        f"{len(predictions.changes)} single changes of {len(study.space.units)} units are "
+        f"{len(predictions.changes)} single changes of {len(target.space.units)} units are "
         f"measured; {predictions.left_out} choices are the baseline's own, or cannot inherit and "
         "need training",
         highlight=False,
@@ -1614,14 +1614,12 @@ def _measure(
 
     def measure(plans: Sequence[AttentionPlan], title: str) -> None:
         conductor = _run_given(
-            study,
+            target,
             predictions.record,
             address,
             plans=plans,
-            build_job=lambda number, plan, _: study.build_measurement(
-                number, plan, checkpoint, calibration
-            ),
-            title=f"{study.config.name}, {title}",
+            build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
+            title=f"{target.name}, {title}",
         )
         _say_failures(predictions.record.trials())
         conductor.outcome()
@@ -1683,8 +1681,8 @@ def _agreement(study: Study, record: Record) -> Agreement | None:
     return agreement_of(record.trials(), cold)
 
 
-def _make_executor(study: Study, address: str | None) -> Executor:
-    execution, resources = study.config.execution, study.config.resources
+def _make_executor(study: Study | SensitivityTarget, address: str | None) -> Executor:
+    execution, resources = study.execution, study.resources
     if execution.executor == "simulated":
         from nas_attn.search.executors.simulated import SimulatedExecutor
 
@@ -1692,7 +1690,7 @@ def _make_executor(study: Study, address: str | None) -> Executor:
     if execution.executor == "ray":
         from nas_attn.search.executors.ray_tune import RayExecutor
 
-        data = study.config.data.folder.absolute()
+        data = study.data_folder
         return RayExecutor(execution, resources, address, data=data, runs=study.folder)
     from nas_attn.search.executors.local import LocalExecutor
 
@@ -1700,14 +1698,16 @@ def _make_executor(study: Study, address: str | None) -> Executor:
 
 
 @contextlib.contextmanager
-def _live(study: Study, conductor: Conductor, workers: int, title: str | None) -> Iterator[None]:
+def _live(
+    study: Study | SensitivityTarget, conductor: Conductor, workers: int, title: str | None
+) -> Iterator[None]:
     """The live display on a terminal, plain lines elsewhere."""
     from rich.live import Live
 
     from nas_attn.cli.screens import SearchDisplay, duration
 
     display = SearchDisplay(
-        title or study.config.name,
+        title or study.name,
         study.objectives,
         workers,
         has_front=title is None,
@@ -1827,11 +1827,12 @@ def _fit(study: Study, trials: Sequence[TrialRecord]) -> bool:
 def _findings(study: Study, record: Record) -> Findings | None:
     """What single conversions of the study's baseline predict; None if none was measured."""
     from nas_attn.analysis.predictions import Predictions
+    from nas_attn.study.sensitivity import target_of_study
 
     if study.config.replay is not None:
         return None
     try:
-        predictions = Predictions(study, record)
+        predictions = Predictions(target_of_study(study, None), record)
     except SearchError:
         return None
     findings = predictions.findings()

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,8 +52,7 @@ from nas_attn.fairseq_tools.data import (
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 from nas_attn.fairseq_tools.fine_tuning import count_updates, fine_tuning
 from nas_attn.fairseq_tools.flags import given, without_refused
-from nas_attn.fairseq_tools.folders import languages_of, missing_splits
-from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC, measure_command
+from nas_attn.fairseq_tools.folders import missing_splits
 from nas_attn.fairseq_tools.models import (
     Sizer,
     blank_dictionary,
@@ -63,7 +61,6 @@ from nas_attn.fairseq_tools.models import (
     site_shapes,
 )
 from nas_attn.fairseq_tools.parsed import check_training
-from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.search.candidates import GivenPlans, Proposer, expected_costs, least_costs
@@ -134,9 +131,34 @@ class Study:
     typed: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """Its name in the storage."""
+        return self.config.name
+
+    @property
     def folder(self) -> Path:
         """The study's run folder."""
-        return (self.runs / self.config.name).absolute()
+        return (self.runs / self.name).absolute()
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of the data set."""
+        return self.config.data.folder.absolute()
+
+    @property
+    def search(self) -> SearchConfig:
+        """How plans are chosen, and how many."""
+        return self.config.search
+
+    @property
+    def execution(self) -> ExecutionConfig:
+        """Where and how trials run."""
+        return self.config.execution
+
+    @property
+    def resources(self) -> ResourcesConfig:
+        """What one trial is given."""
+        return self.config.resources
 
     @property
     def objectives(self) -> Objectives:
@@ -203,12 +225,7 @@ class Study:
 
     def inherits(self, plan: AttentionPlan) -> bool:
         """Whether a model of a plan can take over what the trained baseline has learned."""
-        shapes = self.space.shapes
-        return all(
-            inherits(build_on_meta(choice, shapes[site]))
-            for site, choices in plan
-            for choice in choices
-        )
+        return inherits_everywhere(plan, self.space.shapes)
 
     def given_plans(self, plans: Sequence[AttentionPlan]) -> GivenPlans:
         """Proposes these plans."""
@@ -286,30 +303,6 @@ class Study:
         """The checkpoint that conversions start from: of the first seed, before any fine-tuning."""
         run = Path(str(baseline.folder)) / f"seed-{self.config.training.seeds[0]}"
         return run / START / BEST if self._has_warm_start else best_checkpoint(run)
-
-    def build_measurement(
-        self, number: int, plan: AttentionPlan, checkpoint: Path, calibration: Path
-    ) -> TrialJob:
-        """What an executor needs to measure a conversion, before any training."""
-        data = self.data_set
-        folder = self.folder / "sensitivity" / "trials" / plan.digest
-        command = measure_command(checkpoint, plan, data.folder, calibration)
-        run = SeedRun(
-            seed=self.config.training.seeds[0], folder=str(folder / "run"), command=tuple(command)
-        )
-        return TrialJob(
-            number=number,
-            folder=str(folder),
-            metric=METRIC,
-            parameters=self.costs.sizer.size(plan).total,
-            runs=(run,),
-            threads=self.config.resources.cpus,
-            plan=plan.to_json(),
-            data_folder=str(data.folder),
-            hang_seconds=60 * self.config.execution.hang_minutes,
-            needs=(str(checkpoint), str(calibration)),
-            figures=(CHANGE, ERROR),
-        )
 
     @property
     def _has_warm_start(self) -> bool:
@@ -504,88 +497,13 @@ class Study:
         return proposing
 
 
-@dataclass(frozen=True)
-class CheckpointStudy(Study):
-    """A trained checkpoint in place of a study that trains one; its conversions can be measured.
-
-    Args:
-        checkpoint: the file.
-        arguments: of its model, its plan among them.
-    """
-
-    checkpoint: Path
-    arguments: Namespace
-
-    @property
-    def baseline(self) -> AttentionPlan:
-        """The checkpoint's own plan."""
-        return AttentionPlan.parse(self.arguments.attention_plan)
-
-    @cached_property
-    def costs(self) -> CostModel:
-        """Exact costs of plans."""
-        data, task = self.data_set, self.config.training.task
-        with_flops = self.objectives.axis == "flops"
-        return CostModel.of(self.arguments, load_dictionaries(data, task), with_flops=with_flops)
-
-    def settings(self) -> dict[str, Any]:
-        """What measurements depend on."""
-        with self.checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"checkpoint": digest, "data": str(self.config.data.folder.absolute())}
-
-
-def study_of_checkpoint(
-    checkpoint: Path,
-    data: Path,
-    space: str,
-    *,
-    cost: str,
-    runs: Path,
-    execution: ExecutionConfig,
-) -> CheckpointStudy:
-    """A study of what a checkpoint can be converted to.
-
-    It is named after the checkpoint's folder and file, with a digest of its content and the data,
-    so that another one gets a run folder of its own.
-
-    Args:
-        checkpoint: the file.
-        data: binarised data set.
-        space: name of a shipped space, or path of a file.
-        cost: that plans are to save.
-        runs: folder that holds run folders.
-        execution: where measurements run.
-
-    Raises:
-        ConfigError: the space does not fit the model, or there is no such cost.
-        NasAttnError: the checkpoint or the data are unfit.
-    """
-    trained = load_trained(checkpoint)
-    arguments = trained.arguments
-    task = str(trained.state["cfg"]["task"]["_name"]).removeprefix("reported_")
-    languages = load_prepared(data, languages_of(trained.state["cfg"]["task"])).languages
-    said = f"{checkpoint.absolute().parent.name}-{checkpoint.stem}"
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", said)[-100:].lstrip("_.-")
-    if cost not in available_costs(task):
-        offer = ", ".join(available_costs(task))
-        raise ConfigError("--cost", [Fault(cost, f"{task} has no such cost; it has {offer}")])
-    shapes = site_shapes(arguments)
-    offered = space_over(space, shapes)
-    config = StudyConfig.model_validate(
-        {
-            "name": name or "checkpoint",
-            "data": {"folder": data, "languages": list(languages)},
-            "training": {"task": task, "arguments": {}},
-            "space": offered.config,
-            "objectives": {"costs": [cost]},
-            "execution": execution,
-        }
+def inherits_everywhere(plan: AttentionPlan, shapes: Mapping[str, SiteShape]) -> bool:
+    """Whether every module of a plan can take over what multi-head attention has learned."""
+    return all(
+        inherits(build_on_meta(choice, shapes[site]))
+        for site, choices in plan
+        for choice in choices
     )
-    study = CheckpointStudy(config, offered, runs, (), checkpoint, arguments)
-    digest = hashlib.sha256(json.dumps(study.settings(), sort_keys=True).encode()).hexdigest()
-    named = config.model_copy(update={"name": f"{config.name}-{digest[:8]}"})
-    return replace(study, config=named)
 
 
 def shipped_folder(name: str) -> Path:

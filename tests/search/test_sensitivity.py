@@ -24,7 +24,7 @@ from nas_attn.search.sensitivity import (
     validity_of,
 )
 from nas_attn.space import SearchSpace
-from nas_attn.study.study import Study
+from nas_attn.study.sensitivity import SensitivityTarget
 from tests.search.fakes import BASELINE, OBJECTIVES, FakeCosts, make_space
 
 SCHEMES = {
@@ -122,8 +122,8 @@ class FakePredictions(Predictions):
 
     def __init__(self, limits: dict[str, float]) -> None:
         self.axis = "total"
-        self.study = cast(
-            Study,
+        self.target = cast(
+            SensitivityTarget,
             SimpleNamespace(costs=FakeCosts(), objectives=replace(OBJECTIVES, limits=limits)),
         )
 

@@ -27,7 +27,7 @@ from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.fairseq_tools.vote import vote_on_data
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search.config import ExecutionConfig
-from nas_attn.study.study import load_space_config, study_of_checkpoint
+from nas_attn.study.sensitivity import target_of_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of fairseq's own modules
 
@@ -282,10 +282,10 @@ def refused_by_all(path: Path, data: Path, match: str) -> None:
     out = path.parent / "out.pt"
 
     def sensitivity() -> None:
-        study_of_checkpoint(
+        target_of_checkpoint(
             path,
             data,
-            load_space_config("grouped_query"),
+            "grouped_query",
             cost="non_embedding",
             runs=path.parent,
             execution=ExecutionConfig(),

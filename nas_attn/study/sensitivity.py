@@ -1,0 +1,234 @@
+"""What conversions are measured on: the trained baseline of a study, or a bare checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nas_attn.config_model import faults_of
+from nas_attn.errors import ConfigError, Fault
+from nas_attn.fairseq_tools.config import DataConfig
+from nas_attn.fairseq_tools.costs import CostModel, available_costs
+from nas_attn.fairseq_tools.data import PreparedData, load_prepared
+from nas_attn.fairseq_tools.folders import languages_of
+from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC, measure_command
+from nas_attn.fairseq_tools.models import load_dictionaries, site_shapes
+from nas_attn.fairseq_tools.trained import load_trained
+from nas_attn.plan import AttentionPlan
+from nas_attn.search.candidates import GivenPlans
+from nas_attn.search.config import ExecutionConfig, ResourcesConfig, SearchConfig
+from nas_attn.search.objectives import Objectives
+from nas_attn.space import SearchSpace
+from nas_attn.study.study import Study, inherits_everywhere, space_over
+from nas_attn.trials.runner import SeedRun, TrialJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityTarget:
+    """A trained model whose conversions can be measured.
+
+    Args:
+        name: of the study, or of the checkpoint's run folder.
+        runs: folder that holds run folders.
+        space: the conversions that are measured.
+        baseline: plan of the trained model.
+        costs: exact costs of plans.
+        objectives: what trained trials are weighed by, with the limits on plans.
+        task: of the training.
+        data: data set that the loss is measured on.
+        seed: of the measured training run.
+        is_same_metric: whether trials are trained for the metric that is measured.
+        search: search settings, of which the seed draws random plans.
+        execution: where measurements run.
+        resources: of one measurement.
+        settings: what must not change between two starts of the measurements.
+        checkpoint: file of the trained model; None where only earlier measurements are read.
+    """
+
+    name: str
+    runs: Path
+    space: SearchSpace
+    baseline: AttentionPlan
+    costs: CostModel
+    objectives: Objectives
+    task: str
+    data: PreparedData
+    seed: int
+    is_same_metric: bool
+    search: SearchConfig
+    execution: ExecutionConfig
+    resources: ResourcesConfig
+    settings: dict[str, Any]
+    checkpoint: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return (self.runs / self.name).absolute()
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of the data set."""
+        return self.data.folder
+
+    def inherits(self, plan: AttentionPlan) -> bool:
+        """Whether a model of a plan can take over what the trained one has learned."""
+        return inherits_everywhere(plan, self.space.shapes)
+
+    def given_plans(self, plans: Sequence[AttentionPlan]) -> GivenPlans:
+        """Proposes these plans."""
+        return GivenPlans(
+            plans, self.space, self.costs, self.objectives, self.search, self.baseline
+        )
+
+    def build_measurement(self, number: int, plan: AttentionPlan, calibration: Path) -> TrialJob:
+        """What an executor needs to measure a conversion, before any training.
+
+        Args:
+            number: of the measurement.
+            plan: that the checkpoint is converted to.
+            calibration: file that `calibrate` has made of the checkpoint.
+        """
+        assert self.checkpoint is not None, "only earlier measurements can be read"
+        folder = self.folder / "sensitivity" / "trials" / plan.digest
+        command = measure_command(self.checkpoint, plan, self.data.folder, calibration)
+        run = SeedRun(seed=self.seed, folder=str(folder / "run"), command=tuple(command))
+        return TrialJob(
+            number=number,
+            folder=str(folder),
+            metric=METRIC,
+            parameters=self.costs.sizer.size(plan).total,
+            runs=(run,),
+            threads=self.resources.cpus,
+            plan=plan.to_json(),
+            data_folder=str(self.data.folder),
+            hang_seconds=60 * self.execution.hang_minutes,
+            needs=(str(self.checkpoint), str(calibration)),
+            figures=(CHANGE, ERROR),
+        )
+
+
+def target_of_study(
+    study: Study, checkpoint: Path | None, space: SearchSpace | None = None
+) -> SensitivityTarget:
+    """A study's trained baseline as what is measured.
+
+    Args:
+        study: whose baseline it is.
+        checkpoint: of the trained baseline; None where only earlier measurements are read.
+        space: what is measured; the study's own if left out.
+
+    Raises:
+        ConfigError: the model cannot be built with the data set's dictionaries.
+        DataError: the data set is not prepared.
+    """
+    config = study.config
+    # fairseq logs cross entropy that is not smoothed as loss only.
+    criterion = str(config.training.arguments.get("criterion", "cross_entropy"))
+    is_smoothed = "label_smoothed" in criterion
+    loss = config.objectives.loss
+    return SensitivityTarget(
+        name=config.name,
+        runs=study.runs,
+        space=study.space if space is None else space,
+        baseline=study.baseline,
+        costs=study.costs,
+        objectives=study.objectives,
+        task=config.training.task,
+        data=study.data_set,
+        seed=config.training.seeds[0],
+        is_same_metric=loss == METRIC or (loss == "loss" and not is_smoothed),
+        search=config.search,
+        execution=config.execution,
+        resources=config.resources,
+        settings=study.settings(),
+        checkpoint=checkpoint,
+    )
+
+
+def target_of_checkpoint(
+    checkpoint: Path,
+    data: Path,
+    space: str,
+    *,
+    cost: str,
+    runs: Path,
+    execution: ExecutionConfig,
+) -> SensitivityTarget:
+    """A trained checkpoint, without a study, as what is measured.
+
+    Its name ends with a digest of the checkpoint's content and the data, so that another one gets a
+    run folder of its own.
+
+    Args:
+        checkpoint: the file.
+        data: binarised data set.
+        space: name of a shipped space, or path of a file.
+        cost: that plans are to save.
+        runs: folder that holds run folders.
+        execution: where measurements run.
+
+    Raises:
+        ConfigError: the space does not fit the model, there is no such cost, or fairseq refuses
+            the data's folder.
+        NasAttnError: the checkpoint or the data are unfit.
+    """
+    trained = load_trained(checkpoint)
+    arguments = trained.arguments
+    task = str(trained.state["cfg"]["task"]["_name"]).removeprefix("reported_")
+    prepared = load_prepared(data, languages_of(trained.state["cfg"]["task"]))
+    if cost not in available_costs(task):
+        offer = ", ".join(available_costs(task))
+        raise ConfigError("--cost", [Fault(cost, f"{task} has no such cost; it has {offer}")])
+    offered = space_over(space, site_shapes(arguments))
+    prepared = _absolute(prepared)
+    settings = _settings_of(checkpoint, prepared)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return SensitivityTarget(
+        name=f"{plain_name(checkpoint)}-{digest[:8]}",
+        runs=runs,
+        space=offered,
+        baseline=AttentionPlan.parse(arguments.attention_plan),
+        costs=CostModel.of(
+            arguments, load_dictionaries(prepared, task), with_flops=cost == "flops"
+        ),
+        objectives=Objectives(loss=METRIC, maximise=False, costs=(cost,), limits={}),
+        task=task,
+        data=prepared,
+        seed=1,
+        is_same_metric=True,
+        search=SearchConfig(),
+        execution=execution,
+        resources=ResourcesConfig(),
+        settings=settings,
+        checkpoint=checkpoint.absolute(),
+    )
+
+
+def _absolute(data: PreparedData) -> PreparedData:
+    """A data set by its absolute path, which fairseq has to take."""
+    try:
+        DataConfig(folder=data.folder, languages=list(data.languages))
+    except ValidationError as error:
+        raise ConfigError("--data", faults_of(error)) from None
+    return replace(data, folder=data.folder.absolute())
+
+
+def _settings_of(checkpoint: Path, data: PreparedData) -> dict[str, Any]:
+    """What measurements of a checkpoint depend on."""
+    with checkpoint.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"checkpoint": content, "data": str(data.folder)}
+
+
+def plain_name(checkpoint: Path) -> str:
+    """A checkpoint's name after its folder and file, as earlier versions named its run folder."""
+    said = f"{checkpoint.absolute().parent.name}-{checkpoint.stem}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", said)[-100:].lstrip("_.-") or "checkpoint"
