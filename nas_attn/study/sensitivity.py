@@ -27,7 +27,7 @@ from nas_attn.search.config import ExecutionConfig, ResourcesConfig, SearchConfi
 from nas_attn.search.objectives import Objectives
 from nas_attn.space import SearchSpace
 from nas_attn.study.study import Study, inherits_everywhere, space_over
-from nas_attn.trials.runner import SeedRun, TrialJob
+from nas_attn.trials.job import SeedRun, TrialJob
 
 
 @dataclass(frozen=True, kw_only=True)
