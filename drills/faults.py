@@ -36,9 +36,10 @@ sys.path.insert(0, str(ROOT))
 import yaml
 
 from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.study.study import Study, load_study
-from tests.search.servers import Postgres, find_postgres
+from tests.helpers.servers import Postgres, find_postgres
 
 VICTIMS = ("driver", "worker", "node", "head", "postgres")
 RECONNECT_SECONDS = 10

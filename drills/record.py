@@ -42,10 +42,11 @@ from nas_attn.errors import SearchError
 from nas_attn.search import journal
 from nas_attn.search.repair import repair_journal
 from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.trials.job import TrialJob, TrialResult
 from nas_attn.trials.processes.guard import die_with
-from tests.search.fakes import OBJECTIVES, FakeExecutor, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 WRITERS = ("ours", "ours", "optuna", "optuna")
 """Those beside the driver, by the storage that they write with."""

@@ -29,7 +29,7 @@ from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.report import ReportContext, write_report
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.space import SearchSpace
 from nas_attn.study.study import load_space_config
 

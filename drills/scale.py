@@ -71,7 +71,8 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     from nas_attn.report import ReportContext, write_report
     from nas_attn.search.executors.simulated import SimulatedExecutor
     from nas_attn.search.leases import Ownership
-    from nas_attn.search.loop import Conductor, Snapshot
+    from nas_attn.search.loop import Conductor
+    from nas_attn.search.snapshot import Snapshot
     from nas_attn.search.storage import JOURNAL, open_storage
     from nas_attn.search.store import Record
     from nas_attn.study.study import load_study

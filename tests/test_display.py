@@ -25,11 +25,11 @@ from nas_attn.cli.screens import (
     status_line,
     status_screen,
 )
-from nas_attn.search.loop import Snapshot
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.snapshot import Snapshot
 from nas_attn.search.status import Beside, RunningStatus, Status
-from nas_attn.search.store import TrialRecord
-from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from nas_attn.search.trial_record import TrialRecord
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 from tests.search.test_status import fail_trial_3
 
 EVIL = "[red]error[/] [/] [link=x]:smile: \x1b[31m\x07end"

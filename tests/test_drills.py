@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import TrialState
 
 from drills.faults import faults_of
-from tests.search.fakes import FakeExecutor, make_conductor
-from tests.search.servers import find_postgres
+from tests.helpers.fakes import FakeExecutor, make_conductor
+from tests.helpers.servers import find_postgres
 
 DRILL = Path(__file__).resolve().parent.parent / "drills" / "faults.py"
 KILLS = 2

@@ -14,8 +14,8 @@ from tests.helpers.paths import ROOT
 PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
-    "__init__": 0, "amounts": 0, "config_model": 0, "curves": 0, "errors": 0, "files": 0,
-    "knapsack": 0, "literals": 0, "masking": 0, "pareto": 0, "plan": 0, "private": 0,
+    "__init__": 0, "amounts": 0, "bleu": 0, "config_model": 0, "curves": 0, "errors": 0,
+    "files": 0, "knapsack": 0, "literals": 0, "masking": 0, "pareto": 0, "plan": 0, "private": 0,
     "rank_agreement": 0, "shell": 0, "validation_log": 0, "yaml_file": 0,
     "attention": 1, "space": 1,
     "conversion": 2,
@@ -47,12 +47,11 @@ MOST_LINES_OF_A_FUNCTION = 60
 
 UPWARDS = {
     ("analysis", "report"),
-    ("search", "fairseq_tools"),
     ("trials", "fairseq_tools"),
 }
 TOO_LONG = {
     "analysis/comparison.py", "cli/main.py", "cli/screens.py", "fairseq_tools/flags.py",
-    "search/loop.py", "search/store.py", "study/study.py",
+    "study/study.py",
 }  # fmt: skip
 TOO_LONG_FUNCTIONS = {
     "adapter.forward", "commands.time_commands",

@@ -13,8 +13,9 @@ from nas_attn.cli import main as cli
 from nas_attn.errors import DataError, NasAttnError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.search import record as fields
-from nas_attn.search.store import NewTrial, Record
+from nas_attn.search import trial_record as fields
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import NewTrial
 from nas_attn.study.study import Study, load_study
 from tests.helpers.studies import write
 

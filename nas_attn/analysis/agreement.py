@@ -12,7 +12,7 @@ from nas_attn.rank_agreement import (
     RankAgreement,
     rank_agreement,
 )
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

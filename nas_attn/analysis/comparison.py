@@ -22,7 +22,8 @@ from nas_attn.report.figures import save_figure
 from nas_attn.report.tables import markdown_text, write_rows
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import Record, TrialRecord
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from nas_attn.errors import TrialFileError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.pareto import dominates, hypervolume
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import TrialRecord, front
+from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.trials.layout import START
 from nas_attn.validation_log import read_report
 

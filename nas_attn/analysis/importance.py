@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_attn.plan import SiteShape
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
 
 LEAST_TRIALS = 12
 """Trained trials below which nothing is said."""

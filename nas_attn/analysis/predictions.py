@@ -12,8 +12,8 @@ from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT
-from nas_attn.search.candidates import certain_excess
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.plan_costs import certain_excess
 from nas_attn.search.sensitivity import (
     AdditiveModel,
     Change,
@@ -25,7 +25,8 @@ from nas_attn.search.sensitivity import (
     undominated,
     validity_of,
 )
-from nas_attn.search.store import Record, TrialRecord
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.sensitivity import SensitivityTarget
 
 

@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from nas_attn.plan import AttentionPlan
     from nas_attn.search.candidates import Proposer
     from nas_attn.search.config import SearchConfig
-    from nas_attn.search.loop import Conductor, Executor, JobBuilder, Snapshot
+    from nas_attn.search.executors.base import Executor
+    from nas_attn.search.loop import Conductor, JobBuilder
     from nas_attn.search.objectives import Objectives
+    from nas_attn.search.snapshot import Snapshot
     from nas_attn.search.status import Status
-    from nas_attn.search.store import Record, TrialRecord
+    from nas_attn.search.store import Record
+    from nas_attn.search.trial_record import TrialRecord
     from nas_attn.study.sensitivity import SensitivityTarget
     from nas_attn.study.study import Study
 
@@ -205,7 +208,7 @@ def confirm(
     """
     from nas_attn.cli.screens import confirmation_table
     from nas_attn.fairseq_tools.splits import check_split
-    from nas_attn.search.store import front
+    from nas_attn.search.trial_record import front
     from nas_attn.study.study import load_study
 
     overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
@@ -369,7 +372,7 @@ def proposals(
     is now. The exit status is 1 if one comes out otherwise.
     """
     from nas_attn.report.tables import state_text
-    from nas_attn.search.candidates import derive_again, running_then
+    from nas_attn.search.audit import derive_again, running_then
     from nas_attn.search.provenance import check_proposing
     from nas_attn.study.study import load_study
 
@@ -1261,9 +1264,10 @@ def _advise(study: Study) -> None:
 
 def _keep(study: Study, record: Record) -> None:
     """Keep settings and data at the first start, and refuse others later."""
-    from nas_attn.search.same_data import keep_data
+    from nas_attn.study.same_data import keep_data
+    from nas_attn.study.settings import keep_settings
 
-    record.keep_settings(study.settings())
+    keep_settings(record, study.settings())
     keep_data(record, study.data_set)
 
 
@@ -1523,7 +1527,7 @@ def _target_of_checkpoint(
     from dataclasses import replace
 
     from nas_attn.search.config import ExecutionConfig
-    from nas_attn.search.same_data import keep_data
+    from nas_attn.study.same_data import keep_data
     from nas_attn.study.sensitivity import plain_name, target_of_checkpoint
 
     if data is None:
@@ -1688,7 +1692,7 @@ def _make_executor(study: Study | SensitivityTarget, address: str | None) -> Exe
 
         return SimulatedExecutor(execution.workers)
     if execution.executor == "ray":
-        from nas_attn.search.executors.ray_tune import RayExecutor
+        from nas_attn.search.executors.ray_tune.executor import RayExecutor
 
         data = study.data_folder
         return RayExecutor(execution, resources, address, data=data, runs=study.folder)

@@ -25,10 +25,10 @@ from nas_attn.cli.text_plot import Series, TextPlot
 from nas_attn.fairseq_tools.self_test import Finding
 from nas_attn.report.context import cost_words
 from nas_attn.report.tables import cost_text, state_text
-from nas_attn.search.loop import LATEST, Snapshot
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.snapshot import LATEST, Snapshot
 from nas_attn.search.status import Status
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
 
 MAX_FRONT_ROWS = 12
 MAX_RUNNING_ROWS = 16

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
+from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import Scalar
 from nas_attn.errors import Fault
 from nas_attn.fairseq_tools.data import PreparedData
-
-BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
-"""sacreBLEU's tokenizers, but for those that fetch a model from the network."""
-
-DEFAULT: BleuTokenizer = "13a"
 
 LINES = 500
 """Of the validation side, by which it is judged whether a language has spaces."""

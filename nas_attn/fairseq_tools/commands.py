@@ -8,14 +8,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.errors import Fault, NasAttnError
-from nas_attn.fairseq_tools.bleu import (
-    DEFAULT,
-    BleuTokenizer,
-    check_tokenizer,
-    scoring_flags,
-    validation_flags,
-)
+from nas_attn.fairseq_tools.bleu import check_tokenizer, scoring_flags, validation_flags
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import check_flags, dashed, given, without_refused, words_of

@@ -31,7 +31,7 @@ from nas_attn.report.tables import (
     state_text,
     time_text,
 )
-from nas_attn.search.store import TrialRecord, front
+from nas_attn.search.trial_record import TrialRecord, front
 
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""

@@ -26,7 +26,7 @@ from nas_attn.report.tables import (
     trials_table,
     write_rows,
 )
-from nas_attn.search.store import TrialRecord, front
+from nas_attn.search.trial_record import TrialRecord, front
 
 SCHEMA = 4
 """Version of front.json; what it holds is documented in docs/report.md."""

@@ -19,7 +19,7 @@ from nas_attn.fairseq_tools.commands import TENSORBOARD, maximises, value_of, wi
 from nas_attn.fairseq_tools.costs import MEASURED_COSTS
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import TrialRecord, front
+from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.shell import shell_text
 from nas_attn.trials.layout import BEST, PRUNED, START
 

@@ -7,10 +7,10 @@ still running when it was proposed, and so all proposals of a search can be deri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -19,10 +19,10 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from nas_attn.attention.counting import expected_plan, least_plan
-from nas_attn.plan import AttentionPlan, SiteShape
+from nas_attn.plan import AttentionPlan
 from nas_attn.search.config import SearchConfig
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.plan_costs import PlanCosts, certain_excess, expected_costs
 from nas_attn.search.samplers import (
     StratifiedProposer,
     answers_of,
@@ -30,40 +30,11 @@ from nas_attn.search.samplers import (
     make_sampler,
     suggest,
 )
-from nas_attn.search.store import NewTrial, TrialRecord
+from nas_attn.search.trial_record import NewTrial, TrialRecord
 from nas_attn.space import Alternative, SearchSpace
 
 MAX_REFUSALS = 8
 """Proposals in a row that repeat plans or break limits before the stratified proposer is asked."""
-
-
-class PlanCosts(Protocol):
-    """What plans cost, as far as it is known before training."""
-
-    @property
-    def shapes(self) -> dict[str, SiteShape]: ...
-
-    def known(self, plan: AttentionPlan) -> Mapping[str, int]: ...
-
-
-def expected_costs(costs: PlanCosts, plan: AttentionPlan) -> tuple[Mapping[str, int], bool]:
-    """What a plan costs after the pruning that it asks for, and whether that is certain."""
-    left, certain = expected_plan(plan, costs.shapes)
-    return costs.known(left), certain
-
-
-def least_costs(costs: PlanCosts, plan: AttentionPlan) -> Mapping[str, int]:
-    """What a plan costs at the least, if training prunes all that it can."""
-    return costs.known(least_plan(plan, costs.shapes))
-
-
-def certain_excess(costs: PlanCosts, objectives: Objectives, plan: AttentionPlan) -> str | None:
-    """Which limit a plan breaks however much of it is pruned, in words; None if it need not."""
-    if not objectives.limits:
-        return None
-    _, certain = expected_plan(plan, costs.shapes)
-    when = "" if certain else "pruned as far as can be, "
-    return objectives.excess(least_costs(costs, plan), when=when)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,51 +343,3 @@ class GivenPlans(Proposer):
                     over=tuple(self._over),
                 )
         return None
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """A proposal on record and the same derived again.
-
-    Args:
-        trial: on record.
-        plan: what the history gives; None if it gives nothing.
-    """
-
-    trial: TrialRecord
-    plan: AttentionPlan | None
-
-    @property
-    def agrees(self) -> bool:
-        return self.plan == self.trial.plan
-
-
-def running_then(trials: Sequence[TrialRecord]) -> Iterator[set[int]]:
-    """For each trial, those that had not ended as far as its driver knew when it proposed it."""
-    views: dict[str | None, tuple[int, set[int]]] = {}
-    for trial in trials:
-        origin = trial.proposal or {"number": trial.number, "running": []}
-        if "running" in origin:
-            running = set(origin["running"])
-        else:
-            since, before = views[trial.driver]
-            running = {*before, *range(since, origin["number"])} - set(origin["over"])
-        views[trial.driver] = origin["number"], running
-        yield running
-
-
-def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[Derivation]:
-    """Derive every proposal of a search from what its driver saw then.
-
-    Args:
-        proposer: of the study, with an empty history.
-        trials: all of the record.
-    """
-    for trial, running in zip(trials, running_then(trials), strict=True):
-        if trial.proposal is not None and not trial.is_withdrawn:
-            # A driver that knows every trial before its own knows all that their drivers knew.
-            for ended in sorted(proposer.running - running):
-                proposer.close(trials[ended])
-            proposal = proposer.propose()
-            yield Derivation(trial, None if proposal is None else proposal.plan)
-        proposer.add(trial)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nas_attn.amounts import parse_amount
+from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import Scalar, Section
 from nas_attn.errors import RefusedError
-from nas_attn.fairseq_tools.bleu import DEFAULT, BleuTokenizer
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""

@@ -4,6 +4,15 @@ A driver holds a locked file and beats: it counts up an attribute of the study. 
 it has died when its file is no longer locked, which shows at once; on another one when the count
 has not changed for the time of grace. Trials of the dead are claimed in the storage, whose order
 decides.
+
+Optuna has a heartbeat too, and it does not do here. It is for databases only, so neither the
+journal of a run folder nor a proxy has it. It waits for the whole time of grace even where a lock
+shows at once that a process is gone. And it closes the trial of a dead process as failed, where a
+training is to go on from its last checkpoint, under the same number.
+
+What this needs of Optuna holds for every storage: attributes of studies, and one order of the
+trials of a study that all processes see, as a claim is a trial of a study beside (`Record.claim`).
+Were that order given up, two drivers could each believe that a trial is theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +31,8 @@ from typing import IO, Any
 
 from nas_attn.search.locks import machine
 from nas_attn.search.patience import first_line, patiently
-from nas_attn.search.store import Record, TrialRecord
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.trials.processes.holders import is_stopped
 
 logger = logging.getLogger(__name__)

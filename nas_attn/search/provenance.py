@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_attn.errors import SearchError
-from nas_attn.search.store import Record, differences
+from nas_attn.search.migrations import is_same
+from nas_attn.search.store import Record
 
 VERSIONS, MACHINE = "versions", "machine"
 """Under these names the record keeps those of the first start; old records, of the last one."""
@@ -93,3 +94,16 @@ def keep_proposing(record: Record, proposing: Mapping[str, Any]) -> None:
     check_proposing(record, proposing)
     if record.notes().get(PROPOSING) != proposing:
         record.note(PROPOSING, dict(proposing))
+
+
+def differences(left: Any, right: Any, key: str = "") -> list[str]:
+    """What differs between settings on record and those of now, by key path, in words."""
+    if isinstance(left, dict) and isinstance(right, Mapping):
+        return [
+            found
+            for name in {*left, *right}
+            for found in differences(
+                left.get(name), right.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if is_same(left, right) else [f"{key} ({left!r}, now {right!r})"]

@@ -10,7 +10,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from nas_attn.search.leases import live_drivers, owner_of
-from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord, front
 
 BUDGET = "trials"
 """Under this name the record keeps how many trials the last search wanted."""

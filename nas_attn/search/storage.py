@@ -1,4 +1,25 @@
-"""Where the record is kept: any Optuna storage, or the journal file of a run folder."""
+"""Where the record is kept: any Optuna storage, or the journal file of a run folder.
+
+Optuna opens storages itself, but not as a search of several days needs it. Its journal cannot be
+read any more once a full disk has left half a line in it and the next was written behind that;
+drivers that start together on a new database fall over each other's tables; and what a database
+driver says of a failed connection repeats the password. So databases are opened here, with patience
+and masked errors, and the journal is our own (`nas_attn.search.journal`).
+
+What hangs on Optuna beyond its documented interface, so that a new version of it is tried with
+tests/search before it is allowed:
+
+- `BaseStorage`, as the store calls it. Optuna documents its methods for those who write storages;
+  without them the store would go through `optuna.Study`, which writes a trial in many steps.
+- `FrozenTrial._trial_id` and `FrozenStudy._study_id`, by which a storage knows what the store knows
+  by number and name. Were they renamed, every command would fail at once, and nothing be lost.
+- The lines of a journal, which `nas_attn.search.journal` compares with a table of Optuna's
+  operations. A kind that a later version adds would be taken for damage, and no search begin.
+- `JournalStorage._sync_with_backend`, which the journal wraps only to name the line that Optuna
+  cannot apply. Were it renamed, such a line would show as an error of Optuna's own.
+- `optuna.storages.journal._storage.JournalStorageReplayResult`, by which `nas_attn.search.repair`
+  finds out whether Optuna can apply a line. Were it gone, `nas-attn repair` alone would not start.
+"""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_on_meta, expected_plan, least_plan
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.bleu import DEFAULT
 from nas_attn.config_model import Section, faults_of
 from nas_attn.conversion import inherits
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError, RefusedError
-from nas_attn.fairseq_tools.bleu import DEFAULT
 from nas_attn.fairseq_tools.commands import (
     check_arguments,
     check_bleu,
@@ -63,7 +63,7 @@ from nas_attn.fairseq_tools.models import (
 from nas_attn.fairseq_tools.parsed import check_training
 from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.search.candidates import GivenPlans, Proposer, expected_costs, least_costs
+from nas_attn.search.candidates import GivenPlans, Proposer
 from nas_attn.search.config import (
     ExecutionConfig,
     ObjectivesConfig,
@@ -71,8 +71,9 @@ from nas_attn.search.config import (
     SearchConfig,
 )
 from nas_attn.search.objectives import Objectives
+from nas_attn.search.plan_costs import expected_costs, least_costs
 from nas_attn.search.samplers import StratifiedProposer
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.shell import shell_text
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig, curve_of
@@ -460,7 +461,7 @@ class Study:
         """What must not change between two starts of a search, or trials are not comparable."""
         config = self.config.model_dump(mode="json")
         kept: dict[str, Any] = {name: config[name] for name in ("data", "training")}
-        # What is trained is kept with the data themselves (`nas_attn.search.same_data`).
+        # What is trained is kept with the data themselves (`nas_attn.study.same_data`).
         del kept["data"]["languages"]
         text = kept["data"]["text"]
         if text is not None and text["character_coverage"] == 1:

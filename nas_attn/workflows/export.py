@@ -24,7 +24,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.report.context import cost_words
 from nas_attn.report.tables import cost_text, markdown_text, state_text
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.study import Study
 from nas_attn.trials.layout import BEST, COMMANDS_FILE, best_checkpoint
 

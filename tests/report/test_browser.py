@@ -12,10 +12,10 @@ import pytest
 
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
 from nas_attn.report import ReportContext, write_report
-from nas_attn.search.store import TrialRecord
+from nas_attn.search.trial_record import TrialRecord
+from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
 from tests.helpers.paths import ROOT
 from tests.report.test_report import HOSTILE, VERSIONS
-from tests.search.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

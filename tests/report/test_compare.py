@@ -35,7 +35,8 @@ from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.pareto import hypervolume
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import (
+from nas_attn.search.store import SETTINGS
+from nas_attn.search.trial_record import (
     BASELINE,
     COMMANDS,
     COSTS,
@@ -47,7 +48,7 @@ from nas_attn.search.store import (
     TrialRecord,
     read_trial,
 )
-from tests.search.fakes import FakeExecutor, make_conductor
+from tests.helpers.fakes import FakeExecutor, make_conductor
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
 BLEU = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
@@ -272,7 +273,7 @@ def test_run_folders_from_the_command(tmp_path: Path) -> None:
         conductor = make_conductor(tmp_path / name, trials=trials)
         FakeExecutor().run(conductor)
         settings = {"objectives": {"loss": "loss", "costs": ["total"]}}
-        conductor.record.keep_settings(settings)
+        conductor.record.note(SETTINGS, settings)
     record = open_run_folder(tmp_path / "second")
     assert record.name == "fake"
     assert len(read_searched(record, tmp_path / "second").trained) == 12

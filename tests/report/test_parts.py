@@ -29,9 +29,9 @@ from nas_attn.report.tables import (
     retention_text,
     trials_table,
 )
-from nas_attn.search.store import TrialRecord, front
+from nas_attn.search.trial_record import TrialRecord, front
+from tests.helpers.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
 from tests.report.test_report import context
-from tests.search.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
 
 HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
 QUERIES = AttentionChoice.of("grouped_query", num_groups=2)

@@ -23,8 +23,8 @@ from nas_attn.report.tables import (
     front_table,
     trials_table,
 )
-from nas_attn.search.store import SIZE, TrialRecord, read_trial
-from tests.search.fakes import OBJECTIVES, FakeExecutor, make_conductor
+from nas_attn.search.trial_record import SIZE, TrialRecord, read_trial
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 HOSTILE = "<script>alert(1)</script>|`rm`"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.search.servers import Postgres, find_postgres
+from tests.helpers.servers import Postgres, find_postgres
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.trials import runner as worker
 from nas_attn.trials.job import SeedRun, TrialJob
-from tests.search.fakes import make_conductor, make_sizer
+from tests.helpers.fakes import make_conductor, make_sizer
 
 TELLING = """
 import json, os, sys, time
@@ -186,7 +186,7 @@ def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) ->
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_folder_too_long_for_sockets_is_refused_before_ray_starts(variable: str) -> None:
-    from nas_attn.search.executors.ray_tune import check_socket_folder
+    from nas_attn.search.executors.ray_tune.nodes import check_socket_folder
 
     check_socket_folder({})
     check_socket_folder({"TMPDIR": "/long" * 20, "RAY_TMPDIR": "/tmp"})

@@ -32,7 +32,7 @@ from nas_attn.search.leases import Ownership, live_drivers
 from nas_attn.search.locks import FileLock
 from nas_attn.search.storage import JOURNAL, open_storage
 from nas_attn.search.store import Record
-from tests.search.fakes import OBJECTIVES, kill_drivers, make_conductor
+from tests.helpers.fakes import OBJECTIVES, kill_drivers, make_conductor
 
 ENDS = {
     "half a line": b'{"op_code":4,"wor',

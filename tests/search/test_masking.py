@@ -28,8 +28,8 @@ from nas_attn.masking import (
 from nas_attn.search.storage import open_storage
 from nas_attn.study.study import load_study
 from nas_attn.trials.processes.launch import ColdLauncher
+from tests.helpers.servers import Postgres
 from tests.helpers.studies import write
-from tests.search.servers import Postgres
 
 SECRET = "Gr8heim%21t-wort"
 PLAIN = "Gr8heim!t-wort"

@@ -19,10 +19,11 @@ from nas_attn.search.provenance import (
     versions_of,
 )
 from nas_attn.search.storage import open_storage
-from nas_attn.search.store import NewTrial, Record
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import NewTrial
 from nas_attn.study.study import load_study
+from tests.helpers.fakes import OBJECTIVES
 from tests.helpers.studies import write
-from tests.search.fakes import OBJECTIVES
 
 
 def make_record(folder: Path) -> Record:

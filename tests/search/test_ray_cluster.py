@@ -15,10 +15,10 @@ from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record, TrialRecord, front
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.study.study import load_study
-from tests.helpers.studies import write
-from tests.search.ray_nodes import (
+from tests.helpers.ray_nodes import (
     COMMAND,
     RayNodes,
     log_of,
@@ -26,6 +26,7 @@ from tests.search.ray_nodes import (
     trains_on,
     wait_for,
 )
+from tests.helpers.studies import write
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open
@@ -125,7 +126,7 @@ def test_the_head_is_killed(
 
 
 def test_a_node_without_the_data_is_refused(nodes: RayNodes, tmp_path: Path) -> None:
-    from nas_attn.search.executors.ray_tune import RayExecutor
+    from nas_attn.search.executors.ray_tune.executor import RayExecutor
 
     missing = tmp_path / "none"
     with pytest.raises(SearchError, match=rf"no data folder {missing} on the Ray node.*transfer"):
@@ -145,7 +146,7 @@ def test_a_node_without_the_data_is_refused(nodes: RayNodes, tmp_path: Path) -> 
 def test_addresses_that_do_not_do_are_refused_at_once(
     address: str, message: str, tmp_path: Path
 ) -> None:
-    from nas_attn.search.executors.ray_tune import RayExecutor
+    from nas_attn.search.executors.ray_tune.executor import RayExecutor
 
     config = ExecutionConfig(executor="ray")
     with pytest.raises(SearchError, match=message):

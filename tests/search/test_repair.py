@@ -15,8 +15,9 @@ from optuna.storages.journal import JournalFileBackend
 from nas_attn.errors import SearchError
 from nas_attn.search.repair import Repair, describe, repair_journal
 from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import Record, TrialRecord, front
-from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord, front
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 
 DIRECTIONS = [direction.value for direction in OBJECTIVES.directions]
 TRIALS = 10

@@ -10,7 +10,7 @@ import pytest
 
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.samplers import StratifiedProposer, _spread
-from tests.search.fakes import make_sizer, make_space
+from tests.helpers.fakes import make_sizer, make_space
 
 
 def parameters(plan: AttentionPlan) -> int:

@@ -25,7 +25,7 @@ from nas_attn.search.sensitivity import (
 )
 from nas_attn.space import SearchSpace
 from nas_attn.study.sensitivity import SensitivityTarget
-from tests.search.fakes import BASELINE, OBJECTIVES, FakeCosts, make_space
+from tests.helpers.fakes import BASELINE, OBJECTIVES, FakeCosts, make_space
 
 SCHEMES = {
     "multi_head": {},

@@ -11,9 +11,10 @@ import pytest
 
 from nas_attn.search.leases import live_drivers
 from nas_attn.search.status import BUDGET, RunningStatus, Status, read_status
-from nas_attn.search.store import Record, TrialRecord
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.trials.job import Progress, TrialJob
-from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 
 HOUR = 3600.0
 

@@ -14,7 +14,7 @@ from nas_attn.pareto import dominates
 from nas_attn.search.config import SearchConfig, StoppingConfig
 from nas_attn.search.stopping import Halving, Rung
 from nas_attn.trials.job import Progress
-from tests.search.fakes import FakeExecutor, kill_drivers, make_conductor
+from tests.helpers.fakes import FakeExecutor, kill_drivers, make_conductor
 
 
 def count_dominators(points: list[tuple[float, ...]], index: int) -> int:

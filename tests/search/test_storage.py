@@ -11,13 +11,17 @@ import pytest
 
 from nas_attn.errors import SearchError
 from nas_attn.search.storage import open_storage
-from tests.search.servers import Postgres
+from nas_attn.search.store import Record
+from tests.helpers.fakes import OBJECTIVES
+from tests.helpers.servers import Postgres
 
 OPENERS = 4
 OPENER = """
 import sys
 from pathlib import Path
 from nas_attn.search.storage import open_storage
+from nas_attn.search.store import Record
+from tests.helpers.fakes import OBJECTIVES
 print("ready", flush=True)
 sys.stdin.readline()
 open_storage(sys.argv[1], Path(sys.argv[2]))
@@ -60,3 +64,13 @@ def test_nothing_answers(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("nas_attn.search.storage.OPEN_SECONDS", 0.5)
     with pytest.raises(SearchError, match=f"cannot open the storage {re.escape(url)}: "):
         open_storage(url, tmp_path)
+
+
+def test_storages_by_url(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    Record("one", open_storage(url, tmp_path), OBJECTIVES, create=True)
+    Record("one", open_storage(url, tmp_path), OBJECTIVES)
+    with pytest.raises(SearchError, match="holds no study 'two'"):
+        Record("two", open_storage(url, tmp_path), OBJECTIVES)
+    with pytest.raises(SearchError, match="cannot open the storage nosuch"):
+        open_storage("nosuch://x", tmp_path)

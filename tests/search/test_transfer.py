@@ -26,12 +26,13 @@ from nas_attn.search.executors.transfer import (
     _unpack,
 )
 from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record, TrialRecord
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.study import load_study
 from nas_attn.trials.job import SeedRun, TrialJob
 from nas_attn.trials.layout import checkpoint_is_whole
+from tests.helpers.ray_nodes import RayNodes, log_of, start_driver, wait_for
 from tests.helpers.studies import write
-from tests.search.ray_nodes import RayNodes, log_of, start_driver, wait_for
 
 CHANGES = {
     "training/arguments/max-epoch": 8,

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from optuna.trial import TrialState
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record, TrialRecord
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 from tests.helpers.cli import COMMAND
+from tests.helpers.servers import GrpcProxy, Postgres, close
 from tests.helpers.studies import write
-from tests.search.fakes import BASELINE, FakeExecutor, make_conductor
-from tests.search.servers import GrpcProxy, Postgres, close
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
 TRIALS = 20
@@ -173,16 +173,3 @@ def test_a_proxy_that_is_started_again_is_waited_for(search: Search, proxy: Grpc
     time.sleep(2)
     proxy.start()
     assert [attempts(trial) for trial in search.end()] == [1] * TRIALS
-
-
-def test_a_repeat_that_came_second_is_over_already(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=6)
-    FakeExecutor().run(conductor)
-    proposal = conductor.proposer.propose()
-    assert proposal is not None
-    late = replace(proposal, plan=BASELINE, twin=0, number=proposal.number - 1)
-    assert conductor._begin(late) is None
-    trial = conductor.record.trials()[proposal.number]
-    assert trial.is_withdrawn
-    assert trial.duplicate_of == 0
-    assert not trial.counts

@@ -16,13 +16,9 @@ from fairseq import options, scoring, tasks
 from fairseq.data import encoders
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from nas_attn.bleu import BleuTokenizer
 from nas_attn.errors import ConfigError
-from nas_attn.fairseq_tools.bleu import (
-    BleuTokenizer,
-    advice,
-    spaces_per_character,
-    validation_flags,
-)
+from nas_attn.fairseq_tools.bleu import advice, spaces_per_character, validation_flags
 from nas_attn.fairseq_tools.data import PreparedData, prepare
 from nas_attn.study.study import load_study
 from tests.helpers.studies import write

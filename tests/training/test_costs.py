@@ -19,7 +19,7 @@ from nas_attn.fairseq_tools.costs import (
 )
 from nas_attn.fairseq_tools.models import blank_dictionary, build_model, parse_architecture
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.search.candidates import expected_costs
+from nas_attn.search.plan_costs import expected_costs
 
 DEPTH = len(SCHEMES)
 EVERY = [AttentionChoice(scheme) for scheme in SCHEMES]

@@ -14,9 +14,11 @@ from optuna.storages import InMemoryStorage
 
 from nas_attn.errors import SearchError
 from nas_attn.search import patience
+from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import NewTrial, Record
-from tests.search.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import NewTrial
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
 
 
 def test_half_a_line_is_dropped(tmp_path: Path) -> None:
@@ -111,14 +113,6 @@ def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -
     assert len({trial.plan for trial in done}) == 8
 
 
-def test_records_of_old_are_read(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
-    old = {"objectives": {"loss": "nll_loss", "parameters": "total"}, "training": {"lr": 0.1}}
-    record.note("settings", old)
-    now = {"objectives": {"loss": "nll_loss", "costs": ["total"]}, "training": {"lr": 0.1}}
-    record.keep_settings(now)
-
-
 def test_a_trial_is_written_in_one_step(tmp_path: Path) -> None:
     record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     lines = len((tmp_path / JOURNAL).read_text().splitlines())
@@ -132,3 +126,11 @@ def test_a_trial_is_written_in_one_step(tmp_path: Path) -> None:
         )
     )
     assert len((tmp_path / JOURNAL).read_text().splitlines()) == lines + 1
+
+
+def test_other_directions_are_another_study(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path)
+    Record("one", storage, OBJECTIVES, create=True)
+    other = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
+    with pytest.raises(SearchError, match="has the directions minimize, minimize, but"):
+        Record("one", storage, other)

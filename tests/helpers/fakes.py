@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optuna.storages import BaseStorage
@@ -18,6 +18,7 @@ from nas_attn.search.loop import Conductor
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import Progress, SeedRun, TrialJob, TrialResult
@@ -38,6 +39,8 @@ def make_space(decide: str = "site", schemes: object = SPACE) -> SearchSpace:
 
 OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
 BASELINE = AttentionPlan.uniform(AttentionChoice("multi_head"), tuple(SHAPES))
+WARM = {"warm_start": {"source": "baseline"}}
+"""Settings of a search whose trials start from the trained baseline."""
 
 
 def make_sizer() -> Sizer:
@@ -105,6 +108,10 @@ def loss_of(job: TrialJob) -> float:
     """Falls with parameters, differs by plan, and is the same every time."""
     plan = AttentionPlan.parse(job.runs[0].command[1])
     return 2e5 / job.parameters + int(plan.digest[:4], 16) / 65536
+
+
+def trained(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.is_trained]
 
 
 VALIDATIONS = 9

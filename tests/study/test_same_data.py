@@ -13,9 +13,10 @@ from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.search.objectives import Objectives
-from nas_attn.search.same_data import DATA, keep_data
 from nas_attn.search.storage import open_storage
-from nas_attn.search.store import COMMANDS, NewTrial, Record
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import COMMANDS, NewTrial
+from nas_attn.study.same_data import DATA, keep_data
 from tests.helpers.studies import write
 
 OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
