@@ -39,7 +39,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from nas_attn.errors import SearchError
-from nas_attn.search import journal
+from nas_attn.search import journal, optuna_lock
 from nas_attn.search.repair import repair_journal
 from nas_attn.search.storage import JOURNAL, open_storage
 from nas_attn.search.store import Record
@@ -355,7 +355,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    journal.STALE_SECONDS = STALE_SECONDS
+    optuna_lock.STALE_SECONDS = STALE_SECONDS
     folder = Path(tempfile.mkdtemp(prefix="nas-attn-record-"))
     whole, record = folder / "whole", folder / "record"
     with contextlib.nullcontext() if options.no_disk else disk(record):

@@ -1529,6 +1529,7 @@ def _target_of_checkpoint(
     from nas_attn.search.config import ExecutionConfig
     from nas_attn.study.same_data import keep_data
     from nas_attn.study.sensitivity import plain_name, target_of_checkpoint
+    from nas_attn.study.settings import keep_settings
 
     if data is None:
         raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
@@ -1548,7 +1549,7 @@ def _target_of_checkpoint(
         if _open_record(earlier).settings() == target.settings:
             target = earlier
     record = _open_record(target, create=True)
-    record.keep_settings(target.settings)
+    keep_settings(record, target.settings)
     keep_data(record, target.data)
     return target, record
 

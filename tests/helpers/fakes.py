@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import BaseStorage
 
@@ -169,3 +170,15 @@ class FakeExecutor:
         failure = FailureKind.TRAINING if error else None
         losses = () if error else (final,)
         return TrialResult(losses=losses, plans=plans, seconds=2.0, error=error, failure=failure)
+
+
+def begin(folder: Path) -> Record:
+    """A record with one note, in the journal of a run folder."""
+    record = Record("one", open_storage(None, folder), OBJECTIVES, create=True)
+    record.note("first", 1)
+    return record
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """What is noted on such a record."""
+    return Record("one", open_storage(None, folder), OBJECTIVES).notes()

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from nas_attn.search.executors import gpus, local
 from nas_attn.search.executors.gpus import deal_gpus, visible_gpus
 from nas_attn.search.executors.local import LocalExecutor
 from nas_attn.search.executors.simulated import SimulatedExecutor
+from nas_attn.search.loop import JobBuilder
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.trials import runner as worker
@@ -112,6 +114,25 @@ def test_more_gpus_than_there_are_is_refused(
         deal_gpus(names, each, workers)
 
 
+def telling_jobs(folder: Path) -> JobBuilder:
+    """Trains nothing; what trainings see goes to the file `told`."""
+
+    def build(number: int, plan: AttentionPlan, _: str | None) -> TrialJob:
+        total = make_sizer().size(plan).total
+        trial, told = folder / f"{number:05d}", str(folder / "told")
+        run = SeedRun(seed=1, folder=str(trial / "seed-1"), command=(str(total), told))
+        return TrialJob(
+            number=number,
+            folder=str(trial),
+            metric="loss",
+            parameters=total,
+            runs=(run,),
+            plan=plan.to_json(),
+        )
+
+    return build
+
+
 @pytest.mark.parametrize(
     ("given", "each", "most"), [("GPU-a,GPU-b", 1, 1), ("5", 0.5, 2), ("7,2,5", 2, 1), ("", 0, 2)]
 )
@@ -124,21 +145,7 @@ def test_trials_see_their_gpus(
     monkeypatch.setattr(worker, "executable_form", lambda c: [sys.executable, "-c", TELLING, *c])
     monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
     conductor = make_conductor(tmp_path, trials=5)
-
-    def build(number: int, plan: AttentionPlan, _: str | None) -> TrialJob:
-        total = make_sizer().size(plan).total
-        folder, told = tmp_path / f"{number:05d}", str(tmp_path / "told")
-        run = SeedRun(seed=1, folder=str(folder / "seed-1"), command=(str(total), told))
-        return TrialJob(
-            number=number,
-            folder=str(folder),
-            metric="loss",
-            parameters=total,
-            runs=(run,),
-            plan=plan.to_json(),
-        )
-
-    conductor.build_job = build
+    conductor.build_job = telling_jobs(tmp_path)
     config = ExecutionConfig(warm=False, workers=None if each else 2)
     LocalExecutor(config, ResourcesConfig(gpus=each)).run(conductor)
     assert [trial.is_trained for trial in conductor.record.trials()] == [True] * 5
@@ -149,6 +156,20 @@ def test_trials_see_their_gpus(
         for name in seen.split(",") if each else ():
             beside = [s for s, b, e in told if name in s.split(",") and b < ended and e > began]
             assert 1 <= len(beside) <= most
+
+
+def test_a_search_runs_beside_the_main_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a notebook's thread, where no signal handler could be set."""
+    monkeypatch.setattr(worker, "executable_form", lambda c: [sys.executable, "-c", TELLING, *c])
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
+    conductor = make_conductor(tmp_path, trials=3)
+    conductor.build_job = telling_jobs(tmp_path)
+    executor = LocalExecutor(ExecutionConfig(warm=False, workers=2), ResourcesConfig())
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(executor.run, conductor).result(timeout=120)
+    assert conductor.outcome().finished == 3
 
 
 def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:

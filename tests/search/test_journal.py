@@ -1,4 +1,4 @@
-"""The journal: damaged ends, other writers, locks of the dead and the stopped, shared folders."""
+"""The journal: damaged ends, other writers, shared folders."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,13 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import (
     JournalFileBackend,
-    JournalFileOpenLock,
-    JournalFileSymlinkLock,
 )
 
 from nas_attn.errors import SearchError
-from nas_attn.search import journal, locks, patience
-from nas_attn.search import leases as ownership
-from nas_attn.search.journal import OptunaLock
-from nas_attn.search.leases import Ownership, live_drivers
-from nas_attn.search.locks import FileLock
+from nas_attn.search import journal, patience
 from nas_attn.search.storage import JOURNAL, open_storage
 from nas_attn.search.store import Record
-from tests.helpers.fakes import OBJECTIVES, kill_drivers, make_conductor
+from tests.helpers.fakes import OBJECTIVES, begin, notes
 
 ENDS = {
     "half a line": b'{"op_code":4,"wor',
@@ -45,16 +36,6 @@ ENDS = {
     "a carriage return": b'{"op_code":8,\r"trial\r\n',
     "several": b"\0\0\n{}\nnull\n\xff",
 }
-
-
-def begin(folder: Path) -> Record:
-    record = Record("one", open_storage(None, folder), OBJECTIVES, create=True)
-    record.note("first", 1)
-    return record
-
-
-def notes(folder: Path) -> dict[str, Any]:
-    return Record("one", open_storage(None, folder), OBJECTIVES).notes()
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
@@ -190,142 +171,6 @@ def test_optunas_own_backend_writes_at_the_same_time(tmp_path: Path) -> None:
     assert not (tmp_path / f"{JOURNAL}.damaged").exists()
 
 
-LOCKS: list[Callable[[str], JournalFileSymlinkLock | JournalFileOpenLock]] = [
-    JournalFileSymlinkLock,
-    JournalFileOpenLock,
-]
-
-
-@pytest.mark.parametrize("kind", LOCKS)
-def test_a_live_lock_of_optuna_is_waited_for(kind: Any, tmp_path: Path) -> None:
-    record = begin(tmp_path)
-    lock = kind(str(tmp_path / JOURNAL))
-    lock.acquire()
-    size = (tmp_path / JOURNAL).stat().st_size
-    write = threading.Thread(target=record.note, args=("second", 2))
-    write.start()
-    write.join(0.3)
-    assert write.is_alive()
-    assert (tmp_path / JOURNAL).stat().st_size == size
-    lock.release()
-    write.join(10)
-    assert notes(tmp_path)["second"] == 2
-
-
-@pytest.mark.parametrize("kind", LOCKS)
-def test_a_lock_that_optuna_left_behind_ends(
-    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    record = begin(tmp_path)
-    monkeypatch.setattr(journal, "STALE_SECONDS", 0.3)
-    kind(str(tmp_path / JOURNAL)).acquire()
-    record.note("second", 2)
-    assert "was left behind by a process that died" in caplog.text
-    assert notes(tmp_path)["second"] == 2
-
-
-def test_a_lock_that_points_nowhere_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Optuna leaves it that was given the journal by a relative path."""
-    record = begin(tmp_path)
-    monkeypatch.setattr(journal, "STALE_SECONDS", 0.3)
-    (tmp_path / f"{JOURNAL}.lock").symlink_to(f"runs/one/{JOURNAL}")
-    record.note("second", 2)
-    assert notes(tmp_path)["second"] == 2
-
-
-def test_a_lock_of_our_dead_is_removed_at_once(tmp_path: Path) -> None:
-    record = begin(tmp_path)
-    path = tmp_path / JOURNAL
-    dead = FileLock(path.with_name(path.name + ".flock"), "it")
-    dead.acquire()
-    OptunaLock(path, dead).acquire()
-    dead.release()  # as the kernel does
-    began = time.monotonic()
-    record.note("second", 2)
-    assert time.monotonic() - began < 5
-
-
-def test_a_lock_of_ours_on_another_machine_is_not_broken_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = begin(tmp_path)
-    monkeypatch.setattr(journal, "STALE_SECONDS", 0.5)
-    path = tmp_path / JOURNAL
-    OptunaLock(path, FileLock(path.with_name(path.name + ".flock"), "it")).acquire()
-    path.with_name(path.name + ".flock").write_text("17 elsewhere 0-0")
-    began = time.monotonic()
-    record.note("second", 2)
-    assert time.monotonic() - began > 0.5
-
-
-def test_optuna_waits_for_ours(tmp_path: Path) -> None:
-    begin(tmp_path)
-    path = tmp_path / JOURNAL
-    ours = FileLock(path.with_name(path.name + ".flock"), "it")
-    ours.acquire()
-    lock = OptunaLock(path, ours)
-    lock.acquire()
-    theirs = JournalFileSymlinkLock(str(path))
-    wait = threading.Thread(target=theirs.acquire)
-    wait.start()
-    wait.join(0.2)
-    assert wait.is_alive()
-    lock.release()
-    wait.join(10)
-    lock.release()  # theirs is not ours to give back
-    assert (tmp_path / f"{JOURNAL}.lock").is_symlink()
-    theirs.release()
-
-
-def test_without_links_a_file_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = begin(tmp_path)
-
-    def refuse(self: Path, target: str) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "symlink_to", refuse)
-    record.note("second", 2)
-    assert not (tmp_path / f"{JOURNAL}.lock").exists()
-    monkeypatch.setattr(journal, "STALE_SECONDS", 0.2)
-    JournalFileOpenLock(str(tmp_path / JOURNAL)).acquire()
-    record.note("third", 3)
-    assert notes(tmp_path).keys() == {"first", "second", "third"}
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from nas_attn.search.locks import FileLock
-FileLock(Path(sys.argv[1]), "it").acquire()
-print("held", flush=True)
-sys.stdin.readline()
-"""
-
-
-def test_a_stopped_process_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whoever waits for its lock says for whom; whoever only reads does not wait."""
-    record = begin(tmp_path)
-    monkeypatch.setattr(locks, "SAY_SECONDS", 0.1)
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / f"{JOURNAL}.flock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        holder.send_signal(signal.SIGSTOP)
-        write = threading.Thread(target=record.note, args=("second", 2))
-        write.start()
-        deadline = time.monotonic() + 20
-        while "is stopped" not in caplog.text and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert f"process {holder.pid} on" in caplog.text
-        assert f"kill -CONT {holder.pid}" in caplog.text
-        assert notes(tmp_path) == {"first": 1}
-        holder.kill()
-        write.join(10)
-    assert notes(tmp_path)["second"] == 2
-
-
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOLCK, errno.ESTALE, errno.EFBIG])
 @pytest.mark.parametrize("where", ["lock", "write", "open"])
 def test_a_shared_folder_that_is_away_is_waited_for(
@@ -374,40 +219,3 @@ def test_a_folder_without_leave_to_write(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(SearchError, match=r"cannot write the record .*: Permission denied"):
         record.note("second", 2)
-
-
-def test_a_stopped_driver_that_keeps_trials_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It lives, so its trials are not taken over; the other driver says for whom it waits."""
-    first = make_conductor(tmp_path)
-    assert first.next_job() is not None
-    other = make_conductor(tmp_path)
-    monkeypatch.setattr(ownership, "is_stopped", lambda pid: pid == os.getpid())
-    caplog.clear()
-    other._look()
-    pid = os.getpid()
-    assert f"trials 0 wait for the driver {first.ownership.driver}, which is stopped" in caplog.text
-    assert f"kill -CONT {pid} lets it go on" in caplog.text
-    other._look()
-    assert caplog.text.count("which is stopped") == 1
-    kill_drivers()
-
-
-def test_where_locks_do_not_work_drivers_are_heard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without locks nobody seems dead, nor alive for ever."""
-    record = begin(tmp_path)
-    driver = Ownership(record, tmp_path, heartbeat_seconds=60, grace_seconds=180)
-
-    def refuse(file: Any, how: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", refuse)
-        told = record.notes()
-        at = told[f"driver {driver.driver}"]["at"]
-        assert live_drivers(told, now=at + 10, grace_seconds=60) == [driver.driver]
-        assert live_drivers(told, now=at + 70, grace_seconds=60) == []
-    driver.close()

@@ -1,18 +1,26 @@
-"""Several drivers of one study in one process: who runs which trial."""
+"""Several drivers of one study: who runs which trial, and who lives."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from optuna.trial import TrialState
 
+from nas_attn.search import leases
+from nas_attn.search.leases import Ownership, live_drivers
 from nas_attn.search.trial_record import DRIVER, PLAN, NewTrial
 from nas_attn.trials.job import Progress, TrialJob, TrialResult
 from tests.helpers.fakes import (
     BASELINE,
     WARM,
     FakeExecutor,
+    begin,
     kill_drivers,
     make_conductor,
     trained,
@@ -129,3 +137,40 @@ def test_a_repeat_that_came_second_is_over_already(tmp_path: Path) -> None:
     assert trial.is_withdrawn
     assert trial.duplicate_of == 0
     assert not trial.counts
+
+
+def test_a_stopped_driver_that_keeps_trials_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lives, so its trials are not taken over; the other driver says for whom it waits."""
+    first = make_conductor(tmp_path)
+    assert first.next_job() is not None
+    other = make_conductor(tmp_path)
+    monkeypatch.setattr(leases, "is_stopped", lambda pid: pid == os.getpid())
+    caplog.clear()
+    other._look()
+    pid = os.getpid()
+    assert f"trials 0 wait for the driver {first.ownership.driver}, which is stopped" in caplog.text
+    assert f"kill -CONT {pid} lets it go on" in caplog.text
+    other._look()
+    assert caplog.text.count("which is stopped") == 1
+    kill_drivers()
+
+
+def test_where_locks_do_not_work_drivers_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without locks nobody seems dead, nor alive for ever."""
+    record = begin(tmp_path)
+    driver = Ownership(record, tmp_path, heartbeat_seconds=60, grace_seconds=180)
+
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        told = record.notes()
+        at = told[f"driver {driver.driver}"]["at"]
+        assert live_drivers(told, now=at + 10, grace_seconds=60) == [driver.driver]
+        assert live_drivers(told, now=at + 70, grace_seconds=60) == []
+    driver.close()
