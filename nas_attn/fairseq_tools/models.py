@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from nas_attn.attention import Attention
 from nas_attn.attention.counting import ModelSize, count_model, count_plan
@@ -83,8 +87,49 @@ def build_model(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.
 
 def build_on_meta(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.nn.Module:
     """`build_model` without storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn(), _no_positions_computed():
         return build_model(args, dictionaries)
+
+
+# For tensors without storage torch imports its compiler to draw or compute values, which takes two
+# seconds; so there is nothing drawn and nothing computed.
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out drawing weights on the meta device."""
+
+    DRAWING = (
+        init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_,
+    )  # fmt: skip
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in self.DRAWING:
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def _no_positions_computed() -> Iterator[None]:
+    """Leaves out fairseq's table of sines; what it refuses is still refused."""
+    from fairseq.modules import SinusoidalPositionalEmbedding
+
+    compute = SinusoidalPositionalEmbedding.get_embedding
+
+    def blank(count: int, width: int, padding_idx: int | None = None) -> Tensor:
+        with torch.device("cpu"):
+            compute((padding_idx or 0) + 1, width, padding_idx)
+        return torch.empty(count, width)
+
+    SinusoidalPositionalEmbedding.get_embedding = staticmethod(blank)
+    try:
+        yield
+    finally:
+        SinusoidalPositionalEmbedding.get_embedding = staticmethod(compute)
 
 
 def check_model(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from nas_attn.cli.main import app
+from tests.helpers.forked import run_module
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main"]
 """The command as a new process, for tests that kill it or wait for its start."""
@@ -20,9 +20,8 @@ def run(*arguments: str, status: int = 0, cwd: Path | None = None) -> str:
     Returns:
         What it printed; of a command that is to fail, its standard error.
     """
-    command = [*COMMAND, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
+    done = run_module("nas_attn.cli.main", arguments, cwd=cwd)
+    assert done.status == status, done.stdout + done.stderr
     return done.stdout if status == 0 else done.stderr
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nas_attn.light_fairseq import defer_sklearn
 from nas_attn.trials.processes.guard import die_with
 
 MESSAGE_BYTES = 1 << 20
@@ -62,6 +63,7 @@ def main() -> None:
 
 def import_fairseq() -> str | None:
     """Import what trainings import; returns why there is no serving, or None."""
+    defer_sklearn()
     try:
         for name in IMPORTED:
             importlib.import_module(name)

@@ -1,0 +1,35 @@
+"""Counting starts without what it does not need, and what is deferred computes the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys
+from nas_attn.fairseq_tools.models import count_architecture
+flags = ["--share-all-embeddings"]
+size = count_architecture("multi_head_transformer_wmt_en_de", 32768, None, flags)
+loaded = sorted({"torch._dynamo", "sklearn", "pandas"} & set(sys.modules))
+from fairseq.criterions.sentence_prediction import f1_score, _matthews_corrcoef
+from fairseq.tasks.audio_classification import sklearn_metrics
+import sklearn.metrics
+truth, told = [1, 0, 1, 1], [1, 1, 1, 0]
+print(json.dumps({
+    "total": size.total,
+    "loaded": loaded,
+    "same": [
+        f1_score(y_true=truth, y_pred=told) == sklearn.metrics.f1_score(truth, told),
+        _matthews_corrcoef(truth, told) == sklearn.metrics.matthews_corrcoef(truth, told),
+        sklearn_metrics.roc_auc_score(truth, told) == sklearn.metrics.roc_auc_score(truth, told),
+    ],
+}))
+"""
+
+
+def test_counting_imports_neither_the_compiler_nor_scikit_learn() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"total": 60_915_712, "loaded": [], "same": [True] * 3}
