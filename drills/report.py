@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nas_attn.analysis.trials import Trials
 from nas_attn.attention.counting import ModelSize
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.models import Sizer
@@ -141,7 +142,6 @@ def main() -> None:
     context = ReportContext(
         name="made-up",
         description="",
-        objectives=OBJECTIVES,
         seeds=1,
         settings={},
         versions=versions,
@@ -153,7 +153,7 @@ def main() -> None:
         trials = make_trials(count)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            page = write_report(trials, context, Path(folder))
+            page = write_report(Trials(trials, OBJECTIVES), context, Path(folder))
             seconds = time.perf_counter() - start
             size = (page.stat().st_size - library) / 1e6
             print(f"{count:6,} trials: written in {seconds:5.1f} s, page {size:.2f} MB", end="; ")

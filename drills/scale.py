@@ -68,6 +68,7 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     import optuna
     import yaml
 
+    from nas_attn.analysis.trials import Trials
     from nas_attn.report import ReportContext, write_report
     from nas_attn.search.executors.simulated import SimulatedExecutor
     from nas_attn.search.leases import Ownership
@@ -120,13 +121,12 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     again = conductor()
     assert again.next_job() is None
     restart = time.perf_counter() - began
-    trials_read = again.record.trials()
+    trials_read = Trials(again.record.trials(), study.objectives)
     again.ownership.close()
 
     context = ReportContext(
         name="scale",
         description="",
-        objectives=study.objectives,
         seeds=1,
         settings={},
         versions=dict.fromkeys(("nas-attn", "torch", "optuna", "fairseq-fixed"), ""),

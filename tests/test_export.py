@@ -23,6 +23,7 @@ import torch
 from optuna.trial import TrialState
 
 from nas_attn.amounts import parse_amount
+from nas_attn.analysis.trials import Trials
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
@@ -51,7 +52,7 @@ def trial(
     return read_trial(made, objectives)
 
 
-TRIALS = [
+RECORDS = [
     trial(0, 1000, 2.0, **{BASELINE: True}),
     trial(1, 600, 2.5),
     trial(2, 500, 2.25),
@@ -59,6 +60,7 @@ TRIALS = [
     trial(4, 300, 3.0),
     trial(5, 300, 1.0, **{DUPLICATE: 4}),
 ]
+TRIALS = Trials(RECORDS, OBJECTIVES)
 
 
 @pytest.mark.parametrize(
@@ -87,19 +89,19 @@ def test_what_is_no_amount(text: str) -> None:
 
 
 def test_the_best_within_a_budget() -> None:
-    assert best_within(TRIALS, 10_000, OBJECTIVES).number == 3
-    assert best_within(TRIALS, 800, OBJECTIVES).number == 3
-    assert best_within(TRIALS, 799, OBJECTIVES).number == 2
-    assert best_within(TRIALS, 300, OBJECTIVES).number == 4  # trial 5 has no training of its own
+    assert best_within(TRIALS, 10_000).number == 3
+    assert best_within(TRIALS, 800).number == 3
+    assert best_within(TRIALS, 799).number == 2
+    assert best_within(TRIALS, 300).number == 4  # trial 5 has no training of its own
     better = [trial(0, 10, 30.0, BLEU), trial(1, 20, 31.0, BLEU), trial(2, 90, 33.0, BLEU)]
-    assert best_within(better, 20, BLEU).number == 1
+    assert best_within(Trials(better, BLEU), 20).number == 1
 
 
 def test_nothing_within_a_budget() -> None:
     with pytest.raises(RefusedError, match="within 299 total parameters: the smallest is trial 4"):
-        best_within(TRIALS, 299, OBJECTIVES)
+        best_within(TRIALS, 299)
     with pytest.raises(RefusedError, match="no trial is trained yet"):
-        best_within([], 299, OBJECTIVES)
+        best_within(TRIALS[:0], 299)
 
 
 def test_trials_that_are_not_trained() -> None:
@@ -110,17 +112,17 @@ def test_trials_that_are_not_trained() -> None:
         trial_with_number(TRIALS, 5)
     failed = replace(TRIALS[1], state=TrialState.FAIL)
     with pytest.raises(RefusedError, match=r"trial 1 is not trained \(failed\)"):
-        trial_with_number([TRIALS[0], failed], 1)
+        trial_with_number(Trials([TRIALS[0], failed], OBJECTIVES), 1)
 
 
 def test_the_comparison_with_the_baseline() -> None:
-    text = comparison_text(TRIALS[3], TRIALS, OBJECTIVES)
+    text = comparison_text(TRIALS[3], TRIALS)
     assert "the baseline has 2.0000 with 1,000: -0.1000 (better) for -20.0%" in text
-    assert "(worse)" in comparison_text(TRIALS[2], TRIALS, OBJECTIVES)
-    assert "is the multi-head baseline" in comparison_text(TRIALS[0], TRIALS, OBJECTIVES)
-    assert "baseline is not trained" in comparison_text(TRIALS[2], TRIALS[1:], OBJECTIVES)
+    assert "(worse)" in comparison_text(TRIALS[2], TRIALS)
+    assert "is the multi-head baseline" in comparison_text(TRIALS[0], TRIALS)
+    assert "baseline is not trained" in comparison_text(TRIALS[2], TRIALS[1:])
     higher = [trial(0, 10, 30.0, BLEU, **{BASELINE: True}), trial(1, 20, 31.0, BLEU)]
-    assert "+1.0000 (better)" in comparison_text(higher[1], higher, BLEU)
+    assert "+1.0000 (better)" in comparison_text(higher[1], Trials(higher, BLEU))
 
 
 @dataclass
@@ -140,9 +142,10 @@ class Searched:
         return load_study(str(self.path), runs=self.runs)
 
     @property
-    def trials(self) -> list[TrialRecord]:
+    def trials(self) -> Trials:
         storage = open_storage(None, self.runs / self.study.config.name)
-        return list(Record(self.study.config.name, storage, self.study.objectives).trials())
+        record = Record(self.study.config.name, storage, self.study.objectives)
+        return Trials.of(record, self.runs / self.study.config.name)
 
 
 def search(folder: Path, data: PreparedData, changes: dict[str, Any]) -> Searched:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nas_attn.analysis.trials import Trials
 from nas_attn.errors import TrialFileError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.pareto import dominates, hypervolume
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.search.trial_record import TrialRecord
 from nas_attn.trials.layout import START
 from nas_attn.validation_log import read_report
 
@@ -60,15 +60,15 @@ class Progress:
     final: float
 
 
-def reference_of(trials: Sequence[TrialRecord], objectives: Objectives) -> Reference | None:
+def reference_of(trials: Trials) -> Reference | None:
     """The baseline's costs, and a score a little worse than the front's worst.
 
     None without a trained baseline.
     """
-    baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+    baseline, objectives = trials.baseline, trials.objectives
     if baseline is None or baseline.point is None:
         return None
-    weak = weak_loss([t.point for t in front(trials) if t.point], baseline.point)
+    weak = weak_loss([t.point for t in trials.front if t.point], baseline.point)
     shown = -weak if objectives.maximise else weak
     return Reference(
         (weak, *baseline.point[1:]),
@@ -95,17 +95,14 @@ def weak_loss(front: Sequence[Sequence[float]], baseline: Sequence[float]) -> fl
     return max(losses) + (SLACK * span if span > 0 else (WEAKER - 1.0) * abs(max(losses)))
 
 
-def progress_of(
-    trials: Sequence[TrialRecord], objectives: Objectives, reference: Reference | None = None
-) -> Progress | None:
+def progress_of(trials: Trials, reference: Reference | None = None) -> Progress | None:
     """Follow a search; None without a trained baseline or where nothing is within the reference.
 
     Args:
-        trials: of the search.
-        objectives: of the study.
-        reference: None takes that of these trials.
+        trials: Trials of the search.
+        reference: Reference point; None takes that of these trials.
     """
-    reference = reference or reference_of(trials, objectives)
+    reference = reference or reference_of(trials)
     paid = [trial for trial in trials if trial.counts and (trial.is_trained or trial.seconds)]
     if reference is None or not paid:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nas_attn.analysis.trials import Trials
 from nas_attn.plan import SiteShape
 from nas_attn.search.trial_record import TrialRecord
 
@@ -57,23 +58,20 @@ class Importance:
         return self.share > self.chance
 
 
-def importance_of(
-    trials: Sequence[TrialRecord], shapes: Mapping[str, SiteShape], *, maximise: bool = False
-) -> list[Importance]:
+def importance_of(trials: Trials, shapes: Mapping[str, SiteShape]) -> list[Importance]:
     """Units from the most important to the least; none with few trials.
 
     A parabola through loss over cost takes out what size alone does; what is left is compared
     among the schemes of each unit. Units that never vary are left out.
 
     Args:
-        trials: of a study.
-        shapes: of the model's sites.
-        maximise: whether the loss is a score that is better when higher.
+        trials: Trials of a study.
+        shapes: Shapes of the model's sites.
     """
-    trained = [t for t in trials if t.is_trained and t.plan is not None and t.cost is not None]
+    trained = [t for t in trials.trained if t.plan is not None and t.cost is not None]
     if len(trained) < LEAST_TRIALS:
         return []
-    sign = -1.0 if maximise else 1.0
+    sign = -1.0 if trials.objectives.maximise else 1.0
     residuals = _residuals(
         np.array([float(trial.cost or 0) for trial in trained]),
         np.array([sign * (trial.loss or 0.0) for trial in trained]),

@@ -124,8 +124,8 @@ def _clearly_dominates(better: TrialRecord, trial: TrialRecord, noise: Noise) ->
     return ahead > noise.margin(better.loss or 0.0, trial.loss or 0.0)
 
 
-def noise_text(noise: Noise, losses: Sequence[float]) -> str:
-    """The noise of trials of such losses, from the least to the most."""
-    errors = [noise.at(loss).error for loss in losses]
-    texts = dict.fromkeys(f"{error:.4f}" for error in (min(errors), max(errors)))
-    return " to ".join(texts)
+def standard_error(losses: Sequence[float]) -> float | None:
+    """Standard error of the mean over seeds; None with one."""
+    if len(losses) < 2:
+        return None
+    return float(statistics.stdev(losses) / len(losses) ** 0.5)

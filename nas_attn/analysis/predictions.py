@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nas_attn.analysis.sensitivity import Findings, Outcome
+from nas_attn.analysis.trials import Trials
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
@@ -26,7 +26,6 @@ from nas_attn.search.sensitivity import (
     validity_of,
 )
 from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.sensitivity import SensitivityTarget
 
 
@@ -162,7 +161,7 @@ class Predictions:
             checks=checks,
             validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
             chosen=spread_predictions(front, points),
-            outcomes=self._outcomes(model, self.searched.trials()),
+            outcomes=self._outcomes(model, Trials(self.searched.trials(), self.target.objectives)),
             is_same_measure=self.target.is_same_metric,
         )
 
@@ -189,14 +188,14 @@ class Predictions:
             found.append(check)
         return found
 
-    def _outcomes(self, model: AdditiveModel, trials: Sequence[TrialRecord]) -> list[Outcome]:
+    def _outcomes(self, model: AdditiveModel, trials: Trials) -> list[Outcome]:
         """The search's trials of which a prediction was made, the baseline left out."""
-        baseline = next((t for t in trials if t.is_baseline and t.is_trained), None)
+        baseline = trials.baseline
         if baseline is None or self.target.objectives.maximise:
             return []
         found = []
-        for trial in trials:
-            if trial.plan is None or not trial.is_trained or trial.is_baseline:
+        for trial in trials.trained:
+            if trial.plan is None or trial.is_baseline:
                 continue
             predicted = model.predict(trial.plan)
             if predicted is not None:

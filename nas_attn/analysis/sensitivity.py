@@ -1,27 +1,19 @@
-"""What single conversions cost, which plans they predict, and whether that holds: as files."""
+"""What single conversions cost, which plans they predict, and whether that holds."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
-from nas_attn.report.figures import save_figure
-from nas_attn.report.tables import write_rows
 from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, Validity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
 """Changes of the loss, in bits a token, for which units' savings are told."""
-SHOWN = (1e-3, 3.0)
-"""The least and the largest change that colours of the heat map tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,29 +134,6 @@ class Findings:
         return rows
 
 
-def write_findings(findings: Findings, folder: Path) -> None:
-    """Write tables, figures and summary.md.
-
-    sensitivity.csv (single changes), predicted.csv (the front), checks.csv (predicted and
-    measured), outcomes.csv (what training made of predictions), heatmap and predicted as PNG and
-    SVG.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(
-        [_change_row(change, findings) for change in findings.changes], folder / "sensitivity.csv"
-    )
-    if findings.checks:
-        rows = [asdict(check) | {"plan": check.plan.dumps()} for check in findings.checks]
-        write_rows(rows, folder / "checks.csv")
-    if findings.outcomes:
-        rows = [asdict(o) | {"plan": o.plan.dumps()} for o in findings.outcomes]
-        write_rows(rows, folder / "outcomes.csv")
-    write_rows([prediction_row(p, findings) for p in findings.front], folder / "predicted.csv")
-    for name, figure in (("heatmap", heat_map(findings)), ("predicted", curve(findings))):
-        save_figure(figure, folder, name)
-    (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
-
-
 def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]:
     """A predicted point, corrected, and with what was measured if it was."""
     measured = {check.plan: check.measured for check in findings.checks}
@@ -181,7 +150,7 @@ def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]
     }
 
 
-def _change_row(change: Change, findings: Findings) -> dict[str, Any]:
+def change_row(change: Change, findings: Findings) -> dict[str, Any]:
     measured = findings.measured[change.plan]
     return {
         "unit": change.unit,
@@ -192,124 +161,3 @@ def _change_row(change: Change, findings: Findings) -> dict[str, Any]:
         "change_error": measured.error,
         "plan": change.plan.dumps(),
     }
-
-
-def _summary(findings: Findings) -> str:
-    lines = [f"# {findings.name}: what single conversions cost", "", findings.verdict, ""]
-    if not findings.is_guide:
-        return "\n".join(lines)
-    lines += [
-        f"| {findings.axis} | change | predicted loss change | measured | plan |",
-        "|---:|---:|---:|---:|---|",
-    ]
-    for prediction in findings.chosen:
-        row = prediction_row(prediction, findings)
-        measured = "" if row["measured"] is None else f"{row['measured']:+.4f}"
-        lines.append(
-            f"| {row['cost']:,} | {row['cost_change']:+.1%} | {row['corrected']:+.4f} "
-            f"| {measured} | {prediction.plan} |"
-        )
-    if findings.trained_ranks is not None:
-        lines += ["", f"{outcome_text(findings)}."]
-    return "\n".join(lines) + "\n"
-
-
-def outcome_text(findings: Findings) -> str:
-    """How trained trials compare with predictions, in words; empty with too few."""
-    ranks = findings.trained_ranks
-    if ranks is None:
-        return ""
-    text = f"Predictions and {len(findings.outcomes)} trained trials: {ranks}"
-    if findings.remaining is not None:
-        text += (
-            f"; fine-tuning left {findings.remaining:.2f} of what was predicted (median), so the "
-            "curve is drawn at that scale, too"
-        )
-    return text
-
-
-def curve(findings: Findings) -> Figure:
-    """The predicted front, with what was measured without training, and what training made of
-    it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    expected = [findings.corrected(p.change) for p in findings.front]
-    costs = [p.cost for p in findings.front]
-    axes.step(costs, expected, where="post", color="#0b5cad", linewidth=1.4, label="predicted")
-    if findings.remaining is not None:
-        after = [findings.remaining * change for change in expected]
-        axes.step(
-            costs,
-            after,
-            where="post",
-            color="#c44e00",
-            linewidth=1.0,
-            linestyle="--",
-            label=f"predicted, times {findings.remaining:.2f} for fine-tuning",
-        )
-    for kind, marker in (("predicted", "o"), ("random", "x")):
-        some = [check for check in findings.checks if check.kind == kind]
-        if some:
-            axes.scatter(
-                [check.cost for check in some],
-                [check.measured for check in some],
-                s=22,
-                marker=marker,
-                color="#0b5cad" if kind == "predicted" else "#8a8f98",
-                label=f"converted, {'from this front' if kind == 'predicted' else 'random plans'}",
-            )
-    if findings.outcomes and findings.is_same_measure:
-        axes.scatter(
-            [o.cost for o in findings.outcomes],
-            [o.trained for o in findings.outcomes],
-            s=30,
-            marker="^",
-            facecolors="none",
-            edgecolors="#c44e00",
-            label="trained trials, against the trained baseline",
-        )
-    axes.axhline(0.0, color="#8a8f98", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_xlabel(findings.axis.replace("_", " "))
-    axes.set_ylabel("change of the validation loss, bits a token")
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def heat_map(findings: Findings) -> Figure:
-    """Units by choices, coloured by the change of the loss."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    units = list(dict.fromkeys(change.unit for change in findings.changes))
-    choices = list(dict.fromkeys(change.choice for change in findings.changes))
-    values = np.full((len(units), len(choices)), np.nan)
-    for change in findings.changes:
-        place = units.index(change.unit), choices.index(change.choice)
-        values[place] = max(SHOWN[0], findings.measured[change.plan].change)
-    # Choices that cost most come last, wherever the space lists them.
-    order = np.argsort(np.nanmean(values, axis=0), kind="stable")
-    size = (3.2 + 0.34 * len(choices), 2.4 + 0.3 * len(units))
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    image = axes.imshow(values[:, order], cmap="cividis_r", norm=LogNorm(*SHOWN), aspect="auto")
-    axes.set_yticks(range(len(units)), units, fontsize=8)
-    axes.set_xticks(
-        range(len(choices)),
-        [choices[i] for i in order],
-        fontsize=7,
-        rotation=60,
-        ha="right",
-        rotation_mode="anchor",
-    )
-    axes.set_title("Change of the validation loss, one unit converted", fontsize=9)
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label("bits a token", fontsize=8)
-    return figure

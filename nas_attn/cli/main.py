@@ -32,8 +32,8 @@ from nas_attn.search.config import KnownCost
 
 if TYPE_CHECKING:
     from nas_attn.analysis.agreement import Agreement
-    from nas_attn.analysis.comparison import Searched
     from nas_attn.analysis.predictions import Limits, Predictions
+    from nas_attn.analysis.searches import Searched
     from nas_attn.analysis.sensitivity import Findings
     from nas_attn.plan import AttentionPlan
     from nas_attn.search.candidates import Proposer
@@ -317,8 +317,8 @@ def sensitivity(
     with --space, files go to a folder named after the space.
     """
     from nas_attn.analysis.predictions import Limits, Predictions
-    from nas_attn.analysis.sensitivity import write_findings
     from nas_attn.cli.screens import predictions_table, savings_table
+    from nas_attn.report.sensitivity import write_findings
     from nas_attn.study.study import space_folder
 
     if Path(study).suffix == ".pt":
@@ -371,7 +371,7 @@ def proposals(
     With --check every proposal is derived again from what its driver saw, by the study file as it
     is now. The exit status is 1 if one comes out otherwise.
     """
-    from nas_attn.report.tables import state_text
+    from nas_attn.report.formatting import state_text
     from nas_attn.search.audit import derive_again, running_then
     from nas_attn.search.provenance import check_proposing
     from nas_attn.study.study import load_study
@@ -1069,6 +1069,7 @@ def export(
     nas-attn export my_study --best-under 20M --out small_model
     """
     from nas_attn.amounts import parse_amount
+    from nas_attn.analysis.trials import Trials
     from nas_attn.study.study import load_study
     from nas_attn.workflows.export import (
         best_within,
@@ -1083,12 +1084,12 @@ def export(
     loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
     _keep(loaded, record)
-    trials = record.trials()
+    trials = Trials.of(record, loaded.folder)
     if budget is not None:
-        chosen = best_within(trials, budget, loaded.objectives)
+        chosen = best_within(trials, budget)
     else:
         chosen = trial_with_number(trials, trial or 0)
-    said = comparison_text(chosen, trials, loaded.objectives)
+    said = comparison_text(chosen, trials)
     for line in (f"trial {chosen.number}: {chosen.text}", said):
         console.print(Text(line), soft_wrap=True)
     with _interruptible():
@@ -1138,15 +1139,16 @@ def compare(
     nas-attn compare my_study runs/my_other_study --out runs/compare
     """
     from nas_attn.analysis.comparison import compare as compare_searches
-    from nas_attn.analysis.comparison import parse_reference, write_comparison
+    from nas_attn.analysis.searches import parse_reference
     from nas_attn.cli.screens import comparison_table
+    from nas_attn.report.comparison import interval_text, reference_text, write_comparison
 
     given = None if reference is None else parse_reference(reference)
     compared = compare_searches([_searched(name, runs) for name in studies], given)
     write_comparison(compared, out)
-    console.print(Text(compared.reference_text), soft_wrap=True)
+    console.print(Text(reference_text(compared)), soft_wrap=True)
     console.print(comparison_table(compared))
-    for line in (compared.interval_text, *compared.notes):
+    for line in (interval_text(compared), *compared.notes):
         console.print(Text(line), soft_wrap=True)
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
 
@@ -1275,7 +1277,7 @@ def _searched(name: str, runs: Path) -> Searched:
     """A search by its run folder, study file or name; by name a run folder comes first."""
     import optuna
 
-    from nas_attn.analysis.comparison import is_run_folder, open_run_folder, read_searched
+    from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
     from nas_attn.study.study import load_study, shipped_names
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -1321,14 +1323,15 @@ def _confirmation(study: Study, record: Record, seeds: int, *, create: bool = Fa
 
 def _confirmed_rows(study: Study, record: Record) -> list[dict[str, Any]]:
     """What the last confirmation has given; empty if there was none."""
-    from nas_attn.report.tables import confirmation_rows
+    from nas_attn.analysis.confirmation import confirmation_rows
+    from nas_attn.analysis.trials import Trials
 
     seeds = record.notes().get(CONFIRMED)
     if seeds is None:
         return []
     numbers = {t.plan: t.number for t in record.trials() if t.plan is not None and t.is_trained}
-    trials = _confirmation(study, record, seeds).trials()
-    return confirmation_rows(trials, study.objectives, numbers)
+    confirmed = _confirmation(study, record, seeds).trials()
+    return confirmation_rows(Trials(confirmed, study.objectives), numbers)
 
 
 def _run_search(
@@ -1430,7 +1433,7 @@ def _search_by_sampler(
 def _search_by_predictions(study: Study, record: Record, address: str | None) -> Conductor:
     """Train points that single conversions predict to be best, and then what the study says."""
     from nas_attn.analysis.predictions import Limits, Predictions
-    from nas_attn.analysis.sensitivity import write_findings
+    from nas_attn.report.sensitivity import write_findings
     from nas_attn.search.sensitivity import largest_steps, spread_predictions
     from nas_attn.study.sensitivity import target_of_study
 
@@ -1776,6 +1779,7 @@ def _write_report(study: Study, record: Record, out: Path, troubles: Sequence[st
         out: folder of the report.
         troubles: what is to be said beforehand.
     """
+    from nas_attn.analysis.trials import Trials
     from nas_attn.report import ReportContext, write_report
     from nas_attn.search.provenance import machine_of, versions_of
 
@@ -1789,14 +1793,13 @@ def _write_report(study: Study, record: Record, out: Path, troubles: Sequence[st
             logger.warning("the report is without a part: %s", said[-1])
             return instead
 
-    trials = record.trials()
-    if not any(trial.is_trained for trial in trials):
+    trials = Trials.of(record, study.folder)
+    if not trials.trained:
         raise NasAttnError("no trial is complete yet, so there is nothing to report")
     notes = record.notes()
     context = ReportContext(
         name=study.config.name,
         description=study.config.description,
-        objectives=study.objectives,
         seeds=len(study.config.training.seeds),
         settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
         versions=dict.fromkeys(_versions(), "(not on record)") | versions_of(notes),

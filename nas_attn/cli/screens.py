@@ -17,14 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn.analysis.comparison import Comparison, ratio_text
+from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.sensitivity import TOLERANCES, Findings, prediction_row
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.cli.text_plot import Series, TextPlot
 from nas_attn.fairseq_tools.self_test import Finding
-from nas_attn.report.context import cost_words
-from nas_attn.report.tables import cost_text, state_text
+from nas_attn.report.comparison import ratio_text
+from nas_attn.report.formatting import cost_text, cost_words, state_text
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.snapshot import LATEST, Snapshot
 from nas_attn.search.status import Status

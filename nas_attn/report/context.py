@@ -9,9 +9,7 @@ from typing import Any
 
 from nas_attn.analysis.agreement import Agreement
 from nas_attn.analysis.sensitivity import Findings
-from nas_attn.attention.counting import ModelSize
 from nas_attn.plan import SiteShape
-from nas_attn.search.objectives import Objectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,6 @@ class ReportContext:
     Args:
         name: of the study.
         description: in the user's words.
-        objectives: what was weighed.
         seeds: trainings of a trial.
         settings: kept with the trials.
         versions: of the libraries, as kept with the study.
@@ -39,7 +36,6 @@ class ReportContext:
 
     name: str
     description: str
-    objectives: Objectives
     seeds: int
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -54,43 +50,8 @@ class ReportContext:
     study: Sequence[str] = ()
 
     @property
-    def loss(self) -> str:
-        return self.objectives.loss
-
-    @property
-    def quality(self) -> str:
-        """The measure of quality in words."""
-        return self.objectives.quality
-
-    @property
-    def costs(self) -> dict[str, str]:
-        """The costs in words."""
-        return {name: cost_words(name) for name in self.objectives.costs}
-
-    @property
-    def axis(self) -> str:
-        """The first cost in words."""
-        return self.costs[self.objectives.axis]
-
-    @property
-    def counts_parameters(self) -> bool:
-        """Whether the axis counts parameters, of which the effective ones are part."""
-        return self.objectives.axis in ModelSize._fields
-
-    @property
     def export_text(self) -> str:
         """The command that exports a trial, with {trial} for its number; empty without a study."""
         if not self.study:
             return ""
         return f"nas-attn export {shlex.join(self.study)} --trial {{trial}} --out trial-{{trial}}"
-
-
-def cost_words(name: str) -> str:
-    """A cost in words."""
-    if name in ModelSize._fields:
-        return f"{name.replace('_', '-')} parameters"
-    return {
-        "cache_bytes": "cache bytes a token",
-        "flops": "operations a sentence",
-        "decoding_seconds": "decoding seconds a sentence",
-    }[name]

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nas_attn.analysis.trials import Trials
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.commands import interactive_command, plugin_folder
@@ -21,9 +22,8 @@ from nas_attn.fairseq_tools.folders import split_files
 from nas_attn.fairseq_tools.portable import make_portable, without_paths
 from nas_attn.fairseq_tools.prune import load_checkpoint, prune_model
 from nas_attn.plan import AttentionPlan
-from nas_attn.report.context import cost_words
-from nas_attn.report.tables import cost_text, markdown_text, state_text
-from nas_attn.search.objectives import Objectives
+from nas_attn.report.formatting import cost_text, cost_words, state_text
+from nas_attn.report.rendering import markdown_text
 from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.study import Study
 from nas_attn.trials.layout import BEST, COMMANDS_FILE, best_checkpoint
@@ -52,14 +52,14 @@ class Exported:
     test_bytes: int
 
 
-def trial_with_number(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
+def trial_with_number(trials: Trials, number: int) -> TrialRecord:
     """The trained trial of a number.
 
     Raises:
         RefusedError: there is no such trial, or it has no training of its own.
     """
     found = next((trial for trial in trials if trial.number == number), None)
-    trained = ", ".join(str(trial.number) for trial in trials if trial.is_trained) or "none yet"
+    trained = ", ".join(str(trial.number) for trial in trials.trained) or "none yet"
     if found is None:
         raise RefusedError(f"there is no trial {number}; trained are {trained}")
     if found.duplicate_of is not None:
@@ -70,39 +70,35 @@ def trial_with_number(trials: Sequence[TrialRecord], number: int) -> TrialRecord
     return found
 
 
-def best_within(
-    trials: Sequence[TrialRecord], budget: float, objectives: Objectives
-) -> TrialRecord:
+def best_within(trials: Trials, budget: float) -> TrialRecord:
     """The trained trial with the best loss among those whose first cost is within a budget.
 
     Args:
-        trials: of the study.
-        budget: the most that it may cost, on the objectives' axis.
-        objectives: of the study.
+        trials: Trials of the study.
+        budget: The most that it may cost, on the objectives' axis.
 
     Raises:
         RefusedError: none is within; names the smallest.
     """
-    trained = [trial for trial in trials if trial.is_trained and trial.cost is not None]
+    trained = [trial for trial in trials.trained if trial.cost is not None]
     if not trained:
         raise RefusedError("no trial is trained yet; nas-attn status says how far the search is")
     within = [trial for trial in trained if _cost(trial) <= budget]
     if not within:
         least = min(trained, key=lambda trial: (_cost(trial), trial.point, trial.number))
+        axis = cost_words(trials.objectives.axis)
         raise RefusedError(
-            f"no trained trial is within {budget:,.0f} {cost_words(objectives.axis)}: the smallest "
-            f"is trial {least.number} with {_cost(least):,}"
+            f"no trained trial is within {budget:,.0f} {axis}: the smallest is trial "
+            f"{least.number} with {_cost(least):,}"
         )
     return min(within, key=lambda trial: (trial.point or (), _cost(trial), trial.number))
 
 
-def comparison_text(
-    trial: TrialRecord, trials: Sequence[TrialRecord], objectives: Objectives
-) -> str:
+def comparison_text(trial: TrialRecord, trials: Trials) -> str:
     """A trial's loss and first cost, and how they compare with the baseline's, as a sentence."""
-    loss, axis = f"validation {objectives.loss}", objectives.axis
+    loss, axis = f"validation {trials.objectives.loss}", trials.objectives.axis
     has = f"{loss} {trial.loss:.4f} with {cost_text(axis, trial.cost)} {cost_words(axis)}"
-    baseline = next((other for other in trials if other.is_baseline and other.is_trained), None)
+    baseline = trials.baseline
     if baseline is None:
         return f"{has}; the baseline is not trained, so there is nothing to compare it with"
     if baseline.number == trial.number:
@@ -119,7 +115,7 @@ def comparison_text(
 def export_trial(
     study: Study,
     trial: TrialRecord,
-    trials: Sequence[TrialRecord],
+    trials: Trials,
     out: Path,
     *,
     with_test: bool = True,
@@ -160,14 +156,7 @@ def export_trial(
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(target.parent, state, [*needed, *test])
         partial.mkdir()
-        save_checkpoint(state, partial / CHECKPOINT)
-        text = json.dumps(plan.to_json(), indent=2) + "\n"
-        (partial / PLAN).write_text(text, encoding="utf-8")
-        for path in (*needed, *test):
-            if path.name == SENTENCEPIECE_MODEL:
-                (partial / path.name).write_bytes(without_paths(path.read_bytes()))
-            else:
-                shutil.copyfile(path, partial / path.name)
+        _write_model(partial, state, plan, [*needed, *test])
         made = PreparedData(folder=partial, languages=data.languages)
         text = readme_text(study, trial, trials, made, has_test=bool(test))
         (partial / README).write_text(text, encoding="utf-8")
@@ -184,10 +173,24 @@ def export_trial(
     return Exported(folder=out, plan=plan, bytes=size, test_bytes=size_of_test)
 
 
+def _write_model(
+    folder: Path, state: dict[str, Any], plan: AttentionPlan, files: Sequence[Path]
+) -> None:
+    """Write the checkpoint, the plan, and files of the data set without paths of this machine."""
+    save_checkpoint(state, folder / CHECKPOINT)
+    text = json.dumps(plan.to_json(), indent=2) + "\n"
+    (folder / PLAN).write_text(text, encoding="utf-8")
+    for path in files:
+        if path.name == SENTENCEPIECE_MODEL:
+            (folder / path.name).write_bytes(without_paths(path.read_bytes()))
+        else:
+            shutil.copyfile(path, folder / path.name)
+
+
 def readme_text(
     study: Study,
     trial: TrialRecord,
-    trials: Sequence[TrialRecord],
+    trials: Trials,
     exported: PreparedData,
     *,
     has_test: bool,
@@ -202,7 +205,7 @@ def readme_text(
         has_test: whether the test side is in the folder.
     """
     seeds = study.config.training.seeds
-    about = comparison_text(trial, trials, study.objectives)
+    about = comparison_text(trial, trials)
     own = f" Losses are means over {len(seeds)} seeds; the checkpoint is of seed {seeds[0]}"
     own += f", with {trial.losses[0]:.4f}." if trial.losses else "."
     lines = [

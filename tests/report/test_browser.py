@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
+from nas_attn.analysis.trials import Trials
 from nas_attn.report import ReportContext, write_report
 from nas_attn.search.trial_record import TrialRecord
 from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
@@ -62,7 +63,6 @@ def address(trials: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory)
     context = ReportContext(
         name=HOSTILE,
         description=HOSTILE,
-        objectives=objectives,
         seeds=1,
         settings={"name": HOSTILE, "search": {"sampler": "tpe", "startup_trials": 5}},
         versions=VERSIONS,
@@ -72,7 +72,8 @@ def address(trials: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory)
         shapes=SHAPES,
         study=("my study.yaml",),
     )
-    return write_report(trials, context, tmp_path_factory.mktemp("report")).as_uri()
+    collection = Trials(trials, objectives)
+    return write_report(collection, context, tmp_path_factory.mktemp("report")).as_uri()
 
 
 @pytest.fixture
@@ -223,7 +224,6 @@ def test_two_thousand_trials_fit(trials: list[TrialRecord], tmp_path: Path) -> N
     context = ReportContext(
         name="many",
         description="",
-        objectives=OBJECTIVES,
         seeds=1,
         settings={},
         versions=VERSIONS,
@@ -231,5 +231,5 @@ def test_two_thousand_trials_fit(trials: list[TrialRecord], tmp_path: Path) -> N
         evaluate={},
         shapes=SHAPES,
     )
-    page = write_report(many, context, tmp_path)
+    page = write_report(Trials(many, OBJECTIVES), context, tmp_path)
     assert page.stat().st_size - len(get_plotlyjs().encode()) < 5e6

@@ -17,23 +17,26 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from nas_attn.analysis.comparison import (
-    Comparison,
+from nas_attn.analysis.bootstrap import volume_of
+from nas_attn.analysis.comparison import Comparison, Row, compare
+from nas_attn.analysis.searches import (
     Reference,
-    Row,
     Searched,
-    _volume,
-    compare,
-    comparison_text,
     early_reference_of,
     open_run_folder,
     parse_reference,
     read_searched,
-    write_comparison,
 )
+from nas_attn.analysis.trials import Trials
 from nas_attn.cli.main import app
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.pareto import hypervolume
+from nas_attn.report.comparison import (
+    comparison_text,
+    interval_text,
+    reference_text,
+    write_comparison,
+)
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.store import SETTINGS
 from nas_attn.search.trial_record import (
@@ -74,8 +77,7 @@ def searched(
 ) -> Searched:
     return Searched(
         name=name,
-        trials=trials,
-        objectives=objectives,
+        trials=Trials(trials, objectives),
         settings=settings,
         folder=Path("runs") / name,
     )
@@ -104,7 +106,7 @@ def test_volumes_are_those_of_the_general_function() -> None:
     for _ in range(50):
         points = [(draw.randint(1, 12), draw.randint(1, 12)) for _ in range(draw.randint(1, 9))]
         costs, losses = np.array(sorted(points), dtype=float).T
-        assert _volume(costs, losses, (9.0, 8.0)) == pytest.approx(hypervolume(points, (9, 8)))
+        assert volume_of(costs, losses, (9.0, 8.0)) == pytest.approx(hypervolume(points, (9, 8)))
 
 
 def test_what_a_comparison_says() -> None:
@@ -113,12 +115,12 @@ def test_what_a_comparison_says() -> None:
     second = searched("second", [trial(0, 10, 3.0), trial(1, 6, 2.0), stopped])
     found = compare([first, second], "first")
     assert found.reference.point(OBJECTIVES) == (10, 6.0)
-    assert "cost and first validation of the baseline of first" in found.reference_text
+    assert "cost and first validation of the baseline of first" in reference_text(found)
     common = compare([first, second])
     # On the common front are 4 at 4.0 and 6 at 2.0.
     assert common.reference.point(OBJECTIVES) == (10, 4.2)
-    assert (
-        "cost of the baseline of first, and the worst loss on the common" in common.reference_text
+    assert "cost of the baseline of first, and the worst loss on the common" in reference_text(
+        common
     )
     one, two = found.rows
     assert (one.trials_trained, one.front_points, one.updates, one.seconds) == (3, 2, 30, 6.0)
@@ -126,7 +128,7 @@ def test_what_a_comparison_says() -> None:
     assert (one.hypervolume, two.hypervolume) == (6 * 2, 4 * 4)
     assert (one.ratio, one.ratio_low, two.ratio) == (1.0, None, pytest.approx(16 / 12))
     assert found.interval == "trials"
-    assert "noise of training is unknown" in found.interval_text
+    assert "noise of training is unknown" in interval_text(found)
 
 
 def test_higher_is_better_too() -> None:
@@ -177,7 +179,7 @@ def test_an_interval_is_for_the_ratio_without_noise() -> None:
         again += low <= ratio(seeded(f"c{turn}"), seeded(f"d{turn}", 0.1)) <= high
     assert covered >= 0.88 * rounds
     assert again < covered
-    assert "noise of its own and falls outside more often" in found.interval_text
+    assert "noise of its own and falls outside more often" in interval_text(found)
 
 
 def test_single_trials_are_drawn_where_one_search_has_one_seed() -> None:
@@ -230,7 +232,7 @@ def test_references() -> None:
     found = compare([one, seeded("two")], parse_reference("50,9"))
     assert found.rows[1].ratio is None
     assert any("give a weaker one with --reference" in note for note in found.notes)
-    assert "given with --reference" in found.reference_text
+    assert "given with --reference" in reference_text(found)
 
 
 def test_the_reference_of_fine_tuned_searches_comes_before_the_fine_tuning(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import pytest
 
 from nas_attn.analysis.hypervolume import progress_of, reference_of
 from nas_attn.analysis.importance import importance_of
+from nas_attn.analysis.reproduction import reproduction_texts
+from nas_attn.analysis.trials import Trials
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.report import summary_text
 from nas_attn.report.figures import write_print_figures
-from nas_attn.report.latex import latex_table, latex_text
+from nas_attn.report.formatting import price_text, retention_text
+from nas_attn.report.latex import latex_table
 from nas_attn.report.pictures import (
     MIXED,
     codes_text,
@@ -22,14 +25,7 @@ from nas_attn.report.pictures import (
     plan_picture,
     scheme_styles,
 )
-from nas_attn.report.tables import (
-    front_table,
-    price_text,
-    reproduction_texts,
-    retention_text,
-    trials_table,
-)
-from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.report.rendering import latex_text
 from tests.helpers.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
 from tests.report.test_report import context
 
@@ -38,10 +34,10 @@ QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
 
 
 @pytest.fixture
-def trials(tmp_path: Path) -> list[TrialRecord]:
+def trials(tmp_path: Path) -> Trials:
     conductor = make_conductor(tmp_path / "run", trials=14)
     FakeExecutor().run(conductor)
-    return conductor.record.trials()
+    return Trials(conductor.record.trials(), OBJECTIVES)
 
 
 def test_every_scheme_has_a_look_of_its_own() -> None:
@@ -71,7 +67,7 @@ def test_pictures() -> None:
     assert label_of(BASELINE) == "multi_head"
 
 
-def with_effect(trials: list[TrialRecord], site: str) -> list[TrialRecord]:
+def with_effect(trials: Trials, site: str) -> Trials:
     """Trials whose losses depend on their cost, and on the scheme at one site."""
     changed = []
     for trial in trials:
@@ -80,27 +76,27 @@ def with_effect(trials: list[TrialRecord], site: str) -> list[TrialRecord]:
         bad = dict(trial.plan)[site][0].scheme == "collaborative"
         loss = 3.0 - trial.cost / 1e5 + (0.5 if bad else 0.0)
         changed.append(replace(trial, loss=loss))
-    return changed
+    return Trials(changed, OBJECTIVES)
 
 
 @pytest.mark.parametrize("site", list(SHAPES))
-def test_what_mattered_is_found(trials: list[TrialRecord], site: str) -> None:
+def test_what_mattered_is_found(trials: Trials, site: str) -> None:
     found = importance_of(with_effect(trials, site), SHAPES)
     assert found[0].unit == site
     assert found[0].share > 0.3, "size takes some of it: collaborative attention is smaller"
     assert [effect.scheme for effect in found[0].effects] == ["multi_head", "collaborative"]
     scores = [replace(t, loss=-(t.loss or 0.0)) for t in with_effect(trials, site)]
-    assert importance_of(scores, SHAPES, maximise=True) == found
+    assert importance_of(Trials(scores, replace(OBJECTIVES, maximise=True)), SHAPES) == found
 
 
-def test_chance_is_told_from_effects(trials: list[TrialRecord]) -> None:
+def test_chance_is_told_from_effects(trials: Trials) -> None:
     """Where schemes have no effect, the largest share is called clear in about one of twenty."""
     draw = random.Random(5)
     trained = [t for t in trials if t.plan is not None and t.is_trained][:12]
     clear, largest = 0, 0.0
     for _ in range(100):
         noisy = [replace(t, loss=draw.gauss(0, 1)) for t in trained]
-        found = importance_of(noisy, SHAPES)
+        found = importance_of(Trials(noisy, OBJECTIVES), SHAPES)
         clear += found[0].is_clear
         largest = max(largest, found[0].share)
     assert clear <= 12
@@ -108,50 +104,48 @@ def test_chance_is_told_from_effects(trials: list[TrialRecord]) -> None:
     assert importance_of(with_effect(trials, "decoder_self"), SHAPES)[0].is_clear
 
 
-def test_few_trials_say_nothing_of_what_mattered(trials: list[TrialRecord]) -> None:
+def test_few_trials_say_nothing_of_what_mattered(trials: Trials) -> None:
     assert importance_of(trials[:11], SHAPES) == []
 
 
-def test_progress_grows_to_all_of_it(trials: list[TrialRecord]) -> None:
-    progress = progress_of(trials, OBJECTIVES)
+def test_progress_grows_to_all_of_it(trials: Trials) -> None:
+    progress = progress_of(trials)
     assert progress is not None
     assert progress.share[-1] == 1.0
     assert list(progress.share) == sorted(progress.share)
     assert progress.trials[-1] == len([t for t in trials if t.is_trained])
-    best = front(trials)
+    best = trials.front
     losses = [trial.loss or 0.0 for trial in best]
     weak = max(losses) + 0.1 * (max(losses) - min(losses))
     assert progress.reference.point == (pytest.approx(weak), trials[0].cost)
     assert progress.share[1] < 0.8, "the second trial does not have nearly all"
-    assert progress_of([t for t in trials if not t.is_baseline], OBJECTIVES) is None
+    assert progress_of(trials[1:]) is None
 
 
-def test_a_front_of_one_point_has_a_reference(trials: list[TrialRecord]) -> None:
-    alone = progress_of(trials[:1], OBJECTIVES)
+def test_a_front_of_one_point_has_a_reference(trials: Trials) -> None:
+    alone = progress_of(trials[:1])
     assert alone is None, "the baseline itself is at the reference's cost"
-    reference = reference_of(trials[:1], OBJECTIVES)
+    reference = reference_of(trials[:1])
     assert reference is not None
     assert reference.point[0] == pytest.approx(1.2 * (trials[0].loss or 0.0))
     score = replace(trials[0], loss=20.0, point=(-20.0, float(trials[0].cost or 0)))
-    scored = reference_of([score], replace(OBJECTIVES, maximise=True))
+    scored = reference_of(Trials([score], replace(OBJECTIVES, maximise=True)))
     assert scored is not None
     assert scored.point[0] == pytest.approx(-16.0)
 
 
-def test_retention_and_price(trials: list[TrialRecord]) -> None:
+def test_retention_and_price(trials: Trials) -> None:
     baseline = replace(trials[0], loss=2.0, cost=1000, point=(2.0, 1000.0))
     smaller = replace(trials[1], loss=2.5, cost=800, point=(2.5, 800.0))
-    rows = front_table([baseline, smaller], OBJECTIVES).to_dict("records")
+    rows = Trials([baseline, smaller], OBJECTIVES).front_frame().to_dict("records")
     assert [retention_text(row) for row in rows] == ["80.0%", ""]
     assert [price_text(row) for row in rows] == ["+0.2500", ""], "0.5 for two tenths"
 
 
-def test_the_same_record_gives_the_same_figure(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_the_same_record_gives_the_same_figure(trials: Trials, tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        table = trials_table(trials)
-        words = {"total": "total parameters"}
-        write_print_figures(table, tmp_path / name, quality="loss", costs=words)
+        write_print_figures(trials, tmp_path / name)
     for ending in ("png", "svg"):
         first, second = (
             (tmp_path / n / f"front.{ending}").read_bytes() for n in ("first", "second")
@@ -159,31 +153,33 @@ def test_the_same_record_gives_the_same_figure(trials: list[TrialRecord], tmp_pa
         assert first == second
 
 
-def test_a_score_of_nought_has_no_retention(trials: list[TrialRecord]) -> None:
+def test_a_score_of_nought_has_no_retention(trials: Trials) -> None:
     objectives = replace(OBJECTIVES, maximise=True)
     baseline = replace(trials[0], loss=0.0, cost=1000, point=(0.0, 1000.0))
     smaller = replace(trials[1], loss=0.0, cost=800, point=(0.0, 800.0))
-    rows = front_table([baseline, smaller], objectives).to_dict("records")
+    rows = Trials([baseline, smaller], objectives).front_frame().to_dict("records")
     assert [retention_text(row) for row in rows] == ["", ""]
-    better = front_table([replace(baseline, loss=20.0), replace(smaller, loss=15.0)], objectives)
-    assert retention_text(better.to_dict("records")[0]) == "75.0%"
+    better = [replace(baseline, loss=20.0), replace(smaller, loss=15.0)]
+    table = Trials(better, objectives).front_frame()
+    assert retention_text(table.to_dict("records")[0]) == "75.0%"
 
 
-def test_noise_of_nought_is_no_fault(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_noise_of_nought_is_no_fault(trials: Trials, tmp_path: Path) -> None:
     """Two seeds whose losses are the same."""
     alike = [
         replace(t, losses=(t.loss, t.loss)) if t.is_trained and t.loss is not None else t
         for t in trials
     ]
-    text = summary_text(alike, context())
+    text = summary_text(Trials(alike, OBJECTIVES), context())
     assert "of such a loss): 0.0000. Spread of the loss along the front: " in text
 
 
-def test_the_latex_table_marks_what_is_not_on_the_front(trials: list[TrialRecord]) -> None:
+def test_the_latex_table_marks_what_is_not_on_the_front(trials: Trials) -> None:
     worse = replace(trials[0], loss=99.0, point=(99.0, float(trials[0].cost or 0)))
-    table = front_table([worse, *trials[1:]], OBJECTIVES)
+    found = Trials([worse, *trials[1:]], OBJECTIVES)
+    table = found.front_frame()
     assert not table[table["baseline"]]["on_front"].any()
-    text = latex_table(table, context())
+    text = latex_table(found)
     assert "multi-head (baseline, dominated) &" in text
     assert text.count("dominated") == 1
 
@@ -194,7 +190,7 @@ def test_latex_takes_any_text() -> None:
     )
 
 
-def test_training_again_has_its_own_folder_for_tensorboard(trials: list[TrialRecord]) -> None:
+def test_training_again_has_its_own_folder_for_tensorboard(trials: Trials) -> None:
     command = (*trials[0].commands[0], "--tensorboard-logdir", "runs/x/tensorboard")
     (text,) = reproduction_texts(replace(trials[0], commands=(command,)))
     assert "--tensorboard-logdir checkpoints/trial-0-run-1/tensorboard" in text

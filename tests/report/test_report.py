@@ -14,15 +14,12 @@ import pandas as pd
 import pytest
 
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
+from nas_attn.analysis.confirmation import confirmation_rows
 from nas_attn.analysis.noise import LEAST_DEGREES, Noise, undecided
+from nas_attn.analysis.trials import Trials
 from nas_attn.curves import recorded_curves
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, summary_text, write_report
-from nas_attn.report.tables import (
-    confirmation_rows,
-    front_table,
-    trials_table,
-)
 from nas_attn.search.trial_record import SIZE, TrialRecord, read_trial
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
@@ -32,18 +29,17 @@ VERSIONS = dict.fromkeys(("nas-attn", "torch", "optuna", "fairseq-fixed"), "1.0"
 
 
 @pytest.fixture
-def trials(tmp_path: Path) -> list[TrialRecord]:
+def trials(tmp_path: Path) -> Trials:
     conductor = make_conductor(tmp_path / "run", trials=14)
     executor = FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None)
     executor.run(conductor)
-    return conductor.record.trials()
+    return Trials(conductor.record.trials(), OBJECTIVES)
 
 
 def context(name: str = "fake") -> ReportContext:
     return ReportContext(
         name=name,
         description=HOSTILE,
-        objectives=OBJECTIVES,
         seeds=1,
         settings={"name": HOSTILE},
         versions=VERSIONS,
@@ -87,7 +83,7 @@ def page_data(page: Path) -> dict[str, Any]:
     return data
 
 
-def test_everything_is_written(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_everything_is_written(trials: Trials, tmp_path: Path) -> None:
     page = write_report(trials, context(), tmp_path / "report")
     names = {path.name for path in page.parent.iterdir()}
     written = "index.html front.csv trials.csv curves.csv front.json front.png front.svg summary.md"
@@ -109,7 +105,7 @@ def test_everything_is_written(trials: list[TrialRecord], tmp_path: Path) -> Non
         assert str(trial.plan) in page.read_text()
 
 
-def test_the_page_runs_nothing_from_outside(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_the_page_runs_nothing_from_outside(trials: Trials, tmp_path: Path) -> None:
     page = write_report(trials, context(name=HOSTILE), tmp_path / "report")
     outline = Outline()
     outline.feed(page.read_text(encoding="utf-8"))
@@ -121,16 +117,16 @@ def test_the_page_runs_nothing_from_outside(trials: list[TrialRecord], tmp_path:
     assert "&lt;script&gt;alert(1)" in text
 
 
-def test_summaries_show_texts_as_they_are(trials: list[TrialRecord]) -> None:
-    odd = replace(context(name=HOSTILE), objectives=replace(OBJECTIVES, loss="a|b"))
-    text = summary_text(trials, odd)
+def test_summaries_show_texts_as_they_are(trials: Trials) -> None:
+    odd = Trials(trials, replace(OBJECTIVES, loss="a|b"))
+    text = summary_text(odd, context(name=HOSTILE))
     assert "<script>" not in text
     columns = {line.replace("\\|", "").count("|") for line in text.splitlines() if "|" in line[:1]}
     assert len(columns) == 1, "no cell is cut in two"
 
 
-def test_the_baseline_has_its_row(trials: list[TrialRecord]) -> None:
-    table = front_table(trials, OBJECTIVES)
+def test_the_baseline_has_its_row(trials: Trials) -> None:
+    table = trials.front_frame()
     (row,) = table[table["baseline"]].to_dict("records")
     assert row["trial"] == 0
     assert row["loss_change"] == 0
@@ -138,7 +134,7 @@ def test_the_baseline_has_its_row(trials: list[TrialRecord]) -> None:
     assert list(table["cost"]) == sorted(table["cost"])
 
 
-def test_noise_is_of_trials_of_such_a_loss(trials: list[TrialRecord]) -> None:
+def test_noise_is_of_trials_of_such_a_loss(trials: Trials) -> None:
     assert Noise.of(trials) is None
     calm = [seeded(trials[n], 100 - n, 3 + n / 10 - 0.01, 3 + n / 10 + 0.01) for n in range(12)]
     wild = [seeded(trials[n], 50 - n, 6 + n / 10 - 0.5, 6 + n / 10 + 0.5) for n in range(12)]
@@ -157,7 +153,7 @@ def test_noise_is_of_trials_of_such_a_loss(trials: list[TrialRecord]) -> None:
     assert few.at(3.0).degrees == 3, "all that there are"
 
 
-def test_poor_trials_do_not_blur_good_ones(trials: list[TrialRecord]) -> None:
+def test_poor_trials_do_not_blur_good_ones(trials: Trials) -> None:
     """What the noise of poor trials would leave open, that of good ones decides."""
     good = [seeded(trials[n], 100 + n, 3 + n / 10 - 0.01, 3 + n / 10 + 0.01) for n in range(11)]
     poor = [seeded(trials[n], 50 - n, 6 + n / 10 - 0.5, 6 + n / 10 + 0.5) for n in range(11)]
@@ -169,13 +165,12 @@ def test_poor_trials_do_not_blur_good_ones(trials: list[TrialRecord]) -> None:
 
 
 def test_an_empty_study_has_an_empty_table() -> None:
-    assert trials_table([]).empty
-    assert front_table([], OBJECTIVES).empty
+    empty = Trials([], OBJECTIVES)
+    assert empty.to_frame().empty
+    assert empty.front_frame().empty
 
 
-def test_effective_parameters_stand_beside_the_objective(
-    trials: list[TrialRecord], tmp_path: Path
-) -> None:
+def test_effective_parameters_stand_beside_the_objective(trials: Trials, tmp_path: Path) -> None:
     write_report(trials, context(), tmp_path)
     table = pd.read_csv(tmp_path / "trials.csv").dropna(subset=["effective"])
     assert (table["effective_cost"] == table["effective"]).all()  # the objective is the total
@@ -185,14 +180,13 @@ def test_effective_parameters_stand_beside_the_objective(
     assert f">{baseline.effective:,}<" in (tmp_path / "index.html").read_text()
 
 
-def test_records_from_before_effective_parameters_are_read(
-    trials: list[TrialRecord], tmp_path: Path
-) -> None:
+def test_records_from_before_effective_parameters_are_read(trials: Trials, tmp_path: Path) -> None:
     size = {"attention": 1, "non_embedding": 2, "total": 3}
     old = optuna.trial.create_trial(values=[1.0, 3.0], user_attrs={SIZE: size})
     found = read_trial(old, OBJECTIVES)
     assert (found.cost, found.effective) == (3, None)
-    page = write_report([replace(trial, effective=None) for trial in trials], context(), tmp_path)
+    older = Trials([replace(trial, effective=None) for trial in trials], OBJECTIVES)
+    page = write_report(older, context(), tmp_path)
     assert page.is_file()
 
 
@@ -201,7 +195,7 @@ def seeded(trial: TrialRecord, cost: int, *losses: float) -> TrialRecord:
     return replace(trial, losses=losses, loss=mean, cost=cost, point=(mean, float(cost)))
 
 
-def test_a_point_dominates_only_beyond_the_noise(trials: list[TrialRecord]) -> None:
+def test_a_point_dominates_only_beyond_the_noise(trials: Trials) -> None:
     """The standard error of a mean of two is 0.1; with three degrees of freedom, 3.182 is Student's
     97.5 % quantile, so that a difference must exceed 0.45."""
     best = seeded(trials[0], 100, 0.9, 1.1)
@@ -214,12 +208,12 @@ def test_a_point_dominates_only_beyond_the_noise(trials: list[TrialRecord]) -> N
     assert noise.margin(1.0, 1.5) == pytest.approx(3.182 * 0.1 * 2**0.5, rel=1e-3)
     assert undecided(found, noise) == {near.number}
     assert undecided(found, None) == set()
-    table = front_table(found, OBJECTIVES)
+    table = Trials(found, OBJECTIVES).front_frame()
     assert list(table["within_noise"]) == [False, True]
     assert table["loss_error"].iloc[0] == pytest.approx(0.1)
 
 
-def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_confirmation_takes_seeds_as_pairs(trials: Trials, tmp_path: Path) -> None:
     baseline = replace(
         seeded(trials[0], 200, 1.0, 2.0, 3.0),
         tests=({"bleu": 20.0}, {"bleu": 21.0}, {"bleu": 22.0}),
@@ -233,7 +227,8 @@ def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord], tmp_path: 
         tests=({"bleu": 24.0}, {"bleu": 25.1}, {"bleu": 25.9}),
     )
     assert other.plan is not None
-    rows = confirmation_rows([baseline, other, third], OBJECTIVES, {other.plan: 7})
+    confirmed = Trials([baseline, other, third], OBJECTIVES)
+    rows = confirmation_rows(confirmed, {other.plan: 7})
     assert [row["cost"] for row in rows] == [100, 100, 150, 150, 200, 200]
     named = {(row["cost"], row["score"]): row for row in rows}
     loss = named[100, "validation loss"]
@@ -252,7 +247,7 @@ def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord], tmp_path: 
     assert named[200, "test bleu"]["change"] is None
 
     about = replace(context(), confirmed=rows)
-    page = write_report([baseline, other, third], about, tmp_path)
+    page = write_report(confirmed, about, tmp_path)
     assert "with 3 seeds that the search did not use" in page.read_text()
     table = pd.read_csv(tmp_path / "confirmed.csv")
     assert list(table["score"]) == ["validation loss", "test bleu"] * 3
@@ -260,7 +255,7 @@ def test_confirmation_takes_seeds_as_pairs(trials: list[TrialRecord], tmp_path: 
 
 
 def compared(
-    trials: list[TrialRecord], warm: list[float], cold: list[float]
+    trials: Trials, warm: list[float], cold: list[float]
 ) -> tuple[list[TrialRecord], list[TrialRecord]]:
     """Trials of a search and of the trainings from nothing, with losses of one's own."""
     done = [trial for trial in trials if trial.is_trained and not trial.is_baseline]
@@ -272,7 +267,7 @@ def compared(
     )
 
 
-def test_rank_agreement(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_rank_agreement(trials: Trials, tmp_path: Path) -> None:
     order = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
     agreement = agreement_of(*compared(trials, order, [10 * loss for loss in order]))
     assert agreement is not None
@@ -306,21 +301,19 @@ def test_rank_agreement(trials: list[TrialRecord], tmp_path: Path) -> None:
     assert agreement_of(*compared(trials, order[:5], order[:5])) is None
 
 
-def test_compared_trials_are_spread_by_rank(trials: list[TrialRecord]) -> None:
+def test_compared_trials_are_spread_by_rank(trials: Trials) -> None:
     warm, _ = compared(trials, [1.0] * 9, [1.0] * 9)
     assert [warm.index(trial) for trial in spread_evenly(warm, 5)] == [0, 2, 4, 6, 8]
     assert len(spread_evenly(warm, 20)) == 9
     assert spread_evenly(trials, 5) == []
 
 
-def test_a_second_cost_has_its_column_and_its_panel(
-    trials: list[TrialRecord], tmp_path: Path
-) -> None:
+def test_a_second_cost_has_its_column_and_its_panel(trials: Trials, tmp_path: Path) -> None:
     both = replace(OBJECTIVES, costs=("total", "decoding_seconds"))
     timed = [
         replace(t, costs={**t.costs, "decoding_seconds": 0.0123 * (t.number + 1)}) for t in trials
     ]
-    page = write_report(timed, replace(context(), objectives=both), tmp_path)
+    page = write_report(Trials(timed, both), context(), tmp_path)
     assert "| decoding seconds a sentence |" in (tmp_path / "summary.md").read_text()
     assert "| 0.0123 |" in (tmp_path / "summary.md").read_text()
     text = page.read_text()
@@ -334,7 +327,7 @@ def test_a_second_cost_has_its_column_and_its_panel(
     assert size[0] > size[1]
 
 
-def test_trials_that_were_not_trained_say_so(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_trials_that_were_not_trained_say_so(trials: Trials, tmp_path: Path) -> None:
     refused = replace(
         trials[1],
         state=optuna.trial.TrialState.PRUNED,
@@ -343,12 +336,12 @@ def test_trials_that_were_not_trained_say_so(trials: list[TrialRecord], tmp_path
         loss=None,
         point=None,
     )
-    page = write_report([trials[0], refused], context(), tmp_path)
+    page = write_report(Trials([trials[0], refused], OBJECTIVES), context(), tmp_path)
     assert "<b>1</b>over a limit, not trained" in page.read_text()
     assert page_data(page)["trials"][1]["state"] == "over a limit"
 
 
-def test_recorded_curves_can_be_replayed(trials: list[TrialRecord], tmp_path: Path) -> None:
+def test_recorded_curves_can_be_replayed(trials: Trials, tmp_path: Path) -> None:
     write_report(trials, context(), tmp_path)
     curves = recorded_curves(tmp_path / "curves.csv")
     done = [trial for trial in trials if trial.is_trained]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nas_attn.analysis.sensitivity import Findings, Outcome, outcome_text, write_findings
+from nas_attn.analysis.sensitivity import Findings, Outcome
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.report.sensitivity import outcome_text, write_findings
 from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, validity_of
 
 PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from nas_attn.attention.counting import count_plan
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.report.tables import state_text
+from nas_attn.report.formatting import state_text
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.trial_record import front
 from nas_attn.trials.job import Progress, TrialJob, TrialResult

@@ -1,0 +1,202 @@
+"""Searches to compare, read from run folders, and the reference points that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nas_attn.amounts import parse_amount
+from nas_attn.analysis.hypervolume import first_validation, weak_loss
+from nas_attn.analysis.trials import Trials
+from nas_attn.errors import RefusedError
+from nas_attn.fairseq_tools.commands import maximises
+from nas_attn.pareto import non_dominated
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.storage import JOURNAL, open_storage
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
+
+ASK_FOR_REFERENCE = "give a reference with --reference COST,LOSS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """A search to compare, finished or running.
+
+    Args:
+        name: as it is shown.
+        trials: on its record.
+        settings: kept with the trials.
+        folder: its run folder.
+    """
+
+    name: str
+    trials: Trials
+    settings: dict[str, Any]
+    folder: Path
+
+    @property
+    def objectives(self) -> Objectives:
+        """What it weighs."""
+        return self.trials.objectives
+
+    @property
+    def trained(self) -> list[TrialRecord]:
+        """Trials with a result of their own."""
+        return [trial for trial in self.trials.trained if trial.cost is not None]
+
+    @property
+    def baseline(self) -> TrialRecord | None:
+        """The trained baseline, if there is one."""
+        return next((trial for trial in self.trained if trial.is_baseline), None)
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """First cost and loss of each trained trial, both better when lower."""
+        return [point_of(trial) for trial in self.trained]
+
+    @property
+    def front(self) -> list[tuple[float, float]]:
+        """The points that no other dominates in first cost and loss, from small to large."""
+        return sorted(self.points[index] for index in non_dominated(self.points))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The point up to which hypervolume counts.
+
+    Args:
+        cost: on the objectives' axis.
+        loss: as people read it, so high BLEU is good.
+        origin: where it comes from, in words.
+    """
+
+    cost: float
+    loss: float
+    origin: str
+
+    def point(self, objectives: Objectives) -> tuple[float, float]:
+        """Both better when lower."""
+        return self.cost, -self.loss if objectives.maximise else self.loss
+
+
+def open_run_folder(folder: Path) -> Record:
+    """Open the record of a run folder, whose study file is not needed.
+
+    Raises:
+        RefusedError: the folder holds no journal with one study.
+        SearchError: the journal cannot be read.
+    """
+    if not is_run_folder(folder):
+        raise RefusedError(
+            f"{folder} is no run folder of a search: it holds no {JOURNAL}; if the study is kept "
+            "in another storage, name its study file"
+        )
+    storage = open_storage(None, folder)
+    # Names of studies hold no spaces; those of confirmations and claims beside them do.
+    names = [study.study_name for study in storage.get_all_studies()]
+    names = [name for name in names if " " not in name]
+    if len(names) != 1:
+        raise RefusedError(f"{folder} holds {len(names)} studies; name the study file instead")
+    study = storage.get_study_id_from_name(names[0])
+    kept = storage.get_study_user_attrs(study).get("settings", {}).get("objectives", {})
+    costs = kept.get("costs", [kept.get("parameters")])
+    if "loss" not in kept or None in costs:
+        raise RefusedError(f"{folder} has no objectives on record; name the study file instead")
+    maximise = maximises(kept["loss"])
+    objectives = Objectives(loss=kept["loss"], maximise=maximise, costs=tuple(costs), limits={})
+    return Record(names[0], storage, objectives)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds the journal of a search."""
+    return (folder / JOURNAL).is_file()
+
+
+def read_searched(record: Record, folder: Path) -> Searched:
+    """Read what a search has done so far.
+
+    Args:
+        record: of the search.
+        folder: its run folder, after which it is called.
+    """
+    return Searched(
+        name=folder.resolve().name,
+        trials=Trials.of(record, folder),
+        settings=record.settings(),
+        folder=folder,
+    )
+
+
+def parse_reference(text: str) -> Reference | Literal["first"]:
+    """Read a reference: `COST,LOSS`, such as 20M,8.5, or `first`.
+
+    Raises:
+        RefusedError: the text is none.
+    """
+    if text == "first":
+        return "first"
+    cost, _, loss = text.partition(",")
+    try:
+        number = float(loss)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise RefusedError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5, nor first")
+    amount = parse_amount(cost, "--reference")
+    return Reference(cost=float(amount), loss=number, origin="given with --reference")
+
+
+def reference_of(searches: Sequence[Searched]) -> Reference:
+    """The cost of the first search's baseline, and a loss a little worse than the worst on the
+    front of all searches together (see `weak_loss`).
+
+    Raises:
+        RefusedError: the first search's baseline is not trained.
+    """
+    first = searches[0]
+    cost, loss = point_of(_baseline_of(first))
+    points = [point for search in searches for point in search.front]
+    best = [(points[index][1], points[index][0]) for index in non_dominated(points)]
+    weak = weak_loss(best, (loss, cost))
+    return Reference(
+        cost=cost,
+        loss=-weak if first.objectives.maximise else weak,
+        origin=f"cost of the baseline of {first.name}, and the worst loss on the common front made "
+        "worse by a tenth of what the front spans",
+    )
+
+
+def early_reference_of(search: Searched) -> Reference:
+    """A search's baseline's cost, and the loss of that one's first validation.
+
+    Such a loss does not hang on what searches find, but any plan beats it by far, so that
+    hypervolumes hardly differ.
+
+    Raises:
+        RefusedError: the baseline is not trained, or its first validation is not known.
+    """
+    baseline = _baseline_of(search)
+    weak = first_validation(baseline, search.objectives.loss, search.folder)
+    if weak is None:
+        raise RefusedError(
+            f"the first validation of {search.name}'s baseline is gone: {ASK_FOR_REFERENCE}"
+        )
+    origin = f"cost and first validation of the baseline of {search.name}"
+    return Reference(cost=float(baseline.cost or 0), loss=weak, origin=origin)
+
+
+def _baseline_of(search: Searched) -> TrialRecord:
+    if search.baseline is None:
+        raise RefusedError(f"the baseline of {search.name} is not trained: {ASK_FOR_REFERENCE}")
+    return search.baseline
+
+
+def point_of(trial: TrialRecord) -> tuple[float, float]:
+    """First cost and loss of a trained trial, both better when lower."""
+    assert trial.cost is not None and trial.point is not None
+    return float(trial.cost), trial.point[0]

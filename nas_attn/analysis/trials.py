@@ -1,0 +1,96 @@
+"""The trials of a study as one collection: baseline, front, and tables for pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import pandas as pd
+
+from nas_attn.analysis.front import front_table, trials_table
+from nas_attn.analysis.noise import Noise
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord, front
+
+
+class Trials(Sequence[TrialRecord]):
+    """The trials of a study, by number, with the objectives that they are weighed by.
+
+    Args:
+        records: Trials of the study.
+        objectives: Objectives of the study.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord], objectives: Objectives) -> None:
+        self._records = tuple(records)
+        self.objectives = objectives
+
+    @classmethod
+    def of(cls, record: Record, folder: Path) -> Trials:
+        """Read all trials of a study, with the folders in which their files are today.
+
+        Args:
+            record: Record of the study.
+            folder: Run folder of the study, which may have been moved since.
+        """
+        return cls((_located(trial, folder) for trial in record.trials()), record.objectives)
+
+    @overload
+    def __getitem__(self, place: int) -> TrialRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> Trials: ...
+    def __getitem__(self, place: int | slice) -> TrialRecord | Trials:
+        if isinstance(place, slice):
+            return Trials(self._records[place], self.objectives)
+        return self._records[place]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @cached_property
+    def trained(self) -> Trials:
+        """The trials that are complete by a training of their own."""
+        return Trials((trial for trial in self if trial.is_trained), self.objectives)
+
+    @cached_property
+    def baseline(self) -> TrialRecord | None:
+        """The trained multi-head baseline; None if it is not trained."""
+        return next((trial for trial in self.trained if trial.is_baseline), None)
+
+    @cached_property
+    def front(self) -> Trials:
+        """The trained trials that no other dominates, from small to large."""
+        return Trials(front(self), self.objectives)
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """The noise of training; None where no trial has several seeds."""
+        return Noise.of(self)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All trials, a row each, with the columns of trials.csv."""
+        return self._frame.copy()
+
+    def front_frame(self) -> pd.DataFrame:
+        """The front, what is within its noise, and the baseline, with the columns of front.csv."""
+        return self._front_frame.copy()
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        return trials_table(self)
+
+    @cached_property
+    def _front_frame(self) -> pd.DataFrame:
+        return front_table(self, self.objectives)
+
+
+def _located(trial: TrialRecord, run: Path) -> TrialRecord:
+    """A trial with the folder that holds its files, if its run folder was moved."""
+    if trial.folder is None or Path(trial.folder).is_dir():
+        return trial
+    moved = run.absolute() / "trials" / Path(trial.folder).name
+    return replace(trial, folder=str(moved)) if moved.is_dir() else trial

@@ -1,0 +1,136 @@
+"""Searches compared: a table, a text, and their fronts overlaid."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from nas_attn.analysis.comparison import Comparison, Row
+from nas_attn.errors import RefusedError
+from nas_attn.report.figures import save_figure
+from nas_attn.report.formatting import cost_words
+from nas_attn.report.rendering import render_markdown
+from nas_attn.report.tables import write_rows
+
+# Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+INTERVALS = {
+    "seeds": (
+        "The 95 % interval of a ratio is for the ratio that the same plans have without the noise "
+        "of training, as means of very many seeds. One more training of the same plans has noise "
+        "of its own and falls outside more often. Nor does it cover that a search that is started "
+        "again proposes other plans."
+    ),
+    "trials": (
+        "The 95 % interval of a ratio says how far it hangs on single trials, which are drawn "
+        "again with replacement (the baseline stays). Not all trials have several seeds, so the "
+        "noise of training is unknown and not covered; nor is it covered that a search that is "
+        "started again proposes other plans, for trials of one search depend on each other."
+    ),
+}
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write compare.csv, compare.md, compare.png and compare.svg.
+
+    Args:
+        comparison: of searches.
+        folder: where to; made if it is not there.
+
+    Raises:
+        RefusedError: the folder cannot be written.
+    """
+    common = {
+        "interval_by": comparison.interval,
+        "reference_cost": comparison.reference.cost,
+        "reference_loss": comparison.reference.loss,
+        "reference": comparison.reference.origin,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows([asdict(row) | common for row in comparison.rows], folder / "compare.csv")
+        (folder / "compare.md").write_text(comparison_text(comparison), encoding="utf-8")
+        _write_figure(comparison, folder)
+    except OSError as error:
+        raise RefusedError(
+            f"{folder} cannot be written: {error}; name another with --out"
+        ) from None
+
+
+def reference_text(comparison: Comparison) -> str:
+    """The reference and its origin, as a sentence."""
+    objectives, reference = comparison.searches[0].objectives, comparison.reference
+    return (
+        f"Reference of the hypervolume: {reference.cost:,.10g} {cost_words(objectives.axis)}, "
+        f"validation {objectives.loss} {reference.loss:.4f} ({reference.origin})."
+    )
+
+
+def interval_text(comparison: Comparison) -> str:
+    """What the intervals cover, and what not."""
+    return INTERVALS[comparison.interval]
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The comparison in Markdown."""
+    return render_markdown(
+        "compare.md",
+        reference=reference_text(comparison),
+        rows=[(row, ratio_text(row)) for row in comparison.rows],
+        interval=interval_text(comparison),
+        notes=comparison.notes,
+    )
+
+
+def ratio_text(row: Row) -> str:
+    """A ratio with its interval."""
+    if row.ratio is None:
+        return "-"
+    interval = "" if row.ratio_low is None else f" [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+    return f"{row.ratio:.3f}{interval}"
+
+
+def _write_figure(comparison: Comparison, folder: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    objectives = comparison.searches[0].objectives
+    sign = -1 if objectives.maximise else 1
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for turn, search in enumerate(comparison.searches):
+        color, marker = COLORS[turn % len(COLORS)], MARKERS[turn % len(MARKERS)]
+        costs, losses = zip(*search.points, strict=True)
+        axes.scatter(
+            costs, [sign * x for x in losses], s=14, marker=marker, color=color, alpha=0.3, lw=0
+        )
+        costs, losses = zip(*search.front, strict=True)
+        axes.step(
+            costs,
+            [sign * loss for loss in losses],
+            where="post",
+            color=color,
+            marker=marker,
+            linestyle=LINES[turn % len(LINES)],
+            linewidth=1.4,
+            markersize=5.5,
+            label=_label(search.name),
+        )
+    better = " (higher is better)" if objectives.maximise else ""
+    axes.set_xlabel(cost_words(objectives.axis))
+    axes.set_ylabel(f"validation {objectives.loss}{better}".replace("$", r"\$"))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    save_figure(figure, folder, "compare")
+
+
+def _label(name: str) -> str:
+    """A name for a legend: matplotlib takes $ for mathematics and hides what begins with _."""
+    shown = "".join(sign if sign.isprintable() else " " for sign in name)
+    return " " + shown.replace("$", r"\$")

@@ -1,0 +1,154 @@
+"""What single conversions cost, and what they predict: tables, figures and a summary."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas_attn.analysis.sensitivity import Findings, change_row, prediction_row
+from nas_attn.report.figures import save_figure
+from nas_attn.report.rendering import render_markdown
+from nas_attn.report.tables import write_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = (1e-3, 3.0)
+"""The least and the largest change that colours of the heat map tell apart."""
+
+
+def write_findings(findings: Findings, folder: Path) -> None:
+    """Write tables, figures and summary.md.
+
+    sensitivity.csv (single changes), predicted.csv (the front), checks.csv (predicted and
+    measured), outcomes.csv (what training made of predictions), heatmap and predicted as PNG and
+    SVG.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(
+        [change_row(change, findings) for change in findings.changes], folder / "sensitivity.csv"
+    )
+    if findings.checks:
+        rows = [asdict(check) | {"plan": check.plan.dumps()} for check in findings.checks]
+        write_rows(rows, folder / "checks.csv")
+    if findings.outcomes:
+        rows = [asdict(o) | {"plan": o.plan.dumps()} for o in findings.outcomes]
+        write_rows(rows, folder / "outcomes.csv")
+    write_rows([prediction_row(p, findings) for p in findings.front], folder / "predicted.csv")
+    for name, figure in (("heatmap", heat_map(findings)), ("predicted", curve(findings))):
+        save_figure(figure, folder, name)
+    (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
+
+
+def _summary(findings: Findings) -> str:
+    return render_markdown(
+        "sensitivity.md",
+        name=findings.name,
+        verdict=findings.verdict,
+        is_guide=findings.is_guide,
+        axis=findings.axis,
+        rows=[(prediction_row(chosen, findings), chosen.plan) for chosen in findings.chosen],
+        outcomes=outcome_text(findings),
+    )
+
+
+def outcome_text(findings: Findings) -> str:
+    """How trained trials compare with predictions, in words; empty with too few."""
+    ranks = findings.trained_ranks
+    if ranks is None:
+        return ""
+    text = f"Predictions and {len(findings.outcomes)} trained trials: {ranks}"
+    if findings.remaining is not None:
+        text += (
+            f"; fine-tuning left {findings.remaining:.2f} of what was predicted (median), so the "
+            "curve is drawn at that scale, too"
+        )
+    return text
+
+
+def curve(findings: Findings) -> Figure:
+    """The predicted front, with what was measured without training, and what training made of
+    it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    expected = [findings.corrected(p.change) for p in findings.front]
+    costs = [p.cost for p in findings.front]
+    axes.step(costs, expected, where="post", color="#0b5cad", linewidth=1.4, label="predicted")
+    if findings.remaining is not None:
+        after = [findings.remaining * change for change in expected]
+        axes.step(
+            costs,
+            after,
+            where="post",
+            color="#c44e00",
+            linewidth=1.0,
+            linestyle="--",
+            label=f"predicted, times {findings.remaining:.2f} for fine-tuning",
+        )
+    for kind, marker in (("predicted", "o"), ("random", "x")):
+        some = [check for check in findings.checks if check.kind == kind]
+        if some:
+            axes.scatter(
+                [check.cost for check in some],
+                [check.measured for check in some],
+                s=22,
+                marker=marker,
+                color="#0b5cad" if kind == "predicted" else "#8a8f98",
+                label=f"converted, {'from this front' if kind == 'predicted' else 'random plans'}",
+            )
+    if findings.outcomes and findings.is_same_measure:
+        axes.scatter(
+            [o.cost for o in findings.outcomes],
+            [o.trained for o in findings.outcomes],
+            s=30,
+            marker="^",
+            facecolors="none",
+            edgecolors="#c44e00",
+            label="trained trials, against the trained baseline",
+        )
+    axes.axhline(0.0, color="#8a8f98", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_xlabel(findings.axis.replace("_", " "))
+    axes.set_ylabel("change of the validation loss, bits a token")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def heat_map(findings: Findings) -> Figure:
+    """Units by choices, coloured by the change of the loss."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    units = list(dict.fromkeys(change.unit for change in findings.changes))
+    choices = list(dict.fromkeys(change.choice for change in findings.changes))
+    values = np.full((len(units), len(choices)), np.nan)
+    for change in findings.changes:
+        place = units.index(change.unit), choices.index(change.choice)
+        values[place] = max(SHOWN[0], findings.measured[change.plan].change)
+    # Choices that cost most come last, wherever the space lists them.
+    order = np.argsort(np.nanmean(values, axis=0), kind="stable")
+    size = (3.2 + 0.34 * len(choices), 2.4 + 0.3 * len(units))
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(values[:, order], cmap="cividis_r", norm=LogNorm(*SHOWN), aspect="auto")
+    axes.set_yticks(range(len(units)), units, fontsize=8)
+    axes.set_xticks(
+        range(len(choices)),
+        [choices[i] for i in order],
+        fontsize=7,
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    axes.set_title("Change of the validation loss, one unit converted", fontsize=9)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("bits a token", fontsize=8)
+    return figure
