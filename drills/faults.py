@@ -38,7 +38,8 @@ import yaml
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord, front
-from nas_attn.study.study import Study, load_study
+from nas_attn.study.loading import load_study
+from nas_attn.study.study import Study
 from tests.helpers.servers import Postgres, find_postgres
 
 VICTIMS = ("driver", "worker", "node", "head", "postgres")

@@ -37,8 +37,9 @@ from nas_attn.search.sensitivity import AdditiveModel
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord
+from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
-from nas_attn.study.study import Study, load_study
+from nas_attn.study.study import Study
 
 COLD = " (cold)"
 MARKS = (1.5, 2, 3, 5, 10, 20, 40)

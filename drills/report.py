@@ -32,7 +32,7 @@ from nas_attn.report import ReportContext, write_report
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.trial_record import TrialRecord
 from nas_attn.space import SearchSpace
-from nas_attn.study.study import load_space_config
+from nas_attn.study.spaces import load_space_config
 
 COUNTS = (200, 2_000, 20_000)
 SHAPES = {

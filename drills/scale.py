@@ -76,7 +76,7 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     from nas_attn.search.snapshot import Snapshot
     from nas_attn.search.storage import JOURNAL, open_storage
     from nas_attn.search.store import Record
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable(logging.INFO)
@@ -94,7 +94,7 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
             ownership=Ownership(record, study.folder, **beats),
             proposer=study.proposer(),
             config=study.config.search,
-            build_job=study.build_job,
+            build_job=study.jobs.search_trial,
         )
 
     marks: list[tuple[int, float]] = []

@@ -33,8 +33,9 @@ from nas_attn.rank_agreement import LEAST_COUNT, rank_agreement
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
-from nas_attn.study.study import Study, load_study
+from nas_attn.study.study import Study
 
 
 def say_predictions(study: Study, record: Record, cold: Sequence[TrialRecord]) -> None:

@@ -135,16 +135,23 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"is not YAML: {error}") from None
     except LookupError as error:  # a tag such as !!bool before what is none
         raise ValueError(f"is not YAML: no value of its kind: {error}") from None
-    values = iter(range(MOST_VALUES))
-    return _copy(tree, values, 0)
+    return plain_copy(tree)
+
+
+def plain_copy(tree: Any) -> Any:
+    """Plain data as a file may hold them, without aliases: to change one place changes no other.
+
+    Raises:
+        ValueError: there is something else in it, or too much.
+    """
+    return _copy(tree, iter(range(MOST_VALUES)), 0)
 
 
 def _copy(value: Any, values: Iterator[int], depth: int) -> Any:
-    """Plain data without aliases, so that a change of one place is none of another."""
     if next(values, None) is None or depth > DEEPEST:
         raise ValueError(f"more than {MOST_VALUES:,} values, or one that holds itself")
     if isinstance(value, dict):
-        return {_text(k): _copy(v, values, depth + 1) for k, v in value.items()}
+        return {_key(k): _copy(v, values, depth + 1) for k, v in value.items()}
     if isinstance(value, list):
         return [_copy(item, values, depth + 1) for item in value]
     if isinstance(value, str):
@@ -152,6 +159,12 @@ def _copy(value: Any, values: Iterator[int], depth: int) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     raise ValueError(f"{type(value).__name__} is no word, number, list or section")
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"a key must be a word, but is {str(key)[:80]!r}")
+    return _text(key)
 
 
 def _text(text: str) -> str:

@@ -21,7 +21,7 @@ from nas_attn.fairseq_tools.prune import load_checkpoint
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
-from nas_attn.study.study import shipped_folder, shipped_names
+from nas_attn.study.shipped import shipped_folder, shipped_names
 from tests.helpers.cli import COMMAND, run
 from tests.helpers.studies import write
 

@@ -17,7 +17,7 @@ import pytest
 
 from nas_attn.errors import ConfigError, NasAttnError, SearchError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from tests.helpers.cli import COMMAND, invoke
 from tests.helpers.studies import write
 

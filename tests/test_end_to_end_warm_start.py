@@ -19,7 +19,7 @@ from nas_attn.fairseq_tools.convert import load_trained, validation_loss
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from nas_attn.validation_log import read_report
 from tests.helpers.cli import COMMAND, invoke
 from tests.helpers.studies import write
@@ -158,7 +158,7 @@ def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -
         for source in ("baseline", "nothing")
     )
     plan = AttentionPlan.uniform(AttentionChoice.of("collaborative", shared_dim=4))
-    first, second = (study.build_job(1, plan, "runs/baseline") for study in (warm, cold))
+    first, second = (study.jobs.search_trial(1, plan, "runs/baseline") for study in (warm, cold))
     assert len(first.needs) == len(first.runs) == 2
     assert second.needs == ()
     for run_warm, run_cold in zip(first.runs, second.runs, strict=True):

@@ -33,7 +33,8 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, read_trial
-from nas_attn.study.study import Study, load_study
+from nas_attn.study.loading import load_study
+from nas_attn.study.study import Study
 from nas_attn.workflows.export import best_within, comparison_text, export_trial, trial_with_number
 from tests.helpers.cli import invoke, run
 from tests.helpers.studies import write

@@ -16,7 +16,8 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.search import trial_record as fields
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import NewTrial
-from nas_attn.study.study import Study, load_study
+from nas_attn.study.loading import load_study
+from nas_attn.study.study import Study
 from tests.helpers.studies import write
 
 REPLAYED: dict[str, Any] = {

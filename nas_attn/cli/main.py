@@ -136,7 +136,7 @@ def search(
     """
     from nas_attn.search.provenance import keep_proposing, note_start
     from nas_attn.search.status import BUDGET
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     overrides = list(set_)
     if trials is not None:
@@ -209,7 +209,7 @@ def confirm(
     from nas_attn.cli.screens import confirmation_table
     from nas_attn.fairseq_tools.splits import check_split
     from nas_attn.search.trial_record import front
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     overrides = list(set_) + ([f"execution.workers={workers}"] if workers is not None else [])
     overrides += ["execution.executor=ray"] if address is not None else []
@@ -243,7 +243,7 @@ def confirm(
         confirmed,
         address,
         plans=[loaded.baseline, *plans],
-        build_job=lambda number, plan, _: loaded.build_confirmation(number, plan, fresh),
+        build_job=lambda number, plan, _: loaded.jobs.confirmation(number, plan, fresh),
         title=f"{record.name}, confirmed",
     )
     page = _write_report(loaded, record, loaded.folder / "report")
@@ -319,7 +319,7 @@ def sensitivity(
     from nas_attn.analysis.predictions import Limits, Predictions
     from nas_attn.cli.screens import predictions_table, savings_table
     from nas_attn.report.sensitivity import write_findings
-    from nas_attn.study.study import space_folder
+    from nas_attn.study.spaces import space_folder
 
     if Path(study).suffix == ".pt":
         target, record = _target_of_checkpoint(
@@ -374,7 +374,7 @@ def proposals(
     from nas_attn.report.formatting import state_text
     from nas_attn.search.audit import derive_again, running_then
     from nas_attn.search.provenance import check_proposing
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
@@ -409,7 +409,7 @@ def report(
 
     Works at any time, also while the search runs.
     """
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
@@ -438,7 +438,7 @@ def status(
     """
     from nas_attn.cli.screens import status_screen
     from nas_attn.search.status import read_status
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record, config = _open_record(loaded), loaded.config
@@ -459,7 +459,7 @@ def status(
 @app.command()
 def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  typer copies it
     """Check a study file without starting anything."""
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     loaded = load_study(study, overrides=set_)
     config = loaded.config
@@ -498,7 +498,8 @@ def spaces(
     nas-attn spaces --arch transformer_lm_gpt2_small --decoder-layers 6
     """
     from nas_attn.fairseq_tools.models import Sizer, blank_dictionary, parse_architecture
-    from nas_attn.study.study import load_space_config, measure_space, shipped_folder, shipped_names
+    from nas_attn.study.shipped import shipped_folder, shipped_names
+    from nas_attn.study.spaces import load_space_config, measure_space
 
     try:
         args = parse_architecture(f"multi_head_{arch}", context.args)
@@ -666,7 +667,7 @@ def prepare(
     paths = [Path(name) for name in what]
     is_study = len(what) == 1 and (paths[0].suffix in (".yaml", ".yml") or not paths[0].exists())
     if is_study:
-        from nas_attn.study.study import load_study
+        from nas_attn.study.loading import load_study
 
         made = load_study(what[0], overrides=set_).prepare_data(workers=cpus)
     else:
@@ -703,7 +704,7 @@ def repair(
     """
     from nas_attn.search.repair import describe, repair_journal
     from nas_attn.search.storage import JOURNAL
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
 
     loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     path = loaded.folder / JOURNAL
@@ -1070,7 +1071,7 @@ def export(
     """
     from nas_attn.amounts import parse_amount
     from nas_attn.analysis.trials import Trials
-    from nas_attn.study.study import load_study
+    from nas_attn.study.loading import load_study
     from nas_attn.workflows.export import (
         best_within,
         comparison_text,
@@ -1278,7 +1279,8 @@ def _searched(name: str, runs: Path) -> Searched:
     import optuna
 
     from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
-    from nas_attn.study.study import load_study, shipped_names
+    from nas_attn.study.loading import load_study
+    from nas_attn.study.shipped import shipped_names
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     is_file = Path(name).suffix in (".yaml", ".yml")
@@ -1426,7 +1428,7 @@ def _search_by_sampler(
         address,
         proposer=study.proposer(queue),
         config=config if trials is None else config.model_copy(update={"trials": trials}),
-        build_job=study.build_job,
+        build_job=study.jobs.search_trial,
     )
 
 
@@ -1499,8 +1501,9 @@ def _target_of_study(
     runs: Path,
 ) -> tuple[SensitivityTarget, Record]:
     """A study's trained baseline, perhaps with another space, and the study's record."""
+    from nas_attn.study.loading import load_study
     from nas_attn.study.sensitivity import target_of_study
-    from nas_attn.study.study import load_study, space_over
+    from nas_attn.study.spaces import space_over
 
     more = [f"execution.workers={workers}"] if workers is not None else []
     more += ["execution.executor=ray"] if address is not None else []
@@ -1579,7 +1582,7 @@ def _train_baseline(study: Study, record: Record, address: str | None) -> TrialR
             record,
             address,
             plans=[study.baseline],
-            build_job=study.build_job,
+            build_job=study.jobs.search_trial,
             title=f"{study.config.name}, the baseline",
         ).outcome()
         baseline = found()
@@ -1669,7 +1672,7 @@ def _train_cold(study: Study, record: Record, address: str | None) -> None:
         _cold_record(study, record, create=True),
         address,
         plans=[trial.plan for trial in chosen if trial.plan is not None],
-        build_job=lambda number, plan, _: study.build_cold_job(number, plan),
+        build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan),
         title=f"{record.name}, from nothing",
     )
     if conductor.has_given_up:

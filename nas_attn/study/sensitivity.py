@@ -26,7 +26,9 @@ from nas_attn.search.candidates import GivenPlans
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig, SearchConfig
 from nas_attn.search.objectives import Objectives
 from nas_attn.space import SearchSpace
-from nas_attn.study.study import Study, inherits_everywhere, space_over
+from nas_attn.study.inheritance import inherits_everywhere
+from nas_attn.study.spaces import space_over
+from nas_attn.study.study import Study
 from nas_attn.trials.job import SeedRun, TrialJob
 
 

@@ -26,7 +26,7 @@ from nas_attn.masking import (
     without_secrets,
 )
 from nas_attn.search.storage import open_storage
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from nas_attn.trials.processes.launch import ColdLauncher
 from tests.helpers.servers import Postgres
 from tests.helpers.studies import write

@@ -21,7 +21,7 @@ from nas_attn.search.provenance import (
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import NewTrial
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from tests.helpers.fakes import OBJECTIVES
 from tests.helpers.studies import write
 

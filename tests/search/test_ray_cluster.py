@@ -17,7 +17,7 @@ from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord, front
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from tests.helpers.ray_nodes import (
     COMMAND,
     RayNodes,

@@ -28,7 +28,7 @@ from nas_attn.search.executors.transfer import (
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from nas_attn.trials.job import SeedRun, TrialJob
 from nas_attn.trials.layout import checkpoint_is_whole
 from tests.helpers.ray_nodes import RayNodes, log_of, start_driver, wait_for

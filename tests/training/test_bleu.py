@@ -20,7 +20,7 @@ from nas_attn.bleu import BleuTokenizer
 from nas_attn.errors import ConfigError
 from nas_attn.fairseq_tools.bleu import advice, spaces_per_character, validation_flags
 from nas_attn.fairseq_tools.data import PreparedData, prepare
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from tests.helpers.studies import write
 
 REFERENCES = ["今日は良い天気ですね。", "私は日本語を話します。"]
@@ -69,7 +69,7 @@ def test_unknown_tokens_stay_whole() -> None:
 def test_validations_and_evaluations_score_alike(japanese: PreparedData, tmp_path: Path) -> None:
     objectives = {"loss": "bleu", "bleu_tokenizer": "char"}
     study = load_study(str(write(tmp_path, japanese.folder, {"objectives": objectives})))
-    run = study.build_confirmation(1, study.baseline, [1]).runs[0]
+    run = study.jobs.confirmation(1, study.baseline, [1]).runs[0]
 
     args = options.parse_args_and_arch(options.get_training_parser(), list(run.command[1:]))
     task: Any = tasks.setup_task(args)

@@ -14,7 +14,7 @@ from nas_attn.fairseq_tools import folders
 from nas_attn.fairseq_tools.data import MANIFEST, PreparedData, load_prepared, point_at
 from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.fairseq_tools.folders import differences, identify, language_pairs, split_files
-from nas_attn.study.study import load_study
+from nas_attn.study.loading import load_study
 from tests.helpers.studies import write
 
 
@@ -51,7 +51,7 @@ def test_the_languages_that_a_study_names_are_trained(
     wanted = ["tgt", "src"]
     value = wanted if named == "data/languages" else {"folder": "text", "languages": wanted}
     study = load_study(str(write(tmp_path, plain, {named: value})), runs=tmp_path)
-    command = study.build_confirmation(1, study.baseline, [1]).runs[0]
+    command = study.jobs.confirmation(1, study.baseline, [1]).runs[0]
     for words in (command.command, command.evaluation, command.test_loss):
         assert {"--source-lang=tgt", "--target-lang=src"} <= set(words)
     assert count_updates(study.config.training, study.data_set) > 1  # fairseq reads it

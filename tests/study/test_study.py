@@ -14,14 +14,11 @@ import yaml
 
 from nas_attn.errors import ConfigError, RefusedError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.study.study import (
-    load_space_config,
-    load_study,
-    shipped_folder,
-    shipped_names,
-    space_folder,
-    space_over,
-)
+from nas_attn.study.loading import load_study
+from nas_attn.study.shipped import shipped_folder, shipped_names
+from nas_attn.study.spaces import load_space_config, space_folder, space_over
+from nas_attn.study.study import Study
+from nas_attn.yaml_file import read_yaml
 from tests.helpers.studies import write
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
@@ -216,6 +213,9 @@ def test_broken_studies_are_refused(
     assert message in told[key]
     assert str(path) in str(caught.value)
     assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError) as without_file:
+        Study.from_config(read_yaml(path))
+    assert without_file.value.faults == caught.value.faults
 
 
 def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -> None:
@@ -223,7 +223,9 @@ def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -
     assert study.space.size == 27
     low, high = study.axis_range()
     assert low < high
-    job = study.build_job(7, study.space.plan([u.alternatives[0] for u in study.space.units]))
+    job = study.jobs.search_trial(
+        7, study.space.plan([u.alternatives[0] for u in study.space.units])
+    )
     command = job.runs[0].command
     assert command[0] == "fairseq-train"
     assert "--required-batch-size-multiple=1" in command
@@ -369,9 +371,9 @@ def test_numbers_as_people_write_them(tmp_path: Path, tiny_translation: Prepared
 
 def test_a_folder_that_fairseq_would_cut(tmp_path: Path, tiny_translation: PreparedData) -> None:
     study = load_study(str(write(tmp_path, tiny_translation.folder)), runs=tmp_path / "a:b")
-    study.build_job(1, study.baseline)
+    study.jobs.search_trial(1, study.baseline)
     with pytest.raises(RefusedError, match="cuts names of files at ':'"):
-        study.build_confirmation(1, study.baseline, [2])
+        study.jobs.confirmation(1, study.baseline, [2])
 
 
 def test_sections_are_merged(tmp_path: Path, tiny_translation: PreparedData) -> None:

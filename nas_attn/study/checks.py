@@ -1,0 +1,261 @@
+"""Judges a study whole: each section, and what sections ask of each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from nas_attn.attention import Attention
+from nas_attn.attention.counting import build_on_meta
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.config_model import faults_of
+from nas_attn.errors import ConfigError, DataError, Fault, PlanError
+from nas_attn.fairseq_tools.commands import (
+    check_arguments,
+    check_bleu,
+    check_metric,
+    training_arguments,
+)
+from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
+from nas_attn.fairseq_tools.costs import available_costs
+from nas_attn.fairseq_tools.data import find_split_files, load_prepared, read_manifest
+from nas_attn.fairseq_tools.fine_tuning import fine_tuning
+from nas_attn.fairseq_tools.flags import given, without_refused
+from nas_attn.fairseq_tools.folders import missing_splits
+from nas_attn.fairseq_tools.models import (
+    blank_dictionary,
+    check_model,
+    load_dictionaries,
+    site_shapes,
+)
+from nas_attn.fairseq_tools.parsed import check_training
+from nas_attn.space import SearchSpace, SpaceConfig
+from nas_attn.study.config import StudyConfig
+from nas_attn.study.data import DEMO_TYPES
+from nas_attn.study.spaces import fitted, load_space_config
+
+logger = logging.getLogger(__name__)
+
+NO_VOTE = (
+    "votes while it trains, and a warm start leaves no time for that: take grouped_head with "
+    "kept_heads, or search without search.warm_start"
+)
+
+
+def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyConfig, SearchSpace]:
+    """Check a study's data whole.
+
+    Args:
+        tree: sections and values, as a file gives them.
+        source: that messages name, such as the file's path.
+        is_read_only: nothing is trained, so flags of fairseq that a study may not set (but could,
+            once) are passed over with a warning.
+
+    Returns:
+        The study's configuration, with all flags, and its space over the model.
+
+    Raises:
+        ConfigError: lists everything that is wrong, by key path.
+    """
+    try:
+        config = StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(source, faults_of(error)) from None
+    recorded = config
+    if is_read_only:
+        config = _without_refused(config)
+    faults = _check_sections(config)
+    space_config, space_key = _load_space(config.space, faults)
+    if faults or space_config is None:
+        raise ConfigError(source, faults)
+    shapes = site_shapes(training_arguments(config.training))
+    if isinstance(config.space, str):
+        space_config = fitted(config.space, space_config, shapes)
+    try:
+        space = SearchSpace(space_config, shapes)
+    except ConfigError as error:
+        located = [Fault(f"{space_key}.{f.key}", f.message) for f in error.faults]
+        raise ConfigError(source, located) from None
+    faults = _check_choices(config, space, space_key)
+    if faults:
+        raise ConfigError(source, faults)
+    return recorded, space
+
+
+def _check_sections(config: StudyConfig) -> list[Fault]:
+    """What is wrong with data, training and objectives; the space is left out."""
+    try:
+        faults = _check_data(config.data, config.training.task)
+    except OSError as error:
+        faults = [Fault("data", f"cannot be read: {error}")]
+    faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
+    faults += _check_objectives(config)
+    if not faults:
+        faults += _check_training(config)
+    if not faults:
+        faults += _check_warm_start(config)
+    return faults
+
+
+def _check_choices(config: StudyConfig, space: SearchSpace, space_key: str) -> list[Fault]:
+    """Choices of the space that do not fit the model or its training; each fault once."""
+    seen: dict[tuple[str, str], None] = {}
+    for key, site, choice in space.choices():
+        try:
+            module = build_on_meta(choice, space.shapes[site])
+        except PlanError as error:
+            seen[f"{space_key}.{key}", str(error)] = None
+            continue
+        for message in _missing_for(module, config.training):
+            seen[f"{space_key}.{key}", message] = None
+        if config.search.warm_start.is_on and _prunes(module):
+            seen[f"{space_key}.{key}", NO_VOTE] = None
+    return [Fault(key, message) for key, message in seen]
+
+
+def _without_refused(config: StudyConfig) -> StudyConfig:
+    """A study without the flags that none may set."""
+    training = config.training
+    arguments = without_refused(training.arguments)
+    left_out = sorted(training.arguments.keys() - arguments.keys())
+    if not left_out:
+        return config
+    logger.warning(
+        "no study may set training.arguments %s any more: what was trained is shown as it is",
+        ", ".join(left_out),
+    )
+    training = training.model_copy(update={"arguments": arguments})
+    return config.model_copy(update={"training": training})
+
+
+def _check_objectives(config: StudyConfig) -> list[Fault]:
+    """Objectives that this training does not have."""
+    faults = check_metric(config.training, config.objectives.loss)
+    faults += check_bleu(config.training, config.objectives.bleu_tokenizer)
+    there_are = available_costs(config.training.task)
+    named = {"objectives.costs": config.objectives.costs}
+    named["objectives.limits"] = list(config.objectives.limits)
+    for key, names in named.items():
+        for name in names:
+            if name not in there_are:
+                message = f"{config.training.task} has no {name}; it has {', '.join(there_are)}"
+                faults.append(Fault(key, message))
+    if config.replay is not None:
+        if "decoding_seconds" in config.objectives.costs:
+            message = "nothing is decoded where learning curves are replayed"
+            faults.append(Fault("objectives.costs", message))
+        if config.objectives.loss not in ("loss", "nll_loss"):
+            faults.append(Fault("objectives.loss", "replayed curves have loss and nll_loss only"))
+    elif config.execution.executor == "simulated":
+        message = "simulated trials replay learning curves: add the section replay"
+        faults.append(Fault("execution.executor", message))
+    return faults
+
+
+def _check_training(config: StudyConfig) -> list[Fault]:
+    """What is wrong with the training as a whole: its model, its schedule, its vote."""
+    training, data = config.training, config.data
+    args = training_arguments(training)
+    # The data set's own dictionaries may not be there yet; see `Study.check_limits`.
+    size = data.text.vocab_size if data.text else DEMO_TYPES
+    dictionaries = [blank_dictionary(size)]
+    faults = list(check_model(args, dictionaries, training.arguments))
+    if config.replay is None:
+        faults += [
+            Fault(f"training.{f.key}", f.message) for f in check_training(args, training.arguments)
+        ]
+    return faults
+
+
+def _check_warm_start(config: StudyConfig) -> list[Fault]:
+    """What is wrong with the fine-tuning of warm starts."""
+    warm = config.search.warm_start
+    if not warm.is_on:
+        return []
+    key = "search.warm_start"
+    if config.replay is not None:
+        return [Fault(key, "replayed learning curves start from nothing: leave it out")]
+    training = fine_tuning(
+        config.training, 1, learning_rate=warm.learning_rate, replaced=warm.arguments
+    )
+    faults = check_arguments(training)
+    if not faults:
+        # Nothing votes in fine-tuning, which spaces with a vote are refused for.
+        args = training_arguments(training)
+        args.vote_at_epoch = args.vote_at_update = 0
+        faults = list(check_training(args, training.arguments))
+    return [Fault(f"{key}.{fault.key}", fault.message) for fault in faults]
+
+
+def _prunes(module: Attention) -> bool:
+    return isinstance(module, PrunableAttention) and module.is_prunable
+
+
+def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
+    """What the training lacks for attention that is grouped or pruned."""
+    named = given(training.arguments)
+    is_grouped = isinstance(module, GroupedHeadAttention)
+    is_constrained = is_grouped and bool(module.alpha or module.beta)
+    prunes = _prunes(module)
+    if (is_constrained or prunes) and not str(named.get("criterion")).startswith("grouped_"):
+        yield (
+            "needs a criterion with the group constraint and the vote: set "
+            f"training.arguments.criterion to grouped_{named.get('criterion', 'cross_entropy')}"
+        )
+    timed = named.get("vote-at-epoch") or named.get("vote-at-update")
+    if prunes and not timed and not (is_grouped and module.centre_shift is not None):
+        yield (
+            "prunes, but nothing says when: set training.arguments.vote-at-epoch or "
+            "vote-at-update, or the option centre_shift"
+        )
+
+
+def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceConfig | None, str]:
+    if isinstance(given, SpaceConfig):
+        return given, "space"
+    try:
+        return load_space_config(given), f"space ({given})"
+    except ConfigError as error:
+        faults += [
+            Fault(f"space ({given}).{f.key}".replace(".(file)", ""), f.message)
+            for f in error.faults
+        ]
+        return None, "space"
+
+
+def _check_data(data: DataConfig, task: str) -> list[Fault]:
+    if data.folder.is_dir():
+        try:
+            prepared = load_prepared(data.folder, data.trained_languages)
+            load_dictionaries(prepared, task)
+        except DataError as error:
+            return [Fault("data.folder", str(error))]
+        if (task == "translation") != bool(prepared.languages):
+            return [Fault("data.folder", f"{data.folder} is no data set for {task}")]
+        missing = missing_splits(data.folder, prepared.languages)
+        if missing:
+            message = f"{data.folder} lacks the binarised side {', '.join(missing)}"
+            return [Fault("data.folder", f"{message}: make it with fairseq-preprocess")]
+        made_from = read_manifest(data.folder).get("origin") or data.origin
+        if data.origin and made_from != data.origin:
+            message = f"{data.folder} was made from {made_from}; remove it or name another folder"
+            return [Fault("data.folder", message)]
+        return []
+    if data.text is not None:
+        if (task == "translation") != bool(data.text.languages):
+            message = "must name source and target for translation, and nothing else"
+            return [Fault("data.text.languages", message)]
+        try:
+            find_split_files(data.text.folder, data.text.languages or ["txt"])
+        except DataError as error:
+            return [Fault("data.text.folder", str(error))]
+    elif data.demo is None:
+        message = (
+            f"folder {data.folder} does not exist, and neither text nor demo says what to make"
+        )
+        return [Fault("data.folder", message)]
+    return []

@@ -1,0 +1,39 @@
+"""The form of a study file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from nas_attn.config_model import Section
+from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
+from nas_attn.search.config import (
+    ExecutionConfig,
+    ObjectivesConfig,
+    ResourcesConfig,
+    SearchConfig,
+)
+from nas_attn.simulation.synthetic import ReplayConfig
+from nas_attn.space import SpaceConfig
+
+
+class StudyConfig(Section):
+    """A study file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
+    """Names the study in its storage and its run folder."""
+    description: str = ""
+    data: DataConfig
+    training: TrainingConfig
+    space: Annotated[
+        Annotated[str, Tag("[name]")] | Annotated[SpaceConfig, Tag("[inline]")],
+        Discriminator(lambda value: "[name]" if isinstance(value, str) else "[inline]"),
+    ]
+    """Name of a shipped search space, path of a file, or the space itself."""
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    search: SearchConfig = SearchConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    replay: ReplayConfig | None = None
+    """Learning curves to replay instead of training, to try a search itself."""

@@ -1,0 +1,213 @@
+"""Jobs of a study's trials: the commands that train, measure and evaluate plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from nas_attn.errors import RefusedError
+from nas_attn.fairseq_tools.commands import (
+    convert_command,
+    decoding_command,
+    evaluation_command,
+    last_epoch_and_update,
+    loss_command,
+    maximises,
+    training_command,
+    with_value,
+)
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.fine_tuning import count_updates, fine_tuning
+from nas_attn.fairseq_tools.models import Sizer
+from nas_attn.plan import AttentionPlan
+from nas_attn.simulation.command import replay_command
+from nas_attn.simulation.synthetic import curve_of
+from nas_attn.study.config import StudyConfig
+from nas_attn.study.inheritance import inherits_everywhere
+from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob
+from nas_attn.trials.layout import BEST, CHECKPOINTS, START
+
+
+def fine_tuning_of(config: StudyConfig, data: PreparedData) -> TrainingConfig:
+    """The training that ends every trial of a study with warm starts."""
+    warm = config.search.warm_start
+    updates = count_updates(config.training, data, gpus=max(1, int(config.resources.gpus)))
+    return fine_tuning(
+        config.training,
+        max(1, round(warm.fraction * updates)),
+        learning_rate=warm.learning_rate,
+        replaced=warm.arguments,
+    )
+
+
+def evaluation_of(config: StudyConfig, data: PreparedData, checkpoint: Path) -> list[str]:
+    """The command that evaluates a checkpoint on the test side of a data set."""
+    tokenizer = config.objectives.bleu_tokenizer
+    return evaluation_command(config.training, data, checkpoint, "test", tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJobs:
+    """Builds what an executor needs to run trials.
+
+    Args:
+        config: of the study.
+        folder: of the study's run.
+        data: the data set.
+        sizer: counts the parameters of plans.
+    """
+
+    config: StudyConfig
+    folder: Path
+    data: PreparedData
+    sizer: Sizer
+
+    @cached_property
+    def fine_tuning(self) -> TrainingConfig:
+        """The training that ends every trial where there are warm starts."""
+        return fine_tuning_of(self.config, self.data)
+
+    def search_trial(
+        self, number: int, plan: AttentionPlan, baseline: str | None = None
+    ) -> TrialJob:
+        """A trial of the search.
+
+        Args:
+            number: of the trial.
+            plan: for all attention.
+            baseline: folder of the trained baseline, from which warm trials start.
+        """
+        folder = self.folder / "trials" / f"{number:05d}"
+        job = self._job(number, plan, folder, self.config.training.seeds, test=False)
+        warm_start = self.config.search.warm_start
+        if not warm_start.is_on:
+            return job
+        return self._with_start(job, plan, baseline if warm_start.from_baseline else None)
+
+    def cold_trial(self, number: int, plan: AttentionPlan) -> TrialJob:
+        """A trial that starts from nothing, beside a warm one."""
+        folder = self.folder / "cold" / plan.digest
+        job = self._job(number, plan, folder, self.config.training.seeds, test=False)
+        return self._with_start(job, plan, None)
+
+    def confirmation(self, number: int, plan: AttentionPlan, seeds: Sequence[int]) -> TrialJob:
+        """A training of a plan with other seeds, which opens the test side."""
+        # By plan: another confirmation, with more seeds or other points, finds what is trained.
+        folder = self.folder / "confirm" / plan.digest
+        return self._job(number, plan, folder, seeds, test=True)
+
+    def _training(
+        self, training: TrainingConfig, plan: AttentionPlan, seed: int, save_dir: Path
+    ) -> list[str]:
+        objectives = self.config.objectives
+        return training_command(
+            training,
+            self.data,
+            plan,
+            seed=seed,
+            metric=objectives.loss,
+            save_dir=save_dir,
+            bleu_tokenizer=objectives.bleu_tokenizer,
+        )
+
+    def _with_start(self, job: TrialJob, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+        """A job with the checkpoint made that its trainings start from; they fine-tune it."""
+        is_warm = baseline is not None and inherits_everywhere(plan, self.sizer.shapes)
+        runs, needs = [], []
+        for run in job.runs:
+            made = Path(run.folder) / START
+            if is_warm:
+                trained = Path(str(baseline)) / f"seed-{run.seed}" / START / BEST
+                needs.append(str(trained))
+                start = convert_command(trained, plan, self.data, made / BEST)
+            else:
+                start = list(run.command)
+                start = with_value(start, "--save-dir", str(made))
+            command = self._training(
+                self.fine_tuning, plan, run.seed, Path(run.folder) / CHECKPOINTS
+            )
+            command += ["--finetune-from-model", str(made / BEST)]
+            runs.append(replace(run, command=tuple(command), start=tuple(start)))
+        last_epoch, last_update = last_epoch_and_update(self.fine_tuning)
+        return replace(
+            job,
+            runs=tuple(runs),
+            needs=tuple(needs),
+            last_epoch=last_epoch,
+            last_update=last_update,
+        )
+
+    def _job(
+        self, number: int, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
+    ) -> TrialJob:
+        config = self.config
+        runs = self._runs(plan, folder, seeds, test=test and config.replay is None)
+        measure: Sequence[str] = ()
+        if "decoding_seconds" in config.objectives.costs:
+            measure = decoding_command(config.training, self.data, Path(CHECKPOINT))
+        if (measure or any(run.evaluation for run in runs)) and os.pathsep in str(folder):
+            raise RefusedError(
+                f"fairseq-generate cuts names of files at {os.pathsep!r}, and the trial's folder "
+                f"is {folder}: search in a folder without one (--runs)"
+            )
+        last_epoch, last_update = self._end(plan, seeds[-1])
+        return TrialJob(
+            number=number,
+            folder=str(folder),
+            metric=config.objectives.loss,
+            maximise=maximises(config.objectives.loss),
+            parameters=self.sizer.size(plan).total,
+            runs=tuple(runs),
+            threads=config.resources.cpus,
+            plan=plan.to_json(),
+            data_folder=str(self.data.folder),
+            hang_seconds=60 * config.execution.hang_minutes,
+            measure=tuple(measure),
+            measure_runs=config.objectives.decoding_runs,
+            last_epoch=last_epoch,
+            last_update=last_update,
+        )
+
+    def _runs(
+        self, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
+    ) -> list[SeedRun]:
+        """A training for each seed, with the commands that open the test side if wanted."""
+        config = self.config
+        evaluation: Sequence[str] = ()
+        test_loss: Sequence[str] = ()
+        if test:
+            checkpoint, metric = Path(CHECKPOINT), config.objectives.loss
+            evaluation = evaluation_of(config, self.data, checkpoint)
+            test_loss = loss_command(config.training, self.data, checkpoint, metric, "test")
+        runs = []
+        for seed in seeds:
+            run = folder / f"seed-{seed}"
+            if config.replay is not None:
+                parameters = self.sizer.size(plan).total
+                command = replay_command(
+                    config.replay, plan.dumps(), parameters, seed, run / CHECKPOINTS
+                )
+            else:
+                command = self._training(config.training, plan, seed, run / CHECKPOINTS)
+            runs.append(
+                SeedRun(
+                    seed=seed,
+                    folder=str(run),
+                    command=tuple(command),
+                    evaluation=tuple(evaluation),
+                    test_loss=tuple(test_loss),
+                )
+            )
+        return runs
+
+    def _end(self, plan: AttentionPlan, seed: int) -> tuple[int | None, int | None]:
+        """The last epoch and the last update of a training, as far as they are known."""
+        replay = self.config.replay
+        if replay is None:
+            return last_epoch_and_update(self.config.training)
+        curve = curve_of(replay, plan.dumps(), self.sizer.size(plan).total, seed)
+        return None, curve.points[-1].num_updates

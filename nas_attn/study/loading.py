@@ -1,0 +1,42 @@
+"""Reads study files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas_attn.masking import mask
+from nas_attn.study.checks import judge
+from nas_attn.study.shipped import find_file
+from nas_attn.study.study import Study
+from nas_attn.study.tree import Overrides, overridden, override_texts
+from nas_attn.yaml_file import read_yaml
+
+
+def load_study(
+    name: str,
+    *,
+    overrides: Overrides = (),
+    runs: Path = Path("runs"),
+    is_read_only: bool = False,
+) -> Study:
+    """Load a study file and check it whole.
+
+    Args:
+        name: path of the file, or name of a shipped study.
+        overrides: that replace values of the file: `KEY.PATH=VALUE` texts, whose values are YAML,
+            or sections in sections.
+        runs: folder for run folders.
+        is_read_only: nothing is trained, so flags of fairseq that a study may not set (but could,
+            once) are passed over with a warning.
+
+    Raises:
+        ConfigError: lists everything that is wrong, by key path.
+    """
+    path = find_file(name, "studies")
+    tree = overridden(read_yaml(path), overrides)
+    config, space = judge(tree, str(path), is_read_only=is_read_only)
+    texts = override_texts(overrides)
+    typed = [name, *(part for text in texts for part in ("--set", mask(text)))]
+    if runs != Path("runs"):
+        typed += ["--runs", str(runs)]
+    return Study(config, space, runs, tuple(typed))

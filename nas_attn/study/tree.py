@@ -1,0 +1,114 @@
+"""A study's data before it is judged: overrides of its values, and paths relative to a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas_attn.errors import ConfigError, Fault
+from nas_attn.study.config import StudyConfig
+from nas_attn.yaml_file import override, plain_copy
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`KEY.PATH=VALUE` texts, whose values are YAML, or sections in sections."""
+
+PATHS = (("data", "folder"), ("data", "text", "folder"), ("replay", "curves"), ("space",))
+"""Where a study may name files and folders; a space only with the ending of a file."""
+
+
+def tree_of(config: Mapping[str, Any] | StudyConfig, source: str) -> dict[str, Any]:
+    """A study's sections as a file would give them, in a copy.
+
+    Args:
+        config: sections, with paths as text or `Path`; or a configuration.
+        source: that messages name.
+
+    Raises:
+        ConfigError: there is something in it that no file can hold.
+    """
+    if isinstance(config, StudyConfig):
+        config = config.model_dump(exclude_unset=True)
+    try:
+        tree = plain_copy(_without_paths(config))
+    except ValueError as error:
+        raise ConfigError(source, [Fault("(file)", str(error))]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(source, [Fault("(file)", "must be a mapping of keys")])
+    return tree
+
+
+def overridden(tree: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A study's data with some values replaced.
+
+    Args:
+        tree: changed in place.
+        overrides: that replace values.
+
+    Raises:
+        ConfigError: an override is not of this form.
+    """
+    if isinstance(overrides, Mapping):
+        _merge(tree, tree_of(overrides, "overrides"))
+    else:
+        for text in overrides:
+            override(tree, text)
+    return tree
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """Overrides as a command line has them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in _leaves(tree_of(overrides, "overrides"))
+    ]
+
+
+def relative_to(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A study's data with its relative paths made relative to a folder.
+
+    Args:
+        tree: changed in place.
+        folder: that relative paths start from.
+    """
+    for *parents, last in PATHS:
+        section: Any = tree
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        said = section.get(last)
+        if not isinstance(said, str) or said == "" or said.startswith("~"):
+            continue
+        if last != "space" or said.endswith((".yaml", ".yml")):
+            section[last] = str(folder / said)
+    return tree
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += _leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
