@@ -100,20 +100,16 @@ class FairseqAttention(nn.Module):
         if incremental_state is None:
             keys, values = self._project(key, value)
         else:
-            decoded = self._decoded(incremental_state)
-            if decoded is None:
-                first = (Cache(tensor) for tensor in self._project(key, value))
-                decoded = Decoded(*first, key_padding_mask, beams=batch // key.size(1))
-                self.set_incremental_state(incremental_state, "attn_state", decoded)
-            elif not static_kv:
-                self._continue(decoded, key, value, key_padding_mask)
+            decoded = self._decode(
+                incremental_state, key, value, key_padding_mask, hypotheses=batch, static=static_kv
+            )
             keys, values = decoded.keys.tokens, decoded.values.tokens
             key_padding_mask = decoded.padding
-        if getattr(self.attention, "is_recording", False):
+        if self.attention.wants_query_padding:
             of_queries = self.query_padding_mask if static_kv else key_padding_mask
             self.attention.query_padding_mask = of_queries
         # To attention, hypotheses that share keys are so many more queries.
-        query = query.reshape(keys.size(0), -1, width)
+        query = query.reshape(keys.size(0), -1, width)  # (rows, beams * time, width)
         is_causal = (
             self.decoder_self_attention
             and attn_mask is not None
@@ -160,7 +156,28 @@ class FairseqAttention(nn.Module):
         assert key is not None and value is not None
         key_rows = key.transpose(0, 1)
         value_rows = key_rows if value is key else value.transpose(0, 1)
-        return self.attention.keys(key_rows), self.attention.values(value_rows)
+        return self.attention.project(key_rows, value_rows)
+
+    def _decode(
+        self,
+        incremental_state: IncrementalState,
+        key: Tensor | None,
+        value: Tensor | None,
+        padding: Tensor | None,
+        *,
+        hypotheses: int,
+        static: bool,
+    ) -> Decoded:
+        """What is kept of the tokens so far, those of this step among them."""
+        decoded = self._decoded(incremental_state)
+        if decoded is None:
+            assert key is not None
+            first = (Cache(tensor) for tensor in self._project(key, value))
+            decoded = Decoded(*first, padding, beams=hypotheses // key.size(1))
+            self.set_incremental_state(incremental_state, "attn_state", decoded)
+        elif not static:
+            self._continue(decoded, key, value, padding)
+        return decoded
 
     def _continue(
         self, decoded: Decoded, key: Tensor | None, value: Tensor | None, padding: Tensor | None

@@ -19,13 +19,13 @@ from itertools import count, islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from fairseq import checkpoint_utils, utils
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase, PrunableAttention
+from nas_attn.attention.voting import sum_over_workers
 from nas_attn.errors import PlanError
 
 logger = logging.getLogger(__name__)
@@ -201,15 +201,6 @@ class _NoOptimizer:
 
     def backward(self, loss: Tensor) -> None:
         """There are none."""
-
-
-def sum_over_workers(counts: Tensor, device: torch.device) -> Tensor:
-    """Sum what the workers of a distributed training counted."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return counts
-    there = counts.to(device, copy=True)
-    dist.all_reduce(there)
-    return there.to(counts.device)
 
 
 def _as_trained_on(sample: Any, like: Tensor) -> Any:

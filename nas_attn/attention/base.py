@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas_attn.attention.functional import Form, attend
 from nas_attn.attention.masks import merge_masks, with_causal_mask
+from nas_attn.attention.observer import AttentionObserver, ObservedQuery
 from nas_attn.errors import PlanError
 
 
@@ -85,6 +86,13 @@ class Attention(FastPathAnswers, nn.Module):
     form: Form | None = None
     """How attention is computed; None takes the fastest way for shapes and device."""
 
+    observer: AttentionObserver | None = None
+    """Told the inputs of every call; set by `observer.observed`."""
+
+    query_padding_mask: Tensor | None = None
+    """Bool or None, (B, T), true at queries that are padding; whoever calls may set it before, and
+    needs to where `wants_query_padding` says so."""
+
     def __init__(
         self,
         embed_dim: int,
@@ -125,6 +133,17 @@ class Attention(FastPathAnswers, nn.Module):
     def values(self, value: Tensor) -> Tensor:
         """(B, S, vdim) to (B, g_v, S, h)."""
 
+    def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """`keys` of (B, S, kdim) and `values` of (B, S, vdim), which an observer is told of."""
+        if self.observer is not None:
+            self.observer.on_inputs(key, value)
+        return self.keys(key), self.values(value)
+
+    @property
+    def wants_query_padding(self) -> bool:
+        """Whether somebody wants to know which queries are padding (see `query_padding_mask`)."""
+        return self.observer is not None
+
     def mix_values(self, heads: Tensor) -> Tensor:
         """What the scheme does to the heads' outputs (B, n, T, h) before the output projection."""
         return heads
@@ -163,9 +182,19 @@ class Attention(FastPathAnswers, nn.Module):
             ValueError: `attn_mask` has another mask for each head, but the scheme has one map; or
                 `form` cannot do what is asked.
         """
+        if self.observer is not None:
+            self.observer.on_attend(
+                ObservedQuery(
+                    query=query,
+                    key_padding_mask=key_padding_mask,
+                    attn_mask=attn_mask,
+                    is_causal=is_causal,
+                    query_padding_mask=self.query_padding_mask,
+                )
+            )
         queries, shifts = self.queries(query), self.query_shifts()
         if attn_mask is not None and attn_mask.dim() == 3:
-            attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
+            attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])  # (B, n, T, S)
         one_map = queries.size(1) == 1 and shifts is None
         if attn_mask is not None and attn_mask.dim() == 4 and attn_mask.size(1) > 1 and one_map:
             raise ValueError(
@@ -226,10 +255,11 @@ class Attention(FastPathAnswers, nn.Module):
         if is_causal and (key_padding_mask is not None or attn_mask is not None):
             attn_mask = with_causal_mask(attn_mask, query, key)
             is_causal = False
+        keys, values = self.project(key, value)
         output, weights = self.attend(
             query,
-            self.keys(key),
-            self.values(value),
+            keys,
+            values,
             key_padding_mask=key_padding_mask,
             attn_mask=attn_mask,
             is_causal=is_causal,

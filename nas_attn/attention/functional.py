@@ -107,10 +107,17 @@ def attend(
         refusal = _refusal(form, queries, keys, values, call)
         if refusal:
             raise ValueError(f"attention of the form {form} {refusal}")
+    return _attend_in_form(form, queries, keys, values, call)
+
+
+def _attend_in_form(
+    form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: Call
+) -> tuple[Tensor, Tensor | None]:
+    """Attend in a form that is known to do what is asked."""
     if form == "shared_scores":
         return _attend_with_shared_scores(queries, keys, values, call), None
-    if shifts is not None:
-        queries = queries + shifts[:, None]
+    if call.shifts is not None:
+        queries = queries + call.shifts[:, None]  # (B, n, T, d_k)
     if form == "explicit":
         return _attend_explicitly(queries, keys, values, call)
     if form == "blockwise":

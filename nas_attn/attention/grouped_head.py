@@ -109,9 +109,9 @@ class GroupedHeadAttention(PrunableAttention):
     groups: Tensor
 
     is_recording = False
+    """Whether each call leaves `products`; set by `voting.recording`."""
     products: Tensor | None = None
-    query_padding_mask: Tensor | None = None
-    """Bool or None, (B, T), true at queries that are padding; whoever calls may set it."""
+    """Inner products (n, n) of the heads' features in the last call."""
 
     def __init__(
         self,
@@ -175,6 +175,10 @@ class GroupedHeadAttention(PrunableAttention):
     @classmethod
     def prunes(cls, options: Mapping[str, Any]) -> bool:
         return bool(options.get("keep", "all") != "all")
+
+    @property
+    def wants_query_padding(self) -> bool:
+        return self.is_recording or super().wants_query_padding
 
     def queries(self, query: Tensor) -> Tensor:
         return split_heads(self.q_proj(query), self.num_heads)

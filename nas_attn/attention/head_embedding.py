@@ -6,15 +6,10 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nas_attn.attention.base import (
-    Attention,
-    CommonArguments,
-    Projection,
-    init_as_multi_head,
-    init_output,
-)
+from nas_attn.attention.base import CommonArguments, init_output
+from nas_attn.attention.one_head import OneHeadAttention
 from nas_attn.errors import PlanError
 
 EMBEDDING_STD = 0.5
@@ -32,7 +27,7 @@ class HeadEmbeddingOptions:
     )
 
 
-class HeadEmbeddingAttention(Attention):
+class HeadEmbeddingAttention(OneHeadAttention):
     """One query, one key and one value projection of width h, and 3n embeddings of width h.
 
     Keys and values of all heads are cached once: 2h numbers a token.
@@ -59,29 +54,13 @@ class HeadEmbeddingAttention(Attention):
         if embedding_std < 0:
             raise PlanError(f"embedding_std must not be negative, but is {embedding_std}")
         self.embedding_std = embedding_std
-        self.k_proj = Projection(self.kdim, self.head_dim, bias=self.has_bias)
-        self.v_proj = Projection(self.vdim, self.head_dim, bias=self.has_bias)
-        self.q_proj = Projection(embed_dim, self.head_dim, bias=self.has_bias)
         self.query_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.key_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.value_embedding = nn.Parameter(torch.empty(num_heads, self.head_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        one_matrix = self.kdim == self.vdim == self.embed_dim
-        for projection in (self.k_proj, self.v_proj, self.q_proj):
-            init_as_multi_head(projection, self.embed_dim, one_matrix=one_matrix)
+        self.reset_projections()
         for embedding in (self.query_embedding, self.key_embedding, self.value_embedding):
             nn.init.normal_(embedding, std=self.embedding_std)
         init_output(self.out_proj)
-
-    def keys(self, key: Tensor) -> Tensor:
-        projected: Tensor = self.k_proj(key)
-        return projected[:, None]
-
-    def values(self, value: Tensor) -> Tensor:
-        projected: Tensor = self.v_proj(value)
-        return projected[:, None]
-
-    def cache_size(self) -> int:
-        return 2 * self.head_dim

@@ -7,14 +7,9 @@ from typing import Unpack
 
 from torch import Tensor
 
-from nas_attn.attention.base import (
-    Attention,
-    CommonArguments,
-    Projection,
-    init_as_multi_head,
-    init_output,
-)
+from nas_attn.attention.base import CommonArguments, init_output
 from nas_attn.attention.effective import product_dimension
+from nas_attn.attention.one_head import OneHeadAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +22,7 @@ class SingleHeadOptions:
     )
 
 
-class SingleHeadAttention(Attention):
+class SingleHeadAttention(OneHeadAttention):
     """One head of width h = embed_dim / num_heads, its output repeated for every head.
 
     The baseline of the head-embedding paper: head embeddings of zero give this function, and the
@@ -59,15 +54,10 @@ class SingleHeadAttention(Attention):
             **common,
         )
         self.narrow_output = narrow_output
-        self.k_proj = Projection(self.kdim, self.head_dim, bias=self.has_bias)
-        self.v_proj = Projection(self.vdim, self.head_dim, bias=self.has_bias)
-        self.q_proj = Projection(embed_dim, self.head_dim, bias=self.has_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        one_matrix = self.kdim == self.vdim == self.embed_dim
-        for projection in (self.k_proj, self.v_proj, self.q_proj):
-            init_as_multi_head(projection, self.embed_dim, one_matrix=one_matrix)
+        self.reset_projections()
         init_output(self.out_proj)
 
     def queries(self, query: Tensor) -> Tensor:
@@ -75,19 +65,8 @@ class SingleHeadAttention(Attention):
         projected: Tensor = self.q_proj(query)
         return projected[:, None]
 
-    def keys(self, key: Tensor) -> Tensor:
-        projected: Tensor = self.k_proj(key)
-        return projected[:, None]
-
-    def values(self, value: Tensor) -> Tensor:
-        projected: Tensor = self.v_proj(value)
-        return projected[:, None]
-
     def mix_values(self, heads: Tensor) -> Tensor:
         return heads if self.narrow_output else heads.expand(-1, self.num_heads, -1, -1)
-
-    def cache_size(self) -> int:
-        return 2 * self.head_dim
 
     def effective_parameters(self) -> int:
         """As multi-head attention with one head: only the sum of W_O's blocks acts."""

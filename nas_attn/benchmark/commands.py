@@ -88,46 +88,63 @@ def time_commands(
     for turn in range(max(1, training_rounds)):
         for speed in speeds:
             name = arch if speed.contender == STOCK else f"{speed.contender}_{arch}"
-            save = folder / speed.contender
-            trained = _run(
-                "train",
-                [str(data), "--arch", name, *TRAINING, *flags, *pair]
-                + ["--max-update", str(UPDATES)]
-                + ["--no-save"] * bool(turn)
-                + ["--save-dir", str(save), "--restore-file", "none.pt"],
-                folder / f"{speed.contender}-train-{turn}.log",
-                threads,
-            )
-            speed.words_a_second.append(_words_a_second(trained.output))
-            logger.info("train %s: %.0f words/s", speed.contender, speed.words_a_second[-1])
+            arguments = [str(data), "--arch", name, *TRAINING, *flags, *pair]
+            _train(speed, arguments, folder, turn, threads)
     for turn in range(rounds):
         for speed in speeds:
-            checkpoint = folder / speed.contender / "checkpoint_last.pt"
-            lengths = ["--max-len-a=0", f"--max-len-b={length}", f"--min-len={length}"]
-            generated = _run(
-                "generate",
-                [
-                    str(data),
-                    "--path",
-                    str(checkpoint),
-                    f"--beam={beam}",
-                    "--max-tokens=2000",
-                    *lengths,
-                    *pair,
-                ],
-                folder / f"{speed.contender}-generate-{turn}.log",
-                threads,
-            )
-            found = re.search(
-                r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s", generated.output
-            )
-            if found is None:
-                raise NasAttnError(f"fairseq-generate with {checkpoint} printed no speed")
-            speed.decoding.append(float(found[2]))
-            speed.command.append(int(found[1].replace(",", "")) / generated.seconds)
-            about = (speed.contender, speed.decoding[-1], speed.command[-1])
-            logger.info("generate %s: %.2f sentences/s, whole command %.2f", *about)
+            _generate(speed, data, folder, turn, pair, beam=beam, length=length, threads=threads)
     return speeds
+
+
+def _train(speed: Speed, arguments: list[str], folder: Path, turn: int, threads: int) -> None:
+    """Train once, and note the rate; the first turn leaves the checkpoint."""
+    trained = _run(
+        "train",
+        [
+            *arguments,
+            "--max-update",
+            str(UPDATES),
+            *["--no-save"] * bool(turn),
+            "--save-dir",
+            str(folder / speed.contender),
+            "--restore-file",
+            "none.pt",
+        ],
+        folder / f"{speed.contender}-train-{turn}.log",
+        threads,
+    )
+    speed.words_a_second.append(_words_a_second(trained.output))
+    logger.info("train %s: %.0f words/s", speed.contender, speed.words_a_second[-1])
+
+
+def _generate(
+    speed: Speed,
+    data: Path,
+    folder: Path,
+    turn: int,
+    pair: Sequence[str],
+    *,
+    beam: int,
+    length: int,
+    threads: int,
+) -> None:
+    """Translate once with the checkpoint, and note the rates."""
+    checkpoint = folder / speed.contender / "checkpoint_last.pt"
+    lengths = ["--max-len-a=0", f"--max-len-b={length}", f"--min-len={length}"]
+    decoding = [f"--beam={beam}", "--max-tokens=2000", *lengths, *pair]
+    generated = _run(
+        "generate",
+        [str(data), "--path", str(checkpoint), *decoding],
+        folder / f"{speed.contender}-generate-{turn}.log",
+        threads,
+    )
+    found = re.search(r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s", generated.output)
+    if found is None:
+        raise NasAttnError(f"fairseq-generate with {checkpoint} printed no speed")
+    speed.decoding.append(float(found[2]))
+    speed.command.append(int(found[1].replace(",", "")) / generated.seconds)
+    about = (speed.contender, speed.decoding[-1], speed.command[-1])
+    logger.info("generate %s: %.2f sentences/s, whole command %.2f", *about)
 
 
 def _pair_flags(data: Path, flags: Sequence[str]) -> list[str]:

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from nas_attn.attention import Attention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
-from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.registry import build_attention
 from nas_attn.conversion.maps import HeadMaps, maps_of
 from nas_attn.conversion.metric import Call, Metric, attention_scores, run
-from nas_attn.conversion.schemes import largest_heads, only_heads, write, write_means
+from nas_attn.conversion.schemes import (
+    cannot_inherit,
+    largest_heads,
+    only_heads,
+    write,
+    write_means,
+)
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
 
@@ -78,23 +83,7 @@ def convert_attention(
         PlanError: the choice does not fit the module, its scheme cannot inherit, or weights or
             inputs are no numbers.
     """
-    num_heads = trained.embed_dim // trained.head_dim
-    module = build_attention(
-        choice.scheme,
-        trained.embed_dim,
-        num_heads,
-        kdim=trained.kdim,
-        vdim=trained.vdim,
-        dropout=trained.dropout,
-        bias=trained.has_bias,
-        **dict(choice.options),
-    ).double()
-    if not (inherits(module) or type(module) is type(trained) or force):
-        raise PlanError(
-            "head_embedding_add cannot inherit trained heads: all its heads share one bilinear "
-            "form, and a converted model loses what they learned. Train it from scratch, or force "
-            "the conversion"
-        )
+    module = _built_for(trained, choice, force=force)
     reference = copy.deepcopy(trained).to("cpu", torch.float64).eval()
     calls = [call.to(torch.float64) for call in calls]
     _check_finite(reference)
@@ -102,14 +91,7 @@ def convert_attention(
         raise PlanError(
             "on the data, its inputs are infinite or not a number where nothing is padding"
         )
-    maps = maps_of(reference).padded(num_heads)
-    metric = Metric.of_calls(reference, calls) if calls else Metric.of_weights(reference)
-    if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
-        if calls:
-            kept = heads_to_keep(reference, calls, module.num_heads)
-        else:
-            kept = largest_heads(maps, metric, module.num_heads)
-        maps, metric = only_heads(maps, metric, kept)
+    maps, metric = _what_to_write(module, reference, calls)
     if means:
         write_means(module.eval(), reference)
     elif not _copied(module.eval(), reference):
@@ -125,8 +107,50 @@ def convert_attention(
 
 
 def inherits(module: Attention) -> bool:
-    """Whether a module, of any weights, can take over what trained heads have learned."""
-    return not isinstance(module, HeadEmbeddingAddAttention)
+    """Whether a module, of any weights, can take over what trained heads have learned.
+
+    It follows from the writers in `nas_attn.conversion.schemes`: a scheme without one cannot, nor
+    can one whose writer says what it loses.
+    """
+    return cannot_inherit(module) is None
+
+
+def _built_for(trained: Attention, choice: AttentionChoice, *, force: bool) -> Attention:
+    """A new module (float64) of a scheme, as wide as a trained one.
+
+    Raises:
+        PlanError: the choice does not fit, or its scheme cannot inherit and nothing is forced.
+    """
+    module = build_attention(
+        choice.scheme,
+        trained.embed_dim,
+        trained.embed_dim // trained.head_dim,
+        kdim=trained.kdim,
+        vdim=trained.vdim,
+        dropout=trained.dropout,
+        bias=trained.has_bias,
+        **dict(choice.options),
+    ).double()
+    why = None if type(module) is type(trained) else cannot_inherit(module)
+    if why is not None and not force:
+        raise PlanError(f"{choice.scheme} cannot inherit trained heads: {why}")
+    return module
+
+
+def _what_to_write(
+    module: Attention, reference: Attention, calls: Sequence[Call]
+) -> tuple[HeadMaps, Metric]:
+    """The heads that a module takes over, all of them or as many as it has, and their metric."""
+    num_heads = reference.embed_dim // reference.head_dim
+    maps = maps_of(reference).padded(num_heads)
+    metric = Metric.of_calls(reference, calls) if calls else Metric.of_weights(reference)
+    if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
+        if calls:
+            kept = heads_to_keep(reference, calls, module.num_heads)
+        else:
+            kept = largest_heads(maps, metric, module.num_heads)
+        maps, metric = only_heads(maps, metric, kept)
+    return maps, metric
 
 
 @torch.no_grad()

@@ -10,15 +10,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nas_attn.attention import Attention
 from nas_attn.attention.masks import merge_masks, with_causal_mask
+from nas_attn.attention.observer import ObservedQuery, observed
 
 SHRINKAGE = 1e-4
 """Share of the mean variance that is added to every direction."""
@@ -105,48 +105,36 @@ def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[Call]]
         The calls of each, filled as they come.
     """
     calls: dict[str, list[Call]] = {name: [] for name in modules}
-    for name, module in modules.items():
-        _watch(module, calls[name])
-        # fairseq's adapter then also says which queries are padding.
-        setattr(module, "is_recording", True)  # noqa: B010
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(observed(module, _Recorder(calls[name])))
         yield calls
-    finally:
-        for module in modules.values():
-            for attribute in ("keys", "values", "attend", "is_recording"):
-                delattr(module, attribute)
 
 
-def _watch(module: Attention, calls: list[Call]) -> None:
-    inputs: dict[str, Tensor] = {}
-    keys, values, attend = module.keys, module.values, module.attend
+class _Recorder:
+    """Observer of a module that keeps its calls."""
 
-    def watched_keys(key: Tensor) -> Tensor:
-        inputs["key"] = key
-        return keys(key)
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+        self.inputs: tuple[Tensor, Tensor] | None = None
 
-    def watched_values(value: Tensor) -> Tensor:
-        inputs["value"] = value
-        return values(value)
+    def on_inputs(self, key: Tensor, value: Tensor) -> None:
+        self.inputs = key, value
 
-    def watched_attend(
-        query: Tensor, keys: Tensor, values: Tensor, **more: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        calls.append(
+    def on_attend(self, call: ObservedQuery) -> None:
+        assert self.inputs is not None
+        key, value = self.inputs
+        self.calls.append(
             Call(
-                query,
-                **inputs,
-                key_padding_mask=more.get("key_padding_mask"),
-                attn_mask=more.get("attn_mask"),
-                is_causal=more.get("is_causal", False),
-                query_padding_mask=getattr(module, "query_padding_mask", None),
+                call.query,
+                key,
+                value,
+                key_padding_mask=call.key_padding_mask,
+                attn_mask=call.attn_mask,
+                is_causal=call.is_causal,
+                query_padding_mask=call.query_padding_mask,
             )
         )
-        return attend(query, keys, values, **more)
-
-    setattr(module, "keys", watched_keys)  # noqa: B010  instance attributes hide the methods
-    setattr(module, "values", watched_values)  # noqa: B010
-    setattr(module, "attend", watched_attend)  # noqa: B010
 
 
 @dataclass(frozen=True)

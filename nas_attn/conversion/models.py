@@ -84,19 +84,10 @@ def convert_model(
         widths = [slot.attention.embed_dim for slot in slots]
         warn_without_data(zip(choices, widths, strict=True))
     calls = {} if run is None else _calls(model, slots, run)
-    converted = []
-    for slot, choice in zip(slots, choices, strict=True):
-        name = slot.found.name
-        seen = calls.get(name, ())
-        if choice.scheme == "multi_head":  # the slot holds it already, to the last bit
-            errors = Errors(scores=0.0, outputs=0.0) if seen else None
-        else:
-            try:
-                made = convert_attention(slot.attention, choice, seen, refit=refit, force=force)
-            except PlanError as error:
-                raise PlanError(f"{slot.found.label}: {error}") from None
-            slot.attention, errors = made.module, made.errors
-        converted.append(ConvertedModule(name=name, choice=choice, errors=errors))
+    converted = [
+        _convert(slot, choice, calls.get(slot.found.name, ()), refit=refit, force=force)
+        for slot, choice in zip(slots, choices, strict=True)
+    ]
     for slot in slots:
         slot.put()
     for module in model.modules():
@@ -105,6 +96,25 @@ def convert_model(
         if hasattr(module, "save_pretrained"):
             setattr(module, "save_pretrained", _refuse_to_save)  # noqa: B010  hides the method
     return converted
+
+
+def _convert(
+    slot: Slot, choice: AttentionChoice, calls: Sequence[Call], *, refit: bool, force: bool
+) -> ConvertedModule:
+    """Convert what a slot holds.
+
+    Raises:
+        PlanError: the choice does not fit; the message names the module.
+    """
+    if choice.scheme == "multi_head":  # the slot holds it already, to the last bit
+        errors = Errors(scores=0.0, outputs=0.0) if calls else None
+    else:
+        try:
+            made = convert_attention(slot.attention, choice, calls, refit=refit, force=force)
+        except PlanError as error:
+            raise PlanError(f"{slot.found.label}: {error}") from None
+        slot.attention, errors = made.module, made.errors
+    return ConvertedModule(name=slot.found.name, choice=choice, errors=errors)
 
 
 def warn_without_data(choices: Iterable[tuple[AttentionChoice, int]]) -> None:

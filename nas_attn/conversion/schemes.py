@@ -16,9 +16,11 @@ from nas_attn.attention import Attention
 from nas_attn.attention.collaborative import CollaborativeAttention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouped_query import GroupedQueryAttention
-from nas_attn.attention.head_embedding import HeadEmbeddingAttention
 from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.multi_head import MultiHeadAttention
+from nas_attn.attention.multi_query import MultiQueryAttention
+from nas_attn.attention.one_head import OneHeadAttention
 from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
@@ -28,7 +30,18 @@ from nas_attn.conversion.maps import HeadMaps
 from nas_attn.conversion.metric import Metric
 from nas_attn.errors import PlanError
 
-Writer = Callable[[Attention, HeadMaps, Metric], None]
+
+@dataclass(frozen=True)
+class Writer:
+    """How a scheme takes over trained heads.
+
+    Args:
+        write: sets the weights of a module (float64) by as many maps as it has heads.
+        loses: what heads lose by it, in words; None if the scheme inherits what they learned.
+    """
+
+    write: Callable[[Attention, HeadMaps, Metric], None]
+    loses: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,19 +64,35 @@ def write(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     Raises:
         PlanError: no writer knows the scheme.
     """
-    for kind, writer in WRITERS.items():
-        if isinstance(module, kind):
-            with torch.no_grad():
-                writer(module, maps, metric)
-            return
-    raise PlanError(f"{type(module).__name__} cannot take over trained heads")
+    writer = WRITERS.get(type(module))
+    if writer is None:
+        raise PlanError(f"{type(module).__name__} cannot take over trained heads: {NO_WRITER}")
+    with torch.no_grad():
+        writer.write(module, maps, metric)
 
 
-def _grouped_query(module: Attention, maps: HeadMaps, metric: Metric) -> None:
-    assert isinstance(module, GroupedQueryAttention)
-    query, key = _shared_keys(maps, metric, module.num_groups, module.head_dim)
-    _set_queries_and_keys(module, query, key)
-    _set_values(module, _shared_values(maps, metric, module.num_groups, module.head_dim))
+def cannot_inherit(module: Attention) -> str | None:
+    """Why a module's scheme cannot take over what trained heads have learned; None if it can."""
+    writer = WRITERS.get(type(module))
+    if writer is None:
+        return f"{NO_WRITER}. Train it from scratch"
+    if writer.loses is not None:
+        return f"{writer.loses}. Train it from scratch, or force the conversion"
+    return None
+
+
+def _grouped(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+    """Heads with queries of their own, and with keys and values of their own or of their group.
+
+    How many groups there are, and how wide a key is, follows from the projections.
+    """
+    assert isinstance(module, (GroupedQueryAttention, ReducedKeyAttention, GroupedHeadAttention))
+    groups = module.v_proj.out_features // module.head_dim
+    key_width = module.k_proj.out_features // groups
+    query, key = _shared_keys(maps, metric, groups, key_width)
+    _set_linear(module.q_proj, query.flatten(0, 1))  # (n * key width, d + 1)
+    _set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))  # (groups * key width, kdim + 1)
+    _set_values(module, _shared_values(maps, metric, groups, module.head_dim))
 
 
 def write_means(module: Attention, trained: Attention) -> None:
@@ -87,21 +116,6 @@ def write_means(module: Attention, trained: Attention) -> None:
             split = weight.unflatten(0, (module.num_groups, heads, module.head_dim))
             weights[name] = split.mean(1).flatten(0, 1)
     module.load_state_dict(weights)
-
-
-def _reduced_key(module: Attention, maps: HeadMaps, metric: Metric) -> None:
-    assert isinstance(module, ReducedKeyAttention)
-    width = module.key_dim // module.num_heads
-    query, key = _shared_keys(maps, metric, module.num_heads, width)
-    _set_queries_and_keys(module, query, key)
-    _set_values(module, _shared_values(maps, metric, module.num_heads, module.head_dim))
-
-
-def _grouped_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
-    assert isinstance(module, GroupedHeadAttention)
-    query, key = _shared_keys(maps, metric, module.num_heads, module.head_dim)
-    _set_queries_and_keys(module, query, key)
-    _set_values(module, _shared_values(maps, metric, module.num_heads, module.head_dim))
 
 
 def _shared_key_value(module: Attention, maps: HeadMaps, metric: Metric) -> None:
@@ -184,7 +198,7 @@ def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
 
 def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
     """Set queries and keys to the heads' mean map; returns the key rows."""
-    assert isinstance(module, (HeadEmbeddingAttention, SingleHeadAttention))
+    assert isinstance(module, OneHeadAttention)
     mean = torch.einsum("n,nrd,nrk->dk", _shares(maps), maps.query, maps.key)
     rows = shared_rows(module.head_dim, (metric.query[None], (mean @ metric.key)[None]))
     key = _undo(rows, metric.key)
@@ -307,12 +321,6 @@ def _set_linear(projection: torch.nn.Linear, rows: Tensor) -> None:
         projection.bias.copy_(rows[:, -1])
 
 
-def _set_queries_and_keys(module: Attention, query: Tensor, key: Tensor) -> None:
-    assert isinstance(module, (GroupedQueryAttention, ReducedKeyAttention, GroupedHeadAttention))
-    _set_linear(module.q_proj, query.flatten(0, 1))
-    _set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))
-
-
 def _set_values(module: Attention, values: _Values) -> None:
     assert isinstance(module.v_proj, torch.nn.Linear)
     _set_linear(module.v_proj, _with_bias(values.value.flatten(0, 1)))
@@ -324,13 +332,21 @@ def _set_output(module: Attention, output: Tensor, bias: Tensor) -> None:
 
 
 WRITERS: dict[type[Attention], Writer] = {
-    GroupedQueryAttention: _grouped_query,
-    CollaborativeAttention: _collaborative,
-    HeadEmbeddingMulAttention: _head_embedding_mul,
-    HeadEmbeddingAddAttention: _head_embedding_add,
-    GroupedHeadAttention: _grouped_head,
-    ReducedKeyAttention: _reduced_key,
-    SharedKeyValueAttention: _shared_key_value,
-    SingleHeadAttention: _single_head,
+    MultiHeadAttention: Writer(_grouped),
+    GroupedQueryAttention: Writer(_grouped),
+    MultiQueryAttention: Writer(_grouped),
+    GroupedHeadAttention: Writer(_grouped),
+    ReducedKeyAttention: Writer(_grouped),
+    CollaborativeAttention: Writer(_collaborative),
+    HeadEmbeddingMulAttention: Writer(_head_embedding_mul),
+    HeadEmbeddingAddAttention: Writer(
+        _head_embedding_add,
+        loses="all its heads share one bilinear form, and a converted model loses what they "
+        "learned",
+    ),
+    SharedKeyValueAttention: Writer(_shared_key_value),
+    SingleHeadAttention: Writer(_single_head),
 }
-"""By module; multi-head and multi-query attention are grouped-query attention."""
+"""By the modules of the registry; a scheme that is not here is never converted to."""
+
+NO_WRITER = "it has no writer in nas_attn.conversion.schemes"

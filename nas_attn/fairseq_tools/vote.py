@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase
+from nas_attn.attention.voting import count_votes, recording
 from nas_attn.errors import RefusedError
 from nas_attn.fairseq_tools.trained import build_trained, load_batches, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -53,8 +54,6 @@ def vote_on_data(
     Raises:
         RefusedError: the model has no such attention, or heads are pruned already.
     """
-    from fairseq_plugin.criterions import count_votes, recording
-
     trained = load_trained(path)
     plan = _as_grouped(trained.plan, options)
     trained.arguments.attention_plan = plan.dumps()

@@ -18,12 +18,12 @@ from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fairseq_plugin.criterions import count_votes
 from nas_attn.attention import build_attention
 from nas_attn.attention.collaborative import CollaborativeAttention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouping import constraint_terms, group_heads
 from nas_attn.attention.pruning import Phase
+from nas_attn.attention.voting import count_votes
 from nas_attn.errors import NasAttnError, PlanError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import count_architecture
