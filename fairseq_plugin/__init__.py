@@ -3,6 +3,10 @@
 `safe_globals` and `numpy_names` mend what fairseq 0.12.3 breaks under today's torch and numpy.
 """
 
-from . import architectures, bleu, criterions, numpy_names, safe_globals, tasks
+from nas_attn._imports import require_extra
+
+require_extra("search", "fairseq")
+
+from . import architectures, bleu, criterions, numpy_names, safe_globals, tasks  # noqa: E402
 
 __all__ = ["architectures", "bleu", "criterions", "numpy_names", "safe_globals", "tasks"]

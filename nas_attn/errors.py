@@ -48,3 +48,20 @@ class ConfigError(NasAttnError):
         lines = "\n".join(f"  {fault}" for fault in self.faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         super().__init__(f"{source} has {count}; nothing was started:\n{lines}")
+
+
+class MissingExtraError(NasAttnError, ImportError):
+    """Packages are not installed that an extra of nas-attn brings.
+
+    Args:
+        extra: Name of the extra.
+        modules: Modules that are missing.
+    """
+
+    def __init__(self, extra: str, modules: Sequence[str]) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{', '.join(modules)} {'is' if len(modules) == 1 else 'are'} not installed: "
+            f'pip install "nas-attn[{extra}]"',
+            name=modules[0],
+        )

@@ -14,8 +14,8 @@ from tests.helpers.paths import ROOT
 PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
-    "__init__": 0, "amounts": 0, "bleu": 0, "config_model": 0, "curves": 0, "errors": 0,
-    "files": 0, "knapsack": 0, "light_fairseq": 0, "literals": 0,
+    "__init__": 0, "_deprecated": 0, "_imports": 0, "amounts": 0, "bleu": 0, "config_model": 0,
+    "curves": 0, "errors": 0, "files": 0, "knapsack": 0, "light_fairseq": 0, "literals": 0,
     "masking": 0, "pareto": 0, "plan": 0, "private": 0, "rank_agreement": 0, "shell": 0,
     "validation_log": 0, "yaml_file": 0,
     "attention": 1, "space": 1,
@@ -28,6 +28,7 @@ LAYERS = {
     "report": 8,
     "workflows": 9,
     "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
 """Number of the layer of each module or package; those of one number are strangers."""
 
@@ -53,9 +54,7 @@ TOO_LONG = {
     "cli/main.py", "cli/screens.py", "fairseq_tools/flags.py",
 }  # fmt: skip
 TOO_LONG_FUNCTIONS = {
-    "adapter.forward", "commands.time_commands",
-    "convert.convert_attention", "models.convert_model", "data.prepare",
-    "figure.write_figure", "functional.attend", "main.bench_attention", "main.confirm",
+    "data.prepare", "main.bench_attention", "main.confirm",
     "main.convert", "main.export", "main.prepare", "main.prune", "main.search", "main.sensitivity",
     "prune.prune_model",
 }  # fmt: skip
@@ -170,7 +169,7 @@ def test_the_space_needs_no_torch() -> None:
 
 
 def test_the_plugin_needs_little_of_us() -> None:
-    allowed = {"attention", "plan", "errors", "literals", "validation_log"}
+    allowed = {"_imports", "attention", "plan", "errors", "literals", "validation_log"}
     for path in plugin_files():
         of_ours = {n for n in imports(path) if n.startswith("nas_attn.")}
         assert {part(name) for name in of_ours} <= allowed, path.name

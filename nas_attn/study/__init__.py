@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nas_attn._imports import require_extra
+
 if TYPE_CHECKING:
     from nas_attn.study.config import StudyConfig
     from nas_attn.study.loading import load_study
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
         target_of_study,
     )
     from nas_attn.study.study import Study
+
+require_extra("search")
 
 _MODULES = {
     "SensitivityTarget": "sensitivity",

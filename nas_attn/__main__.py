@@ -1,0 +1,25 @@
+"""The command `nas-attn`, also as `python -m nas_attn`; says what to install if that is needed."""
+
+from __future__ import annotations
+
+import sys
+
+from nas_attn.errors import MissingExtraError
+
+
+def main() -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: As the command ends; 2 if packages are missing.
+    """
+    try:
+        from nas_attn.cli.main import main as command
+    except MissingExtraError as error:
+        sys.stderr.write(f"nas-attn: {error}\n")
+        raise SystemExit(2) from None
+    command()
+
+
+if __name__ == "__main__":
+    main()

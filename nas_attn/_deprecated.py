@@ -1,0 +1,96 @@
+"""Former names of YAML keys, flags and Python names: accepted for a while, with a FutureWarning.
+
+A FutureWarning is shown to users by default, other than a DeprecationWarning.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+def warn_renamed(kind: str, old: str, new: str, *, stacklevel: int = 2) -> None:
+    """Say that something has another name now.
+
+    Args:
+        kind: What it is, such as "key" or "option".
+        old: Its former name.
+        new: Its name.
+        stacklevel: Callers between the warning and whom it concerns, as in `warnings.warn`.
+    """
+    warnings.warn(
+        f"the {kind} {old} is called {new} now; the former name will go in a later version",
+        FutureWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def renamed_key(data: Any, old: str, new: str, *, section: str = "") -> Any:
+    """Accept a former key of a file's section; for a `model_validator(mode="before")` of pydantic.
+
+    Args:
+        data: The section as it was read; anything but a mapping is left to pydantic.
+        old: The former key.
+        new: The key.
+        section: Dotted path of the section, for messages.
+
+    Returns:
+        The section with `new` in the place of `old`; the very same if it has no `old`.
+
+    Raises:
+        ValueError: The section has both.
+    """
+    if not isinstance(data, Mapping) or old not in data:
+        return data
+    if new in data:
+        raise ValueError(f"{old} is the former name of {new}: give one of them")
+    prefix = f"{section}." if section else ""
+    warn_renamed("key", f"{prefix}{old}", f"{prefix}{new}", stacklevel=3)
+    return {new if key == old else key: value for key, value in data.items()}
+
+
+def renamed_option(old: str, new: str, given: Value | None, value: Value | None) -> Value | None:
+    """Accept a former flag of the command, which is hidden from its help.
+
+    Args:
+        old: The former flag, such as `--no-test-side`.
+        new: The flag.
+        given: What was given by the former flag; None if nothing was.
+        value: What was given by the flag; None if nothing was.
+
+    Returns:
+        What was given by either.
+
+    Raises:
+        ValueError: Both were given, and differ.
+    """
+    if given is None:
+        return value
+    if value is not None and value != given:
+        raise ValueError(f"{old} is the former name of {new}: give one of them")
+    warn_renamed("option", old, new, stacklevel=3)
+    return given
+
+
+def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Accept former names of a module: `__getattr__ = renamed_names(__name__, {"Old": "New"})`.
+
+    Args:
+        module: Full name of the module.
+        names: Names by former names.
+
+    Returns:
+        A function for the module's `__getattr__`.
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_renamed("name", f"{module}.{name}", f"{module}.{names[name]}", stacklevel=2)
+        return getattr(sys.modules[module], names[name])
+
+    return get
