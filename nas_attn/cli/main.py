@@ -784,6 +784,7 @@ def prune(
     for place, (kept, of) in pruned.parts.items():
         table.add_row(place, str(of), str(kept), f"{kept / of - 1:+.1%}")
     console.print(table)
+    console.print(f"plan: {pruned.plan.dumps()}", highlight=False, soft_wrap=True)
     console.print(f"written: {out}", highlight=False, soft_wrap=True)
 
 

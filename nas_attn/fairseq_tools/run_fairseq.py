@@ -58,7 +58,11 @@ def run_fairseq(
     began = time.perf_counter()
     with Path(os.devnull).open("rb") as nothing:
         running = (launcher or ColdLauncher()).start(
-            command, environment=environment, log=log, keep_open=nothing.fileno()
+            command,
+            environment=environment,
+            log=log,
+            keep_open=nothing.fileno(),
+            with_fairseq=True,
         )
         status = None
         while status is None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOG_FILE, TEST_LOG_FILE, MEASURE_LOG_FILE = "train.log", "test.log", "measure.log"
 TEST_LOSS_LOG_FILE = "test_loss.log"
-START_LOG_FILE = "start.log"
+START_LOG_FILE, PRUNE_LOG_FILE = "start.log", "prune.log"
 COMMANDS_FILE, ERROR_FILE = "commands.sh", "error.log"
 LOCK_FILE = "training.lock"
 STATE_FILE, PLAN_FILE = "finished.json", "plan.json"
@@ -54,6 +54,7 @@ class _State(BaseModel):
 
     seconds: NotNegative = 0.0
     started: bool = False
+    trained: bool = False
     finished: bool = False
     plan: Annotated[dict[str, Any] | None, AfterValidator(_as_plan)] = None
     test: dict[str, Finite] = Field(default_factory=dict)
@@ -64,10 +65,10 @@ class _State(BaseModel):
 def read_state(folder: Path) -> dict[str, Any]:
     """What is finished of a run, as far as there is any.
 
-    `seconds` of training, `started` (there is a checkpoint to start from), `finished` (training
-    and pruning), `plan` (after pruning), `test` and `test_loss` (scores) and `decoding_seconds`
-    (of each measurement). Of a damaged file nothing is believed: the steps are done again, of
-    which a training that had ended ends at once.
+    `seconds` of training, `started` (there is a checkpoint to start from), `trained` (what is left
+    is to prune), `finished` (training and pruning), `plan` (after pruning), `test` and `test_loss`
+    (scores) and `decoding_seconds` (of each measurement). Of a damaged file nothing is believed:
+    the steps are done again, of which a training that had ended ends at once.
 
     Raises:
         TrialFileError: the file cannot be read.

@@ -1,9 +1,9 @@
 """Run one trial: a fairseq-train sub-process for each of its seeds, one after the other.
 
-Before it comes, if the job says so, a command that makes the checkpoint to start from; after it an
-evaluation for each seed, and measurements of decoding. `TrialRun`
-never blocks: an executor polls it. What a training says is read from the report file that the
-plugin's task appends to, so a training that is continued keeps what it reported before.
+Before it comes, if the job says so, a command that makes the checkpoint to start from; after it one
+that cuts out what was voted out, an evaluation for each seed, and measurements of decoding.
+`TrialRun` never blocks: an executor polls it. What a training says is read from the report file
+that the plugin's task appends to, so a training that is continued keeps what it reported before.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nas_attn.errors import NasAttnError, TrialFileError
-from nas_attn.fairseq_tools.prune import prune_checkpoint
 from nas_attn.files import size_of, write_json
 from nas_attn.masking import mask
 from nas_attn.trials.failures import (
@@ -32,8 +30,6 @@ from nas_attn.trials.failures import (
 )
 from nas_attn.trials.job import Progress, TrialJob, TrialResult
 from nas_attn.trials.layout import (
-    BEST,
-    CHECKPOINTS,
     ERROR_FILE,
     LOCK_FILE,
     PLAN_FILE,
@@ -47,9 +43,9 @@ from nas_attn.trials.layout import (
 )
 from nas_attn.trials.processes.holders import holders_text
 from nas_attn.trials.processes.launch import ColdLauncher, Launcher
-from nas_attn.trials.processes.programs import executable_form
+from nas_attn.trials.processes.programs import executable_form, needs_fairseq
 from nas_attn.trials.reports import TrialReports
-from nas_attn.trials.scores import parse_decoding_seconds, parse_scores
+from nas_attn.trials.scores import parse_decoding_seconds, parse_plan, parse_scores
 from nas_attn.trials.steps import Activity, Step, StepKind, decoding_seconds, next_step
 from nas_attn.validation_log import REPORT_FILE
 
@@ -168,6 +164,9 @@ class TrialRun:
             if step.trains:
                 step.checkpoints.mkdir(parents=True, exist_ok=True)
                 repair_checkpoints(step.checkpoints)
+            elif step.kind is StepKind.PRUNE:
+                # A driver that was killed may not have written down that it was there already.
+                (step.checkpoints / PRUNED).unlink(missing_ok=True)
             log_start = size_of(step.log)
             oom_kills = count_oom_kills()
             running = self.launcher.start(
@@ -175,6 +174,7 @@ class TrialRun:
                 environment=self._environment(step),
                 log=step.log,
                 keep_open=lock.fileno(),
+                with_fairseq=needs_fairseq(step.command),
             )
         self._activity = Activity(step, running, log_start, oom_kills)
 
@@ -255,8 +255,10 @@ class TrialRun:
             if step.kind is StepKind.START:
                 state["started"] = True
             elif step.kind is StepKind.TRAIN:
-                if self._reports.lines(step.folder)[-1].get("phase") is not None:
-                    state["plan"] = _prune(step.folder)
+                prunes = self._reports.lines(step.folder)[-1].get("phase") is not None
+                state["trained" if prunes else "finished"] = True
+            elif step.kind is StepKind.PRUNE:
+                state["plan"] = parse_plan(activity.log_text()).to_json()
                 state["finished"] = True
             elif step.kind is StepKind.EVALUATE:
                 state["test"] = parse_scores(activity.log_text())
@@ -295,9 +297,3 @@ class TrialRun:
 
     def _fail(self, failure: Failure) -> None:
         self.result = replace(self.spent(), error=failure.message, failure=failure.kind)
-
-
-def _prune(run_folder: Path) -> dict[str, Any]:
-    """Cut what was masked out of the best checkpoint; returns the plan of what is left."""
-    folder = run_folder / CHECKPOINTS
-    return prune_checkpoint(folder / BEST, folder / PRUNED).plan.to_json()

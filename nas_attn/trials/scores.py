@@ -1,4 +1,4 @@
-"""What the processes of a trial have printed: scores, seconds of decoding, the ends of logs."""
+"""What the processes of a trial have printed: scores, plans, seconds, the ends of logs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from nas_attn.errors import NasAttnError, TrialFileError
+from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import last_lines
 
 TAIL_BYTES = 256 * 1024
@@ -58,6 +59,18 @@ def parse_scores(output: str) -> dict[str, float]:
         if pairs:
             return {name: float(value) for name, value in pairs}
     raise NasAttnError(f"it printed no score:\n{last_lines(output)}")
+
+
+def parse_plan(output: str) -> AttentionPlan:
+    """The plan of what is left, from what `nas-attn prune` has printed.
+
+    Raises:
+        NasAttnError: there is none, or it is malformed.
+    """
+    plans = re.findall(r"^plan: (\{.*)$", output, re.MULTILINE)
+    if not plans:
+        raise NasAttnError(f"it printed no plan:\n{last_lines(output)}")
+    return AttentionPlan.parse(plans[-1])
 
 
 def parse_decoding_seconds(output: str) -> float:

@@ -16,9 +16,12 @@ from nas_attn.files import size_of
 from nas_attn.trials.failures import Failure, count_oom_kills
 from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob
 from nas_attn.trials.layout import (
+    BEST,
     CHECKPOINTS,
     LOG_FILE,
     MEASURE_LOG_FILE,
+    PRUNE_LOG_FILE,
+    PRUNED,
     START,
     START_LOG_FILE,
     TEST_LOG_FILE,
@@ -40,6 +43,7 @@ class StepKind(Enum):
 
     START = START_LOG_FILE
     TRAIN = LOG_FILE
+    PRUNE = PRUNE_LOG_FILE
     EVALUATE = TEST_LOG_FILE
     TEST_LOSS = TEST_LOSS_LOG_FILE
     MEASURE = MEASURE_LOG_FILE
@@ -90,6 +94,8 @@ def next_step(job: TrialJob) -> Step | None:
         if run.start and "started" not in state:
             return Step(StepKind.START, run, run.start)
         if not state.get("finished", False):
+            if state.get("trained", False):
+                return Step(StepKind.PRUNE, run, prune_command(run))
             return Step(StepKind.TRAIN, run, run.command)
         if run.evaluation and "test" not in state:
             return Step(StepKind.EVALUATE, run, _on_checkpoint(run.evaluation, run))
@@ -99,6 +105,12 @@ def next_step(job: TrialJob) -> Step | None:
         first = job.runs[0]
         return Step(StepKind.MEASURE, first, _on_checkpoint(job.measure, first))
     return None
+
+
+def prune_command(run: SeedRun) -> tuple[str, ...]:
+    """The command that cuts what a training has masked out of its best checkpoint."""
+    folder = Path(run.folder) / CHECKPOINTS
+    return ("nas-attn", "prune", str(folder / BEST), "--out", str(folder / PRUNED))
 
 
 def decoding_seconds(run: SeedRun) -> list[float]:

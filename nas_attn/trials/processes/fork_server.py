@@ -23,16 +23,13 @@ from nas_attn.trials.processes.launch import ColdLauncher, Running, signal_group
 
 logger = logging.getLogger(__name__)
 
-WARM = ("fairseq_cli.", "nas_attn.cli.main", "nas_attn.fairseq_tools.measure")
-"""How the names of modules begin that can be started warm."""
 IMPORT_SECONDS = 300.0
 FORK_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
 
 
 class ForkServer:
-    """Forks commands of fairseq, and our own, off a server that has fairseq imported; starts others
-    cold.
+    """Forks commands that import fairseq off a server that has it imported; starts others cold.
 
     The first start for a number of CPU threads waits for the server's imports (3 to 6 s). All
     starts must come from one thread that lives as long as the launcher: Linux ends the server, and
@@ -52,8 +49,9 @@ class ForkServer:
         environment: Mapping[str, str],
         log: Path,
         keep_open: int,
+        with_fairseq: bool = False,
     ) -> Running:
-        if self._is_usable and _can_be_warm(command):
+        if with_fairseq and self._is_usable and list(command[:2]) == [sys.executable, "-m"]:
             threads = environment.get("OMP_NUM_THREADS", "")
             try:
                 server = self._server(threads, environment)
@@ -226,10 +224,6 @@ class _Server:
         if "ended" in message:
             self._codes[message["ended"]] = message["code"]
         return message
-
-
-def _can_be_warm(command: Sequence[str]) -> bool:
-    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith(WARM)
 
 
 def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:

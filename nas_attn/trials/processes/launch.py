@@ -43,6 +43,7 @@ class Launcher(Protocol):
         environment: Mapping[str, str],
         log: Path,
         keep_open: int,
+        with_fairseq: bool = False,
     ) -> Running:
         """Start a command.
 
@@ -51,6 +52,8 @@ class Launcher(Protocol):
             environment: all of it; what holds passwords of storages is not handed on.
             log: file to append standard output and errors to.
             keep_open: file descriptor that the process inherits, such as a lock's.
+            with_fairseq: whether the command is a module of this Python that imports fairseq, which
+                a launcher may have imported already.
 
         Raises:
             OSError: the log cannot be opened or the process cannot be started.
@@ -70,6 +73,7 @@ class ColdLauncher:
         environment: Mapping[str, str],
         log: Path,
         keep_open: int,
+        with_fairseq: bool = False,
     ) -> Running:
         with log.open("ab") as output:
             process = start_guarded(

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 from nas_attn.errors import NasAttnError
 
+WITH_FAIRSEQ = (
+    *("fairseq-train", "fairseq-generate", "fairseq-eval-lm", "fairseq-validate"),
+    *("nas-attn", "nas-attn-measure"),
+)
+"""The programs that import fairseq."""
 MODULES = {
     "fairseq-train": "fairseq_cli.train",
     "fairseq-generate": "fairseq_cli.generate",
@@ -22,9 +27,14 @@ def executable_form(command: Sequence[str]) -> list[str]:
     """`fairseq-train ...` and its like as run by this very Python, whatever PATH says.
 
     Raises:
-        NasAttnError: the command is unknown.
+        NasAttnError: the program is unknown.
     """
     module = MODULES.get(command[0])
     if module is None:
         raise NasAttnError(f"cannot run {command[0]!r}; there are {', '.join(MODULES)}")
     return [sys.executable, "-m", module, *command[1:]]
+
+
+def needs_fairseq(command: Sequence[str]) -> bool:
+    """Whether a command imports fairseq."""
+    return command[0] in WITH_FAIRSEQ

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nas_attn.trials import runner as worker
+from nas_attn.trials import runner
 from nas_attn.trials.job import SeedRun, TrialJob
 from nas_attn.trials.layout import LOCK_FILE
 from nas_attn.trials.processes.holders import holders_of, holders_text, is_stopped
@@ -54,7 +54,7 @@ def test_holders_are_found(holder: int, tmp_path: Path) -> None:
 def test_a_trial_says_who_holds_its_folder(
     holder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker, "SAY_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "SAY_SECONDS", 0.05)
     run = SeedRun(seed=1, folder=str(tmp_path / "seed-1"), command=("fairseq-train",))
     job = TrialJob(number=3, folder=str(tmp_path), metric="loss", parameters=1, runs=(run,))
     trial = TrialRun(job)

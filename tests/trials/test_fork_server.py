@@ -27,7 +27,7 @@ from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob, TrialResult
 from nas_attn.trials.processes import fork_server
 from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.launch import ColdLauncher, Launcher, Running
-from nas_attn.trials.processes.programs import executable_form
+from nas_attn.trials.processes.programs import executable_form, needs_fairseq
 from nas_attn.trials.runner import TrialRun
 from nas_attn.validation_log import read_report
 from tests.helpers.paths import ROOT
@@ -127,6 +127,7 @@ def start(launcher: Launcher, folder: Path, *command: str, threads: int = 1) -> 
             environment=environment,
             log=folder / "log",
             keep_open=lock.fileno(),
+            with_fairseq=needs_fairseq(command),
         )
 
 
@@ -277,7 +278,6 @@ def test_a_server_that_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(fork_server, "_server_environment", lambda _: {"PYTHONHOME": "/absent"})
-    monkeypatch.setattr(fork_server, "WARM", ("json.",))
     launcher = ForkServer()
     with (tmp_path / "lock").open("w") as lock, caplog.at_level(logging.WARNING):
         running = launcher.start(
@@ -285,6 +285,7 @@ def test_a_server_that_dies(
             environment=dict(os.environ),
             log=tmp_path / "log",
             keep_open=lock.fileno(),
+            with_fairseq=True,
         )
     assert running.wait(20) == 0
     launcher.close()

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from nas_attn.errors import NasAttnError, TrialFileError
 from nas_attn.trials.failures import (
     FailureKind,
     count_oom_kills,
     failure_after,
+    failure_of_error,
     kind_of_error,
     kind_of_log,
 )
@@ -105,3 +107,13 @@ def test_counter_of_the_kernel(groups: str, file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("oom 7\noom_kill 3\noom_group_kill 1\n")
     assert count_oom_kills(own, tmp_path) == 3
     assert count_oom_kills(tmp_path / "absent", tmp_path) is None
+
+
+def test_kinds_of_errors() -> None:
+    try:
+        raise TrialFileError("it cannot be read") from PermissionError(errno.EACCES, "no")
+    except TrialFileError as error:
+        assert failure_of_error(error, "here").kind is FailureKind.UNREADABLE
+    assert failure_of_error(TrialFileError("odd"), "here").kind is FailureKind.DAMAGED
+    assert failure_of_error(NasAttnError("no"), "here").kind is FailureKind.TRAINING
+    assert failure_of_error(OSError(errno.ENOSPC, "no"), "here").kind is FailureKind.DISK_FULL

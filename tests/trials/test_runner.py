@@ -1,10 +1,11 @@
-"""One trial, with stand-ins for fairseq's commands: results, failures, interruption, repair."""
+"""One trial, with stand-ins for fairseq's commands: results, failures, interruption."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -13,146 +14,32 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from nas_attn import validation_log
-from nas_attn.errors import NasAttnError
-from nas_attn.fairseq_tools.prune import Pruned
-from nas_attn.plan import AttentionPlan
-from nas_attn.trials import runner as worker
-from nas_attn.trials import steps
+from nas_attn.trials import runner, steps
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import CHECKPOINT, Progress, SeedRun, TrialJob, TrialResult
-from nas_attn.trials.layout import checkpoint_is_whole, repair_checkpoints
-from nas_attn.trials.processes.programs import executable_form
+from nas_attn.trials.job import CHECKPOINT, Progress, TrialJob, TrialResult
+from nas_attn.trials.reports import TrialReports
 from nas_attn.trials.runner import TrialRun
-from nas_attn.trials.scores import parse_decoding_seconds, parse_scores
 from nas_attn.validation_log import read_report
-
-STAND_IN = """
-import json, os, subprocess, sys, time
-losses, parameters, ending = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-with open(os.environ["NAS_ATTN_REPORT"], "a") as report:
-    for update, loss in enumerate(losses):
-        size = {"total": parameters}
-        phase, loss = loss if isinstance(loss, list) else (None, loss)
-        line = {"num_updates": update, "metrics": {"loss": loss}, "parameters": size}
-        line["epoch"] = 5
-        line["phase"] = phase
-        report.write(json.dumps(line) + "\\n")
-print("working with", os.environ["OMP_NUM_THREADS"], "threads", flush=True)
-if ending == "family":
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    print("child", subprocess.Popen([sys.executable, "-c", stubborn]).pid, flush=True)
-if ending in ("hang", "family"):
-    time.sleep(60)
-if ending == "alive":
-    for _ in range(25):
-        print("still here", flush=True)
-        time.sleep(0.1)
-if ending == "fail":
-    raise ValueError("no such thing")
-if ending.startswith("kill"):
-    os.kill(os.getpid(), int(ending.removeprefix("kill")))
-if ending.startswith("say"):
-    sys.exit(ending.removeprefix("say"))
-"""
-PRINTING = """
-import os, sys
-path, text = sys.argv[1:3]
-assert os.path.basename(path) == "checkpoint_best.pt" and "NAS_ATTN_REPORT" not in os.environ
-if text == "fail":
-    sys.exit("RuntimeError: no such subset")
-print(text)
-"""
-GENERATED = """\
-INFO:fairseq_cli.generate:NOTE: hypothesis and token scores are output in base 2
-INFO:fairseq_cli.generate:Translated 1,061 sentences (7,950 tokens) in 0.1s (530.87 sentences/s, \
-6918.67 tokens/s)
-WARNING:fairseq_cli.generate:If you are using BPE on the target side, the BLEU score is computed \
-on BPE tokens, not on proper words.  Use --sacrebleu for standard 13a BLEU tokenization
-Generate test with beam=5: BLEU = 12.08 40.7/20.1/10.0/5.0 (BP = 1.000 ratio = 1.773 \
-hyp_len = 734 ref_len = 414)
-"""
-MODELLED = """\
-INFO:fairseq_cli.eval_lm:Evaluated 475 tokens in 0.0s (92527.08 tokens/s)
-INFO:fairseq_cli.eval_lm:Loss (base 2): 6.3292, Perplexity: 80.40
-"""
-VALIDATED = """\
-2026-11-25 09:42:03 | INFO | fairseq.tasks.fairseq_task | creating new batches for epoch 1
-2026-11-25 09:42:03 | INFO | test | valid on 'test' subset | loss 5.952 | ppl 61.9 | wps 0 | \
-wpb 483 | bsz 8
-"""
-
-
-def stand_in(command: tuple[str, ...]) -> list[str]:
-    program = STAND_IN if command[0] == "fairseq-train" else PRINTING
-    return [sys.executable, "-c", program, *command[1:]]
+from tests.helpers.trials import (
+    GENERATED,
+    MODELLED,
+    finish,
+    is_running,
+    make_job,
+    pid_of,
+    stand_in,
+    wait_for,
+)
 
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "executable_form", stand_in)
-
-
-def make_job(
-    folder: Path,
-    *runs: tuple[list[Any], str],
-    parameters: int = 10,
-    evaluation: tuple[str, ...] = (),
-    start: tuple[str, ...] = (),
-    **more: Any,
-) -> TrialJob:
-    return TrialJob(
-        number=3,
-        folder=str(folder),
-        metric="loss",
-        parameters=10,
-        **more,
-        runs=tuple(
-            SeedRun(
-                seed=seed,
-                folder=str(folder / f"seed-{seed}"),
-                command=("fairseq-train", json.dumps(losses), str(parameters), ending),
-                evaluation=evaluation,
-                start=start,
-            )
-            for seed, (losses, ending) in enumerate(runs, start=1)
-        ),
-    )
-
-
-def finish(trial: TrialRun, seconds: float = 20.0) -> TrialResult:
-    deadline = time.monotonic() + seconds
-    while trial.result is None:
-        assert time.monotonic() < deadline
-        trial.poll()
-        time.sleep(0.02)
-    return trial.result
-
-
-def pid_of(trial: TrialRun) -> int:
-    assert trial._activity is not None
-    return trial._activity.running.pid
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    monkeypatch.setattr(runner, "executable_form", stand_in)
 
 
 def test_the_best_loss_of_each_seed(tmp_path: Path) -> None:
@@ -283,7 +170,7 @@ def test_errors_are_results(
 
 def test_the_kernel_kills_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([4, 5])
-    for module in (worker, steps):
+    for module in (runner, steps):
         monkeypatch.setattr(module, "count_oom_kills", lambda: next(counts))
     result = finish(TrialRun(make_job(tmp_path, ([1.0], "kill9"))))
     assert result.failure is FailureKind.OUT_OF_MEMORY
@@ -332,7 +219,7 @@ def test_a_training_that_writes_does_not_hang(
 
 
 @pytest.mark.parametrize(
-    "where", ["write_trial_files", "lock_folder", "repair_checkpoints", "_prune"]
+    "where", ["write_trial_files", "lock_folder", "repair_checkpoints", "write_json"]
 )
 def test_a_full_disk_is_a_result(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -340,7 +227,7 @@ def test_a_full_disk_is_a_result(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(worker, where, fail)
+    monkeypatch.setattr(runner, where, fail)
     result = finish(TrialRun(make_job(tmp_path, ([["settled", 1.0]], "end"))))
     assert result.failure is FailureKind.DISK_FULL
     assert result.error is not None and "No space left on device" in result.error
@@ -361,35 +248,6 @@ def test_the_files_of_a_trial(tmp_path: Path) -> None:
     finish(TrialRun(job))
     assert json.loads((tmp_path / "plan.json").read_text()) == job.plan
     assert (tmp_path / "commands.sh").read_text().startswith("OMP_NUM_THREADS=1 fairseq-train ")
-
-
-@pytest.mark.parametrize(
-    ("output", "scores"),
-    [
-        (GENERATED, {"bleu": 12.08}),
-        ("Generate test with beam=4: BLEU4 = 34.41, 68.9/42.6 (BP=0.96, ratio=1)", {"bleu": 34.41}),
-        ("BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp = 27.3 59.9/33.1", {"bleu": 27.3}),
-        (MODELLED, {"nll_loss": 6.3292, "ppl": 80.4}),
-        (VALIDATED, {"loss": 5.952, "ppl": 61.9}),
-        (
-            VALIDATED.replace("| ppl", "| nll_loss 4.5 | ppl"),
-            {"loss": 5.952, "nll_loss": 4.5, "ppl": 61.9},
-        ),
-    ],
-)
-def test_scores(output: str, scores: dict[str, float]) -> None:
-    assert parse_scores(output) == scores
-
-
-def test_output_without_figures() -> None:
-    with pytest.raises(NasAttnError, match="printed no score:\nnothing"):
-        parse_scores("nothing")
-    with pytest.raises(NasAttnError, match="did not say how fast"):
-        parse_decoding_seconds("nothing")
-
-
-def test_seconds_for_a_sentence() -> None:
-    assert parse_decoding_seconds(GENERATED) == pytest.approx(1 / 530.87)
 
 
 def test_evaluation_and_measurement(tmp_path: Path) -> None:
@@ -459,48 +317,6 @@ def test_an_evaluation_without_a_score(tmp_path: Path) -> None:
     assert result.error == "fairseq-validate (seed 1): it printed no score:\ndone"
 
 
-def test_reports_are_read_when_they_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
-    read = validation_log._read_report
-
-    def counted(path: Path) -> Any:
-        reads.append(path)
-        return read(path)
-
-    monkeypatch.setattr(validation_log, "_read_report", counted)
-    trial = TrialRun(make_job(tmp_path, ([1.0], "hang")))
-    wait_for(trial.poll)
-    for _ in range(20):
-        trial.poll()
-    trial.stop()
-    assert len(reads) == 1
-
-
-def test_what_was_better_before_pruning_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = AttentionPlan.parse('{"encoder_self": {"scheme": "grouped_head", "kept_heads": 2}}')
-
-    def prune(path: Path, out: Path) -> Pruned:
-        assert path.parent == out.parent
-        return Pruned(plan, {}, (2, 1), (2, 1))
-
-    monkeypatch.setattr(worker, "prune_checkpoint", prune)
-    lines = [["training", 0.5], ["voting", 0.4], ["settled", 2.0], ["settled", 1.0]]
-    job = make_job(tmp_path, (lines, "end"), (lines[:3], "end"))
-    result = finish(TrialRun(job))
-    assert result.losses == (1.0, 2.0)
-    assert result.plans == (plan.to_json(), plan.to_json())
-    assert finish(TrialRun(job)).plans == result.plans, "also when it is looked at again"
-
-
-def test_a_training_that_ends_before_its_vote(tmp_path: Path) -> None:
-    lines = [["training", 0.5], ["voting", 0.4]]
-    result = finish(TrialRun(make_job(tmp_path, (lines, "end"))))
-    assert result.error is not None
-    assert "ended before the vote was over (voting): vote earlier or train longer" in result.error
-
-
 def test_a_metric_that_fairseq_does_not_log(tmp_path: Path) -> None:
     job = TrialJob.from_json({**make_job(tmp_path, ([1.0], "end")).to_json(), "metric": "bleu"})
     result = finish(TrialRun(job))
@@ -548,8 +364,10 @@ def test_trainings_die_with_their_driver(tmp_path: Path) -> None:
     script = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tests.training.test_worker import *
-worker.executable_form = stand_in
+from pathlib import Path
+from nas_attn.trials import runner
+from tests.helpers.trials import *
+runner.executable_form = stand_in
 trial = TrialRun(make_job(Path({str(tmp_path)!r}), ([1.0], "hang")))
 trial.poll()
 print(pid_of(trial), flush=True)
@@ -577,72 +395,17 @@ def test_one_training_in_a_folder(tmp_path: Path) -> None:
     assert finish(second).losses == (2.0,)
 
 
-def test_reports_survive_half_lines_and_repeats(tmp_path: Path) -> None:
-    lines = [
-        {"num_updates": 20, "metrics": {"loss": 2.0}},
-        {"num_updates": 10, "metrics": {"loss": 3.0}},
-        {"num_updates": 20, "metrics": {"loss": 1.5}},
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"num_upd'
-    (tmp_path / "report.jsonl").write_text(text)
-    assert [(x["num_updates"], x["metrics"]["loss"]) for x in read_report(tmp_path)] == [
-        (10, 3.0),
-        (20, 1.5),
-    ]
-    assert read_report(tmp_path / "absent") == []
+def test_errors_of_our_own_are_seen_and_end_one_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("a mistake")
 
-
-def test_cut_off_checkpoints_are_replaced(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    best, last = folder / "checkpoint_best.pt", folder / "checkpoint_last.pt"
-    torch.save({"weights": torch.ones(1000)}, best)
-    last.write_bytes(best.read_bytes()[:-200])
-    assert checkpoint_is_whole(best)
-    assert not checkpoint_is_whole(last)
-    repair_checkpoints(folder)
-    assert last.read_bytes() == best.read_bytes()
-    best.write_bytes(b"")
-    last.write_bytes(b"nonsense")
-    repair_checkpoints(folder)
-    assert not list(folder.iterdir())
-
-
-def test_jobs_travel_as_json(tmp_path: Path) -> None:
-    job = make_job(
-        tmp_path,
-        ([1.0], "end"),
-        ([2.0], "end"),
-        evaluation=("fairseq-generate", CHECKPOINT),
-        measure=("fairseq-generate", CHECKPOINT),
-        plan={"encoder_self": {"scheme": "shared"}},
-        hang_seconds=5.0,
-    )
-    assert TrialJob.from_json(json.loads(json.dumps(job.to_json()))) == job
-
-
-def test_jobs_of_earlier_versions(tmp_path: Path) -> None:
-    run = {"seed": 1, "folder": "f", "command": ["fairseq-train"]}
-    old = {"number": 1, "folder": "f", "metric": "loss", "parameters": 9, "runs": [run]}
-    job = TrialJob.from_json(old)
-    assert job.runs == (SeedRun(seed=1, folder="f", command=("fairseq-train",)),)
-    assert (job.plan, job.measure, job.hang_seconds) == ({}, (), None)
-
-
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [
-        ("fairseq-train", "fairseq_cli.train"),
-        ("fairseq-generate", "fairseq_cli.generate"),
-        ("fairseq-eval-lm", "fairseq_cli.eval_lm"),
-        ("fairseq-validate", "fairseq_cli.validate"),
-        ("nas-attn-replay", "nas_attn.simulation.command"),
-    ],
-)
-def test_commands_are_run_by_this_python(name: str, module: str) -> None:
-    assert executable_form((name, "data")) == [sys.executable, "-m", module, "data"]
-
-
-def test_unknown_commands() -> None:
-    with pytest.raises(NasAttnError, match="cannot run 'rm'; there are fairseq-train"):
-        executable_form(("rm", "-rf"))
+    monkeypatch.setattr(TrialReports, "news", fail)
+    result = finish(TrialRun(make_job(tmp_path, ([3.0], "hang"))))
+    assert result.failure is FailureKind.INTERNAL
+    assert result.error is not None
+    assert "an error of nas-attn itself, KeyError: 'a mistake'" in result.error
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "Traceback" in caplog.text
+    assert 'raise KeyError("a mistake")' in (tmp_path / "error.log").read_text()
