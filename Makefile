@@ -1,5 +1,9 @@
 # Two commands for a fresh machine: `make search` and `make test`. Each installs what is missing.
 #
+# `make test` leaves out tests marked slow, but trains, resumes, searches, reports, converts and
+# generates really once each. `make test-slow` runs those that are marked: every scheme on every
+# task, clusters, databases, kills. `make test-all` runs all.
+#
 # torch comes first and pinned: fairseq compiles against it without build isolation, and with it
 # installed no other package pulls another build. TORCH_ARGS says where from, for machines whose
 # package index offers several builds (`make search TORCH_ARGS="--index-url URL"`).
@@ -13,13 +17,21 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
 TORCH_ARGS ?=
 
-.PHONY: search test lint install clean
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: search test test-slow test-all lint install clean
 
 search: install
 	$(VENV)/bin/nas-attn search $(STUDY)
 
 test: install
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: install
+	$(PYTEST)
 
 lint: install
 	$(VENV)/bin/ruff check .

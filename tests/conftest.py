@@ -1,7 +1,12 @@
 """Shared fixtures: one thread, real data where it is at hand, tiny prepared data sets."""
 
+from __future__ import annotations
+
+import fcntl
 import os
+import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +17,29 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import fairseq_plugin  # noqa: F401
 
-from nas_attn.fairseq_tools.data import PreparedData, prepare
+from nas_attn.fairseq_tools.data import PreparedData, load_prepared, prepare
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
+from nas_attn.fairseq_tools.pieces import Corpus
 from tests.helpers.paths import ROOT
+
+LONGEST = (
+    "plugin/test_commands.py",
+    "test_end_to_end_warm_start.py",
+    "test_end_to_end_sensitivity.py",
+    "test_cli.py",
+    "search/test_two_drivers.py",
+    "test_drills.py",
+    "search/test_ray_cluster.py",
+    "test_end_to_end_objectives.py",
+    "test_export.py",
+    "plugin/test_grouped.py",
+)
+"""Files that take minutes come first, so that none keeps one of two cores waiting at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,8 +62,7 @@ def tiny_translation(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     corpus = make_demo_corpus(seed=3, train_sentences=300)
     for split in ("valid", "test"):
         corpus[split] = [side[:61] for side in corpus[split]]
-    folder = tmp_path_factory.mktemp("data") / "translation"
-    return prepare(corpus, LANGUAGES, folder, vocab_size=200, subword="word")
+    return _prepared_once(tmp_path_factory, "translation", corpus, LANGUAGES)
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +70,23 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     """A small prepared language-modelling set."""
     corpus = make_demo_corpus(seed=4, train_sentences=300)
     text = {split: [sides[1]] for split, sides in corpus.items()}
-    folder = tmp_path_factory.mktemp("data") / "language"
-    return prepare(text, (), folder, vocab_size=200, subword="word")
+    return _prepared_once(tmp_path_factory, "language", text, ())
+
+
+def _prepared_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, corpus: Corpus, languages: Sequence[str]
+) -> PreparedData:
+    """Prepare a data set once a test run; every test process gets a copy that it may change."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made = shared / f"prepared-{name}"
+    with (shared / f"prepared-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            unfinished = made.with_suffix(".unfinished")
+            prepare(corpus, languages, unfinished, vocab_size=200, subword="word")
+            unfinished.rename(made)
+    folder = tmp_path_factory.mktemp("data") / name
+    shutil.copytree(made, folder)
+    return load_prepared(folder, languages)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.study.shipped import shipped_folder, shipped_names
 from tests.helpers.cli import COMMAND, run
+from tests.helpers.forked import run_module
+from tests.helpers.paths import ROOT
 from tests.helpers.studies import write
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
@@ -164,12 +165,14 @@ def test_a_ray_address_where_nothing_is(tmp_path: Path, tiny_translation: Prepar
     assert "nothing answers at the Ray address 127.0.0.1:1" in run(*arguments, status=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_real_search_survives_kill_9(
     executor: str, tmp_path: Path, tiny_translation: PreparedData
 ) -> None:
-    """Killed while two trials train, and started again: every trial is complete, once."""
+    """Killed while two workers train, and started again: every trial is complete, once.
+
+    Then its report is read, a checkpoint is converted, and fairseq generates with that.
+    """
     path = write(tmp_path, tiny_translation.folder, {"training/arguments/max-epoch": 2})
     runs = tmp_path / "runs"
     arguments = ["search", str(path), "--runs", str(runs), "--executor", executor, "--workers", "2"]
@@ -232,12 +235,11 @@ def _convert(trial: Path, data: Path, folder: Path) -> None:
     other = ("convert", str(best), "--plan", bad, "--out", str(folder / "other.pt"))
     assert "decoder_self.0: multi_query: unknown option 'shared_dim'" in run(*other, status=2)
     assert not (folder / "other.pt").exists()
-    generate = ["fairseq_cli.generate", str(data), "--path", str(out), "--max-tokens", "2000"]
-    plugin = Path(__file__).parent.parent / "fairseq_plugin"
-    subprocess.run(
-        [sys.executable, "-m", *generate, "--user-dir", str(plugin), "--gen-subset", "valid"],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    generate = [str(data), "--path", str(out), "--max-tokens", "2000"]
+    generate += ["--user-dir", str(ROOT / "fairseq_plugin"), "--gen-subset", "valid"]
+    done = run_module("fairseq_cli.generate", generate)
+    assert done.status == 0, done.stderr
+    assert "Generate valid with beam=5: BLEU" in done.stdout
 
 
 @pytest.mark.slow

@@ -29,8 +29,13 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.snapshot import Snapshot
 from nas_attn.search.status import Beside, RunningStatus, Status
 from nas_attn.search.trial_record import TrialRecord
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
-from tests.search.test_status import fail_trial_3
+from tests.helpers.fakes import (
+    OBJECTIVES,
+    FakeExecutor,
+    fail_trial_3,
+    kill_drivers,
+    make_conductor,
+)
 
 EVIL = "[red]error[/] [/] [link=x]:smile: \x1b[31m\x07end"
 SHOWN = "[red]error[/] [/] [link=x]:smile:  [31m end"

@@ -45,12 +45,14 @@ def kills(printed: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", found[1])}
 
 
+@pytest.mark.slow
 def test_drivers_and_workers_are_killed() -> None:
     printed = drill()
     assert "6 trials: 6 complete" in printed
     assert sum(kills(printed).values()) >= 1, printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL server (Debian: postgresql)")
 def test_the_database_is_killed() -> None:
     printed = drill("--storage", "postgres", "--kill", "postgres", "driver")
@@ -74,6 +76,7 @@ def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> N
     assert faults_of(whole, other, replayed=False)[0].startswith("trial 5: COMPLETE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--no-disk",)], ids=["disk", "limit"])
 def test_a_record_that_cannot_be_destroyed(arguments: tuple[str, ...]) -> None:
     """Shows that after kills, torn writes, other writers and a full disk all is as undisturbed."""

@@ -196,6 +196,14 @@ def test_nothing_prints_or_evaluates() -> None:
                 raise AssertionError(f"{path.name}:{node.lineno} calls {node.func.id}")
 
 
+def test_no_test_imports_another() -> None:
+    """What several test files need lies in tests/helpers."""
+    allowed = ("tests.helpers", "tests.report.test_report")
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        of_tests = {name for name in imports(path) if name.split(".")[0] == "tests"}
+        assert all(name.startswith(allowed) for name in of_tests), path.name
+
+
 def test_files_are_short() -> None:
     long = {
         str(path.relative_to(PACKAGE))

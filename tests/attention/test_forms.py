@@ -10,7 +10,7 @@ from torch.func import functional_call, vmap
 from nas_attn.attention import Attention, build_attention
 from nas_attn.attention.functional import FORMS, Call, Form, attend, choose_form
 from nas_attn.attention.masks import causal_mask
-from tests.attention.test_contract import EMBED_DIM, NUM_HEADS, Choose, every_case, inputs, make
+from tests.helpers.attention import EMBED_DIM, NUM_HEADS, Choose, every_case, inputs, make
 
 MASKS = ("none", "padding", "bool", "float", "causal", "causal and padding", "blind row", "heads")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention
-from tests.attention.test_contract import EMBED_DIM, NUM_HEADS, Choose, every_case, make
+from tests.helpers.attention import EMBED_DIM, NUM_HEADS, Choose, every_case, make
 
 WIDTH = EMBED_DIM
 nested_tensors = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

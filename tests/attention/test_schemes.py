@@ -16,7 +16,7 @@ from nas_attn.attention import (
 )
 from nas_attn.attention.masks import merge_masks
 from nas_attn.errors import PlanError
-from tests.attention.test_contract import inputs, make
+from tests.helpers.attention import inputs, make
 
 
 def copy_from_multi_head(module: CollaborativeAttention, source: MultiHeadAttention) -> None:

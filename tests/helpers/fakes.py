@@ -182,3 +182,8 @@ def begin(folder: Path) -> Record:
 def notes(folder: Path) -> dict[str, Any]:
     """What is noted on such a record."""
     return Record("one", open_storage(None, folder), OBJECTIVES).notes()
+
+
+def fail_trial_3(job: TrialJob) -> str | None:
+    """For a `FakeExecutor`: one trial ends with an error that looks like markup."""
+    return "no [red]room[/]" if job.number == 3 else None

@@ -4,8 +4,9 @@
 arguments, folder, environment, standard streams and exit status. It is forked off a server that has
 imported the large packages, one server a test process. Our own modules are imported anew each time.
 
-Unlike the search's own server, this one keeps standard output and standard error apart. What
-measures starts, or is sent signals, starts from nothing instead: `tests.helpers.cli.COMMAND`.
+Unlike the search's own server (`fork_server`, for trainings that log to a file), this one keeps
+standard output and standard error apart. What measures starts, or is sent signals, starts from
+nothing instead: `tests.helpers.cli.COMMAND`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from nas_attn.light_fairseq import defer_sklearn
+from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.forking import why_not_fork
 from nas_attn.trials.processes.guard import die_with
 
@@ -56,6 +59,14 @@ class Done:
     status: int
     stdout: str
     stderr: str
+
+
+@cache
+def fork_server() -> ForkServer:
+    """A launcher of trainings that is shared by the tests of a process."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
 def run_module(

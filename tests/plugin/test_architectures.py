@@ -25,14 +25,7 @@ from nas_attn.fairseq_tools.models import (
     parse_architecture,
 )
 from nas_attn.plan import AttentionChoice, AttentionPlan
-
-TINY = [
-    "--encoder-layers=2", "--decoder-layers=3", "--encoder-embed-dim=16", "--decoder-embed-dim=16",
-    "--encoder-ffn-embed-dim=8", "--decoder-ffn-embed-dim=8", "--encoder-attention-heads=4",
-    "--decoder-attention-heads=4",
-]  # fmt: skip
-TINY_ROBERTA = [*(flag for flag in TINY if "encoder" in flag), "--max-positions=16"]
-TINY_LM = [flag for flag in TINY if "encoder" not in flag]
+from tests.helpers.architectures import TINY, TINY_LM, TINY_ROBERTA
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

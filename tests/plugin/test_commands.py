@@ -17,6 +17,7 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.self_test import TASKS, Finding, examine
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from tests.helpers.forked import run_module
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -44,13 +45,13 @@ def fairseq(
     module: str, arguments: list[str], stdin: str = "", user_dir: str = "fairseq_plugin"
 ) -> str:
     """Run a fairseq command in the checkout with a relative --user-dir; returns what it printed."""
-    command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments, f"--user-dir={user_dir}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, input=stdin, capture_output=True, text=True, check=False
+    arguments = [*arguments, f"--user-dir={user_dir}"]
+    done = run_module(
+        f"fairseq_cli.{module}", arguments, stdin=stdin, cwd=ROOT, environment=environment
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.status == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 

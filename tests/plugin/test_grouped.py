@@ -31,6 +31,7 @@ from nas_attn.fairseq_tools.prune import load_checkpoint, prune_checkpoint, prun
 from nas_attn.fairseq_tools.run_fairseq import run_fairseq
 from nas_attn.fairseq_tools.vote import refit_output, vote_on_data
 from nas_attn.plan import AttentionPlan
+from tests.helpers.forked import fork_server
 
 pytestmark = [  # fairseq's training step and its loader of batches warn so
     pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
@@ -496,6 +497,7 @@ def train(data: PreparedData, folder: Path, *flags: str) -> str:
             f"--save-dir={folder}", *flags,
         ],
         folder / "train.log",
+        launcher=fork_server(),
     )  # fmt: skip
     assert done.status == 0, done.output[-3000:]
     return done.output
@@ -569,7 +571,12 @@ def test_training_to_a_smaller_checkpoint(
     for checkpoint in (best, small):
         arguments = [str(tiny_translation.folder), f"--path={checkpoint}", "--beam=3"]
         arguments += ["--required-batch-size-multiple=1"]
-        done = run_fairseq("generate", [*arguments, "--max-len-b=12"], tmp_path / "generate.log")
+        done = run_fairseq(
+            "generate",
+            [*arguments, "--max-len-b=12"],
+            tmp_path / "generate.log",
+            launcher=fork_server(),
+        )
         assert done.status == 0, done.output[-3000:]
         outputs.append(re.findall(r"^D-.*$", done.output, re.MULTILINE))
     assert [line.split("\t")[2] for line in outputs[0]] == [
@@ -606,7 +613,7 @@ def test_other_tasks(
         flags += ["--adaptive-input-cutoff=20,40", f"--{side}-input-dim=32"]
     last = tmp_path / "checkpoint_last.pt"
     flags += [*TRAINING, "--max-update=9", f"--save-dir={tmp_path}", "--no-epoch-checkpoints"]
-    done = run_fairseq("train", flags, tmp_path / "train.log")
+    done = run_fairseq("train", flags, tmp_path / "train.log", launcher=fork_server())
     assert done.status == 0, done.output[-3000:]
     assert "group_within" in done.output
     assert Phase(buffers(weights_of(last), "schedule")[0][0]) == Phase.SETTLED

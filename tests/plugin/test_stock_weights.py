@@ -22,7 +22,7 @@ from torch import Tensor
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
-from tests.plugin.test_architectures import TINY, TINY_LM, TINY_ROBERTA
+from tests.helpers.architectures import TINY, TINY_LM, TINY_ROBERTA
 
 FAMILIES = [("transformer", TINY), ("transformer_lm", TINY_LM), ("roberta", TINY_ROBERTA)]
 

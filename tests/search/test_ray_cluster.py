@@ -29,7 +29,10 @@ from tests.helpers.ray_nodes import (
 from tests.helpers.studies import write
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray leaves sockets and files open
+]
 
 TRIALS = 6
 CHANGES = {

@@ -13,8 +13,8 @@ from nas_attn.search.leases import live_drivers
 from nas_attn.search.status import BUDGET, RunningStatus, Status, read_status
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord
-from nas_attn.trials.job import Progress, TrialJob
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from nas_attn.trials.job import Progress
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_conductor
 
 HOUR = 3600.0
 
@@ -27,10 +27,6 @@ def _drivers_end() -> Iterator[None]:
 
 def read(record: Record) -> Status:
     return read_status(record, trials=12, grace_seconds=60.0)
-
-
-def fail_trial_3(job: TrialJob) -> str | None:
-    return "no [red]room[/]" if job.number == 3 else None
 
 
 @pytest.fixture(scope="module")

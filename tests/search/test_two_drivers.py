@@ -129,6 +129,7 @@ def validations(trial: TrialRecord) -> list[int]:
     return [json.loads(line)["num_updates"] for line in report.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_drivers_share_a_study(search: Search) -> None:
     search.start(drivers=2)
     trials = search.end()
@@ -138,6 +139,7 @@ def test_two_drivers_share_a_study(search: Search) -> None:
     assert [attempts(trial) for trial in trials] == [1] * TRIALS
 
 
+@pytest.mark.slow
 def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
     search.start(drivers=2)
     victim = search.drivers[0]
@@ -165,6 +167,7 @@ def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
         assert len(told) <= 9 + (trial.number in left), "more than the one that a kill fell into"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["grpc"], indirect=True)
 def test_a_proxy_that_is_started_again_is_waited_for(search: Search, proxy: GrpcProxy) -> None:
     search.start(drivers=2)

@@ -26,6 +26,7 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.run_fairseq import run_fairseq
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from tests.helpers.forked import fork_server
 
 TINY: dict[str, Any] = {
     "encoder-layers": 1,
@@ -186,7 +187,7 @@ def test_decoding_is_evaluation_of_the_validation_set_without_scoring(tmp_path: 
 
 def train(training: TrainingConfig, data: PreparedData, metric: str, folder: Path) -> str:
     flags = command(training, data, metric, str(folder / "checkpoints"))
-    done = run_fairseq("train", flags[1:], folder / "train.log")
+    done = run_fairseq("train", flags[1:], folder / "train.log", launcher=fork_server())
     assert done.status == 0, done.output[-3000:]
     return done.output
 
@@ -213,12 +214,16 @@ def test_trainings_by_bleu(
     best = tmp_path / "checkpoints" / "checkpoint_best.pt"
     assert torch.load(best, weights_only=True)["extra_state"]["best"] == max(scores) > 1.0
     evaluation = evaluation_command(longer, tiny_translation, best, "valid")
-    told = run_fairseq("generate", evaluation[1:], tmp_path / "generate.log").output
+    told = run_fairseq(
+        "generate", evaluation[1:], tmp_path / "generate.log", launcher=fork_server()
+    ).output
     found = re.search(r"Generate valid with beam=5: BLEU = ([\d.]+)", told)
     assert found is not None, told[-3000:]
     assert float(found[1]) == max(scores)
     decoding = decoding_command(longer, tiny_translation, best)
-    told = run_fairseq("generate", decoding[1:], tmp_path / "decode.log").output
+    told = run_fairseq(
+        "generate", decoding[1:], tmp_path / "decode.log", launcher=fork_server()
+    ).output
     assert re.search(r"Translated 61 sentences \([\d,]+ tokens\) in [\d.]+s", told), told[-3000:]
 
 
