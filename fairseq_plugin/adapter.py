@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,10 @@ class FairseqAttention(nn.Module):
         decoder_self_attention: a square `attn_mask` is fairseq's mask of future tokens, so that
             they need not be looked at.
     """
+
+    # What the decorator gives it.
+    get_incremental_state: Callable[..., Any]
+    set_incremental_state: Callable[..., Any]
 
     def __init__(
         self,
@@ -125,10 +130,11 @@ class FairseqAttention(nn.Module):
             is_causal=is_causal,
             need_weights=need_weights,
         )
-        output = output.reshape(batch, time, width).transpose(0, 1)
+        output = output.reshape(batch, time, width).transpose(0, 1)  # (time, batch, width)
         if weights is None:
             return output, None
-        weights = weights.unflatten(2, (-1, time)).transpose(1, 2).flatten(0, 1)
+        weights = torch.unflatten(weights, 2, (-1, time))  # (rows, heads, beams, time, source)
+        weights = weights.transpose(1, 2).flatten(0, 1)  # (batch, heads, time, source)
         # (heads, batch, time, source) for each head, else (batch, time, source).
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
@@ -172,8 +178,9 @@ class FairseqAttention(nn.Module):
         decoded = self._decoded(incremental_state)
         if decoded is None:
             assert key is not None
-            first = (Cache(tensor) for tensor in self._project(key, value))
-            decoded = Decoded(*first, padding, beams=hypotheses // key.size(1))
+            keys, values = self._project(key, value)
+            beams = hypotheses // key.size(1)
+            decoded = Decoded(Cache(keys), Cache(values), padding, beams=beams)
             self.set_incremental_state(incremental_state, "attn_state", decoded)
         elif not static:
             self._continue(decoded, key, value, padding)
@@ -221,8 +228,9 @@ class FairseqAttention(nn.Module):
     ) -> None:
         keys, values = buffer["prev_key"], buffer["prev_value"]
         assert keys is not None and values is not None
-        caches = (Cache(tensor.clone()) for tensor in (keys, values))  # they write in place
-        decoded = Decoded(*caches, buffer.get("prev_key_padding_mask"))
+        # Caches write in place.
+        own = Cache(keys.clone()), Cache(values.clone())
+        decoded = Decoded(*own, buffer.get("prev_key_padding_mask"))
         self.set_incremental_state(incremental_state, "attn_state", decoded)
 
 

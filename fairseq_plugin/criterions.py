@@ -33,7 +33,7 @@ from .voting import Voting
 class GroupedConfig:
     """Flags of every grouped criterion."""
 
-    group_loss: ChoiceEnum(["sum", "mean"]) = dataclasses.field(
+    group_loss: ChoiceEnum(["sum", "mean"]) = dataclasses.field(  # type: ignore[valid-type]
         default="sum",
         metadata={
             "help": "sum: add the constraint, summed over layers, to the loss summed over tokens "

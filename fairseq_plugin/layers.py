@@ -152,6 +152,7 @@ def _build(
         raise PlanError("nas-attn attention does not support --quant-noise-pq")
     if cfg.encoder.xformers_att_config or cfg.decoder.xformers_att_config:
         raise PlanError("the plan chooses the attention, so --*-xformers-att-config cannot")
+    options: dict[str, Any] = dict(choice.options)
     attention = build_attention(
         choice.scheme,
         embed_dim,
@@ -159,7 +160,7 @@ def _build(
         kdim=encoder_dim,
         vdim=encoder_dim,
         dropout=cfg.attention_dropout,
-        **dict(choice.options),
+        **options,
     )
     return FairseqAttention(
         attention,

@@ -6,6 +6,7 @@ torch loads weights only. These plain data types are allowed on top; nothing tha
 
 import argparse
 import collections
+import importlib
 import typing
 
 import numpy as np
@@ -18,17 +19,19 @@ from omegaconf import base, nodes
 NUMPY_DTYPES = ("bool", "int32", "int64", "float32", "float64")
 METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
 
+multiarray: typing.Any = importlib.import_module("numpy._core.multiarray")
+
 SAFE_GLOBALS = (
     # A model registered the legacy way keeps its arguments in a namespace.
     argparse.Namespace,
     # Meters of --eval-bleu.
     np.ndarray,
     np.dtype,
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
+    multiarray._reconstruct,
+    multiarray.scalar,
     # The same by the names that numpy 1 wrote.
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (multiarray.scalar, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(name)) for name in NUMPY_DTYPES),
     # Meters that versions of fairseq before 0.9 kept in their checkpoints.
     *((getattr(meters, name), f"fairseq.meters.{name}") for name in METERS),

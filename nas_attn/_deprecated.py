@@ -77,7 +77,9 @@ def renamed_option(old: str, new: str, given: Value | None, value: Value | None)
 
 
 def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Accept former names of a module: `__getattr__ = renamed_names(__name__, {"Old": "New"})`.
+    """Accept former names of a module.
+
+    Written `__getattr__ = renamed_names(__name__, {"Old": "New"})` in it.
 
     Args:
         module: Full name of the module.

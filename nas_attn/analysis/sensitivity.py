@@ -151,6 +151,7 @@ def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]
 
 
 def change_row(change: Change, findings: Findings) -> dict[str, Any]:
+    """A single change as a row of the table of measurements."""
     measured = findings.measured[change.plan]
     return {
         "unit": change.unit,

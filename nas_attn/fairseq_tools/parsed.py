@@ -40,9 +40,9 @@ def compare_parsed(
         else:
             expected[action.dest] = _as_said(action, value)
     parsed = vars(parser.parse_known_args(["DATA", *words_of(own), *words_of(arguments)])[0])
-    for name in expected:
-        if parsed.get(name) != expected[name] and name != argparse.SUPPRESS:
-            message = f"fairseq would read {parsed.get(name)!r}, not {expected[name]!r}"
+    for name, value in expected.items():
+        if parsed.get(name) != value and name != argparse.SUPPRESS:
+            message = f"fairseq would read {parsed.get(name)!r}, not {value!r}"
             yield Fault(f"arguments.{told.get(dashed(name), dashed(name))}", message)
 
 

@@ -72,11 +72,13 @@ def mark_text(row: dict[Any, Any]) -> str:
 
 
 def effective_text(row: dict[Any, Any]) -> str:
+    """Effective parameters of a row, empty where there is no count."""
     count = row["effective_cost"]
     return "" if pd.isna(count) else f"{count:,}"
 
 
 def percent_text(row: dict[Any, Any]) -> str:
+    """Change of the cost in percent, empty for the baseline."""
     change = row.get("cost_change")
     if row["baseline"] or change is None or math.isnan(change):
         return ""
@@ -84,6 +86,7 @@ def percent_text(row: dict[Any, Any]) -> str:
 
 
 def loss_change_text(row: dict[Any, Any]) -> str:
+    """Change of the loss, empty for the baseline."""
     change = row.get("loss_change")
     if row["baseline"] or change is None or math.isnan(change):
         return ""

@@ -112,6 +112,7 @@ class _ColdRunning:
 def start_guarded(
     command: Sequence[str], *, stdout: int, environment: Mapping[str, str], keep_open: int
 ) -> subprocess.Popen[bytes]:
+    """Start a command under a guard, in a process group of its own."""
     guard = [sys.executable, "-S", str(Path(__file__).with_name("guard.py")), str(os.getpid())]
     return subprocess.Popen(
         [*guard, *command],
@@ -126,5 +127,6 @@ def start_guarded(
 
 
 def signal_group(group: int, number: int) -> None:
+    """Send a signal to a process group, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
