@@ -15,6 +15,9 @@ import torch
 with warnings.catch_warnings():
     # fairseq's modules use deprecated calls of torch, hydra and Python as they are imported.
     warnings.simplefilter("ignore")
+    from nas_attn.light_fairseq import defer_sklearn
+
+    defer_sklearn()
     import fairseq_plugin  # noqa: F401
 
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared, prepare
