@@ -23,21 +23,7 @@ with warnings.catch_warnings():
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared, prepare
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 from nas_attn.fairseq_tools.pieces import Corpus
-from tests.helpers.paths import ROOT
-
-LONGEST = (
-    "plugin/test_commands.py",
-    "test_end_to_end_warm_start.py",
-    "test_end_to_end_sensitivity.py",
-    "test_cli.py",
-    "search/test_two_drivers.py",
-    "test_drills.py",
-    "search/test_ray_cluster.py",
-    "test_end_to_end_objectives.py",
-    "test_export.py",
-    "plugin/test_grouped.py",
-)
-"""Files that take minutes come first, so that none keeps one of two cores waiting at the end."""
+from tests.helpers.paths import LONGEST, ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nas_attn
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import LONGEST, ROOT
 
 PACKAGE = Path(nas_attn.__file__).parent
 
@@ -202,6 +202,10 @@ def test_no_test_imports_another() -> None:
     for path in sorted((ROOT / "tests").rglob("*.py")):
         of_tests = {name for name in imports(path) if name.split(".")[0] == "tests"}
         assert all(name.startswith(allowed) for name in of_tests), path.name
+
+
+def test_the_longest_test_files_are_where_they_are_said_to_be() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_files_are_short() -> None:
