@@ -1,10 +1,14 @@
-"""Text that fairseq runs as Python, held to literals: numbers, words, and lists of such."""
+"""Text read as plain values: literals, which fairseq would run as Python, and counts (20M, 2e7)."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
+
+from nas_attn.errors import RefusedError
 
 EVALUATED = (
     "adaptive_input_cutoff",
@@ -13,6 +17,9 @@ EVALUATED = (
     "xformers_att_config",
 )
 """Arguments of a model that fairseq evaluates as it builds the model."""
+
+AMOUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?(?:[eE]\+?\d)?)([kMG]?)", re.ASCII)
+FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 def read_literal(text: str) -> Any:
@@ -37,3 +44,23 @@ def code_in(arguments: Mapping[str, Any]) -> str | None:
             except ValueError:
                 return name
     return None
+
+
+def parse_count(text: str, option: str) -> int:
+    """Read a count: a number above zero, perhaps with k (thousands), M (millions) or G.
+
+    Args:
+        text: such as 1.5M; parts of one are dropped.
+        option: that it was given to, for the message.
+
+    Raises:
+        RefusedError: the text is no such number.
+    """
+    found = AMOUNT.fullmatch(text.strip())
+    # Decimal, for as a float 0.29M would be one less than 290000.
+    amount = int(Decimal(found[1]) * FACTORS[found[2]]) if found else 0
+    if amount < 1:
+        raise RefusedError(
+            f"{option}: {text!r} is no amount; write a number such as 500000, 500k, 20M or 1.5M"
+        )
+    return amount

@@ -22,12 +22,12 @@ import sentencepiece
 import torch
 from optuna.trial import TrialState
 
-from nas_attn.amounts import parse_amount
 from nas_attn.analysis.trials import Trials
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.portable import make_portable, without_paths
+from nas_attn.literals import parse_count
 from nas_attn.plan import AttentionPlan
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
@@ -78,7 +78,7 @@ TRIALS = Trials(RECORDS, OBJECTIVES)
     ],
 )
 def test_amounts(text: str, amount: int) -> None:
-    assert parse_amount(text, "--best-under") == amount
+    assert parse_count(text, "--best-under") == amount
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_amounts(text: str, amount: int) -> None:
 )
 def test_what_is_no_amount(text: str) -> None:
     with pytest.raises(RefusedError, match=r"--best-under: .* is no amount; write a number"):
-        parse_amount(text, "--best-under")
+        parse_count(text, "--best-under")
 
 
 def test_the_best_within_a_budget() -> None:

@@ -14,7 +14,7 @@ from tests.helpers.paths import LONGEST, ROOT
 PACKAGE = Path(nas_attn.__file__).parent
 
 LAYERS = {
-    "__init__": 0, "_deprecated": 0, "_imports": 0, "amounts": 0, "bleu": 0, "config_model": 0,
+    "__init__": 0, "_deprecated": 0, "_imports": 0, "bleu": 0, "config_model": 0,
     "curves": 0, "errors": 0, "files": 0, "knapsack": 0, "light_fairseq": 0, "literals": 0,
     "masking": 0, "pareto": 0, "plan": 0, "private": 0, "rank_agreement": 0, "shell": 0,
     "validation_log": 0, "yaml_file": 0,
@@ -48,12 +48,11 @@ MOST_LINES = 500
 MOST_LINES_OF_A_FUNCTION = 60
 
 TOO_LONG = {
-    "cli/main.py", "cli/screens.py", "fairseq_tools/flags.py",
+    "cli/main.py", "cli/screens.py",
 }  # fmt: skip
 TOO_LONG_FUNCTIONS = {
-    "data.prepare", "main.bench_attention", "main.confirm",
+    "main.bench_attention", "main.confirm",
     "main.convert", "main.export", "main.prepare", "main.prune", "main.search", "main.sensitivity",
-    "prune.prune_model",
 }  # fmt: skip
 """What is still to be mended; nothing may come to it."""
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nas_attn.amounts import parse_amount
 from nas_attn.analysis.hypervolume import first_validation, weak_loss
 from nas_attn.analysis.trials import Trials
 from nas_attn.errors import RefusedError
 from nas_attn.fairseq_tools.commands import maximises
+from nas_attn.literals import parse_count
 from nas_attn.pareto import non_dominated
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import JOURNAL, open_storage
@@ -147,7 +147,7 @@ def parse_reference(text: str) -> Reference | Literal["first"]:
         number = float("nan")
     if not np.isfinite(number):
         raise RefusedError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5, nor first")
-    amount = parse_amount(cost, "--reference")
+    amount = parse_count(cost, "--reference")
     return Reference(cost=float(amount), loss=number, origin="given with --reference")
 
 

@@ -1070,8 +1070,8 @@ def export(
 
     nas-attn export my_study --best-under 20M --out small_model
     """
-    from nas_attn.amounts import parse_amount
     from nas_attn.analysis.trials import Trials
+    from nas_attn.literals import parse_count
     from nas_attn.study.loading import load_study
     from nas_attn.workflows.export import (
         best_within,
@@ -1082,7 +1082,7 @@ def export(
 
     if (trial is None) == (best_under is None):
         raise RefusedError("say which trial: either --trial N or --best-under AMOUNT")
-    budget = None if best_under is None else parse_amount(best_under, "--best-under")
+    budget = None if best_under is None else parse_count(best_under, "--best-under")
     loaded = load_study(study, overrides=set_, runs=runs, is_read_only=True)
     record = _open_record(loaded)
     _keep(loaded, record)

@@ -22,7 +22,7 @@ from nas_attn.analysis.sensitivity import TOLERANCES, Findings, prediction_row
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.cli.text_plot import Series, TextPlot
-from nas_attn.fairseq_tools.self_test import Finding
+from nas_attn.fairseq_tools.self_test import StepOutcome
 from nas_attn.report.comparison import ratio_text
 from nas_attn.report.formatting import cost_text, cost_words, state_text
 from nas_attn.search.objectives import Objectives
@@ -553,7 +553,7 @@ def predictions_table(findings: Findings) -> Table:
     return table
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
+def findings_table(findings: Sequence[StepOutcome]) -> Table:
     """What works: schemes in rows, tasks in columns."""
     table = Table(box=box.HORIZONTALS, show_lines=True)
     table.add_column("scheme")
@@ -611,7 +611,7 @@ def _ratio_text(timing: Timing) -> Text:
     return Text.assemble((f"{timing.ratio:.2f}", style), (f" \u00b1{timing.spread:.0%}", "dim"))
 
 
-def _step_text(finding: Finding) -> Text:
+def _step_text(finding: StepOutcome) -> Text:
     if finding.fault is not None:
         return Text.assemble(f"{finding.step} ", ("FAILED", "red"))
     return Text.assemble(f"{finding.step} ", (finding.shown or "ok", "green"))

@@ -205,13 +205,7 @@ def prepare(
     Raises:
         DataError: a split holds no text, or SentencePiece or fairseq-preprocess refused it.
     """
-    if subword not in get_args(Subword):
-        raise DataError(f"subword must be one of {', '.join(get_args(Subword))}, not {subword!r}")
-    for split in SPLITS:
-        if not all(any(line.strip() for line in side) for side in corpus[split]):
-            raise DataError(f"the {split} side holds no text")
-    for remark in remarks_on(corpus):
-        logger.warning("%s", remark)
+    _check_corpus(corpus, subword)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pieces = partial / "pieces"
@@ -241,6 +235,17 @@ def prepare(
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return PreparedData(folder=folder, languages=tuple(languages))
+
+
+def _check_corpus(corpus: Corpus, subword: str) -> None:
+    """Refuse what gives no data set, and warn of what is odd."""
+    if subword not in get_args(Subword):
+        raise DataError(f"subword must be one of {', '.join(get_args(Subword))}, not {subword!r}")
+    for split in SPLITS:
+        if not all(any(line.strip() for line in side) for side in corpus[split]):
+            raise DataError(f"the {split} side holds no text")
+    for remark in remarks_on(corpus):
+        logger.warning("%s", remark)
 
 
 def prepare_classification(corpus: Corpus, folder: Path, *, vocab_size: int) -> Path:

@@ -7,25 +7,43 @@ parser sees it, since fairseq evaluates some values as Python or as templates.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from nas_attn.config_model import Scalar
 from nas_attn.errors import Fault
-from nas_attn.literals import read_literal
+from nas_attn.fairseq_tools.flag_values import (
+    BETAS,
+    COUNT,
+    FINITE,
+    FROM_0,
+    MOST,
+    POSITIVE,
+    RATES,
+    SHARE,
+    UNDER_1,
+    WHOLE,
+    WORD,
+    Judge,
+    folder_name,
+    is_count,
+    is_filters,
+    is_number,
+    is_schedule,
+    json_object,
+    list_of,
+    literal,
+    one_of,
+    switch,
+    whole,
+    without,
+    word,
+    words,
+)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
-WHOLE_NUMBER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
-EPOCHS = re.compile(r"\d{1,9}(-\d{1,9}|(,\d{1,9})*)", re.ASCII)
 LONGEST = 1000
 """Characters of a value."""
-MOST = 2**31 - 1
-"""The largest whole number that every flag of fairseq takes."""
 MOST_LAYERS = 1000
 
 
@@ -179,86 +197,6 @@ CRITERIONS = {
 """fairseq's criterions that train a model of ours, and the tasks that they are for; each also as
 grouped_NAME."""
 
-Judge = Callable[[Any], str]
-"""Takes the value as the study has it; gives what is wrong with it, or nothing."""
-
-
-def _between(
-    low: float, high: float, text: str, *, open_low: bool = False, open_high: bool = False
-) -> Judge:
-    def judge(value: Any) -> str:
-        if isinstance(value, bool):
-            return f"needs a value: {text}"
-        if NUMBER.fullmatch(str(value)):
-            number = float(value)
-            above = low < number if open_low else low <= number
-            if above and (number < high if open_high else number <= high):
-                return ""
-        return f"must be {text}, but is {value!r}"
-
-    return judge
-
-
-def _whole(low: int, high: int, text: str) -> Judge:
-    within = _between(low, high, text)
-
-    def judge(value: Any) -> str:
-        if isinstance(value, bool) or WHOLE_NUMBER.fullmatch(str(value)):
-            return within(value)
-        return f"must be {text}, but is {value!r}"
-
-    return judge
-
-
-def _literal(check: Callable[[Any], bool], text: str) -> Judge:
-    """Values that fairseq evaluates: a literal that `check` takes."""
-
-    def judge(value: Any) -> str:
-        if not isinstance(value, bool):
-            try:
-                parsed = read_literal(str(value))
-            except ValueError:
-                parsed = None
-            if parsed is not None and check(parsed):
-                return ""
-        return f"must be {text}, but is {value!r}"
-
-    return judge
-
-
-def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return bool(low <= value <= high and abs(value) < math.inf)
-
-
-def _list_of(item: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    def check(parsed: Any) -> bool:
-        items = parsed if isinstance(parsed, tuple | list) else [parsed]
-        if length is not None and (len(items) != length or items is not parsed):
-            return False
-        return len(items) > 0 and all(item(each) for each in items)
-
-    return check
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and _is_number(value, 1, MOST)
-
-
-def _is_schedule(parsed: Any) -> bool:
-    """A dictionary of rates by epochs or updates: '3', '1-5' or '1,2'."""
-    if not isinstance(parsed, dict):
-        return False
-    names = all(isinstance(name, str) and EPOCHS.fullmatch(name) for name in parsed)
-    return names and all(_is_number(rate, 0) for rate in parsed.values())
-
-
-def _is_filters(parsed: Any) -> bool:
-    pair = _list_of(_is_count, 2)
-    return isinstance(parsed, list) and len(parsed) > 0 and all(pair(each) for each in parsed)
-
-
 GENERATION = _names(
     """
     beam diverse_beam_groups diverse_beam_strength diversity_rate lenpen match_source_len max_len
@@ -268,82 +206,9 @@ GENERATION = _names(
 )
 """What translating the validation side can be told."""
 
-
-def _json(names: frozenset[str], languages: frozenset[str] = frozenset()) -> Judge:
-    def judge(value: Any) -> str:
-        try:
-            parsed = json.loads(str(value))
-        except (ValueError, RecursionError):
-            parsed = None
-        if not isinstance(parsed, dict):
-            return f"must be a JSON object, but is {value!r}"
-        for name, option in parsed.items():
-            if name not in names | languages:
-                return f"has no option {name!r}; there are {', '.join(sorted(names | languages))}"
-            if name in languages:
-                if not isinstance(option, str) or not WORD.fullmatch(option):
-                    return f"{name} must be a language, but is {option!r}"
-                continue
-            if not isinstance(option, bool) and not _is_number(option, -MOST, MOST):
-                return f"{name} must be a number, true or false, but is {option!r}"
-        return ""
-
-    return judge
-
-
-def _one_of(*words: str, switch: bool = False) -> Judge:
-    def judge(value: Any) -> str:
-        if (switch and isinstance(value, bool)) or value in words:
-            return ""
-        return f"must be one of {', '.join(words)}, but is {value!r}"
-
-    return judge
-
-
-def _word(value: Any) -> str:
-    """A word of which fairseq knows a few, and says which."""
-    if isinstance(value, bool) or not WORD.fullmatch(str(value)):
-        return f"must be a word, but is {value!r}"
-    return ""
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool) or not all(WORD.fullmatch(word) for word in str(value).split(",")):
-        return f"must be words with commas between them, but is {value!r}"
-    return ""
-
-
-def _folder_name(value: Any) -> str:
-    parts = str(value).split("/")
-    if isinstance(value, bool) or not all(WORD.fullmatch(part) for part in parts):
-        return f"must be a folder's name, which is made beside each trial's logs, not {value!r}"
-    return ""
-
-
-def _switch(value: Any) -> str:
-    return "" if isinstance(value, bool) else f"takes no value: true or false, not {value!r}"
-
-
-def _without(judge: Judge, words: frozenset[str], why: str) -> Judge:
-    return lambda value: f"{value}: {why}" if value in words else judge(value)
-
-
-COUNT = _whole(1, MOST, "a whole number from 1")
-WHOLE = _whole(0, MOST, "a whole number from 0")
-UNDER_1 = _between(0, 1, "at least 0 and less than 1", open_high=True)
-SHARE = _between(0, 1, "from 0 to 1")
-POSITIVE = _between(0, math.inf, "greater than 0", open_low=True, open_high=True)
-FROM_0 = _between(0, math.inf, "at least 0", open_high=True)
-FINITE = _between(-math.inf, math.inf, "a finite number", open_low=True, open_high=True)
-BETAS = _literal(_list_of(lambda x: _is_number(x, 0) and x < 1, 2), "two numbers: (0.9, 0.98)")
-RATES = _literal(
-    _list_of(lambda x: _is_number(x, 0) and x > 0),
-    "one number above 0, or one for each epoch: 0.0005 or '0.0005,0.0001'",
-)
-
 ALLOWED: tuple[tuple[Judge, str], ...] = (
     (
-        _switch,
+        switch,
         """adaptive-input add-bos-token amp anneal-eps azureml-logging broadcast-buffers
         char-inputs character-embeddings checkpoint-activations cpu cross-self-attention
         debug-param-names decoder-learned-pos decoder-normalize-before ema-fp32
@@ -371,7 +236,7 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
         tokens-per-sample total-num-update""",
     ),
     (
-        _whole(1, MOST_LAYERS, f"a whole number from 1 to {MOST_LAYERS}"),
+        whole(1, MOST_LAYERS, f"a whole number from 1 to {MOST_LAYERS}"),
         "decoder-layers encoder-layers",
     ),
     (
@@ -383,7 +248,7 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
         vote-at-update vote-updates warmup-steps warmup-updates""",
     ),
     (
-        _whole(-1, MOST, "a whole number, or -1 for none"),
+        whole(-1, MOST, "a whole number, or -1 for none"),
         "keep-interval-updates keep-interval-updates-pattern patience upsample-primary",
     ),
     (
@@ -410,32 +275,34 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
     (FINITE, "decay-rate stop-min-lr warmup-init-lr"),
     (RATES, "lr"),
     (
-        _literal(_list_of(_is_count), "one whole number from 1, or one for each epoch"),
+        literal(list_of(is_count), "one whole number from 1, or one for each epoch"),
         "update-freq",
     ),
     (
-        _literal(_list_of(_is_count), "whole numbers with commas between them"),
+        literal(list_of(is_count), "whole numbers with commas between them"),
         "adaptive-input-cutoff adaptive-softmax-cutoff",
     ),
     (BETAS, "adam-betas adamax-betas lamb-betas"),
     (
-        _literal(_list_of(lambda x: _is_number(x, 0), 2), "two numbers: (1e-30, 1e-3)"),
+        literal(list_of(lambda x: is_number(x, 0), 2), "two numbers: (1e-30, 1e-3)"),
         "adafactor-eps",
     ),
     (
-        _literal(_list_of(lambda x: _is_number(x, 0, 1), 3), "three shares: (0.1, 0.4, 0.5)"),
+        literal(list_of(lambda x: is_number(x, 0, 1), 3), "three shares: (0.1, 0.4, 0.5)"),
         "phase-ratio",
     ),
-    (_literal(_is_schedule, "rates by epoch: {'1': 0.001, '2-9': 0.0005}"), "epoch2lr update2lr"),
-    (_literal(_is_filters, "pairs of width and number: [(1, 64), (2, 128)]"), "character-filters"),
-    (_json(GENERATION), "eval-bleu-args"),
+    (literal(is_schedule, "rates by epoch: {'1': 0.001, '2-9': 0.0005}"), "epoch2lr update2lr"),
+    (literal(is_filters, "pairs of width and number: [(1, 64), (2, 128)]"), "character-filters"),
+    (json_object(GENERATION), "eval-bleu-args"),
     (
-        _json(_names("moses_no_dash_splits moses_no_escape"), _names("source_lang target_lang")),
+        json_object(
+            _names("moses_no_dash_splits moses_no_escape"), _names("source_lang target_lang")
+        ),
         "eval-bleu-detok-args",
     ),
-    (_one_of("space", "moses", "nltk"), "eval-bleu-detok"),
+    (one_of("space", "moses", "nltk"), "eval-bleu-detok"),
     (
-        _one_of(
+        one_of(
             "sentencepiece",
             "subword_nmt",
             "@@ ",
@@ -447,28 +314,28 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
         ),
         "eval-bleu-remove-bpe",
     ),
-    (_folder_name, "tensorboard-logdir"),
-    (_words, "shorten-data-split-list"),
+    (folder_name, "tensorboard-logdir"),
+    (words, "shorten-data-split-list"),
     (
-        _word,
+        word,
         """activation-fn ddp-comm-hook group-loss pooler-activation-fn sample-break-mode
         shorten-method wandb-project""",
     ),
     (
-        _without(_word, frozenset({"fully_sharded", "slowmo"}), SHARDED),
+        without(word, frozenset({"fully_sharded", "slowmo"}), SHARDED),
         "ddp-backend",
     ),
-    (_word, "criterion"),
+    (word, "criterion"),
     (
-        _without(
-            _word,
+        without(
+            word,
             frozenset({"composite", "cpu_adam"}),
             "does not train one model in one process; take adam",
         ),
         "optimizer",
     ),
     (
-        _without(_word, frozenset({"pass_through"}), "is for the optimizer composite"),
+        without(word, frozenset({"pass_through"}), "is for the optimizer composite"),
         "lr-scheduler",
     ),
 )

@@ -111,45 +111,26 @@ def prune_model(
     Raises:
         RefusedError: there is nothing to prune, the vote is not over, or its state is impossible.
     """
-    modules: dict[str, dict[int, str]] = {}
-    for name in weights:
-        match = LAYER.fullmatch(name)
-        if match:
-            site = "encoder_decoder" if match[4] == "encoder_attn" else f"{match[2]}_self"
-            modules.setdefault(site, {})[int(match[3])] = match[1]
     model = dict(weights)
     parts: dict[str, tuple[int, int]] = {}
     phases = set()
     sites = {}
-    for site, prefixes in modules.items():
+    for site, prefixes in _modules(weights).items():
         choices = list(plan.layers(site, len(prefixes)))
         for layer, prefix in sorted(prefixes.items()):
             own = _below(weights, prefix)
             if "kept" not in own:
                 continue
-            check_vote(prefix, own)
-            try:
-                phase = Phase(int(own["schedule"][0]))
-            except (LookupError, ValueError):
-                raise RefusedError(f"{site}.{layer} has no state of a vote that could be") from None
+            place = f"{site}.{layer}"
+            phase = _phase(own, prefix, place)
             phases.add(phase.name.lower())
             if phase != Phase.SETTLED:
                 continue
-            scheme, options = choices[layer].scheme, dict(choices[layer].options)
-            module = get_scheme(scheme).module
-            if not issubclass(module, PrunableAttention):
-                raise RefusedError(f"{site}.{layer} is {scheme}, but its weights are of a vote")
-            try:
-                small, options = module.cut(own, options)
-            except (RuntimeError, LookupError, TypeError, ValueError) as error:
-                raise RefusedError(
-                    f"the weights of {site}.{layer} do not fit together: {error}"
-                ) from None
+            choices[layer], small = _cut(choices[layer], own, place)
             for name in own:
                 del model[f"{prefix}.{name}"]
             model |= {f"{prefix}.{name}": tensor for name, tensor in small.items()}
-            choices[layer] = AttentionChoice.of(scheme, **options)
-            parts[f"{site}.{layer}"] = (int(own["kept"].sum()), own["kept"].numel())
+            parts[place] = (int(own["kept"].sum()), own["kept"].numel())
         sites[site] = choices
     if not parts:
         why = (
@@ -159,6 +140,41 @@ def prune_model(
         )
         raise RefusedError(f"nothing is pruned in this checkpoint: {why}")
     return AttentionPlan.of(sites), model, parts
+
+
+def _modules(weights: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """For each site, the prefixes of its attention modules in a state dictionary, by layer."""
+    modules: dict[str, dict[int, str]] = {}
+    for name in weights:
+        match = LAYER.fullmatch(name)
+        if match:
+            site = "encoder_decoder" if match[4] == "encoder_attn" else f"{match[2]}_self"
+            modules.setdefault(site, {})[int(match[3])] = match[1]
+    return modules
+
+
+def _phase(own: Mapping[str, Tensor], prefix: str, place: str) -> Phase:
+    """How far a module's vote is."""
+    check_vote(prefix, own)
+    try:
+        return Phase(int(own["schedule"][0]))
+    except (LookupError, ValueError):
+        raise RefusedError(f"{place} has no state of a vote that could be") from None
+
+
+def _cut(
+    choice: AttentionChoice, own: Mapping[str, Tensor], place: str
+) -> tuple[AttentionChoice, Mapping[str, Tensor]]:
+    """The choice and the weights of a module without what its vote has masked."""
+    scheme, options = choice.scheme, dict(choice.options)
+    module = get_scheme(scheme).module
+    if not issubclass(module, PrunableAttention):
+        raise RefusedError(f"{place} is {scheme}, but its weights are of a vote")
+    try:
+        small, options = module.cut(own, options)
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise RefusedError(f"the weights of {place} do not fit together: {error}") from None
+    return AttentionChoice.of(scheme, **options), small
 
 
 def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ Proof = Callable[[str], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class StepOutcome:
     """What became of one command.
 
     Args:
@@ -66,7 +66,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class SelfTestStep:
     """A command and what its output must show."""
 
     name: str
@@ -78,7 +78,7 @@ class Step:
 
 def examine(
     schemes: Sequence[str], tasks: Sequence[str], folder: Path, *, workers: int = 1
-) -> Iterator[Finding]:
+) -> Iterator[StepOutcome]:
     """Train, resume, and generate or evaluate with every scheme on every task.
 
     A masked language model is also fine-tuned as a classifier. Commands are those that a person
@@ -103,7 +103,7 @@ def examine(
     data = _prepare(folder / "data", tasks)
     warm = threading.local()  # a launcher serves one thread
 
-    def work(scheme: str, task: str) -> list[Finding]:
+    def work(scheme: str, task: str) -> list[StepOutcome]:
         if not hasattr(warm, "launcher"):
             warm.launcher = ForkServer()
             launchers.append(warm.launcher)
@@ -122,7 +122,7 @@ def examine(
                 launcher.close()
 
 
-def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
+def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[SelfTestStep]:
     """The commands that try one scheme on one task."""
     save = folder / f"{scheme}-{task}"
     last = f"--path={save}/checkpoint_last.pt"
@@ -134,7 +134,7 @@ def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
         training += ["--criterion=label_smoothed_cross_entropy", "--label-smoothing=0.1"]
         decoding = [str(data), last, every, "--gen-subset=test", "--batch-size=7", "--beam=5"]
         decoding += ["--max-len-b=12", "--scoring=sacrebleu"]
-        ending = Step(
+        ending = SelfTestStep(
             name="generate",
             task=task,
             module="generate",
@@ -148,7 +148,7 @@ def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
         training += ["--share-decoder-input-output-embed", "--tokens-per-sample=32"]
         training += ["--sample-break-mode=none", "--max-tokens=512"]
         scoring = [str(data), last, every, "--batch-size=4", "--tokens-per-sample=32"]
-        ending = Step(
+        ending = SelfTestStep(
             name="eval",
             task=task,
             module="eval_lm",
@@ -159,7 +159,7 @@ def steps_of(scheme: str, task: str, data: Path, folder: Path) -> list[Step]:
     return _masked_steps(scheme, data, save)
 
 
-def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
+def _masked_steps(scheme: str, data: Path, save: Path) -> list[SelfTestStep]:
     every = "--required-batch-size-multiple=1"
     text = data / "input0"
     shared = [*_layers(scheme, "encoder"), "--encoder-embed-dim=32", "--encoder-ffn-embed-dim=64"]
@@ -185,21 +185,21 @@ def _masked_steps(scheme: str, data: Path, save: Path) -> list[Step]:
     task = "sentence_prediction"
     return [
         *_train_and_resume("masked_lm", training),
-        Step(
+        SelfTestStep(
             name="eval",
             task="masked_lm",
             module="validate",
             arguments=tuple(validation),
             proof=_shows(r"test \| .*ppl ([\d.]+)", "ppl"),
         ),
-        Step(
+        SelfTestStep(
             name="fine-tune",
             task=task,
             module="train",
             arguments=tuple(tuning),
             proof=_shows(rf"Loaded checkpoint {re.escape(last)}"),
         ),
-        Step(
+        SelfTestStep(
             name="eval",
             task=task,
             module="validate",
@@ -243,15 +243,15 @@ def _layers(scheme: str, side: str) -> list[str]:
     return [f"--{side}-layers={len(SCHEMES) if scheme == MIXED else 1}"]
 
 
-def _train_and_resume(task: str, training: list[str]) -> list[Step]:
-    first = Step(
+def _train_and_resume(task: str, training: list[str]) -> list[SelfTestStep]:
+    first = SelfTestStep(
         name="train",
         task=task,
         module="train",
         arguments=(*training, "--max-epoch=1"),
         proof=_shows(r"done training"),
     )
-    second = Step(
+    second = SelfTestStep(
         name="resume",
         task=task,
         module="train",
@@ -293,8 +293,8 @@ def _has_learnt(output: str) -> str:
 
 
 def run_steps(
-    scheme: str, steps: Sequence[Step], folder: Path, launcher: Launcher | None = None
-) -> list[Finding]:
+    scheme: str, steps: Sequence[SelfTestStep], folder: Path, launcher: Launcher | None = None
+) -> list[StepOutcome]:
     """Run commands one after the other, up to the first fault; logs go into the folder."""
     findings = []
     for step in steps:
@@ -307,7 +307,7 @@ def run_steps(
             fault = str(error)
         if done.status != 0:
             fault = f"exit status {done.status}: {_last_line(done.output)}"
-        finding = Finding(
+        finding = StepOutcome(
             scheme=scheme,
             task=step.task,
             step=step.name,

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nas_attn.amounts import parse_amount
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import Scalar, Section
 from nas_attn.errors import RefusedError
+from nas_attn.literals import parse_count
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
@@ -21,7 +21,7 @@ def _amount(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return parse_amount(value, "limit")
+        return parse_count(value, "limit")
     except RefusedError as error:
         raise ValueError(str(error).removeprefix("limit: ")) from None
 

@@ -15,7 +15,7 @@ from nas_attn.attention import SCHEMES
 from nas_attn.fairseq_tools.commands import plugin_folder, training_command
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.fairseq_tools.self_test import TASKS, Finding, examine
+from nas_attn.fairseq_tools.self_test import TASKS, StepOutcome, examine
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from tests.helpers.forked import run_module
 from tests.helpers.paths import ROOT
@@ -64,14 +64,14 @@ ROWS = (*SCHEMES, "mixed_plan")
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
+def findings(tmp_path_factory: pytest.TempPathFactory) -> list[StepOutcome]:
     """What the doctor finds; one after the other, as other tests have the other core."""
     return list(examine(ROWS, TASKS, tmp_path_factory.mktemp("doctor"), workers=1))
 
 
 @pytest.mark.timeout(1700)
 @pytest.mark.parametrize("scheme", ROWS)
-def test_every_task(scheme: str, findings: list[Finding]) -> None:
+def test_every_task(scheme: str, findings: list[StepOutcome]) -> None:
     """Train, resume, generate or evaluate; a classifier from the masked language model."""
     row = [finding for finding in findings if finding.scheme == scheme]
     assert [f"{f.task} {f.step}: {f.fault}" for f in row if f.fault] == []
