@@ -8,19 +8,26 @@ import pytest
 
 from nas_attn.attention import SCHEMES
 from nas_attn.errors import NasAttnError
-from nas_attn.fairseq_tools.self_test import MIXED, Step, Unproven, examine, run_steps, steps_of
+from nas_attn.fairseq_tools.self_test import (
+    MIXED,
+    SelfTestStep,
+    Unproven,
+    examine,
+    run_steps,
+    steps_of,
+)
 from nas_attn.plan import AttentionPlan
 
 pytestmark = pytest.mark.slow
 
 
-def step(name: str, *arguments: str, fault: str | None = None) -> Step:
+def step(name: str, *arguments: str, fault: str | None = None) -> SelfTestStep:
     def proof(output: str) -> str:
         if fault is not None:
             raise Unproven(fault)
         return "shown"
 
-    return Step(
+    return SelfTestStep(
         name=name,
         task="translation",
         module="preprocess",
