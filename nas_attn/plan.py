@@ -25,6 +25,11 @@ SITES = ("encoder_self", "decoder_self", "encoder_decoder")
 MAX_FILE_BYTES = 1_000_000
 """Of a plan's file."""
 
+FLOAT_OPTIONS = frozenset(
+    {"alpha", "beta", "centre_shift", "dim_threshold", "embedding_std", "vote_threshold"}
+)
+"""Options of schemes that are no whole numbers, whatever a file writes: 1 is kept as 1.0."""
+
 
 @dataclass(frozen=True)
 class AttentionChoice:
@@ -33,10 +38,16 @@ class AttentionChoice:
     Args:
         scheme: name in the scheme registry, such as `collaborative`.
         options: (name, value) pairs, kept sorted by name; `AttentionChoice.of` takes keywords.
+            Whole numbers of `FLOAT_OPTIONS` become floats, so that equal choices have one text.
     """
 
     scheme: str
     options: tuple[tuple[str, OptionValue], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not FLOAT_OPTIONS.isdisjoint(name for name, _ in self.options):
+            pairs = tuple((name, _canonical(name, value)) for name, value in self.options)
+            object.__setattr__(self, "options", pairs)
 
     @classmethod
     def of(cls, scheme: str, **options: OptionValue) -> AttentionChoice:
@@ -223,6 +234,16 @@ class SiteShape:
     num_heads: int
     kdim: int | None = None
     """Width of the keys' and values' input; `embed_dim` if None."""
+
+
+def _canonical(name: str, value: OptionValue) -> OptionValue:
+    if name not in FLOAT_OPTIONS or isinstance(value, bool | str):
+        return value
+    try:
+        number = float(value) + 0.0  # which makes 0.0 of -0.0
+    except OverflowError:
+        return value
+    return number if number == value else value  # no option is so large that they differ
 
 
 def _layers_text(choices: tuple[AttentionChoice, ...]) -> str:

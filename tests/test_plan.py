@@ -3,13 +3,19 @@
 import json
 import os
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nas_attn.attention.registry import SCHEMES
 from nas_attn.errors import PlanError
-from nas_attn.plan import MAX_FILE_BYTES, SITES, AttentionChoice, AttentionPlan
+from nas_attn.plan import FLOAT_OPTIONS, MAX_FILE_BYTES, SITES, AttentionChoice, AttentionPlan
+from tests.helpers.paths import ROOT
+
+SHIPPED = [path for name in ("search_spaces", "studies") for path in (ROOT / name).glob("*.yaml")]
 
 MULTI_HEAD = AttentionChoice("multi_head")
 SHARED = AttentionChoice.of("collaborative", shared_dim=16, content_bias=True)
@@ -54,6 +60,60 @@ def test_text_form() -> None:
         "encoder_self [2x collaborative(content_bias=True, shared_dim=16) | multi_head]; "
         "encoder_decoder multi_head"
     )
+
+
+def test_equal_plans_have_one_text() -> None:
+    """As shipped spaces write them: options that are floats have a point, whatever a file says."""
+    texts = [
+        f'{{"encoder_self": {{"scheme": "grouped_head", "num_groups": 1, {options}}}}}'
+        for options in (
+            '"alpha": 1, "beta": 0',
+            '"alpha": 1.0, "beta": 0.0',
+            '"alpha": 1, "beta": -0.0',
+            '"beta": 0, "alpha": 10e-1',
+        )
+    ]
+    plans = [AttentionPlan.parse(text) for text in texts]
+    assert len(set(plans)) == 1
+    assert {plan.dumps() for plan in plans} == {
+        '{"encoder_self": {"alpha": 1.0, "beta": 0.0, "num_groups": 1, "scheme": "grouped_head"}}'
+    }
+    assert len({plan.digest for plan in plans}) == len({str(plan) for plan in plans}) == 1
+    assert AttentionChoice.of("grouped_head", alpha=1).to_json() == {
+        "scheme": "grouped_head",
+        "alpha": 1.0,
+    }
+    direct = AttentionChoice("grouped_head", (("alpha", 1),))
+    assert str(direct) == "grouped_head(alpha=1.0)"
+
+
+def test_options_that_cannot_be_are_left_to_who_builds_the_module() -> None:
+    for value in (True, "1", 10**400, 2**60 + 1):
+        choice = AttentionChoice.of("grouped_head", alpha=value)
+        assert choice.to_json()["alpha"] is value
+
+
+def test_the_float_options_are_those_of_the_schemes() -> None:
+    of_schemes = {
+        (name, bool({float, float | None} & {hint}))
+        for scheme in SCHEMES.values()
+        for name, hint in get_type_hints(scheme.options).items()
+    }
+    assert {name for name, is_float in of_schemes if is_float} == FLOAT_OPTIONS
+    assert not FLOAT_OPTIONS & {name for name, is_float in of_schemes if not is_float}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_texts_of_shipped_spaces_do_not_change(path: Path) -> None:
+    """They write floats where options are floats, so what they recorded keeps its text."""
+    tree = yaml.safe_load(path.read_text())
+    space = tree.get("space", tree)
+    if isinstance(space, str):
+        return  # named, and looked at under its own name
+    for schemes in (space["schemes"], *space.get("sites", {}).values()):
+        for options in schemes.values():
+            for name in options.keys() & FLOAT_OPTIONS:
+                assert all(isinstance(value, float) for value in options[name]), name
 
 
 def test_defaults_fill_the_sites_left_out() -> None:
