@@ -252,7 +252,16 @@ def _register(
         configs.offer(arch)
 
 
+def register_scheme(scheme: str) -> None:
+    """Register the architectures of a scheme; it is done for all schemes that are there at import.
+
+    Args:
+        scheme: Name in `nas_attn.attention.SCHEMES`.
+    """
+    _register("transformer", PlannedTransformer, scheme)
+    _register("transformer_lm", PlannedLanguageModel, scheme, _language_model)
+    _register("roberta", PlannedRoberta, scheme)
+
+
 for _scheme in SCHEMES:
-    _register("transformer", PlannedTransformer, _scheme)
-    _register("transformer_lm", PlannedLanguageModel, _scheme, _language_model)
-    _register("roberta", PlannedRoberta, _scheme)
+    register_scheme(_scheme)
