@@ -1,23 +1,18 @@
-"""From a training section to fairseq's command line and back to checked arguments."""
+"""Command lines of fairseq's tools for a training section, and what is asked of its metric."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.errors import Fault, NasAttnError
+from nas_attn.fairseq_tools.arguments import architecture, task_flag
 from nas_attn.fairseq_tools.bleu import check_tokenizer, scoring_flags, validation_flags
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.fairseq_tools.flags import check_flags, dashed, given, without_refused, words_of
-from nas_attn.fairseq_tools.parsed import compare_parsed
+from nas_attn.fairseq_tools.flags import given, words_of
 from nas_attn.plan import AttentionPlan
-
-BASELINE_SCHEME = "multi_head"
 
 MAXIMISED = frozenset({"bleu", "accuracy"})
 """Validation metrics that are better when higher; all others are better when lower."""
@@ -37,13 +32,6 @@ LOGGED = {
 LOGGED_BY_SENTENCE = frozenset({"adaptive_loss", "cross_entropy"})
 """Log nll_loss, by token, only where --sentence-avg makes their loss one by sentence."""
 
-FAMILIES = {
-    "translation": "transformer",
-    "language_modeling": "transformer_lm",
-    "masked_lm": "roberta",
-}
-"""fairseq's model family of each task."""
-
 TENSORBOARD = "--tensorboard-logdir"
 
 
@@ -52,12 +40,6 @@ def plugin_folder() -> Path:
     import fairseq_plugin
 
     return Path(fairseq_plugin.__file__).resolve().parent
-
-
-def architecture(config: TrainingConfig) -> str:
-    """The plugin's architecture; the plan is given apart, so its scheme is the baseline's."""
-    family = FAMILIES[config.task]
-    return f"{BASELINE_SCHEME}_{family}" + (f"_{config.size}" if config.size else "")
 
 
 def training_command(
@@ -83,7 +65,7 @@ def training_command(
     """
     command = ["fairseq-train", str(data.folder)]
     # Paths are words of their own: on another node, and in what is exported, they become others.
-    command += ["--user-dir", str(plugin_folder()), _task_flag(config), *_language_flags(data)]
+    command += ["--user-dir", str(plugin_folder()), task_flag(config), *_language_flags(data)]
     command += [f"--arch={architecture(config)}", f"--attention-plan={plan.dumps()}"]
     command += words_of(config.arguments)
     command += ["--seed", str(seed), "--save-dir", str(save_dir), "--no-epoch-checkpoints"]
@@ -240,116 +222,6 @@ def with_value(command: Sequence[str], flag: str, value: str) -> list[str]:
     if command[at] == flag:
         return [*command[: at + 1], value, *command[at + 2 :]]
     return [*command[:at], f"{flag}={value}", *command[at + 1 :]]
-
-
-def last_epoch_and_update(config: TrainingConfig) -> tuple[int | None, int | None]:
-    """Where a training ends; None where it is not limited."""
-    named = given(config.arguments)
-    epoch, update = (int(named.get(name) or 0) for name in ("max-epoch", "max-update"))
-    return epoch or None, update or None
-
-
-def check_arguments(config: TrainingConfig) -> list[Fault]:
-    """What we, and then fairseq's own parser, find wrong with a training section."""
-    key = "arguments"
-    faults = list(check_flags(config.arguments, config.task))
-    named = given(config.arguments)
-    # fairseq takes 0 for no limit.
-    if all(str(named.get(name, 0)) == "0" for name in ("max-epoch", "max-update")):
-        faults.append(Fault(key, "give max-epoch or max-update, or a trial never ends"))
-    if not named.keys() & {"max-tokens", "batch-size"}:
-        faults.append(Fault(key, "give max-tokens or batch-size"))
-    if architecture(config) not in _architectures():
-        prefix = f"{BASELINE_SCHEME}_{FAMILIES[config.task]}"
-        sizes = sorted(
-            a.removeprefix(prefix + "_") for a in _architectures() if a.startswith(prefix)
-        )
-        offer = ", ".join(size for size in sizes if not size.startswith(("lm", prefix)))
-        faults.append(Fault("size", f"fairseq has no size {config.size!r}; it has {offer}"))
-    if faults:
-        return faults
-    try:
-        args, parser = _parse(architecture(config), _parsed_words(config))
-    except _Refused as error:
-        return [_locate(str(error), config)]
-    faults = list(compare_parsed(parser, {"task": f"reported_{config.task}"}, config.arguments))
-    for side in ("encoder", "decoder"):
-        width = getattr(args, f"{side}_embed_dim", None)
-        heads = getattr(args, f"{side}_attention_heads", None)
-        if width is not None and heads is not None and (heads < 1 or width % heads):
-            message = f"{heads} heads do not divide a width of {width}"
-            faults.append(Fault(f"{key}.{side}-attention-heads", message))
-    return faults
-
-
-def parse_arguments(arch: str, flags: Sequence[str]) -> argparse.Namespace:
-    """Parse flags of fairseq-train for an architecture, with the architecture's defaults filled in.
-
-    Raises:
-        ValueError: fairseq refuses a flag; the message is fairseq's.
-    """
-    try:
-        args, parser = _parse(arch, flags)
-    except _Refused as error:
-        raise ValueError(str(error)) from None
-    unknown = parser.parse_known_args(["DATA", *flags])[1]
-    if unknown:
-        raise ValueError(f"fairseq-train has no flag {' '.join(unknown)}")
-    return args
-
-
-def training_arguments(config: TrainingConfig) -> argparse.Namespace:
-    """The checked training section as fairseq's arguments."""
-    return parse_arguments(architecture(config), _parsed_words(config))
-
-
-class _Refused(Exception):
-    """fairseq's parser gave up; the message is what it printed last."""
-
-
-def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    """fairseq's arguments, and its parser with the flags of all that is chosen."""
-    from fairseq import options
-
-    import fairseq_plugin  # noqa: F401  registers the architectures
-
-    parser = options.get_training_parser()
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            args, _ = options.parse_args_and_arch(
-                parser, ["DATA", f"--arch={arch}", *flags], parse_known=True
-            )
-    except SystemExit:
-        lines = printed.getvalue().strip().splitlines() or ["refused without a word"]
-        raise _Refused(lines[-1].partition("error: ")[2] or lines[-1]) from None
-    return args, parser
-
-
-def _architectures() -> list[str]:
-    from fairseq.models import ARCH_MODEL_REGISTRY
-
-    import fairseq_plugin  # noqa: F401  registers the architectures
-
-    return list(ARCH_MODEL_REGISTRY)
-
-
-def _locate(message: str, config: TrainingConfig) -> Fault:
-    """Point fairseq's message at the argument that it names."""
-    for name in config.arguments:
-        if f"--{dashed(name)}:" in message or f"--{dashed(name)}/" in message:
-            text = message.partition(": ")[2] or message
-            return Fault(f"arguments.{name}", f"fairseq-train says: {text}")
-    return Fault("arguments", f"fairseq-train says: {message}")
-
-
-def _task_flag(config: TrainingConfig) -> str:
-    return f"--task=reported_{config.task}"
-
-
-def _parsed_words(config: TrainingConfig) -> list[str]:
-    # Of flags that no study may set, fairseq's parser must not see any, whoever asks.
-    return [_task_flag(config), *words_of(without_refused(config.arguments))]
 
 
 def _language_flags(data: PreparedData) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_attn.config_model import Scalar
-from nas_attn.fairseq_tools.commands import last_epoch_and_update, training_arguments
+from nas_attn.fairseq_tools.arguments import last_epoch_and_update, training_arguments
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import dashed, given

@@ -14,12 +14,8 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.config_model import faults_of
 from nas_attn.errors import ConfigError, DataError, Fault, PlanError
-from nas_attn.fairseq_tools.commands import (
-    check_arguments,
-    check_bleu,
-    check_metric,
-    training_arguments,
-)
+from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
+from nas_attn.fairseq_tools.commands import check_bleu, check_metric
 from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.data import find_split_files, load_prepared, read_manifest

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from nas_attn.errors import RefusedError
+from nas_attn.fairseq_tools.arguments import last_epoch_and_update
 from nas_attn.fairseq_tools.commands import (
     convert_command,
     decoding_command,
     evaluation_command,
-    last_epoch_and_update,
     loss_command,
     maximises,
     training_command,

@@ -11,10 +11,8 @@ from typing import Any
 
 from nas_attn.bleu import DEFAULT
 from nas_attn.errors import ConfigError, Fault
-from nas_attn.fairseq_tools.commands import (
-    maximises,
-    training_arguments,
-)
+from nas_attn.fairseq_tools.arguments import training_arguments
+from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.costs import CostModel
 from nas_attn.fairseq_tools.data import (

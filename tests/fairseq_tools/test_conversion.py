@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from nas_attn.errors import NasAttnError, PlanError
-from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.convert import (
     Losses,
     convert_checkpoint,

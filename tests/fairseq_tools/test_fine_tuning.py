@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nas_attn.fairseq_tools.commands import check_arguments, training_arguments
+from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates, fine_tuning

@@ -12,11 +12,10 @@ import pytest
 from fairseq import options
 from fairseq.registry import REGISTRIES
 
+from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import (
-    check_arguments,
     evaluation_command,
     interactive_command,
-    training_arguments,
     training_command,
     value_of,
     with_value,

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nas_attn.fairseq_tools.commands import check_arguments, training_arguments
+from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.flags import ALIASES, INVERTED, JUDGES, OWNED, REASONS, dashed
 from nas_attn.fairseq_tools.parsed import check_training

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import (
     LOGGED,
-    check_arguments,
     check_metric,
     decoding_command,
     evaluation_command,
     maximises,
-    training_arguments,
     training_command,
     value_of,
 )

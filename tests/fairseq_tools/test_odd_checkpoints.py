@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nas_attn.cli.main import main
 from nas_attn.errors import NasAttnError, RefusedError
-from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_checkpoint, validation_losses
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.prune import load_checkpoint, prune_checkpoint

@@ -16,7 +16,7 @@ import fairseq_plugin  # noqa: F401  registers the architectures
 from nas_attn.attention import SCHEMES
 from nas_attn.attention.counting import count_model
 from nas_attn.errors import PlanError
-from nas_attn.fairseq_tools.commands import parse_arguments
+from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.models import (
     Sizer,
     blank_dictionary,

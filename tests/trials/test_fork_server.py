@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from nas_attn.fairseq_tools.commands import evaluation_command, training_arguments, training_command
+from nas_attn.fairseq_tools.arguments import training_arguments
+from nas_attn.fairseq_tools.commands import evaluation_command, training_command
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import Sizer, load_dictionaries
