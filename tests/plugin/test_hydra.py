@@ -22,13 +22,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from nas_attn.attention import SCHEMES
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint
 from nas_attn.fairseq_tools.convert import convert_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
 from nas_attn.fairseq_tools.prune import prune_checkpoint
-from nas_attn.plan import AttentionPlan
+from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 from tests.helpers.paths import ROOT
 
 PLUGIN = f"common.user_dir={ROOT / 'fairseq_plugin'}"
@@ -230,6 +231,32 @@ def test_translation_from_training_to_pruning_and_conversion(
     convert_checkpoint(small, plan, tmp_path / "converted.pt", force=True)
     converted = loads(tmp_path / "converted.pt", tiny_translation.folder)
     assert type(converted.decoder.layers[0].self_attn.attention).__name__ == "MultiQueryAttention"
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    """Every scheme, on whatever device there is; fairseq-train's --bf16 is for TPUs only."""
+    plan = AttentionPlan.of(
+        {site: [AttentionChoice(scheme) for scheme in SCHEMES] for site in SITES}
+    )
+    plan_file = tmp_path / "plan.json"
+    plan_file.write_text(plan.dumps())
+    sizes = [
+        f"+model.{side}_{name}={value}"
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "layers": len(SCHEMES), "embed_dim": 16, "ffn_embed_dim": 16, "attention_heads": 4,
+        }.items()
+    ]  # fmt: skip
+    hydra_train(
+        ["common.bf16=true", "task=translation", f"task.data={tiny_translation.folder}",
+         "+model._name=multi_head_transformer", *sizes, f"+model.attention_plan={plan_file}"],
+        tmp_path,
+    )  # fmt: skip
+    weights = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["model"].values()
+    assert all(weight.isfinite().all() for weight in weights)
+    # fairseq writes them as float32.
+    assert all(torch.equal(weight, weight.bfloat16().to(weight)) for weight in weights)
 
 
 def test_a_checkpoint_of_a_language_model_loads(
