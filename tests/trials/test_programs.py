@@ -1,13 +1,34 @@
-"""Programs of trials are run by this Python."""
+"""Programs of trials are found by what is installed, and run by this Python."""
 
 from __future__ import annotations
 
 import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
 from nas_attn.errors import NasAttnError
-from nas_attn.trials.processes.programs import executable_form, needs_fairseq
+from nas_attn.trials.processes import programs
+from nas_attn.trials.processes.programs import PROGRAMS, executable_form, needs_fairseq
+from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _nothing_cached() -> Iterator[None]:
+    programs._module_of.cache_clear()
+    yield
+    programs._module_of.cache_clear()
+
+
+def test_our_own_are_installed_as_the_project_says() -> None:
+    """An installation from before a program came to pyproject.toml does not know it."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == {name for name in PROGRAMS if name.startswith("nas-attn")}
+    for name, function in scripts.items():
+        assert executable_form((name,))[2] == function.partition(":")[0]
 
 
 @pytest.mark.parametrize(
@@ -17,7 +38,7 @@ from nas_attn.trials.processes.programs import executable_form, needs_fairseq
         ("fairseq-generate", "fairseq_cli.generate", True),
         ("fairseq-eval-lm", "fairseq_cli.eval_lm", True),
         ("fairseq-validate", "fairseq_cli.validate", True),
-        ("nas-attn", "nas_attn.cli.main", True),
+        ("nas-attn", "nas_attn.__main__", True),
         ("nas-attn-measure", "nas_attn.fairseq_tools.measure", True),
         ("nas-attn-replay", "nas_attn.simulation.command", False),
     ],
@@ -32,3 +53,29 @@ def test_unknown_commands() -> None:
         executable_form(("rm", "-rf"))
     with pytest.raises(NasAttnError, match="cannot run 'pip'"):
         executable_form(("pip", "list"))
+
+
+def test_programs_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[EntryPoint] = []
+
+    def entry_points(*, group: str, name: str) -> list[EntryPoint]:
+        return [found for found in installed if (found.group, found.name) == (group, name)]
+
+    monkeypatch.setattr(programs, "entry_points", entry_points)
+    with pytest.raises(NasAttnError, match=r"nas-attn-replay is not installed for .*: install nas"):
+        executable_form(("nas-attn-replay",))
+    installed.append(EntryPoint("nas-attn-replay", "other.module:main", "console_scripts"))
+    assert executable_form(("nas-attn-replay",))[2] == "other.module", "once it is installed"
+
+
+def test_installed_programs_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def entry_points(**which: Any) -> list[EntryPoint]:
+        looked.append(which)
+        return [EntryPoint("nas-attn", "some.module:main", "console_scripts")]
+
+    monkeypatch.setattr(programs, "entry_points", entry_points)
+    for _ in range(3):
+        assert executable_form(("nas-attn",))[2] == "some.module"
+    assert len(looked) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import entry_points
 
 from nas_attn.errors import NasAttnError
 
@@ -12,29 +14,32 @@ WITH_FAIRSEQ = (
     *("nas-attn", "nas-attn-measure"),
 )
 """The programs that import fairseq."""
-MODULES = {
-    "fairseq-train": "fairseq_cli.train",
-    "fairseq-generate": "fairseq_cli.generate",
-    "fairseq-eval-lm": "fairseq_cli.eval_lm",
-    "fairseq-validate": "fairseq_cli.validate",
-    "nas-attn": "nas_attn.cli.main",
-    "nas-attn-measure": "nas_attn.fairseq_tools.measure",
-    "nas-attn-replay": "nas_attn.simulation.command",
-}
+PROGRAMS = (*WITH_FAIRSEQ, "nas-attn-replay")
 
 
 def executable_form(command: Sequence[str]) -> list[str]:
     """`fairseq-train ...` and its like as run by this very Python, whatever PATH says.
 
     Raises:
-        NasAttnError: the program is unknown.
+        NasAttnError: the program is unknown or not installed.
     """
-    module = MODULES.get(command[0])
-    if module is None:
-        raise NasAttnError(f"cannot run {command[0]!r}; there are {', '.join(MODULES)}")
-    return [sys.executable, "-m", module, *command[1:]]
+    return [sys.executable, "-m", _module_of(command[0]), *command[1:]]
 
 
 def needs_fairseq(command: Sequence[str]) -> bool:
     """Whether a command imports fairseq."""
     return command[0] in WITH_FAIRSEQ
+
+
+@lru_cache
+def _module_of(program: str) -> str:
+    """The module whose function an installed program calls."""
+    if program not in PROGRAMS:
+        raise NasAttnError(f"cannot run {program!r}; there are {', '.join(PROGRAMS)}")
+    for found in entry_points(group="console_scripts", name=program):
+        return found.module
+    raise NasAttnError(
+        f"the program {program} is not installed for {sys.executable}: install nas-attn again "
+        "(pip install -e . in its folder), as an installation from before it had this program "
+        "does not know it"
+    )
