@@ -52,10 +52,10 @@ class FairseqAttention(nn.Module):
     side by side (see `PlannedEncoder.reorder_encoder_out`).
 
     Args:
-        attention: the scheme's module.
-        encoder_decoder_attention: keys and values come from the encoder and never grow.
-        decoder_self_attention: a square `attn_mask` is fairseq's mask of future tokens, so that
-            they need not be looked at.
+        attention: The scheme's module.
+        encoder_decoder_attention: Whether keys and values come from the encoder and never grow.
+        decoder_self_attention: Whether a square `attn_mask` is fairseq's mask of future tokens, so
+            that they need not be looked at.
     """
 
     # What the decorator gives it.

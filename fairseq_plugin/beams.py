@@ -10,8 +10,8 @@ def follow(order: Tensor, beams: int) -> tuple[Tensor, int]:
     """Which rows to keep when hypotheses are put in another order.
 
     Args:
-        order: of the hypotheses to keep, (new hypotheses).
-        beams: hypotheses that share a row, side by side.
+        order: Numbers of the hypotheses to keep, (new hypotheses).
+        beams: Hypotheses that share a row, side by side.
 
     Returns:
         The rows, and how many hypotheses share each of them: as many as before, or one if the order

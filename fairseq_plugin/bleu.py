@@ -31,7 +31,7 @@ class SacrebleuTokenizer:
     """Cuts translations and references as sacreBLEU does, for a BLEU that cuts no further.
 
     Args:
-        cfg: which one.
+        cfg: Configuration with the tokenizer's name.
     """
 
     def __init__(self, cfg: SacrebleuTokenizerConfig) -> None:

@@ -63,10 +63,10 @@ def complete(
     """Fill in what a model's arguments leave out.
 
     Args:
-        args: a namespace or the `model` section of a configuration; changed.
-        name: of the architecture.
-        model: its class.
-        architecture: fills in a namespace.
+        args: Namespace or the `model` section of a configuration; changed.
+        name: Name of the architecture.
+        model: Class of the model.
+        architecture: Function that fills in a namespace.
 
     Raises:
         PlanError: a configuration has an argument that the model has not.

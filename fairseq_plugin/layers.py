@@ -67,7 +67,7 @@ class PlannedDecoderLayer(transformer_layer.TransformerDecoderLayerBase):
         )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's; attention to the encoder is also told which queries are padding."""
+        """fairseq's; attention to the encoder also learns which queries are padding."""
         if self.encoder_attn is not None:
             self.encoder_attn.query_padding_mask = kwargs.get("self_attn_padding_mask")
         return super().forward(x, *args, **kwargs)

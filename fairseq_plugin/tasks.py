@@ -59,7 +59,7 @@ class ReportingTask:
         return {type(self).__name__: {k: v for k, v in kept.items() if v is not None}}
 
     def set_checkpoint_dict(self, kept: dict[str, Any]) -> None:
-        """What fairseq found in a checkpoint that a training goes on from."""
+        """What fairseq found in a checkpoint that a training is resumed from."""
         function = _early_stop()
         for name in PATIENCE:
             if name in kept and function is not None:

@@ -41,11 +41,11 @@ class Voting:
 
     Args:
         task: fairseq's; its `get_batch_iterator`, `begin_epoch` and `optimizer_step` are wrapped.
-        criterion: computes the loss, and has votes counted while `phase` is VOTING.
-        at_epoch: hold the vote as this epoch (from 1) begins; 0 does not.
-        at_update: hold it once so many updates are done; 0 does not.
-        num_updates: vote on as many batches as so many updates take; with 0 on those of an epoch.
-        update_freq: batches of an update for each epoch, as fairseq has it; the last holds on.
+        criterion: Criterion that computes the loss, and has votes counted while `phase` is VOTING.
+        at_epoch: Epoch (from 1) that begins with the vote; 0 for none.
+        at_update: Number of updates after which it is held; 0 for none.
+        num_updates: Number of updates on whose batches heads are voted; 0 for those of an epoch.
+        update_freq: Batches of an update for each epoch, as fairseq has it; the last holds on.
     """
 
     def __init__(

@@ -68,13 +68,13 @@ class Attention(FastPathAnswers, nn.Module):
     torch's own `TransformerEncoderLayer` and `TransformerDecoderLayer`.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: number of heads; must divide `embed_dim`.
-        kdim: width of the keys' input, `embed_dim` if left out.
-        vdim: width of the values' input, `embed_dim` if left out.
-        dropout: probability of dropping an attention weight in training.
-        bias: whether projections have biases.
-        joined_dim: width of what `mix_values` returns, heads side by side; `embed_dim` if left out.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number of heads; must divide `embed_dim`.
+        kdim: Width of the keys' input, `embed_dim` if left out.
+        vdim: Width of the values' input, `embed_dim` if left out.
+        dropout: Probability of dropping an attention weight in training.
+        bias: Whether projections have biases.
+        joined_dim: Width of what `mix_values` returns, heads side by side; `embed_dim` if left out.
 
     Raises:
         PlanError: `num_heads` does not divide `embed_dim`.
@@ -87,7 +87,7 @@ class Attention(FastPathAnswers, nn.Module):
     """How attention is computed; None takes the fastest way for shapes and device."""
 
     observer: AttentionObserver | None = None
-    """Told the inputs of every call; set by `observer.observed`."""
+    """Gets the inputs of every call; set by `observer.observed`."""
 
     query_padding_mask: Tensor | None = None
     """Bool or None, (B, T), true at queries that are padding; whoever calls may set it before, and
@@ -134,7 +134,7 @@ class Attention(FastPathAnswers, nn.Module):
         """(B, S, vdim) to (B, g_v, S, h)."""
 
     def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """`keys` of (B, S, kdim) and `values` of (B, S, vdim), which an observer is told of."""
+        """`keys` of (B, S, kdim) and `values` of (B, S, vdim), which an observer gets to see."""
         if self.observer is not None:
             self.observer.on_inputs(key, value)
         return self.keys(key), self.values(value)
@@ -236,11 +236,12 @@ class Attention(FastPathAnswers, nn.Module):
             key: (B, S, kdim).
             value: (B, S, vdim).
             key_padding_mask: (B, S); bool, true at keys to leave out, or float, -inf there.
-            need_weights: also return the weights. Without them attention is faster.
+            need_weights: Whether to return the weights too. Without them attention is faster.
             attn_mask: (T, S), (B * n, T, S) or (B, n, T, S); bool, true where attention is not
                 allowed, or float, added to the scores.
-            average_attn_weights: return the mean over heads instead of the weights of every head.
-            is_causal: position t attends to positions 0..t, whatever `attn_mask` says of them.
+            average_attn_weights: Whether to return the mean over heads instead of the weights of
+                every head.
+            is_causal: Whether position t attends to 0..t alone, whatever `attn_mask` says of them.
 
         Returns:
             Output (B, T, embed_dim), and the weights: (B, T, S), (B, n, T, S) without averaging,
@@ -340,9 +341,9 @@ def init_as_multi_head(projection: nn.Linear, embed_dim: int, *, one_matrix: boo
     A head then starts alike whether it is shared or not.
 
     Args:
-        projection: from any width to that of one or several heads.
-        embed_dim: width of all heads together.
-        one_matrix: inputs are equally wide, so fairseq counts query, key and value projection as
+        projection: Map from any width to that of one or several heads.
+        embed_dim: Width of all heads together.
+        one_matrix: Whether inputs are equally wide: fairseq then counts query, key and value as
             one matrix, which makes each smaller by the square root of two.
     """
     inputs = projection.in_features

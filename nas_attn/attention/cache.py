@@ -18,7 +18,7 @@ class Cache:
     tokens are joined anew.
 
     Args:
-        tokens: those of the first step.
+        tokens: Keys or values of the first step, (batch, heads, steps, width).
     """
 
     def __init__(self, tokens: Tensor) -> None:

@@ -69,19 +69,19 @@ class CollaborativeAttention(PrunableAttention):
     multi-head attention whatever D is, as in the authors' translation code.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: number of heads; must divide `embed_dim`.
-        shared_dim: D; `embed_dim // 4` by default, the compression for which the paper reports
-            unchanged BLEU.
-        content_bias: learn a vector v_i of width `kdim` a head (the paper's content term) in place
-            of the biases b_Q and b_K.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number of heads; must divide `embed_dim`.
+        shared_dim: Width D of the shared space; `embed_dim // 4` by default, the compression for
+            which the paper reports unchanged BLEU.
+        content_bias: Whether to learn a vector v_i of width `kdim` a head (the paper's content
+            term) in place of the biases b_Q and b_K.
         mixing_init: `xavier` draws the mixing matrix (authors' translation code); `heads` sets
             row i to one on the i-th of `num_heads` equal blocks and to zero elsewhere.
-        num_value_heads: must divide `num_heads`, which is the default.
-        dim_threshold: prune shared dimensions (ours, not the paper's) whose term in the scores is
-            small: the product of the lengths of its query row, its key row and its mixing column,
-            over the largest such product.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        num_value_heads: Number of value heads; must divide `num_heads`, which is the default.
+        dim_threshold: Share below which shared dimensions are pruned (ours, not the paper's): of
+            the largest product of the lengths of a dimension's query row, key row and mixing
+            column, which is how much its term in the scores weighs.
+        kdim, vdim, dropout, bias: As in `Attention`.
 
     Raises:
         PlanError: `shared_dim` is not positive, `mixing_init` is unknown or does not divide it, or
@@ -199,12 +199,13 @@ class CollaborativeAttention(PrunableAttention):
         if self.content_bias is None:
             return mixed
         unit = torch.eye(self.num_heads, dtype=mixed.dtype, device=mixed.device)[:, None]
+        # (B, n, T, D + n)
         return torch.cat([mixed, unit.expand(*mixed.shape[:-1], self.num_heads)], dim=-1)
 
     def keys(self, key: Tensor) -> Tensor:
         shared: Tensor = self.k_proj(key)
         if self.content_bias is not None:
-            shared = torch.cat([shared, self.content_bias(key)], dim=-1)
+            shared = torch.cat([shared, self.content_bias(key)], dim=-1)  # (B, S, D + n)
         return shared[:, None]
 
     def values(self, value: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def count_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> AttentionSi
     """Parameters of all attention modules of a model.
 
     Args:
-        plan: must name every site of `shapes`.
-        shapes: the model's sites.
+        plan: Attention plan that names every site of `shapes`.
+        shapes: The model's sites.
 
     Raises:
         PlanError: the plan does not fit the shapes.
@@ -110,8 +110,8 @@ def left_text(plan: AttentionPlan, pruned: AttentionPlan) -> str:
     """What pruning left where it could prune, in words: "encoder_self 4+3 heads".
 
     Args:
-        plan: before pruning.
-        pruned: after it.
+        plan: Plan before pruning.
+        pruned: Plan after it.
     """
     before, texts = dict(plan), []
     for site, choices in pruned:

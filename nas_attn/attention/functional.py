@@ -79,13 +79,13 @@ def attend(
         queries: (B, n, T, d_k); (B, 1, T, d_k) with `shifts`.
         keys: (B, g_k, S, d_k), g_k divides n; one head with `shifts`.
         values: (B, g_v, S, d_v), g_v divides n; one head with `shifts`.
-        scale: factor of the scores before the softmax.
+        scale: Factor of the scores before the softmax.
         shifts: (n, d_k), added to the one query to give that of each head.
-        mask: what `merge_masks` returns.
-        is_causal: position t attends to keys 0..t; needs T = S and no `mask`.
-        dropout: probability of dropping an attention weight.
-        need_weights: also return the weights.
-        form: how to compute it; the fastest by `choose_form` if left out.
+        mask: Result of `merge_masks`, which broadcasts to (B, n, T, S).
+        is_causal: Whether position t attends to keys 0..t; needs T = S and no `mask`.
+        dropout: Probability of dropping an attention weight.
+        need_weights: Whether to return the weights too.
+        form: Way of computing it; the fastest by `choose_form` if left out.
 
     Returns:
         Head outputs (B, n, T, d_v), and the weights (B, n, T, S) after dropout or None.
@@ -228,14 +228,14 @@ def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: Call)
     batch, heads, time, width = queries.shape
     groups = keys.size(1)
     output = F.scaled_dot_product_attention(
-        queries.reshape(batch, groups, heads // groups * time, width),
+        queries.reshape(batch, groups, heads // groups * time, width),  # n / g heads as rows
         keys,
         values,
         attn_mask=call.mask,
         dropout_p=call.dropout,
         scale=call.scale,
     )
-    return output.reshape(batch, heads, time, width)
+    return output.reshape(batch, heads, time, width)  # (B, n, T, d_v)
 
 
 def _attend_explicitly(
@@ -305,11 +305,11 @@ def _attend_with_shared_scores(queries: Tensor, keys: Tensor, values: Tensor, ca
         sums = attend_blockwise(queries, keys, weighted, call.mask, call.is_causal, call.scale)
     batch, _, time, width = sums.shape
     num_heads = shifts.size(0)
-    sums = sums.view(batch, time, num_heads, width // num_heads)
+    sums = sums.view(batch, time, num_heads, width // num_heads)  # (B, T, n, d_v + 1)
     totals = sums[..., -1:]
     totals = totals.masked_fill(totals == 0.0, 1.0)  # of rows that may attend to nothing
     heads = sums[..., :-1] / totals  # (B, T, n, d_v)
-    return heads.transpose(1, 2)
+    return heads.transpose(1, 2)  # (B, n, T, d_v)
 
 
 def _grouped_product(left: Tensor, right: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ def _grouped_product(left: Tensor, right: Tensor) -> Tensor:
     """
     batch, heads, length, inner = left.shape
     groups = right.size(1)
-    rows = left.reshape(batch, groups, heads // groups * length, inner)
+    rows = left.reshape(batch, groups, heads // groups * length, inner)  # (B, g, n / g * T, x)
     return (rows @ right).view(batch, heads, length, right.size(-1))
 
 

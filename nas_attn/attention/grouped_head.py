@@ -56,7 +56,7 @@ class GroupedHeadOptions:
         metadata={
             "help": "heads that stay after the vote: all (default, no vote), most_votes (the C "
             "heads with most votes), pillars (the head of each group with most), threshold (see "
-            "--vote-threshold) or random (C by lot)"
+            "--vote-threshold) or random (C at random)"
         },
     )
     vote_threshold: float = field(
@@ -84,18 +84,20 @@ class GroupedHeadAttention(PrunableAttention):
     nothing is computed for groups at any other time.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: n; must divide `embed_dim`. The width of a head stays embed_dim / n.
-        num_groups: C; fewer if fewer heads are left.
-        feature: compare heads by their values, attention weights or outputs.
-        alpha, beta: weights of the constraint's two terms.
-        metric: distance among features.
-        padding_in_features: let padded positions count.
-        keep: rule of the vote.
-        vote_threshold: for the rule `threshold`.
-        centre_shift: hold the vote once centres move less than this (see `shift`).
-        kept_heads: heads that this module has, pruned from n.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number n of heads; must divide `embed_dim`. The width of a head stays embed_dim /
+            n.
+        num_groups: Number C of groups; fewer if fewer heads are left.
+        feature: Feature that heads are compared by: values, attention weights or outputs.
+        alpha, beta: Weights of the constraint's two terms.
+        metric: Distance among features.
+        padding_in_features: Whether padded positions count.
+        keep: Rule of the vote.
+        vote_threshold: Share of the pillar's votes, for the rule `threshold`.
+        centre_shift: Share of the heads' lengths; once centres move less, the vote is held (see
+            `shift`).
+        kept_heads: Number of heads that this module has, pruned from n.
+        kdim, vdim, dropout, bias: As in `Attention`.
 
     Raises:
         PlanError: an option is out of its range.
@@ -269,10 +271,11 @@ class GroupedHeadAttention(PrunableAttention):
             for part in ("weight", "bias"):
                 whole = state.get(f"{name}.{part}")
                 if whole is not None:
-                    rows = whole.view(heads, -1, *whole.shape[1:])[stay]
+                    rows = whole.view(heads, -1, *whole.shape[1:])[stay]  # (kept, h, inputs)
                     small[f"{name}.{part}"] = rows.flatten(0, 1)
         whole = state["out_proj.weight"]
-        small["out_proj.weight"] = whole.view(len(whole), heads, -1)[:, stay].flatten(1)
+        kept = whole.view(len(whole), heads, -1)[:, stay]  # (embed_dim, kept, h)
+        small["out_proj.weight"] = kept.flatten(1)
         for name in ("kept", "votes", "groups"):
             small[name] = state[name][stay]
         small["together"] = state["together"][stay][:, stay]

@@ -38,10 +38,11 @@ class GroupedQueryAttention(Attention):
     is multi-head attention, with g = 1 multi-query attention.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: n; must divide `embed_dim`.
-        num_groups: g; must divide `num_heads`. Half of them by default, one if they are odd.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number n of heads; must divide `embed_dim`.
+        num_groups: Number g of groups; must divide `num_heads`. Half of them by default, one if
+            they are odd.
+        kdim, vdim, dropout, bias: As in `Attention`.
 
     Raises:
         PlanError: `num_groups` does not divide `num_heads`.

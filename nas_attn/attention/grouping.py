@@ -23,12 +23,12 @@ def inner_products(features: Tensor, padding: Tensor | None = None) -> Tensor:
     """Inner products (n, n) of the heads' features over a whole batch.
 
     Args:
-        features: (B, n, T, width), of any kind.
-        padding: bool or None, (B, T), true at positions to leave out.
+        features: Features (B, n, T, width) of any kind.
+        padding: Bool or None, (B, T), true at positions to leave out.
     """
     if padding is not None:
         features = features.masked_fill(padding[:, None, :, None], 0.0)
-    flat = features.transpose(0, 1).flatten(1)
+    flat = features.transpose(0, 1).flatten(1)  # (n, B * T * width)
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     with torch.autocast(flat.device.type, enabled=False):
         return flat @ flat.t()
@@ -43,7 +43,7 @@ def group_heads(products: Tensor, num_groups: int) -> Tensor:
 
     Args:
         products: (L, n, n) inner products of the heads.
-        num_groups: C; at most n are formed.
+        num_groups: Number C of groups; at most n are formed.
 
     Returns:
         (L, n), the group of each head; groups are numbered by their first head.
@@ -177,7 +177,7 @@ def _farthest_first(distances: Tensor, groups: int) -> Tensor:
         row = distances.gather(1, farthest.expand(-1, -1, heads))
         nearest = torch.minimum(nearest, row)
     to_each = distances.gather(1, centres.flatten(1)[..., None].expand(-1, -1, heads))
-    labels = to_each.view(layers, heads, groups, heads).argmin(dim=2)
+    labels = to_each.view(layers, heads, groups, heads).argmin(dim=2)  # (L, starts, n)
     # Identical heads may both be centres; each keeps its own group.
     return labels.scatter(2, centres, torch.arange(groups).expand(layers, heads, groups))
 

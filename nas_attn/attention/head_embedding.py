@@ -33,10 +33,10 @@ class HeadEmbeddingAttention(OneHeadAttention):
     Keys and values of all heads are cached once: 2h numbers a token.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: n; must divide `embed_dim`.
-        embedding_std: deviation of the embeddings at the start; larger ones set heads apart.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number n of heads; must divide `embed_dim`.
+        embedding_std: Deviation of the embeddings at the start; larger ones set heads apart.
+        kdim, vdim, dropout, bias: As in `Attention`.
 
     Raises:
         PlanError: `embedding_std` is negative.

@@ -44,13 +44,13 @@ class HeadEmbeddingAddAttention(HeadEmbeddingAttention):
     def queries(self, query: Tensor) -> Tensor:
         """(B, T, embed_dim) to (B, 1, T, h), before the heads' shifts."""
         projected: Tensor = self.q_proj(query)
-        return projected[:, None]
+        return projected[:, None]  # (B, 1, T, h)
 
     def query_shifts(self) -> Tensor:
         return self.query_embedding
 
     def mix_values(self, heads: Tensor) -> Tensor:
-        return heads + self.value_embedding[:, None]
+        return heads + self.value_embedding[:, None]  # (B, n, T, h)
 
     def effective_parameters(self) -> int:
         """One bilinear form and n key biases in its column space; one output shift."""

@@ -38,11 +38,11 @@ class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
     output.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: n; must divide `embed_dim`.
-        plain_embedding: f(e) = e.
-        embedding_std: deviation of the embeddings at the start, around zero or, if plain, one.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number n of heads; must divide `embed_dim`.
+        plain_embedding: Whether f(e) = e.
+        embedding_std: Deviation of the embeddings at the start, around zero or, if plain, one.
+        kdim, vdim, dropout, bias: As in `Attention`.
     """
 
     reference = "Xue and Aletras 2023, arXiv 2310.07911, MHE-MUL"
@@ -71,7 +71,7 @@ class HeadEmbeddingMulAttention(HeadEmbeddingAttention):
         return mixed  # (B, n, T, h)
 
     def mix_values(self, heads: Tensor) -> Tensor:
-        return heads * (self.offset + self.value_embedding)[:, None]
+        return heads * (self.offset + self.value_embedding)[:, None]  # (B, n, T, h)
 
     def effective_parameters(self) -> int:
         """Of e^Q and e^K only the product acts; W_O can undo e^V."""

@@ -13,7 +13,7 @@ def merge_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Te
     """Join a padding mask and an attention mask into one that broadcasts to (B, n, T, S).
 
     Args:
-        key_padding_mask: bool (B, S), true at keys to leave out.
+        key_padding_mask: Bool (B, S), true at keys to leave out.
         attn_mask: (T, S) or (B, n, T, S); bool, true where attention is *not* allowed, or float,
             added to the scores. (The conventions of `torch.nn.MultiheadAttention`.)
 
@@ -34,7 +34,8 @@ def with_causal_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Te
     """A mask that also leaves later positions out.
 
     Args:
-        attn_mask: bool, true where attention is *not* allowed, or float, added to the scores.
+        attn_mask: (T, S) or (B, n, T, S); bool, true where attention is *not* allowed, or float,
+            added to the scores.
         query: (B, T, width).
         key: (B, S, width).
     """

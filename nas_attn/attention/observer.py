@@ -1,6 +1,6 @@
 """Watch what attention modules are called with while a model runs.
 
-An observer is told the inputs of every call before anything is computed, and changes nothing of it.
+An observer gets the inputs of every call before anything is computed, and changes nothing of it.
 Calibration records calls by it (see `nas_attn.conversion.metric.recorded`):
 
     class CountTokens:
@@ -48,7 +48,7 @@ class ObservedQuery:
 
 
 class AttentionObserver(Protocol):
-    """What an attention module tells as it is called."""
+    """What an attention module calls as it is called itself."""
 
     def on_inputs(self, key: Tensor, value: Tensor) -> None:
         """Inputs of keys (B, S, kdim) and values (B, S, vdim), before they are projected."""
@@ -73,7 +73,7 @@ def observed(module: Observable, observer: Observer) -> Iterator[Observer]:
 
     Args:
         module: Attention of any scheme.
-        observer: What is told its calls.
+        observer: Object that gets its calls.
 
     Yields:
         The observer.

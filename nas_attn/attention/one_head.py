@@ -44,12 +44,12 @@ class OneHeadAttention(Attention):
     def keys(self, key: Tensor) -> Tensor:
         """(B, S, kdim) to (B, 1, S, h)."""
         projected: Tensor = self.k_proj(key)
-        return projected[:, None]
+        return projected[:, None]  # (B, 1, S, h)
 
     def values(self, value: Tensor) -> Tensor:
         """(B, S, vdim) to (B, 1, S, h)."""
         projected: Tensor = self.v_proj(value)
-        return projected[:, None]
+        return projected[:, None]  # (B, 1, S, h)
 
     def cache_size(self) -> int:
         """One key and one value."""

@@ -1,4 +1,4 @@
-"""Attention of which training chooses a part that stays; the rest can then be cut off."""
+"""Attention of which training chooses a part that stays; the rest can then be cut out."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class PrunableAttention(Attention):
         """Which parts stay by what the vote has found: 0 or 1 for each.
 
         Args:
-            seed: for rules that draw by lot.
+            seed: Seed for rules that draw at random.
         """
 
     def settle(self, seed: int, *, epoch: int = 0, batches: int = 0) -> None:
         """Mask the parts that go; the vote is over.
 
         Args:
-            seed: for rules that draw by lot.
-            epoch: of the vote.
-            batches: that it was on.
+            seed: Seed for rules that draw at random.
+            epoch: Epoch of the vote.
+            batches: Number of batches that it was on.
         """
         self.kept.copy_(self.choose(seed))
         self.schedule.copy_(torch.tensor([Phase.SETTLED, epoch, batches]))
@@ -85,8 +85,8 @@ class PrunableAttention(Attention):
         """Take the masked parts out of the weights.
 
         Args:
-            state: state dictionary of a module of this class.
-            options: the scheme's options that it was built with.
+            state: State dictionary of a module of this class.
+            options: The scheme's options that it was built with.
 
         Returns:
             State dictionary and options of the smaller module, which computes the same.
@@ -124,9 +124,9 @@ def check_vote(
     """See that the buffers of a prunable module can come from a training.
 
     Args:
-        place: of the module, for messages.
-        state: its buffers by name, as far as there are any.
-        votes_may_be_left: whether there may be votes before the vote, as trainings of version 0.1
+        place: Name of the module, for messages.
+        state: Buffers of the module by name, as far as there are any.
+        votes_may_be_left: Whether there may be votes before the vote, as trainings of version 0.1
             left them on modules that did not prune.
 
     Raises:

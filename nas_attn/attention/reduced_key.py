@@ -41,11 +41,11 @@ class ReducedKeyAttention(Attention):
     key_dim = embed_dim this is multi-head attention.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: n; must divide `embed_dim` and `key_dim`.
-        key_dim: width of queries and keys, all heads together. By default a quarter of each head's
+        embed_dim: Width of queries and of the output.
+        num_heads: Number n of heads; must divide `embed_dim` and `key_dim`.
+        key_dim: Width of queries and keys, all heads together. By default a quarter of each head's
             width, at least one.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        kdim, vdim, dropout, bias: As in `Attention`.
 
     Raises:
         PlanError: `num_heads` does not divide `key_dim`.

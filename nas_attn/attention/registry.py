@@ -91,13 +91,13 @@ def build_attention(
     """Build the attention module of a scheme.
 
     Args:
-        scheme: name in `SCHEMES`.
-        embed_dim: width of queries and of the output.
-        num_heads: number of heads; must divide `embed_dim`.
-        kdim, vdim: widths of the keys' and values' inputs, `embed_dim` if left out.
-        dropout: probability of dropping an attention weight in training.
-        bias: whether projections have biases.
-        options: the scheme's own options.
+        scheme: Name in `SCHEMES`.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number of heads; must divide `embed_dim`.
+        kdim, vdim: Widths of the keys' and values' inputs, `embed_dim` if left out.
+        dropout: Probability of dropping an attention weight in training.
+        bias: Whether projections have biases.
+        options: The scheme's own options.
 
     Returns:
         A module called as `module(query, key, value)` with tensors (batch, time, width).

@@ -31,10 +31,11 @@ class SingleHeadAttention(OneHeadAttention):
     rows. Weights are returned as n equal maps.
 
     Args:
-        embed_dim: width of queries and of the output.
-        num_heads: n; must divide `embed_dim`.
-        narrow_output: project the head itself, with (n - 1) * h * embed_dim fewer parameters.
-        kdim, vdim, dropout, bias: as in `Attention`.
+        embed_dim: Width of queries and of the output.
+        num_heads: Number n of heads; must divide `embed_dim`.
+        narrow_output: Whether to project the head itself, with (n - 1) * h * embed_dim fewer
+            parameters.
+        kdim, vdim, dropout, bias: As in `Attention`.
     """
 
     reference = "Xue and Aletras 2023, arXiv 2310.07911 (its single-head baseline)"
@@ -63,7 +64,7 @@ class SingleHeadAttention(OneHeadAttention):
     def queries(self, query: Tensor) -> Tensor:
         """(B, T, embed_dim) to (B, 1, T, h)."""
         projected: Tensor = self.q_proj(query)
-        return projected[:, None]
+        return projected[:, None]  # (B, 1, T, h)
 
     def mix_values(self, heads: Tensor) -> Tensor:
         return heads if self.narrow_output else heads.expand(-1, self.num_heads, -1, -1)

@@ -65,13 +65,13 @@ class Setting:
     """What all contenders of a run have in common.
 
     Args:
-        embed_dim, num_heads: of the attention.
+        embed_dim, num_heads: Width and heads of the attention.
         device: cpu or cuda.
-        dtype: of the tensors.
-        threads: of PyTorch. With one on a CPU, times are CPU time of the process.
-        seconds: spent on each shape and phase, about.
-        min_rounds: turns of every contender, whatever they take.
-        causal: position t attends to positions 0..t.
+        dtype: Type of the tensors.
+        threads: Threads of PyTorch. With one on a CPU, times are CPU time of the process.
+        seconds: Seconds spent on each shape and phase, about.
+        min_rounds: Turns of every contender, whatever they take.
+        causal: Whether position t attends to positions 0..t.
     """
 
     embed_dim: int = 512
@@ -98,15 +98,15 @@ class Timing:
     """What one contender took for one shape and phase.
 
     Args:
-        phase: forward, forward_backward (with gradients of inputs and weights), decode (one step
-            after `length` tokens) or reorder (of what that step keeps, as beam search does).
-        batch, length, causal: what was computed.
-        contender: its name.
-        median_ms: milliseconds, median over rounds.
-        spread: interquartile range over the median.
-        ratio: of this median to the baseline's: torch's fused attention, or, decoding, fairseq's.
-        rounds: how many.
-        peak_mb: most memory of a turn beyond what lay there before it, megabytes; on CUDA only.
+        phase: One of forward, forward_backward (with gradients of inputs and weights), decode (one
+            step after `length` tokens) or reorder (of what that step keeps, as beam search does).
+        batch, length, causal: Sizes of the inputs, and whether attention was causal.
+        contender: Name of the contender.
+        median_ms: Milliseconds, median over rounds.
+        spread: Interquartile range over the median.
+        ratio: This median over the baseline's: torch's fused attention, or, decoding, fairseq's.
+        rounds: Number of rounds.
+        peak_mb: Most memory of a turn beyond what lay there before it, megabytes; on CUDA only.
     """
 
     phase: str
@@ -229,9 +229,9 @@ def contenders(
     """Who takes turns: the stock attentions and the schemes.
 
     Args:
-        setting: of the run.
-        schemes: names of schemes; all if empty.
-        forms: try each scheme in every form as well, and as its paper writes it.
+        setting: Setting of the run.
+        schemes: Names of schemes; all if empty.
+        forms: Whether to try each scheme in every form as well, and as its paper writes it.
     """
     width, heads = setting.embed_dim, setting.num_heads
     found: dict[str, nn.Module] = {
@@ -260,11 +260,11 @@ def time_attention(
     """Time all contenders, shape by shape; a form that cannot do a scheme is left out.
 
     Args:
-        setting: of the run.
-        shapes: for forward and forward_backward.
-        decoding_shapes: for decode.
-        schemes: names of schemes; all if empty.
-        forms: try each scheme in every form as well, and as its paper writes it.
+        setting: Setting of the run.
+        shapes: Shapes for forward and forward_backward.
+        decoding_shapes: Shapes for decode and reorder.
+        schemes: Names of schemes; all if empty.
+        forms: Whether to try each scheme in every form as well, and as its paper writes it.
     """
     torch.set_num_threads(setting.threads)
     torch.manual_seed(1)

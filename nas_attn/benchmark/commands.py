@@ -39,7 +39,7 @@ class Speed:
     """What fairseq's commands printed for one contender, a number for each round.
 
     Args:
-        contender: a scheme, or `fairseq` for the stock Transformer.
+        contender: Name of a scheme, or `fairseq` for the stock Transformer.
     """
 
     contender: str
@@ -67,16 +67,17 @@ def time_commands(
     """Run fairseq-train and fairseq-generate for stock fairseq and every scheme, in turns.
 
     Args:
-        data: a binarised translation data set; its test side is translated.
-        folder: for checkpoints and logs.
-        schemes: names of schemes.
+        data: Folder of a binarised translation data set; its test split is translated.
+        folder: Folder for checkpoints and logs.
+        schemes: Names of schemes.
         arch: fairseq's name of the architecture.
-        flags: further flags of fairseq-train, such as --share-all-embeddings.
-        rounds: times that everything is generated.
-        training_rounds: times that everything is trained; at least once, for the checkpoint.
-        beam: hypotheses of a sentence.
-        length: tokens of every translation.
-        threads: of PyTorch.
+        flags: Further flags of fairseq-train, such as --share-all-embeddings.
+        rounds: Number of times that everything is generated.
+        training_rounds: Number of times that everything is trained; at least one, for the
+            checkpoint.
+        beam: Hypotheses of a sentence.
+        length: Tokens of every translation.
+        threads: Threads of PyTorch.
 
     Raises:
         NasAttnError: a command failed, or there is no such scheme.

@@ -20,8 +20,8 @@ def write_figure(timings: Sequence[Timing], path: Path) -> None:
     """Write a figure with a panel for each phase; its ending says the format (png, svg, pdf).
 
     Args:
-        timings: of one run.
-        path: the file.
+        timings: Times of one run.
+        path: The file.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,7 +51,7 @@ def _draw_phase(axes: Any, timings: Sequence[Timing], colors: Mapping[str, Any])
     """Draw one phase's times over the baseline's.
 
     Args:
-        axes: Matplotlib's.
+        axes: Axes of Matplotlib.
         timings: Those of the phase.
         colors: Color of every contender.
 

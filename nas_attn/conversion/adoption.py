@@ -40,10 +40,10 @@ class Found:
     """An attention module of a known class.
 
     Args:
-        name: in the model; the first, if it is used in several places.
-        module: as it is.
-        layout: None of torch's own.
-        places: the modules that hold it, and under which attribute.
+        name: Name in the model; the first, if it is used in several places.
+        module: Module as it is.
+        layout: Names of its parts; None for torch's own.
+        places: The modules that hold it, and under which attribute.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Slot:
     """What stands ready to take the place of an attention module.
 
     Args:
-        found: the module.
-        attention: multi-head attention of ours with its weights, then what that is converted to.
-        wrap: puts attention behind the module's call.
+        found: The module.
+        attention: Multi-head attention of ours with its weights, then what that is converted to.
+        wrap: Function that puts attention behind the module's call.
     """
 
     found: Found

@@ -34,9 +34,9 @@ class Errors:
     """How far a converted module is from the trained one, on recorded calls.
 
     Args:
-        scores: relative error of scores, as far as the softmax sees them: of each query, less the
+        scores: Relative error of scores, as far as the softmax sees them: of each query, less the
             mean over its keys. None if the schemes have different numbers of heads.
-        outputs: relative error of outputs.
+        outputs: Relative error of outputs.
     """
 
     scores: float | None
@@ -48,8 +48,8 @@ class Conversion:
     """A converted module.
 
     Args:
-        module: in the type of the trained one.
-        errors: on the calls; None without calls.
+        module: Module in the type of the trained one.
+        errors: Errors on the calls; None without calls.
     """
 
     module: Attention
@@ -72,12 +72,13 @@ def convert_attention(
     scores and outputs on inputs such as the calls have, or without calls of the weights.
 
     Args:
-        trained: of any scheme; not changed.
-        choice: scheme and options of the new module.
-        calls: recorded calls of the trained module (see `recorded`).
-        refit: with calls, solve the output projection anew, by least squares.
-        force: also convert to a scheme that cannot inherit.
-        means: share keys and values as means of heads, to compare with; nothing is refitted.
+        trained: Trained module of any scheme; not changed.
+        choice: Scheme and options of the new module.
+        calls: Recorded calls of the trained module (see `recorded`).
+        refit: Whether to solve the output projection anew where there are calls, by least squares.
+        force: Whether to convert also to a scheme that cannot inherit.
+        means: Whether to share keys and values as means of heads, to compare with; nothing is
+            refitted.
 
     Raises:
         PlanError: the choice does not fit the module, its scheme cannot inherit, or weights or
@@ -189,9 +190,9 @@ def errors_of(module: Attention, reference: Attention, calls: Sequence[Call]) ->
     """Compare two modules on calls.
 
     Args:
-        module: converted.
-        reference: trained.
-        calls: in the type of both.
+        module: Converted module.
+        reference: Trained module.
+        calls: Recorded calls in the type of both.
     """
     same_heads = module.num_heads == reference.num_heads
     scores = torch.zeros(2, dtype=torch.float64)
@@ -217,9 +218,9 @@ def refit_output(module: Attention, reference: Attention, calls: Sequence[Call])
     is taken that serves unseen sequences best, as either half of the sequences says of the other.
 
     Args:
-        module: changed in place.
-        reference: trained.
-        calls: in the type of both.
+        module: Converted module; changed in place.
+        reference: Trained module.
+        calls: Recorded calls in the type of both.
     """
     has_bias = module.out_proj.bias is not None
     inputs = module.out_proj.in_features
@@ -267,9 +268,9 @@ def heads_to_keep(module: Attention, calls: Sequence[Call], count: int) -> Tenso
     """Heads without which the least is lost, given up one by one, the others refitted each time.
 
     Args:
-        module: trained.
-        calls: in its type.
-        count: how many stay.
+        module: Trained module.
+        calls: Recorded calls in its type.
+        count: Number of heads that stay.
     """
     gram = torch.zeros(())
     for call in calls:
@@ -304,7 +305,7 @@ def _joined(module: Attention, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         output = run(module, call)[call.queries_that_count]
     finally:
         hook.remove()
-    joined = seen[0][call.queries_that_count]
+    joined = seen[0][call.queries_that_count]  # (N, width)
     sequence = call.queries_that_count.nonzero()[:, 0]
     return torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1), output, sequence
 

@@ -36,7 +36,7 @@ def known_factors(query: Tensor, key: Tensor, shared_dim: int) -> Factors | None
     Args:
         query: (n, r, p), the maps are query[i].T @ key[i].
         key: (n, r, q); rows that are shared are equal to the last bit.
-        shared_dim: R.
+        shared_dim: Number R of shared dimensions.
 
     Returns:
         Factors of R dimensions, or None if no two heads share a row.
@@ -45,7 +45,7 @@ def known_factors(query: Tensor, key: Tensor, shared_dim: int) -> Factors | None
     rows, owner = torch.unique(key.flatten(0, 1), dim=0, return_inverse=True)
     if len(rows) == heads * rank:
         return None
-    owner = owner.view(heads, rank)
+    owner = owner.view(heads, rank)  # the row of each head's rank
     made = query.new_zeros(heads, len(rows), query.size(-1))
     made.scatter_add_(1, owner[..., None].expand_as(query), query)
     first, values, second = torch.linalg.svd(made.transpose(0, 1), full_matrices=False)
@@ -66,7 +66,7 @@ def common_eigenvectors(left: Tensor, right: Tensor, shared_dim: int) -> Factors
     Args:
         left: (n, r, p), the maps are left[i].T @ right[i].
         right: (n, r, q).
-        shared_dim: R.
+        shared_dim: Number R of shared dimensions.
 
     Returns:
         Exact factors, or the last candidate, good or not; None if there is none, as where the maps
@@ -94,7 +94,7 @@ def _of_rank(
     generator = torch.Generator().manual_seed(1)
     for _ in range(PAIRS):
         weights = torch.randn(2, len(cores), generator=generator, dtype=torch.float64).to(cores)
-        one, other = torch.einsum("kn,nrs->krs", weights, cores)
+        one, other = torch.einsum("kn,nrs->krs", weights, cores)  # (R, R) each
         basis = _eigenvectors(one, other)
         if basis is None:
             continue

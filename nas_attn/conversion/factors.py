@@ -38,8 +38,8 @@ class SharedFactors:
         query: (R, p).
         key: (R, q).
         mixing: (n, R).
-        error: what is left, relative to the norm of all maps.
-        sweeps: of least squares that were made.
+        error: Frobenius error that is left, relative to the norm of all maps.
+        sweeps: Number of sweeps of least squares that were made.
     """
 
     query: Tensor
@@ -56,8 +56,8 @@ def shared_rows(rank: int, *maps: tuple[Tensor, Tensor]) -> Tensor:
     (Eckart and Young 1936).
 
     Args:
-        rank: how many rows; those that are not needed are zero.
-        maps: pairs of left (n, r, p) and right (n, r, q); n, r and p may differ.
+        rank: Number of rows; those that are not needed are zero.
+        maps: Pairs of left (n, r, p) and right (n, r, q); n, r and p may differ.
 
     Returns:
         (rank, q), orthonormal but for the zeros.
@@ -71,7 +71,7 @@ def common_rows(*maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """All singular values and right singular vectors of maps stacked upon each other.
 
     Args:
-        maps: as in `shared_rows`.
+        maps: As in `shared_rows`.
     """
     # With left.T = Q R, a map has the singular values and the rows of R right.
     stacked = torch.cat(
@@ -100,10 +100,10 @@ def collaborative_factors(
     Args:
         left: (..., n, r, p).
         right: (..., n, r, q).
-        shared_dim: R.
-        starts: factors of so many dimensions to start from as well.
-        sweeps: at most, from each start.
-        tolerance: see `TOLERANCE`.
+        shared_dim: Number R of shared dimensions.
+        starts: Factors of so many dimensions to start from as well.
+        sweeps: Most sweeps from each start.
+        tolerance: Share of the squared norm, see `TOLERANCE`.
     """
     maps = _Maps.of(left, right)
     found: list[SharedFactors] = []
@@ -154,6 +154,7 @@ def _alternate(maps: _Maps, start: SharedFactors, sweeps: int, tolerance: float)
         image = (maps.left @ query.mT) * maps.by_row(mixing)
         key = _solve((query @ query.mT) * (mixing.mT @ mixing), image.mT @ maps.right)
         products = (maps.left @ query.mT) * (maps.right @ key.mT)
+        # (..., n r, R) to (..., n, R)
         by_head = products.reshape(*products.shape[:-2], maps.heads, -1, products.size(-1)).sum(-2)
         mixing = _solve((query @ query.mT) * (key @ key.mT), by_head.mT).mT
         done += 1

@@ -57,7 +57,7 @@ def maps_of(module: Attention) -> HeadMaps:
     """Read the maps of a module of any scheme, by what it makes of unit vectors.
 
     Args:
-        module: in evaluation mode or not; it is not changed.
+        module: Module in evaluation mode or not; it is not changed.
     """
     probe = copy.deepcopy(module).to("cpu", torch.float64).eval()
     with torch.no_grad():
@@ -74,11 +74,11 @@ def maps_of(module: Attention) -> HeadMaps:
         values = values.repeat_interleave(probe.num_heads // len(values), dim=0)
         if len(query) == len(key) == 1 and probe.out_proj.in_features == values.size(-1):
             values = values[:1]  # one head whose output is not repeated
-        mixed = probe.mix_values(values[None])[0]
+        mixed = probe.mix_values(values[None])[0]  # (n, vdim + 1, h)
         value = _affine(mixed)
         heads = len(value)
-        output = probe.out_proj.weight.view(probe.embed_dim, heads, -1).transpose(0, 1)
-        bias = torch.einsum("ndh,nh->d", output, value[..., -1])
+        output = probe.out_proj.weight.view(probe.embed_dim, heads, -1).transpose(0, 1)  # (n, d, h)
+        bias = torch.einsum("ndh,nh->d", output, value[..., -1])  # (d,)
         if probe.out_proj.bias is not None:
             bias = bias + probe.out_proj.bias
     return HeadMaps(

@@ -32,10 +32,10 @@ class Call:
         query: (B, T, embed_dim).
         key: (B, S, kdim).
         value: (B, S, vdim).
-        key_padding_mask: bool (B, S), true at keys to leave out.
-        attn_mask: as in `Attention.forward`.
-        is_causal: as in `Attention.forward`.
-        query_padding_mask: bool (B, T), true at queries that do not count.
+        key_padding_mask: Bool (B, S), true at keys to leave out.
+        attn_mask: As in `Attention.forward`.
+        is_causal: As in `Attention.forward`.
+        query_padding_mask: Bool (B, T), true at queries that do not count.
     """
 
     query: Tensor
@@ -90,7 +90,7 @@ class Call:
         if self.is_causal:
             attn_mask = with_causal_mask(attn_mask, self.query, self.key)
         if attn_mask is not None and attn_mask.dim() == 3:
-            attn_mask = attn_mask.view(self.query.size(0), -1, *attn_mask.shape[1:])
+            attn_mask = attn_mask.view(self.query.size(0), -1, *attn_mask.shape[1:])  # (B, n, T, S)
         return merge_masks(self.key_padding_mask, attn_mask)
 
 
@@ -99,7 +99,7 @@ def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[Call]]
     """Record the calls of attention modules while a model runs; inputs are kept as they are.
 
     Args:
-        modules: by a name of their own.
+        modules: Attention modules, each by a name of its own.
 
     Yields:
         The calls of each, filled as they come.
@@ -230,7 +230,7 @@ class _Sums:
         count = call.keys_that_count[..., None].to(call.key)
         lengths = count.sum(1, keepdim=True).clamp_min(1.0)
         centred = (call.key - (call.key * count).sum(1, keepdim=True) / lengths) * count
-        centred = centred.flatten(0, 1)
+        centred = centred.flatten(0, 1)  # (B * S, kdim)
         self.key += centred.t() @ centred
         self.keys += int(count.sum())
         with torch.no_grad():

@@ -28,9 +28,9 @@ class ConvertedModule:
     """What became of one attention module.
 
     Args:
-        name: in the model, such as `encoder.layer.0.attention.self`.
-        choice: that it was converted to.
-        errors: on the calibration data; None without them.
+        name: Name in the model, such as `encoder.layer.0.attention.self`.
+        choice: Scheme and options that it was converted to.
+        errors: Errors on the calibration data; None without them.
     """
 
     name: str
@@ -64,11 +64,11 @@ def convert_model(
     model, convert it by the same plan, and `load_state_dict`.
 
     Args:
-        model: trained.
-        plan: scheme and options for each site and layer.
-        run: runs the model on data such as it is for, to calibrate by (`lambda m: m(**batch)`).
-        refit: with data, solve output projections anew.
-        force: also convert to schemes that cannot inherit.
+        model: Trained model; changed.
+        plan: Scheme and options for each site and layer.
+        run: Function that runs a model on calibration data (`lambda m: m(**batch)`).
+        refit: Whether to solve output projections anew where there are data.
+        force: Whether to convert also to schemes that cannot inherit.
 
     Returns:
         What was converted, in the order of the model.
@@ -121,7 +121,7 @@ def warn_without_data(choices: Iterable[tuple[AttentionChoice, int]]) -> None:
     """Say that collaborative attention wants calibration data, unless it has room for all.
 
     Args:
-        choices: what is made, each with its `embed_dim`.
+        choices: Choices that are made, each with its `embed_dim`.
     """
     narrow = [
         choice

@@ -36,8 +36,8 @@ class Writer:
     """How a scheme takes over trained heads.
 
     Args:
-        write: sets the weights of a module (float64) by as many maps as it has heads.
-        loses: what heads lose by it, in words; None if the scheme inherits what they learned.
+        write: Function that sets the weights of a module (float64) by as many maps as it has heads.
+        loses: Loss of the heads, in words; None if the scheme inherits what they learned.
     """
 
     write: Callable[[Attention, HeadMaps, Metric], None]
@@ -57,9 +57,9 @@ def write(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     """Set a module's weights by trained maps.
 
     Args:
-        module: of any scheme, in float64.
-        maps: of the trained heads, as many as the module has.
-        metric: what counts.
+        module: Module of any scheme, in float64.
+        maps: Maps of the trained heads, as many as the module has.
+        metric: Statistics of the inputs.
 
     Raises:
         PlanError: no writer knows the scheme.
@@ -134,7 +134,7 @@ def _shared_key_value(module: Attention, maps: HeadMaps, metric: Metric) -> None
     query, key, output = torch.stack(queries), torch.stack(keys), torch.stack(outputs)
     _set_linear(module.q_proj, query.flatten(0, 1))
     _set_linear(module.kv_proj, _with_bias(key.flatten(0, 1)))
-    lost = torch.einsum("ndh,nhv->ndv", maps.output, maps.value) - output @ key
+    lost = torch.einsum("ndh,nhv->ndv", maps.output, maps.value) - output @ key  # (n, d, vdim)
     _set_output(module, output, maps.bias + _constant(lost, metric))
 
 
@@ -152,7 +152,7 @@ def _collaborative(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     else:
         _set_linear(module.q_proj, _with_bias(query))
         mean = metric.query_mean
-        whole = torch.einsum("nrd,d,nrk->nk", maps.query, mean, maps.key)
+        whole = torch.einsum("nrd,d,nrk->nk", maps.query, mean, maps.key)  # (n, kdim)
         module.content_bias.weight.copy_(whole - (mixing * (query @ mean[:-1])) @ key)
     _set_values(module, _shared_values(maps, metric, module.num_value_heads, module.head_dim))
 
@@ -173,8 +173,8 @@ def _head_embedding_add(module: Attention, maps: HeadMaps, metric: Metric) -> No
     """One bilinear form, the heads' mean; embeddings give back what keys each head likes."""
     assert isinstance(module, HeadEmbeddingAddAttention)
     key = _one_map(module, maps, metric)
-    mean_query = torch.einsum("nrd,d->nr", maps.query, metric.query_mean)
-    liked = torch.einsum("nr,nrk->nk", mean_query, maps.key)
+    mean_query = torch.einsum("nrd,d->nr", maps.query, metric.query_mean)  # (n, r)
+    liked = torch.einsum("nr,nrk->nk", mean_query, maps.key)  # (n, kdim)
     wanted = (liked - _shares(maps) @ liked) @ metric.key
     solved = torch.linalg.lstsq((key @ metric.key).t(), wanted.t(), driver="gelsd").solution
     module.query_embedding.copy_(solved.t())
@@ -187,7 +187,7 @@ def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     """The heads' mean, as scores and as outputs."""
     assert isinstance(module, SingleHeadAttention)
     _one_map(module, maps, metric)
-    whole = torch.einsum("ndh,nhv->dv", maps.output, maps.value)
+    whole = torch.einsum("ndh,nhv->dv", maps.output, maps.value)  # (d, vdim)
     everything = torch.eye(len(whole)).to(whole)
     rows = shared_rows(module.head_dim, (everything[None], (whole @ metric.value)[None]))
     output, value = whole @ metric.value @ rows.t(), _undo(rows, metric.value)
@@ -199,7 +199,7 @@ def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
 def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
     """Set queries and keys to the heads' mean map; returns the key rows."""
     assert isinstance(module, OneHeadAttention)
-    mean = torch.einsum("n,nrd,nrk->dk", _shares(maps), maps.query, maps.key)
+    mean = torch.einsum("n,nrd,nrk->dk", _shares(maps), maps.query, maps.key)  # (d + 1, kdim)
     rows = shared_rows(module.head_dim, (metric.query[None], (mean @ metric.key)[None]))
     key = _undo(rows, metric.key)
     query = (mean @ metric.key @ rows.t()).t()

@@ -16,10 +16,10 @@ class Layout:
     """How a class keeps multi-head attention.
 
     Args:
-        projections: attributes of queries, keys, values and the output, all `nn.Linear`.
-        heads: attribute with their number.
-        dropout: attributes, of which one is the probability or the `nn.Dropout` of weights.
-        output_outside: the output projection belongs to the module around, as BERT has it.
+        projections: Attributes of queries, keys, values and the output, all `nn.Linear`.
+        heads: Attribute with their number.
+        dropout: Attributes, of which one is the probability or the `nn.Dropout` of weights.
+        output_outside: Whether the output projection belongs to the module around, as BERT has it.
     """
 
     projections: tuple[str, str, str, str]

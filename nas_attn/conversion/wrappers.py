@@ -47,8 +47,8 @@ class HiddenStates(nn.Module):
     transformers knows whose weights to return under `output_attentions`.
 
     Args:
-        attention: of any scheme.
-        original: the module that it stands for.
+        attention: Module of any scheme.
+        original: The module that it stands for.
     """
 
     original: type[nn.Module]

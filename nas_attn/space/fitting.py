@@ -22,9 +22,9 @@ def fitting(
     is left. What cannot be left out so stays, and is found by who builds the space.
 
     Args:
-        config: the space.
-        shapes: of the model's sites.
-        fault_of: judges a choice.
+        config: The space.
+        shapes: Sizes of the model's sites.
+        fault_of: Function that judges a choice.
 
     Returns:
         The space, the same if all of it fits, and what was left out, in words.

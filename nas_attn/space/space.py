@@ -37,8 +37,8 @@ class Alternative:
     """What one unit may choose.
 
     Args:
-        picks: name of each decision on the way here, with the index picked.
-        choices: the resulting choice at each of the unit's sites.
+        picks: Name of each decision on the way here, with the index picked.
+        choices: The resulting choice at each of the unit's sites.
     """
 
     picks: tuple[tuple[str, int], ...]
@@ -51,11 +51,11 @@ class Unit:
 
     Args:
         name: `model`, a site, or `SITE.LAYER`.
-        sites: the sites covered.
-        layer: the layer covered, or None for all.
-        scheme: which scheme to use.
-        options: for each scheme, which values its searched options take.
-        alternatives: all ways to answer.
+        sites: The sites covered.
+        layer: The layer covered, or None for all.
+        scheme: Decision for a scheme.
+        options: Decisions of each scheme, which values its searched options take.
+        alternatives: All ways to answer.
     """
 
     name: str
@@ -77,8 +77,8 @@ class SearchSpace:
     """A search space over the sites of one model.
 
     Args:
-        config: what is on offer.
-        shapes: the model's sites.
+        config: Configuration of what is on offer.
+        shapes: The model's sites.
 
     Raises:
         ConfigError: the configuration does not fit the model; faults carry key paths.
@@ -151,9 +151,9 @@ class SearchSpace:
                 yield self._build_unit(site, (site,), None, faults)
                 continue
             for layer in range(shape.num_layers):
-                # The same faults in every layer are told once.
-                told = faults if layer == 0 else []
-                yield self._build_unit(f"{site}.{layer}", (site,), layer, told)
+                # The same faults in every layer are reported once.
+                reported = faults if layer == 0 else []
+                yield self._build_unit(f"{site}.{layer}", (site,), layer, reported)
 
     def _build_unit(
         self, name: str, sites: tuple[str, ...], layer: int | None, faults: list[Fault]
