@@ -192,6 +192,7 @@ def _become(command: list[str], folder: str, environment: dict[str, str]) -> Non
     os.chdir(folder)
     sys.path[0] = folder  # as -m has it
     sys.argv = command
+    sys.orig_argv = [sys.executable, "-W", "ignore", "-m", *command]
     sys.modules.pop(command[0], None)
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 

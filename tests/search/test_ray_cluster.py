@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,8 @@ from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.study.loading import load_study
+from tests.helpers.cli import run
 from tests.helpers.ray_nodes import (
-    COMMAND,
     RayNodes,
     log_of,
     start_driver,
@@ -62,11 +61,7 @@ def results(trials: list[TrialRecord]) -> list[Any]:
 
 def undisturbed(study: Path, runs: Path) -> list[TrialRecord]:
     """The trials of the same search in virtual time."""
-    subprocess.run(
-        [*COMMAND, str(study), "--runs", str(runs), "--executor", "simulated"],
-        check=True,
-        capture_output=True,
-    )
+    run("search", str(study), "--runs", str(runs), "--executor", "simulated")
     return trials_of(study, runs)
 
 

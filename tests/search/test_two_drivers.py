@@ -20,7 +20,7 @@ from nas_attn.search.objectives import Objectives
 from nas_attn.search.storage import open_storage
 from nas_attn.search.store import Record
 from nas_attn.search.trial_record import TrialRecord
-from tests.helpers.cli import COMMAND
+from tests.helpers.cli import COMMAND, run
 from tests.helpers.servers import GrpcProxy, Postgres, close
 from tests.helpers.studies import write
 
@@ -76,9 +76,7 @@ class Search:
         assert [trial.state for trial in counted] == [TrialState.COMPLETE] * TRIALS
         assert len({trial.plan for trial in counted}) == TRIALS
         assert all(trial.state.is_finished() for trial in trials)
-        command = [*COMMAND, "proposals", str(self.study), "--runs", str(self.runs), "--check"]
-        checked = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert checked.returncode == 0, checked.stderr
+        run("proposals", str(self.study), "--runs", str(self.runs), "--check")
         return counted
 
 
