@@ -366,6 +366,18 @@ def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_run_folder_that_was_moved_is_exported(modelling: Searched, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    modelling.runs.rename(moved)
+    try:
+        arguments = ["export", str(modelling.path), "--runs", str(moved)]
+        run(*arguments, "--trial", "0", "--out", str(tmp_path / "model"))
+        assert (tmp_path / "model" / "checkpoint.pt").is_file()
+    finally:
+        moved.rename(modelling.runs)
+
+
+@pytest.mark.slow
 def test_what_is_refused_leaves_nothing(
     modelling: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

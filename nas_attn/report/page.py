@@ -15,6 +15,7 @@ from nas_attn.analysis.importance import Importance, importance_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.sensitivity import Findings
 from nas_attn.analysis.trials import Trials
+from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.formatting import (
@@ -31,7 +32,7 @@ from nas_attn.report.formatting import (
     time_text,
 )
 from nas_attn.report.page_data import page_data, parallel_of, series_of, shown_curves
-from nas_attn.report.pictures import codes_text, plan_picture
+from nas_attn.report.pictures import codes_of, codes_text, plan_picture
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.trial_record import TrialRecord
@@ -53,11 +54,12 @@ def render_page(trials: Trials, context: ReportContext) -> str:
     """
     from plotly.offline import get_plotlyjs
 
+    codes = _codes(trials)
     progress = progress_of(trials)
     series, parallel = series_of(trials, context, progress), parallel_of(trials, context)
     curves, shown = shown_curves(trials), _shown(trials)
     parts = {
-        **_facts(trials),
+        **_facts(trials, codes),
         **_labels(trials.objectives),
         **_mattered(importance_of(trials, context.shapes)),
         **_failures(trials),
@@ -70,7 +72,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "versions": context.versions,
         "machine": context.machine,
         "budget": _budget(trials.front),
-        "front": _front_rows(trials, context),
+        "front": _front_rows(trials, context, codes),
         "parallel": parallel,
         "has_models": bool(context.export_text),
         "progress": progress,
@@ -85,7 +87,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         style=_resource("page.css"),
         script=_resource("page.js"),
         library=get_plotlyjs(),
-        data=page_data(shown, trials, context, series, parallel, curves),
+        data=page_data(shown, trials, context, codes, series, parallel, curves),
         sections=_sections(parts),
         **parts,
     )
@@ -114,7 +116,13 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(anchor, words) for anchor, words, there in sections if there]
 
 
-def _facts(trials: Trials) -> dict[str, Any]:
+def _codes(trials: Trials) -> dict[AttentionChoice, str]:
+    """Codes of all choices in the trials' plans, and in what pruning left of them."""
+    plans = [plan for trial in trials for plan in (trial.plan, *trial.pruned) if plan is not None]
+    return codes_of(dict.fromkeys(plans))
+
+
+def _facts(trials: Trials, codes: Mapping[AttentionChoice, str]) -> dict[str, Any]:
     """What the whole search comes to."""
     best, noise = trials.front, trials.noise
     return {
@@ -123,7 +131,7 @@ def _facts(trials: Trials) -> dict[str, Any]:
         "baseline": trials.baseline,
         "has_warm": any(trial.is_warm for trial in trials),
         "updates": sum(trial.updates for trial in trials),
-        "codes": {t.number: codes_text(t.plan) for t in trials if t.plan is not None},
+        "codes": {t.number: codes_text(t.plan, codes) for t in trials if t.plan is not None},
         "counts": {
             "front": len(best),
             "trained": len(trials.trained),
@@ -194,7 +202,9 @@ def _budget(best: Sequence[TrialRecord]) -> dict[str, int]:
     }
 
 
-def _front_rows(trials: Trials, context: ReportContext) -> list[dict[str, Any]]:
+def _front_rows(
+    trials: Trials, context: ReportContext, codes: Mapping[AttentionChoice, str]
+) -> list[dict[str, Any]]:
     by_number = {trial.number: trial for trial in trials}
     further = trials.objectives.costs[1:]
     rows = []
@@ -207,7 +217,7 @@ def _front_rows(trials: Trials, context: ReportContext) -> list[dict[str, Any]]:
                 "baseline": row["baseline"],
                 "mark": mark_text(row),
                 "plan": row["plan"],
-                "picture": [] if left is None else plan_picture(left, context.shapes),
+                "picture": [] if left is None else plan_picture(left, context.shapes, codes),
                 "commands": reproduction_texts(trial),
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "cost": row["cost"],

@@ -10,6 +10,7 @@ from typing import Any
 from nas_attn.analysis.hypervolume import Progress, progress_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.trials import Trials
+from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.formatting import cost_labels, state_text
 from nas_attn.report.pictures import codes_text, label_of, scheme_styles
@@ -25,6 +26,7 @@ def page_data(
     shown: Sequence[TrialRecord],
     trials: Trials,
     context: ReportContext,
+    codes: Mapping[AttentionChoice, str],
     series: Sequence[Mapping[str, Any]],
     parallel: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
@@ -35,6 +37,7 @@ def page_data(
         shown: Trials that the page holds.
         trials: Trials of the study.
         context: Everything else that a report says.
+        codes: Codes of all choices, from `codes_of`.
         series: Hypervolume curves, from `series_of`.
         parallel: Dimensions of the front, from `parallel_of`.
         curves: Learning curves, from `shown_curves`.
@@ -53,7 +56,9 @@ def page_data(
         "progress": series,
         "parallel": parallel,
         "curves": curves,
-        "trials": [_trial(trial, trial.number in on_front, trials) for trial in shown],
+        "trials": [
+            _trial(trial, trials, codes) | {"on_front": trial.number in on_front} for trial in shown
+        ],
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -87,19 +92,20 @@ def series_of(
     return series
 
 
-def _trial(trial: TrialRecord, on_front: bool, trials: Trials) -> dict[str, Any]:
+def _trial(
+    trial: TrialRecord, trials: Trials, codes: Mapping[AttentionChoice, str]
+) -> dict[str, Any]:
     noise, costs = trials.noise, trials.objectives.costs
     return {
         "number": trial.number,
         "state": state_text(trial),
         "scheme": None if trial.plan is None else label_of(trial.plan),
         "plan": trial.text,
-        "codes": "" if trial.plan is None else codes_text(trial.plan),
+        "codes": "" if trial.plan is None else codes_text(trial.plan, codes),
         "costs": {name: trial.costs[name] for name in costs if name in trial.costs},
         "loss": trial.loss if trial.is_trained else None,
         "losses": trial.losses,
         "noise": None if noise is None or trial.loss is None else noise.at(trial.loss).error,
-        "on_front": on_front,
         "baseline": trial.is_baseline,
         "warm": trial.is_warm,
         "duplicate_of": trial.duplicate_of,

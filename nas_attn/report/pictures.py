@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.errors import PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
 
 PLAIN = "multi_head"
 MIXED = "several schemes"
-# Paul Tol's light scheme: told apart by colour-blind eyes, and black text on all is readable.
+# Paul Tol's light scheme and a violet: told apart by colour-blind eyes, and black text on all is
+# readable. Where there is no colour, marks and codes differ too.
 PLAIN_COLOR, MIXED_COLOR = "#dddddd", "#ffffff"
-COLORS = ("#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#aaaa00")
+COLORS = (
+    "#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#aaaa00",
+    "#9988ff",
+)  # fmt: skip
 MARKS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagram", "cross", "x", "bowtie")
 PLAIN_MARK, MIXED_MARK = "diamond", "circle-cross"
 
@@ -53,28 +57,81 @@ def label_of(plan: AttentionPlan) -> str:
     return others.pop() if others else PLAIN
 
 
-def code_of(choice: AttentionChoice) -> str:
-    """The initials of a scheme with its whole numbers, dimensions first: C64/1, GQ2, MH."""
-    initials = "".join(word[0] for word in choice.scheme.split("_")).upper()
+def codes_of(plans: Iterable[AttentionPlan]) -> dict[AttentionChoice, str]:
+    """A short code for every choice in some plans; no two choices share one.
+
+    A code has the initials of the scheme and its whole numbers, dimensions first: C64/1, GQ2, MH.
+    What would share one gets the options that set it apart: C64/1+CB with a content bias, beside
+    C64/1 without.
+
+    Args:
+        plans: Plans that are shown together.
+    """
+    choices = dict.fromkeys(choice for plan in plans for _, layers in plan for choice in layers)
+    alike: dict[str, list[AttentionChoice]] = {}
+    for choice in sorted(choices, key=str):
+        alike.setdefault(_short_code(choice), []).append(choice)
+    codes: dict[AttentionChoice, str] = {}
+    for short, group in alike.items():
+        names = sorted({name for choice in group for name, _ in choice.options})
+        apart = [name for name in names if len({_value(choice, name) for choice in group}) > 1]
+        for choice in group:
+            code = whole = short + "".join(_option_code(choice, name) for name in apart)
+            count = 1
+            while code in codes.values():  # other options with the same initials and value
+                count += 1
+                code = f"{whole}.{count}"
+            codes[choice] = code
+    return codes
+
+
+def _short_code(choice: AttentionChoice) -> str:
     options = sorted(choice.options, key=lambda option: (not option[0].endswith("_dim"), option[0]))
     numbers = [str(v) for _, v in options if isinstance(v, int) and not isinstance(v, bool)]
-    return initials + "/".join(numbers)
+    return _initials(choice.scheme) + "/".join(numbers)
 
 
-def codes_text(plan: AttentionPlan) -> str:
-    """A plan in codes, site by site: encoder_self C64 MH; decoder_self GQ2."""
-    sites = (f"{site} {' '.join(code_of(choice) for choice in choices)}" for site, choices in plan)
+def _option_code(choice: AttentionChoice, name: str) -> str:
+    value = dict(choice.options).get(name)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return f"{'+' if value else '-'}{_initials(name)}"
+    return f"+{_initials(name)}{value}"
+
+
+def _value(choice: AttentionChoice, name: str) -> tuple[type, OptionValue | None]:
+    value = dict(choice.options).get(name)
+    return type(value), value
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.split("_")).upper()
+
+
+def codes_text(plan: AttentionPlan, codes: Mapping[AttentionChoice, str]) -> str:
+    """A plan in codes, site by site: encoder_self C64 MH; decoder_self GQ2.
+
+    Args:
+        plan: Plan to be shown.
+        codes: Codes of its choices, from `codes_of`.
+    """
+    sites = (f"{site} {' '.join(codes[choice] for choice in choices)}" for site, choices in plan)
     return "; ".join(sites)
 
 
 def plan_picture(
-    plan: AttentionPlan, shapes: Mapping[str, SiteShape]
+    plan: AttentionPlan,
+    shapes: Mapping[str, SiteShape],
+    codes: Mapping[AttentionChoice, str],
 ) -> list[tuple[str, list[Cell]]]:
     """Sites in rows, layers in columns.
 
     Args:
-        plan: to be shown.
-        shapes: of the model's sites; without them every site has the layers that the plan names.
+        plan: Plan to be shown.
+        shapes: Shapes of the model's sites; without them every site has the layers that the plan
+            names.
+        codes: Codes of its choices, from `codes_of`.
     """
     styles = scheme_styles()
     rows = []
@@ -86,7 +143,7 @@ def plan_picture(
         cells = []
         for choice in layers:
             color = styles.get(choice.scheme, (MIXED_COLOR, MIXED_MARK))[0]
-            cells.append(Cell(code_of(choice), str(choice), color, _share(choice, shape)))
+            cells.append(Cell(codes[choice], str(choice), color, _share(choice, shape)))
         rows.append((site, cells))
     return rows
 

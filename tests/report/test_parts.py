@@ -13,13 +13,14 @@ from nas_attn.analysis.importance import importance_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.trials import Trials
 from nas_attn.attention.registry import SCHEMES
-from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
 from nas_attn.report import summary_text
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.formatting import price_text, retention_text
 from nas_attn.report.latex import latex_table
 from nas_attn.report.pictures import (
     MIXED,
+    codes_of,
     codes_text,
     label_of,
     plan_picture,
@@ -43,7 +44,47 @@ def trials(tmp_path: Path) -> Trials:
 def test_every_scheme_has_a_look_of_its_own() -> None:
     styles = scheme_styles()
     assert set(styles) == {*SCHEMES, MIXED}
-    assert len(set(styles.values())) == len(styles)
+    colours, marks = zip(*styles.values(), strict=True)
+    assert len(set(colours)) == len(set(marks)) == len(styles)
+
+
+def test_black_text_can_be_read_on_every_colour() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour, _ in scheme_styles().values():
+        assert (luminance(colour) + 0.05) / 0.05 > 7, "the contrast that WCAG wants at level AAA"
+
+
+def test_different_choices_have_different_codes() -> None:
+    def grouped(**options: OptionValue) -> AttentionChoice:
+        return AttentionChoice.of("grouped_head", **options)
+
+    choices = [
+        HALF,
+        AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32, content_bias=True),
+        AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32, content_bias=False),
+        AttentionChoice.of("collaborative", num_value_heads=32, shared_dim=4),
+        grouped(num_groups=2), grouped(kept_heads=2), grouped(num_groups=2, kept_heads=2),
+        grouped(num_groups=2, alpha=0.3), grouped(num_groups=2, alpha=0.5),
+        grouped(num_groups=2, keep="threshold"), grouped(num_groups=2, keep="random"),
+        QUERIES, *(AttentionChoice(scheme) for scheme in SCHEMES),
+    ]  # fmt: skip
+    shapes = {"encoder_self": SiteShape(num_layers=len(choices), embed_dim=64, num_heads=4)}
+    plan = AttentionPlan.of({"encoder_self": choices})
+    codes = codes_of([plan])
+    ((_, cells),) = plan_picture(plan, shapes, codes)
+    assert len({cell.code for cell in cells}) == len(choices)
+    assert [cell.code for cell in cells][:3] == ["C32/4", "C32/4+CB", "C32/4-CB"]
+    assert codes_of([AttentionPlan.uniform(choices[1])]) == {choices[1]: "C32/4"}
+    # Two options with the same initials and one value are numbered.
+    odd = [
+        AttentionChoice.of("collaborative", a_b=1.5),
+        AttentionChoice.of("collaborative", a_c=1.5),
+    ]
+    assert len(set(codes_of([AttentionPlan.of({"encoder_self": odd})]).values())) == 2
 
 
 def test_pictures() -> None:
@@ -52,7 +93,8 @@ def test_pictures() -> None:
     )
     shape = SiteShape(num_layers=2, embed_dim=64, num_heads=4)
     shapes = {"encoder_self": shape, "decoder_self": shape}
-    picture = dict(plan_picture(plan, shapes))
+    codes = codes_of([plan])
+    picture = dict(plan_picture(plan, shapes, codes))
     assert [cell.code for cell in picture["encoder_self"]] == ["C32/4", "GQ2"]
     assert [cell.code for cell in picture["decoder_self"]] == ["MH", "MH"]
     shares = [cell.share for cell in picture["encoder_self"]]
@@ -61,7 +103,7 @@ def test_pictures() -> None:
     grouped = 2 * (64 * 64 + 64) + 2 * (64 * 32 + 32)
     whole = 4 * (64 * 64 + 64)
     assert shares == pytest.approx([collaborative / whole, grouped / whole], abs=0.01)
-    assert codes_text(plan) == "encoder_self C32/4 GQ2; decoder_self MH"
+    assert codes_text(plan, codes) == "encoder_self C32/4 GQ2; decoder_self MH"
     assert label_of(plan) == MIXED
     assert label_of(AttentionPlan.uniform(HALF)) == "collaborative"
     assert label_of(BASELINE) == "multi_head"
