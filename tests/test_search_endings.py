@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from nas_attn.cli import main as cli
+from nas_attn.cli.main import app
 from nas_attn.errors import DataError, NasAttnError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -18,6 +18,10 @@ from nas_attn.search.store import Record
 from nas_attn.search.trial_record import NewTrial
 from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study
+from nas_attn.workflows import reporting
+from nas_attn.workflows import search as searching
+from nas_attn.workflows.events import LogEvents
+from nas_attn.workflows.session import Session, open_record
 from tests.helpers.studies import write
 
 REPLAYED: dict[str, Any] = {
@@ -37,7 +41,7 @@ def test_what_fails_after_a_search_does_not_lose_its_report(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a rank agreement, a measurement, or predictions that are no guide."""
-    run = cli._search_by_sampler
+    run = searching._by_sampler
 
     def fail_after(*arguments: Any, **more: Any) -> None:
         run(*arguments, **more)
@@ -46,9 +50,9 @@ def test_what_fails_after_a_search_does_not_lose_its_report(
     def lack(*_: Any) -> None:
         raise DataError("the data set is gone")
 
-    monkeypatch.setattr(cli, "_search_by_sampler", fail_after)
-    monkeypatch.setattr(cli, "_confirmed_rows", lack)
-    told = CliRunner().invoke(cli.app, ["search", *study.typed])
+    monkeypatch.setattr(searching, "_by_sampler", fail_after)
+    monkeypatch.setattr(reporting, "confirmed_rows", lack)
+    told = CliRunner().invoke(app, ["search", *study.typed])
     assert str(told.exception) == "predictions are <no> guide"
     report = study.folder / "report"
     assert f"report: {report}/index.html" in told.output
@@ -57,7 +61,7 @@ def test_what_fails_after_a_search_does_not_lose_its_report(
     assert "**What was confirmed is left out: the data set is gone**" in summary
     assert len((report / "trials.csv").read_text().splitlines()) == 4
     monkeypatch.undo()
-    told = CliRunner().invoke(cli.app, ["report", *study.typed])
+    told = CliRunner().invoke(app, ["report", *study.typed])
     assert told.exit_code == 0, told.output
     assert 'role="alert"' not in (report / "index.html").read_text()
 
@@ -80,11 +84,12 @@ def end(record: Record, study: Study, plan: AttentionPlan, value: float | None) 
 
 
 def test_a_failed_baseline_is_trained_again_whatever_ended_meanwhile(study: Study) -> None:
-    record = cli._open_record(study, create=True)
+    record = open_record(study, create=True)
     end(record, study, study.baseline, None)
     other = AttentionPlan.uniform(AttentionChoice("multi_query"), tuple(study.space.shapes))
     end(record, study, other, 3.0)
-    trained = cli._train_baseline(study, record, None)
+    session = Session(study, record, None, LogEvents())
+    trained = session.train_baseline()
     assert trained.is_baseline and trained.is_trained
     assert len(record.trials()) == 3
-    assert cli._train_baseline(study, record, None).number == trained.number
+    assert session.train_baseline().number == trained.number

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nas_attn
 from nas_attn.errors import ConfigError, Fault
+from nas_attn.yaml_file import read_yaml
 
 
 def shipped_folder(name: str) -> Path:
@@ -19,6 +20,11 @@ def shipped_folder(name: str) -> Path:
 def shipped_names(folder: str) -> list[str]:
     """Names of the shipped files of a folder."""
     return sorted(path.stem for path in shipped_folder(folder).glob("*.yaml"))
+
+
+def shipped_description(name: str) -> str:
+    """What a shipped study says of itself."""
+    return str(read_yaml(shipped_folder("studies") / f"{name}.yaml").get("description", ""))
 
 
 def find_file(name: str, folder: str) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 
+from nas_attn.machine import cpu_count
 from nas_attn.search.config import ExecutionConfig, ResourcesConfig
 from nas_attn.search.executors.gpus import deal_gpus, visible_gpus
 from nas_attn.search.loop import Conductor
@@ -33,7 +33,7 @@ class LocalExecutor:
             self._devices = deal_gpus(visible_gpus(), resources.gpus, config.workers)
             self.workers = len(self._devices)
         else:
-            room = max(1, len(os.sched_getaffinity(0)) // resources.cpus)
+            room = max(1, cpu_count() // resources.cpus)
             self.workers = config.workers or room
 
     def run(self, conductor: Conductor) -> None:

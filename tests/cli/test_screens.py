@@ -11,20 +11,11 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console, RenderableType
 
-from nas_attn.cli import main as cli
-from nas_attn.cli.screens import (
-    PlanTable,
-    Screen,
-    SearchDisplay,
-    failure_text,
-    front_plot,
-    front_table,
-    latest_table,
-    plain,
-    rate_text,
-    status_line,
-    status_screen,
-)
+from nas_attn.cli import live
+from nas_attn.cli.console import console
+from nas_attn.cli.parts import PlanTable, Screen, plain
+from nas_attn.cli.screens import SearchDisplay, rate_text, status_line, status_screen
+from nas_attn.cli.trial_tables import failure_text, front_plot, front_table, latest_table
 from nas_attn.search.objectives import Objectives
 from nas_attn.search.snapshot import Snapshot
 from nas_attn.search.status import Beside, RunningStatus, Status
@@ -144,8 +135,8 @@ def test_plans_are_shown_as_they_are() -> None:
 
 
 def test_the_console_of_the_command_interprets_nothing() -> None:
-    with cli.console.capture() as capture:
-        cli.console.print("report: [red]x[/] :smile:")
+    with console.capture() as capture:
+        console.print("report: [red]x[/] :smile:")
     assert capture.get() == "report: [red]x[/] :smile:\n"
 
 
@@ -270,9 +261,9 @@ def test_watching_without_a_terminal_says_changes(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(live.time, "sleep", lambda seconds: None)
     with caplog.at_level(logging.INFO):
-        cli._watch(look, OBJECTIVES, 1.0)
+        live.watch_status(look, OBJECTIVES, 1.0)
     assert [message.split(";")[0] for message in caplog.messages] == [
         status_line(status),
         status_line(later),

@@ -1,0 +1,425 @@
+"""The Python API: run a search, open a study, predict a front; what the command does, too.
+
+    import nas_attn
+
+    results = nas_attn.search("demo", trials=12, overrides={"search": {"seed": 2}})
+    results.front()                        # pandas.DataFrame
+    results.plot_front()                   # matplotlib Axes
+    results.confirm(seeds=5)
+    results.export("small", best_under="90k")
+
+Everything works in a notebook and outside the main thread. No signal handler is set; a
+`KeyboardInterrupt` stops trainings in order, and the next call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas_attn.analysis.comparison import Comparison
+from nas_attn.analysis.predictions import Limits
+from nas_attn.analysis.searches import read_searched
+from nas_attn.analysis.trials import Trials
+from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.literals import parse_count
+from nas_attn.report.figures import plot_front
+from nas_attn.search.status import Status, read_status
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
+from nas_attn.study.config import StudyConfig
+from nas_attn.study.loading import load_study
+from nas_attn.study.study import Study
+from nas_attn.study.tree import Overrides, override_texts
+from nas_attn.workflows import confirm as confirming
+from nas_attn.workflows import sensitivity
+from nas_attn.workflows.compare import compare_studies, find_search
+from nas_attn.workflows.events import Events
+from nas_attn.workflows.export import (
+    Exported,
+    best_within,
+    comparison_text,
+    export_trial,
+    trial_with_number,
+)
+from nas_attn.workflows.reporting import write_study_report
+from nas_attn.workflows.search import search as run_search
+from nas_attn.workflows.sensitivity import PredictedFront
+from nas_attn.workflows.session import Session, open_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+RUNS = Path("runs")
+"""Folder of the studies' run folders, unless another one is named."""
+
+StudyLike = str | Path | Mapping[str, Any] | StudyConfig | Study
+"""A study: its file, the name of a shipped one, what a file would say, or one that is loaded."""
+
+
+def search(
+    study: StudyLike,
+    *,
+    trials: int | None = None,
+    workers: int | None = None,
+    executor: str | None = None,
+    address: str | None = None,
+    storage: str | None = None,
+    overrides: Overrides = (),
+    runs: str | Path = RUNS,
+    events: Events | None = None,
+) -> Results:
+    """Run a study's search, or go on with it, and write its report.
+
+    The multi-head baseline is trained first, then what the study's strategy proposes. What is
+    finished never runs again; a search that was stopped goes on where it stopped. Several calls,
+    also on several machines that share storage and run folder, share the work.
+
+    Args:
+        study: File, shipped name, dict or config of the study.
+        trials: Trials in all; the study says if left out, here and below.
+        workers: Trials at a time.
+        executor: `local`, `ray` or `simulated`.
+        address: Address of a running Ray cluster, such as `auto`; implies `ray`.
+        storage: URL of an Optuna storage that several drivers share.
+        overrides: Values that replace the study's.
+        runs: Folder that holds the studies' run folders.
+        events: Told how far the search is; left out, it is logged at level INFO.
+
+    Raises:
+        ConfigError: The study is refused; lists everything wrong with it, by key path.
+        NasAttnError: The search ended early, or no trial has a result; what is there is reported.
+    """
+    changes = execution_overrides(
+        overrides, trials=trials, workers=workers, storage=storage, executor=executor,
+        address=address,
+    )  # fmt: skip
+    session = run_search(load(study, changes, runs), address=address, events=events)
+    return Results(session.study, session.record, address=address, events=events)
+
+
+def open_study(
+    study: StudyLike,
+    *,
+    overrides: Overrides = (),
+    runs: str | Path = RUNS,
+    address: str | None = None,
+    events: Events | None = None,
+) -> Results:
+    """Open what a study has found so far; its search may be running, here or elsewhere.
+
+    Args:
+        study: File, shipped name, dict or config of the study.
+        overrides: Values that replace the study's.
+        runs: Folder that holds the studies' run folders.
+        address: Address of a running Ray cluster, for what is trained from here on.
+        events: Told how far that is; left out, it is logged at level INFO.
+
+    Raises:
+        ConfigError: The study is refused; lists everything wrong with it, by key path.
+        NasAttnError: No search has run.
+    """
+    loaded = load(study, overrides, runs, is_read_only=True)
+    return Results(loaded, open_record(loaded), address=address, events=events)
+
+
+def predict_front(
+    study: StudyLike,
+    *,
+    data: str | Path | None = None,
+    space: str | None = None,
+    cost: str | None = None,
+    checks: int = sensitivity.CHECKS,
+    points: int = sensitivity.POINTS,
+    max_schemes: int | None = None,
+    keep_first_layer: bool = False,
+    overrides: Overrides = (),
+    workers: int | None = None,
+    address: str | None = None,
+    runs: str | Path = RUNS,
+    events: Events | None = None,
+) -> PredictedFront:
+    """Predict the front over all plans of a space from one trained baseline.
+
+    Args:
+        study: A study, whose baseline is trained if need be, or a checkpoint (`.pt`).
+        data: For a checkpoint, its binarised data set.
+        space: File or shipped name of the space; the study's own if left out, for a checkpoint
+            `inherited_per_layer`.
+        cost: What plans are to save; the study's first cost if left out, for a checkpoint
+            `attention`.
+        checks: Plans that test predictions, half of them random and half predicted.
+        points: Plans that are recommended.
+        max_schemes: Schemes in a plan at most; any number if None.
+        keep_first_layer: Leave the first layer of each site as it is.
+        overrides: Values that replace the study's.
+        workers: Plans that are measured at a time.
+        address: Address of a running Ray cluster; implies `ray`.
+        runs: Folder that holds run folders.
+        events: Told how far it is; left out, it is logged at level INFO.
+
+    Raises:
+        ConfigError: Study or space is refused; lists everything wrong with it.
+        NasAttnError: Nothing can inherit, or nothing could be measured.
+    """
+    if isinstance(study, str | Path) and Path(study).suffix == ".pt":
+        if data is None:
+            raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
+        if overrides:
+            raise NasAttnError("--set changes studies, but this is a checkpoint")
+        trainer = sensitivity.checkpoint_session(
+            Path(study),
+            Path(data),
+            space,
+            cost=cost or "attention",
+            workers=workers,
+            runs=Path(runs),
+            address=address,
+            events=events,
+        )
+    else:
+        changes = execution_overrides(overrides, workers=workers, address=address)
+        trainer = sensitivity.target_session(
+            load(study, changes, runs), space, address=address, events=events
+        )
+    return sensitivity.predict_front(
+        trainer,
+        space=space,
+        cost=cost,
+        checks=checks,
+        points=points,
+        limits=Limits(max_schemes, keep_first_layer),
+    )
+
+
+class Results:
+    """What a study has found; read from its record at every call, also while a search runs.
+
+    Args:
+        study: The study.
+        record: Its trials.
+        address: Address of a running Ray cluster, for what is trained from here on.
+        events: Told how far that is.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        record: Record,
+        *,
+        address: str | None = None,
+        events: Events | None = None,
+    ) -> None:
+        self.study = study
+        self.record = record
+        self._address = address
+        self._events = events
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return (
+            f"<Results of {status.name}: {len(status.finished)} of {status.budget} trials "
+            f"finished, {len(status.front)} on the front, in {self.folder}>"
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The study's run folder."""
+        return self.study.folder
+
+    def front(self) -> pd.DataFrame:
+        """The front, what is within its noise, and the baseline: the columns of front.csv."""
+        return self.read().front_frame()
+
+    def trials(self) -> pd.DataFrame:
+        """All trials: the columns of trials.csv."""
+        return self.read().to_frame()
+
+    def plot_front(self, x: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw the front, what it dominates, and the baseline.
+
+        Args:
+            x: Name of the cost along the horizontal axis; the study's first if left out.
+            ax: Axes to draw on; those of a new figure if left out.
+        """
+        return plot_front(self.read(), x, ax)
+
+    def read(self) -> Trials:
+        """The trials as a collection, with the folders in which their files are today."""
+        return Trials.of(self.record, self.folder)
+
+    def status(self) -> Status:
+        """Counts, what runs, rate and time left."""
+        config = self.study.config
+        return read_status(
+            self.record,
+            trials=config.search.trials,
+            grace_seconds=config.execution.grace_seconds,
+        )
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report: index.html, CSV and JSON tables, figures, summary.md.
+
+        Args:
+            out: Folder of the report; the run folder's `report` if left out.
+
+        Returns:
+            The page.
+
+        Raises:
+            NasAttnError: No trial is complete yet.
+        """
+        folder = self.folder / "report" if out is None else Path(out)
+        return write_study_report(self.study, self.record, folder)
+
+    def confirm(self, seeds: int = confirming.SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
+        """Train the front and the baseline again with fresh seeds, and open the test split.
+
+        Args:
+            seeds: Trainings of each point.
+            trials: Numbers of trials to confirm; the front's if left out.
+
+        Returns:
+            One row for each plan and score: the columns of confirmed.csv.
+
+        Raises:
+            NasAttnError: Nothing is complete yet, or it ended early.
+        """
+        import pandas as pd
+
+        done = confirming.confirm(
+            self.study, seeds=seeds, trials=trials, address=self._address, events=self._events
+        )
+        if done.failure is not None:
+            raise done.failure
+        return pd.DataFrame(list(done.rows))
+
+    def choose(
+        self, *, trial: int | None = None, best_under: float | str | None = None
+    ) -> TrialRecord:
+        """A trained trial, by its number or by what it may cost.
+
+        Args:
+            trial: Its number.
+            best_under: Most that its first cost may be, also as text such as `20M`.
+
+        Raises:
+            RefusedError: There is none; says what there is.
+        """
+        if (trial is None) == (best_under is None):
+            raise RefusedError("say which trial: either --trial N or --best-under AMOUNT")
+        if trial is not None:
+            return trial_with_number(self.read(), trial)
+        budget = best_under
+        if isinstance(budget, str):
+            budget = parse_count(budget, "--best-under")
+        return best_within(self.read(), float(budget or 0))
+
+    def comparison_text(self, trial: TrialRecord) -> str:
+        """A trial's loss and first cost against the baseline's, as a sentence."""
+        return comparison_text(trial, self.read())
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        trial: int | None = None,
+        best_under: float | str | None = None,
+        with_test: bool = True,
+    ) -> Exported:
+        """Write a folder with a trained model that can be used, and given away.
+
+        Args:
+            out: The folder; one that is there must be empty.
+            trial: Number of the trial.
+            best_under: Instead, the most that its first cost may be, also as text such as `20M`.
+            with_test: Put the data set's binarised test split in, to repeat its evaluation.
+
+        Raises:
+            RefusedError: No such trial is trained, its checkpoint is gone, or `out` is no empty
+                folder.
+        """
+        chosen = self.choose(trial=trial, best_under=best_under)
+        Session.resume(self.study, events=self._events)  # refused if settings or data differ
+        return export_trial(self.study, chosen, self.read(), Path(out), with_test=with_test)
+
+    def compare(
+        self,
+        *others: StudyLike | Results,
+        out: str | Path | None = None,
+        reference: str | None = None,
+        runs: str | Path = RUNS,
+    ) -> Comparison:
+        """Compare fronts by their hypervolume; others are measured by this one.
+
+        Args:
+            others: Searches, by study, run folder or results.
+            out: Folder for compare.csv, .md, .png and .svg; nothing is written if left out.
+            reference: Up to where hypervolume counts: `COST,LOSS`, such as `20M,8.5`, or `first`.
+            runs: Folder that holds run folders.
+
+        Raises:
+            RefusedError: They cannot be compared; says why.
+        """
+        searches = [read_searched(self.record, self.folder)]
+        for other in others:
+            if isinstance(other, str | Path):
+                searches.append(find_search(other, Path(runs)))
+            else:
+                found = other if isinstance(other, Results) else open_study(other, runs=runs)
+                searches.append(read_searched(found.record, found.folder))
+        return compare_studies(searches, None if out is None else Path(out), reference)
+
+
+def load(
+    study: StudyLike,
+    overrides: Overrides = (),
+    runs: str | Path = RUNS,
+    *,
+    is_read_only: bool = False,
+) -> Study:
+    """Load a study and check it whole, without starting anything.
+
+    Args:
+        study: File, shipped name, dict or config of the study.
+        overrides: Values that replace the study's.
+        runs: Folder that holds the studies' run folders.
+        is_read_only: Nothing is trained, so flags that can no longer be set are passed over with a
+            warning.
+
+    Raises:
+        ConfigError: The study is refused; lists everything wrong with it, by key path.
+    """
+    if isinstance(study, Study):
+        if overrides:
+            raise RefusedError("overrides change a study as it is loaded; this one is loaded")
+        return study
+    if isinstance(study, str | Path):
+        return load_study(
+            str(study), overrides=overrides, runs=Path(runs), is_read_only=is_read_only
+        )
+    return Study.from_config(study, overrides=overrides, runs=Path(runs), is_read_only=is_read_only)
+
+
+def execution_overrides(
+    overrides: Overrides = (),
+    *,
+    trials: int | None = None,
+    workers: int | None = None,
+    storage: str | None = None,
+    executor: str | None = None,
+    address: str | None = None,
+) -> list[str]:
+    """Overrides with what `search` takes as arguments behind them."""
+    texts = list(override_texts(overrides))
+    if trials is not None:
+        texts.append(f"search.trials={trials}")
+    if workers is not None:
+        texts.append(f"execution.workers={workers}")
+    if storage is not None:
+        texts.append(f"execution.storage={storage}")
+    if executor is not None or address is not None:
+        texts.append(f"execution.executor={executor or 'ray'}")
+    return texts

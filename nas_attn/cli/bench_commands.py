@@ -1,0 +1,125 @@
+"""Commands that measure how fast attention is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas_attn.cli.console import console
+from nas_attn.cli.options import Device, Dtype
+
+
+def bench_attention(
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="Time this scheme only. Repeatable.", show_default="all"),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BATCHxTOKENS",
+            help="Time this shape. Repeatable.",
+            show_default="16x32, 8x128, 4x512, 1x2048, 1x4096",
+        ),
+    ] = None,
+    decoding_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BATCHxTOKENS",
+            help="Decode a step after so many tokens. Repeatable.",
+            show_default="16x512",
+        ),
+    ] = None,
+    forms: Annotated[
+        bool,
+        typer.Option(help="Time each scheme in every form too, and as its paper writes it."),
+    ] = False,
+    causal: Annotated[bool, typer.Option(help="Attend to earlier positions only.")] = False,
+    embed_dim: Annotated[int, typer.Option(min=1, help="Width.")] = 512,
+    num_heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 8,
+    threads: Annotated[
+        int, typer.Option(min=1, help="PyTorch's threads. With one, CPU time is taken.")
+    ] = 1,
+    device: Annotated[Device, typer.Option(help="Where.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Numbers.")] = "float32",
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="For each shape and phase, about; five rounds at least.")
+    ] = 20.0,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where attention.csv and attention.png go.")
+    ] = Path("runs/bench"),
+) -> None:
+    """Time every attention scheme against torch's and fairseq's own attention.
+
+    Forward, forward and backward, a step of decoding, and reordering what that keeps. All take
+    turns within the run. A number is the time over that of multi-head attention on torch's
+    scaled_dot_product_attention, when decoding over that of fairseq's MultiheadAttention: below 1
+    is faster. Takes about four minutes.
+    """
+    from nas_attn.cli.tables import timings_tables
+    from nas_attn.workflows.bench import bench_attention as bench
+
+    timings = bench(
+        schemes=scheme or (),
+        shapes=shape or (),
+        decoding_shapes=decoding_shape or (),
+        forms=forms,
+        causal=causal,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        seconds=seconds,
+        out=out,
+        on_start=lambda text: console.print(text, highlight=False),
+    )
+    console.print(timings_tables(timings))
+    console.print(f"written: {out}/attention.csv, {out}/attention.png", highlight=False)
+
+
+def bench_fairseq(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="A binarised translation data set.")],
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="Time this scheme. Repeatable.", show_default="all")
+    ] = None,
+    arch: Annotated[str, typer.Option(help="fairseq's architecture.")] = "transformer",
+    rounds: Annotated[int, typer.Option(min=1, help="Times that everything is generated.")] = 3,
+    training_rounds: Annotated[
+        int, typer.Option(min=1, help="Times that everything is trained, a few updates each.")
+    ] = 3,
+    beam: Annotated[int, typer.Option(min=1, help="Hypotheses of a sentence.")] = 5,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of every translation.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="PyTorch's threads.")] = 2,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where checkpoints, logs and fairseq.csv go.")
+    ] = Path("runs/bench-fairseq"),
+) -> None:
+    """Time fairseq-train and fairseq-generate with every scheme against stock fairseq.
+
+    Models are hardly trained and translations equally long. A number is the speed over that of
+    fairseq's own Transformer of the same size: above 1 is faster. A Transformer of base size takes
+    about a minute a scheme and round on two cores. Every other flag goes to fairseq-train:
+
+    nas-attn bench fairseq data-bin/my_data --max-tokens 1024 --share-all-embeddings
+    """
+    from nas_attn.cli.tables import speeds_table
+    from nas_attn.workflows.bench import bench_fairseq as bench
+
+    speeds = bench(
+        data,
+        out,
+        schemes=scheme or (),
+        arch=arch,
+        flags=context.args,
+        rounds=rounds,
+        training_rounds=training_rounds,
+        beam=beam,
+        length=length,
+        threads=threads,
+    )
+    console.print(speeds_table(speeds))
+    console.print(f"written: {out}/fairseq.csv", highlight=False)

@@ -1,0 +1,104 @@
+"""What a workflow tells, on the terminal: a live display, or plain lines where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from rich.live import Live
+
+from nas_attn.cli.console import console, interruptible, say
+from nas_attn.cli.parts import plain
+from nas_attn.cli.screens import SearchDisplay, rate_text, status_line
+from nas_attn.cli.screens import status_screen as screen_of
+from nas_attn.cli.trial_tables import failure_text
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.snapshot import Snapshot
+from nas_attn.search.status import Status
+from nas_attn.search.trial_record import TrialRecord
+from nas_attn.workflows.events import LogEvents, Run
+
+logger = logging.getLogger(__name__)
+
+QUIET = logging.getLogger("nas_attn.search.loop")
+"""Says line by line what a live display shows."""
+
+
+class TerminalEvents(LogEvents):
+    """A live display on a terminal; elsewhere lines, and at the end what it would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._display: SearchDisplay | None = None
+        self._live: Live | None = None
+        self._level = logging.NOTSET
+
+    def on_message(self, text: str) -> None:
+        say(text)
+
+    def on_failure(self, trial: TrialRecord) -> None:
+        say_failure(trial)
+
+    def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
+        super().on_start(run, snapshot)
+        self._display = SearchDisplay(
+            run.title,
+            run.objectives,
+            run.workers,
+            has_front=run.is_search,
+            is_live=console.is_terminal,
+        )
+        self._display.update(snapshot)
+        if console.is_terminal:
+            self._level = QUIET.level
+            QUIET.setLevel(logging.WARNING)
+            self._live = Live(self._display, console=console, refresh_per_second=2)
+            self._live.start()
+
+    def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
+        if self._live is not None and self._display is not None:
+            self._display.update(snapshot)
+        else:
+            super().on_change(snapshot)
+
+    def on_end(self, snapshot: Callable[[], Snapshot] | None) -> None:
+        display, live = self._display, self._live
+        self._display = self._live = None
+        if display is not None and snapshot is not None:
+            display.close(snapshot)
+            if live is None:
+                console.print(display)
+        if live is not None:
+            live.stop()
+            QUIET.setLevel(self._level)
+
+
+def say_failure(trial: TrialRecord) -> None:
+    """Print why a trial failed."""
+    console.print(plain(failure_text(trial)), style="red")
+
+
+def watch_status(look: Callable[[], Status], objectives: Objectives, seconds: float) -> None:
+    """Show a status again and again, until Ctrl-C: in place on a terminal, else lines at changes.
+
+    Args:
+        look: Reads the status.
+        objectives: What the study weighs.
+        seconds: Between two looks.
+    """
+    with contextlib.suppress(KeyboardInterrupt), interruptible():
+        if console.is_terminal:
+            with Live(console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(screen_of(look(), objectives, fits=True), refresh=True)
+                    time.sleep(seconds)
+        said = None
+        while True:
+            status = look()
+            counts = status_line(status), len(status.drivers)
+            if counts != said:
+                logger.info("%s; %s", counts[0], rate_text(status))
+                said = counts
+            time.sleep(seconds)

@@ -1,0 +1,195 @@
+"""Commands that train: search, confirm, sensitivity; and what is said of a search."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas_attn.cli.console import console, resumable, say
+from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument
+from nas_attn.search.config import KnownCost
+
+
+def search(
+    study: StudyArgument,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="local (sub-processes), ray, or simulated; the study file says if left out."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Address of a running Ray cluster, such as auto; implies ray."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Optuna storage that several drivers share, such as "
+            "postgresql+psycopg://USER@HOST/DATABASE or grpc://HOST:PORT; env:NAME for an "
+            "environment variable that holds it.",
+        ),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Run a study, or go on with it.
+
+    Trains the multi-head baseline first, then plans proposed by the study's sampler, and writes the
+    report. Stop it at any time with Ctrl-C: the same command goes on where it stopped, trainings in
+    progress included, and nothing that is finished runs again. Started several times at once, also
+    on several machines that share a storage and the run folder, the drivers share the work; a
+    driver that dies loses its trials to the others.
+    """
+    from nas_attn import api
+    from nas_attn.cli.live import TerminalEvents
+
+    with resumable():
+        api.search(
+            study,
+            trials=trials,
+            workers=workers,
+            executor=executor,
+            address=address,
+            storage=storage,
+            overrides=set_,
+            runs=runs,
+            events=TerminalEvents(),
+        )
+
+
+def confirm(
+    study: StudyArgument,
+    seeds: Annotated[
+        int, typer.Option(min=2, help="Trainings of each point, with seeds of their own.")
+    ] = 5,
+    trial: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Confirm this trial instead of the front. Repeatable.", show_default="front"
+        ),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    address: AddressOption = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Train the front's points and the baseline again, with fresh seeds, and open the test side.
+
+    A search picks what looked best on the validation side, which flatters it. Here nothing is
+    picked any more: every point is trained from nothing to its end, with seeds that the search did
+    not use, and the study's loss and BLEU are measured on the test side, which nothing else reads.
+    It goes on where it was interrupted, and more seeds can be asked for later.
+    """
+    from nas_attn import api
+    from nas_attn.cli.live import TerminalEvents, say_failure
+    from nas_attn.cli.tables import confirmation_table
+    from nas_attn.workflows.confirm import confirm as confirm_study
+
+    changes = api.execution_overrides(set_, workers=workers, address=address)
+    loaded = api.load(study, changes, runs)
+    with resumable():
+        done = confirm_study(
+            loaded, seeds=seeds, trials=trial or (), address=address, events=TerminalEvents()
+        )
+    console.print(confirmation_table(done.rows, loaded.objectives.axis))
+    for failed in done.failed:
+        say_failure(failed)
+    say(f"report: {done.page}")
+    if done.failure is not None:
+        raise done.failure
+
+
+def sensitivity(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY-OR-CHECKPOINT",
+            help="A study, or a trained checkpoint such as checkpoint_best.pt (with --data).",
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="For a checkpoint: its binarised data set."),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure this space, by file or shipped name.",
+            show_default="the study's own; for a checkpoint inherited_per_layer",
+        ),
+    ] = None,
+    cost: Annotated[
+        KnownCost | None,
+        typer.Option(
+            help="What plans are to save.",
+            show_default="the study's first cost; for a checkpoint attention",
+        ),
+    ] = None,
+    checks: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Plans, half of them random and half predicted, to test predictions on."
+        ),
+    ] = 40,
+    points: Annotated[int, typer.Option(min=2, help="Plans that are recommended.")] = 8,
+    max_schemes: Annotated[
+        int | None, typer.Option(min=1, help="So many schemes in a plan at most.")
+    ] = None,
+    keep_first_layer: Annotated[
+        bool, typer.Option("--keep-first-layer", help="Leave the first layer of each site.")
+    ] = False,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    address: AddressOption = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Plans at a time.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Predict the front over all plans of a space from one trained baseline.
+
+    Converts one unit of the baseline at a time (a layer, where the space decides layer by layer) to
+    each choice of the space, without any training, and measures what that does to the validation
+    loss. Such changes nearly add up, so the best plan at every size is found exactly. Whether they
+    do is tested on plans that change everything at once; where not, nothing is recommended.
+
+    A study that has not been searched trains its baseline first. It goes on where it was
+    interrupted, and nothing is measured twice.
+
+    nas-attn sensitivity checkpoint_best.pt --data data-bin/my_data
+
+    The run folder of a checkpoint is named after its folder and file and a digest of its content;
+    with --space, files go to a folder named after the space.
+    """
+    from nas_attn import api
+    from nas_attn.cli.live import TerminalEvents
+    from nas_attn.cli.tables import predictions_table, savings_table
+
+    with resumable():
+        predicted = api.predict_front(
+            study,
+            data=data,
+            space=space,
+            cost=cost,
+            checks=checks,
+            points=points,
+            max_schemes=max_schemes,
+            keep_first_layer=keep_first_layer,
+            overrides=set_,
+            address=address,
+            workers=workers,
+            runs=runs,
+            events=TerminalEvents(),
+        )
+    findings = predicted.findings
+    console.print(savings_table(findings))
+    say(findings.verdict)
+    if findings.is_guide:
+        console.print(predictions_table(findings))
+    say(f"written: {predicted.folder}")
+    if not findings.is_guide and checks:
+        sys.exit(1)

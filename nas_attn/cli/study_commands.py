@@ -1,0 +1,261 @@
+"""Commands about one study, or several: what is on record, and what comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from nas_attn.cli.console import console, interruptible, say
+from nas_attn.cli.options import RunsOption, SetOption, StudyArgument
+
+if TYPE_CHECKING:
+    pass
+
+
+def proposals(
+    study: StudyArgument,
+    check_: Annotated[
+        bool, typer.Option("--check", help="Derive every proposal again and compare.")
+    ] = False,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Show the log of proposals: which plan, by which driver, and what was running then.
+
+    With --check every proposal is derived again from what its driver saw, by the study file as it
+    is now. The exit status is 1 if one comes out otherwise.
+    """
+    from nas_attn import api
+    from nas_attn.report.formatting import state_text
+    from nas_attn.search.audit import running_then
+    from nas_attn.workflows.proposals import check_proposals
+
+    results = api.open_study(study, overrides=set_, runs=runs)
+    if check_:
+        count = check_proposals(results.study, results.record)
+        console.print(f"{count} proposals, all as on record", highlight=False)
+        return
+    trials = results.record.trials()
+    table = Table("trial", "state", "driver", "running then", "plan", box=None)
+    for trial, running in zip(trials, running_then(trials), strict=True):
+        row = [str(trial.number), state_text(trial), trial.driver or ""]
+        table.add_row(*row, " ".join(map(str, sorted(running))), Text(trial.text))
+    console.print(table)
+
+
+def report(
+    study: StudyArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to; the run folder's report/ if left out."),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a study's report: index.html, CSV and JSON tables, figures, summary.md.
+
+    Works at any time, also while the search runs.
+    """
+    from nas_attn import api
+
+    say(f"report: {api.open_study(study, overrides=set_, runs=runs).report(out)}")
+
+
+def status(
+    study: StudyArgument,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Look again every so many seconds, until Ctrl-C. Where there is no terminal, a "
+            "line is printed whenever a count has changed.",
+        ),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Show how far a study is: counts, rate, time left, what runs, failures, and the front.
+
+    Reads the record and changes nothing, so it works from any machine that sees the record.
+    """
+    from nas_attn import api
+    from nas_attn.cli.live import watch_status
+    from nas_attn.cli.screens import status_screen
+
+    results = api.open_study(study, overrides=set_, runs=runs)
+    if watch is None:
+        console.print(status_screen(results.status(), results.study.objectives))
+    else:
+        watch_status(results.status, results.study.objectives, watch)
+
+
+def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  typer copies it
+    """Check a study file without starting anything."""
+    from nas_attn import api
+    from nas_attn.workflows.session import advise
+
+    loaded = api.load(study, set_)
+    config = loaded.config
+    search = config.search
+    if search.strategy == "sensitivity":
+        proposed = "strategy sensitivity"
+    else:
+        startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
+        proposed = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
+    say(
+        f"{config.name}: {loaded.space.size:,} plans; {search.trials} trials, "
+        f"{len(config.training.seeds)} seed(s) each, are "
+        f"{search.trials * len(config.training.seeds)} trainings; {proposed}"
+    )
+    if config.data.folder.is_dir():
+        loaded.check_limits()
+        low, high = loaded.axis_range()
+        console.print(f"{loaded.objectives.axis}: {low:,} to {high:,}")
+        advise(loaded)
+
+
+def repair(
+    study: StudyArgument,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Make the damaged record of a study readable again.
+
+    Damage at the end of a record, as a power failure leaves it, is cut off by the next search; this
+    is for any other. Keeps all operations that are whole, a copy of the record as it was
+    (journal.log.before-repair-TIME), and what was dropped (journal.log.damaged). A trial whose own
+    line is lost becomes a failed one, so that the others keep their numbers. End all drivers, and
+    what else has the record open, before.
+    """
+    from nas_attn import api
+    from nas_attn.search.repair import describe
+    from nas_attn.workflows.repair import repair_record
+
+    path, done = repair_record(api.load(study, set_, runs, is_read_only=True))
+    for line in describe(done, path):
+        say(line)
+
+
+def export(
+    study: StudyArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
+    ],
+    trial: Annotated[
+        int | None, typer.Option(metavar="N", help="Export this trial.", show_default=False)
+    ] = None,
+    best_under: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Export the trial with the best loss among those whose first cost is at most so "
+            "much: 500000, 500k, 20M, 1.5M.",
+            show_default=False,
+        ),
+    ] = None,
+    test_side: Annotated[
+        bool,
+        typer.Option(help="Put the data set's binarised test side in, to repeat its evaluation."),
+    ] = True,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a folder with a trained model that can be used, and given away.
+
+    It holds the best checkpoint of the trial's first seed (without heads that were voted out,
+    optimiser state and paths of this machine), the plan, the dictionaries and the SentencePiece
+    model, and a README.md with fairseq's commands, which work wherever the folder lies.
+
+    nas-attn export my_study --best-under 20M --out small_model
+    """
+    from nas_attn import api
+
+    results = api.open_study(study, overrides=set_, runs=runs)
+    chosen = results.choose(trial=trial, best_under=best_under)
+    for line in (f"trial {chosen.number}: {chosen.text}", results.comparison_text(chosen)):
+        console.print(Text(line), soft_wrap=True)
+    with interruptible():
+        made = results.export(out, trial=chosen.number, with_test=test_side)
+    if made.test_bytes:
+        say(
+            f"the test side of the data set is in it ({made.test_bytes:,} bytes); "
+            "--no-test-side leaves it out"
+        )
+    files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"
+    say(f"written: {made.folder} ({files})")
+
+
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY...",
+            help="Two or more: study files, names of studies, or run folders such as runs/NAME. "
+            "The first is what others are measured by.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where compare.csv, .md, .png and .svg go.")
+    ] = Path("runs/compare"),
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COST,LOSS|first",
+            help="Up to where hypervolume counts, such as 20M,8.5; first: the loss is that of the "
+            "first validation.",
+            show_default="cost of the first study's baseline, and a loss that is a little worse "
+            "than the worst on all fronts together",
+        ),
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Overlay the fronts of searches, finished or running, and compare their hypervolumes.
+
+    All are measured up to one reference. Ratios to the first study come with a 95 % interval by
+    bootstrap: of the noise over seeds where every study has several, else of single trials. What it
+    covers is printed with it. Studies must weigh the same loss against the same first cost.
+
+    nas-attn compare my_study runs/my_other_study --out runs/compare
+    """
+    from nas_attn.cli.tables import comparison_table
+    from nas_attn.report.comparison import interval_text, reference_text
+    from nas_attn.workflows.compare import compare_studies, find_search
+
+    compared = compare_studies([find_search(name, runs) for name in studies], out, reference)
+    console.print(Text(reference_text(compared)), soft_wrap=True)
+    console.print(comparison_table(compared))
+    for line in (interval_text(compared), *compared.notes):
+        console.print(Text(line), soft_wrap=True)
+    say(f"written: {out}")
+
+
+def spaces(
+    context: typer.Context,
+    arch: Annotated[
+        str, typer.Option(help="fairseq's architecture that the spaces are measured on.")
+    ] = "transformer_wmt_en_de",
+) -> None:
+    """List the shipped search spaces with their sizes, and the shipped studies.
+
+    A space's size is its number of plans, and its parameters are the fewest and the most that a
+    model can have, embeddings left out. Every other flag goes to fairseq:
+
+    nas-attn spaces --arch transformer_lm_gpt2_small --decoder-layers 6
+    """
+    from nas_attn.cli.tables import spaces_table
+    from nas_attn.study.shipped import shipped_description, shipped_folder, shipped_names
+    from nas_attn.workflows.spaces import measure_spaces
+
+    console.print(spaces_table(list(measure_spaces(arch, context.args)), arch))
+    table = Table(box=None, title="studies", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    for name in shipped_names("studies"):
+        table.add_row(name, Text(shipped_description(name).strip()))
+    console.print(table)
+    for folder in ("search_spaces", "studies"):
+        say(f"{folder}: {shipped_folder(folder)}")

@@ -1,0 +1,223 @@
+"""What commands show when they are done, as rich tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from nas_attn.analysis.comparison import Comparison
+from nas_attn.analysis.sensitivity import TOLERANCES, Findings, prediction_row
+from nas_attn.benchmark.attention import Timing
+from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.fairseq_tools.convert import Converted
+from nas_attn.fairseq_tools.prune import Pruned
+from nas_attn.fairseq_tools.self_test import StepOutcome
+from nas_attn.report.comparison import ratio_text
+from nas_attn.workflows.spaces import MeasuredSpace
+
+
+def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
+    """What trainings with fresh seeds gave: rows of `confirmation_rows`, each plan once.
+
+    Args:
+        rows: to show.
+        axis: name of the cost.
+    """
+    table = Table(
+        box=box.HORIZONTALS,
+        caption="\u00b1 after a mean: its standard error; after a change: half of its 95 % "
+        "interval (Student's, seeds as pairs)",
+        caption_justify="left",
+    )
+    for name in ("trial", axis.replace("_", " "), "score", "mean", "change"):
+        table.add_column(name, justify="left" if name == "score" else "right", no_wrap=True)
+    table.add_column("")
+    table.add_column("plan", overflow="fold")
+    shown = None
+    for row in rows:
+        plan = row["plan"]
+        about = ["" if row["trial"] is None else str(row["trial"]), f"{row['cost']:,}", plan]
+        if plan == shown:
+            about = ["", "", ""]
+        elif shown is not None:
+            table.add_section()
+        shown = plan
+        change = ""
+        if row["interval"] is not None:
+            change = f"{row['change']:+.4f} \u00b1{row['interval']:.4f}"
+        mean = f"{row['mean']:.4f} \u00b1{row['error']:.4f}"
+        verdict = "baseline" if row["baseline"] else row["verdict"] or ""
+        table.add_row(*about[:2], row["score"], mean, change, verdict, Text(about[2]))
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Searches compared by their hypervolume, one a row."""
+    table = Table(title="fronts compared", title_justify="left", box=None)
+    table.add_column("study", overflow="fold")
+    for name in ("trained", "front", "updates", "seconds", "hypervolume", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(
+            Text(row.study),
+            str(row.trials_trained),
+            str(row.front_points),
+            f"{row.updates:,}" if row.updates else "",
+            f"{row.seconds:,.0f}",
+            f"{row.hypervolume:,.6g}",
+            Text(ratio_text(row)),
+        )
+    return table
+
+
+def savings_table(findings: Findings) -> Table:
+    """What each unit saves within a tolerance, by its best choice."""
+    table = Table(
+        title=f"{findings.axis.replace('_', ' ')} saved by one unit within so many bits a token",
+        title_justify="left",
+        box=box.HORIZONTALS,
+    )
+    table.add_column("unit", no_wrap=True)
+    for tolerance in TOLERANCES:
+        table.add_column(f"{tolerance:g}", justify="right")
+    for unit, cells in findings.savings():
+        row = [
+            Text.assemble(f"{saved:.1%}", (f"\n{choice}", "dim")) if saved > 0 else Text("-")
+            for saved, choice in cells
+        ]
+        table.add_row(unit, *row)
+    return table
+
+
+def predictions_table(findings: Findings) -> Table:
+    """The recommended points of a predicted front."""
+    table = Table(title="predicted front", title_justify="left", box=None)
+    for name in (findings.axis.replace("_", " "), "change", "loss change", "measured"):
+        table.add_column(name, justify="right")
+    table.add_column("plan", overflow="fold")
+    for prediction in findings.chosen:
+        row = prediction_row(prediction, findings)
+        table.add_row(
+            f"{row['cost']:,}",
+            f"{row['cost_change']:+.1%}",
+            f"{row['corrected']:+.4f}",
+            "" if row["measured"] is None else f"{row['measured']:+.4f}",
+            Text(str(prediction.plan)),
+        )
+    return table
+
+
+def findings_table(findings: Sequence[StepOutcome]) -> Table:
+    """What works: schemes in rows, tasks in columns."""
+    table = Table(box=box.HORIZONTALS, show_lines=True)
+    table.add_column("scheme")
+    tasks = list(dict.fromkeys(finding.task for finding in findings))
+    for task in tasks:
+        table.add_column(task.replace("_", " "))
+    for scheme in dict.fromkeys(finding.scheme for finding in findings):
+        row = [finding for finding in findings if finding.scheme == scheme]
+        cells = [[_step_text(finding) for finding in row if finding.task == task] for task in tasks]
+        table.add_row(scheme, *(Text("\n").join(lines) for lines in cells))
+    return table
+
+
+def timings_tables(timings: Sequence[Timing]) -> Group:
+    """Times over the baseline's, with their spread, by contender and shape: a table a phase."""
+    return Group(*(_timings_table(timings, p) for p in dict.fromkeys(t.phase for t in timings)))
+
+
+def _timings_table(timings: Sequence[Timing], phase: str) -> Table:
+    rows = [timing for timing in timings if timing.phase == phase]
+    table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0))
+    table.add_column(f"{phase.replace('_', ' ')}: time / baseline's")
+    columns = list(dict.fromkeys((t.batch, t.length) for t in rows))
+    for batch, length in columns:
+        table.add_column(f"{batch}x{length}", justify="right", no_wrap=True)
+    cells = {(t.contender, t.batch, t.length): t for t in rows}
+    for name in dict.fromkeys(timing.contender for timing in rows):
+        row = [cells.get((name, *column)) for column in columns]
+        table.add_row(name, *("" if t is None else _ratio_text(t) for t in row))
+    return table
+
+
+def speeds_table(speeds: Sequence[Speed]) -> Table:
+    """Speeds of fairseq's commands and how many times stock fairseq's they are, medians."""
+    table = Table(box=box.HORIZONTALS)
+    table.add_column("model", no_wrap=True)
+    for title in ("train\nwords/s", "generate\nsentences/s", "whole\ncommand"):
+        table.add_column(title, justify="right")
+        table.add_column("/ stock", justify="right")
+    stock = speeds[0]
+    for speed in speeds:
+        cells = [speed.contender]
+        for measure in ("words_a_second", "decoding", "command"):
+            values = getattr(speed, measure)
+            cells += [
+                f"{statistics.median(values):.1f}",
+                f"{ratio(values, getattr(stock, measure)):.2f}",
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _ratio_text(timing: Timing) -> Text:
+    style = "green" if timing.ratio < 0.97 else "red" if timing.ratio > 1.03 else ""
+    return Text.assemble((f"{timing.ratio:.2f}", style), (f" \u00b1{timing.spread:.0%}", "dim"))
+
+
+def _step_text(finding: StepOutcome) -> Text:
+    if finding.fault is not None:
+        return Text.assemble(f"{finding.step} ", ("FAILED", "red"))
+    return Text.assemble(f"{finding.step} ", (finding.shown or "ok", "green"))
+
+
+def pruned_table(pruned: Pruned) -> Table:
+    """Parameters, bytes and heads before and after pruning."""
+    table = Table(box=None)
+    table.add_column("")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    for name, (before, after) in (("parameters", pruned.parameters), ("bytes", pruned.bytes)):
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
+    for place, (kept, of) in pruned.parts.items():
+        table.add_row(place, str(of), str(kept), f"{kept / of - 1:+.1%}")
+    return table
+
+
+def converted_table(converted: Converted) -> Table:
+    """What every attention module was converted to, with its errors where they were measured."""
+    table = Table(box=None)
+    for name in ("module", "converted to"):
+        table.add_column(name)
+    if converted.losses is not None:
+        for name in ("error of scores", "of outputs"):
+            table.add_column(name, justify="right")
+    for module in converted.modules:
+        errors = []
+        if module.errors is not None:
+            scores, outputs = module.errors.scores, module.errors.outputs
+            errors = ["" if scores is None else f"{scores:.2%}", f"{outputs:.2%}"]
+        table.add_row(module.place, str(module.choice), *errors)
+    return table
+
+
+def spaces_table(spaces: Sequence[MeasuredSpace], arch: str) -> Table:
+    """Shipped search spaces with their sizes over an architecture."""
+    table = Table(box=None, title=f"search spaces over {arch}", title_justify="left")
+    table.add_column("space")
+    for column in ("plans", "fewest", "most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for space in spaces:
+        about = Text(space.name, style="bold").append(f"\n{space.description}", style="not bold")
+        if space.misfit is not None:
+            table.add_row(about.append(f"\n{space.misfit}", style="red"), "-", "-", "-")
+            continue
+        plans = f"{space.plans:,}" if space.plans < 1e9 else f"{space.plans:.1e}"
+        table.add_row(about, plans, f"{space.fewest:,}", f"{space.most:,}")
+    return table

@@ -1,0 +1,131 @@
+"""Measure how fast attention is, and write what was measured."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nas_attn.attention import SCHEMES, get_scheme
+from nas_attn.benchmark.attention import (
+    DECODING_SHAPES,
+    SHAPES,
+    Setting,
+    Shape,
+    Timing,
+    time_attention,
+)
+from nas_attn.benchmark.commands import Speed, time_commands
+from nas_attn.benchmark.figure import write_figure
+from nas_attn.errors import NasAttnError
+from nas_attn.machine import machine_text
+
+MEASURES = ("words_a_second", "decoding", "command")
+
+
+def bench_attention(
+    *,
+    schemes: Sequence[str],
+    shapes: Sequence[str],
+    decoding_shapes: Sequence[str],
+    forms: bool,
+    causal: bool,
+    embed_dim: int,
+    num_heads: int,
+    threads: int,
+    device: Literal["cpu", "cuda"],
+    dtype: Literal["float32", "float64", "bfloat16", "float16"],
+    seconds: float,
+    out: Path,
+    on_start: Callable[[str], None],
+) -> list[Timing]:
+    """Time attention modules, and write attention.csv and attention.png.
+
+    Args:
+        schemes: Names; all if empty.
+        shapes: `BATCHxTOKENS` texts; the usual ones if empty.
+        decoding_shapes: Likewise, for a step of decoding after so many tokens.
+        forms: Time each scheme in every form too, and as its paper writes it.
+        causal: Attend to earlier positions only.
+        embed_dim: Width.
+        num_heads: Heads.
+        threads: PyTorch's threads.
+        device: Where.
+        dtype: Type of the numbers.
+        seconds: For each shape and phase, about.
+        out: Folder for the files.
+        on_start: Told in a line what is measured on.
+
+    Raises:
+        NasAttnError: An argument does not fit; says which.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NasAttnError("PyTorch finds no CUDA device here")
+    if embed_dim % num_heads:
+        raise NasAttnError(f"{num_heads} heads do not divide a width of {embed_dim}")
+    for name in schemes:
+        get_scheme(name)
+    at, decoding_at = _parse(shapes) or SHAPES, _parse(decoding_shapes) or DECODING_SHAPES
+    setting = Setting(
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        device=device,
+        dtype=getattr(torch, dtype),
+        threads=threads,
+        seconds=seconds,
+        causal=causal,
+    )
+    clock = "CPU time" if device == "cpu" and threads == 1 else "wall time"
+    on_start(
+        f"torch {torch.__version__}; {machine_text()}; {threads} thread(s), {clock}; "
+        f"width {embed_dim}, {num_heads} heads, {dtype}"
+    )
+    timings = list(time_attention(setting, at, decoding_at, schemes, forms=forms))
+    out.mkdir(parents=True, exist_ok=True)
+    common = {"device": device, "dtype": dtype, "threads": threads, "torch": torch.__version__}
+    common |= {"embed_dim": embed_dim, "num_heads": num_heads}
+    rows = [asdict(timing) | common for timing in timings]
+    with (out / "attention.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_figure(timings, out / "attention.png")
+    return timings
+
+
+def bench_fairseq(
+    data: Path, out: Path, *, schemes: Sequence[str], **options: Any
+) -> Sequence[Speed]:
+    """Time fairseq's commands with every scheme against stock fairseq, and write fairseq.csv.
+
+    Args:
+        data: Folder of a binarised translation data set.
+        out: Folder for checkpoints, logs and the table.
+        schemes: Names; all if empty.
+        options: See `nas_attn.benchmark.commands.time_commands`.
+
+    Raises:
+        NasAttnError: There is no such data set, or a command fails.
+    """
+    if not data.is_dir():
+        raise NasAttnError(f"there is no data set {data}; nas-attn prepare makes one")
+    speeds = time_commands(data, out, schemes or list(SCHEMES), **options)
+    with (out / "fairseq.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["contender", "measure", "round", "value"])
+        for speed in speeds:
+            for measure in MEASURES:
+                for turn, value in enumerate(getattr(speed, measure)):
+                    writer.writerow([speed.contender, measure, turn, value])
+    return speeds
+
+
+def _parse(texts: Sequence[str]) -> list[Shape]:
+    try:
+        return [Shape.parse(text) for text in texts]
+    except ValueError as error:
+        raise NasAttnError(str(error)) from None

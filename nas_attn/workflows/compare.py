@@ -1,0 +1,55 @@
+"""Compare searches, by name, study file or run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+
+from nas_attn.analysis.comparison import Comparison, compare
+from nas_attn.analysis.searches import (
+    Searched,
+    is_run_folder,
+    open_run_folder,
+    parse_reference,
+    read_searched,
+)
+from nas_attn.report.comparison import write_comparison
+from nas_attn.study.loading import load_study
+from nas_attn.study.shipped import shipped_names
+from nas_attn.workflows.session import open_record
+
+
+def find_search(name: str | Path, runs: Path = Path("runs")) -> Searched:
+    """A search by its run folder, study file or name; by name a run folder comes first."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    is_file = Path(name).suffix in (".yaml", ".yml")
+    for folder in () if is_file else (Path(name), runs / name):
+        if is_run_folder(folder):
+            return read_searched(open_run_folder(folder), folder)
+    if Path(name).is_dir() and str(name) not in shipped_names("studies"):
+        open_run_folder(Path(name))  # says what it lacks
+    study = load_study(str(name), runs=runs, is_read_only=True)
+    return read_searched(open_record(study), study.folder)
+
+
+def compare_studies(
+    searches: Sequence[Searched], out: Path | None, reference: str | None = None
+) -> Comparison:
+    """Overlay the fronts of searches and compare their hypervolumes.
+
+    Args:
+        searches: Two or more; the first is what others are measured by.
+        out: Folder for compare.csv, .md, .png and .svg; nothing is written if None.
+        reference: Up to where hypervolume counts: `COST,LOSS` or `first`; by default the cost of
+            the first baseline and a loss a little worse than the worst on all fronts.
+
+    Raises:
+        RefusedError: They cannot be compared; says why.
+    """
+    given = None if reference is None else parse_reference(reference)
+    compared = compare(searches, given)
+    if out is not None:
+        write_comparison(compared, out)
+    return compared

@@ -1,0 +1,115 @@
+"""Confirm: the front's points and the baseline again, with fresh seeds, on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.splits import check_split
+from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.study.study import Study
+from nas_attn.workflows.events import Events
+from nas_attn.workflows.reporting import (
+    CONFIRMED,
+    confirmation_record,
+    confirmed_rows,
+    write_study_report,
+)
+from nas_attn.workflows.session import Session
+
+SEEDS = 5
+"""Trainings of each point, unless others are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """What trainings with fresh seeds gave.
+
+    Args:
+        rows: One for each plan and score, the columns of confirmed.csv.
+        failed: Trainings without a result.
+        page: The study's report, written again.
+        failure: Why it ended early; None if it did not.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    failed: Sequence[TrialRecord]
+    page: Path
+    failure: NasAttnError | None
+
+
+def confirm(
+    study: Study,
+    *,
+    seeds: int = SEEDS,
+    trials: Sequence[int] = (),
+    address: str | None = None,
+    events: Events | None = None,
+) -> Confirmation:
+    """Train points of the front again with fresh seeds, and open the test split.
+
+    Args:
+        study: One that was searched.
+        seeds: Trainings of each point, with seeds that the search did not use.
+        trials: Numbers of trials to confirm; the front's if left out.
+        address: Address of a running Ray cluster.
+        events: Told what happens; logs it if left out.
+
+    Raises:
+        NasAttnError: No trial is complete, one that is asked for has no result, or there is no
+            test split.
+    """
+    session = Session.resume(study, address=address, events=events)
+    record = session.record
+    points = _points(record.trials(), trials)
+    plans = [point.plan for point in points if point.plan is not None]
+    fresh = _fresh_seeds(study.config.training.seeds, seeds)
+    if study.config.replay is None:
+        examples = check_split(study.data_set, "test")
+        session.events.on_message(f"the test split has {examples:,} examples")
+    record.note(CONFIRMED, seeds)
+    confirmed = confirmation_record(study, record, seeds, create=True)
+    baselines = (trial for trial in record.trials() if trial.is_baseline and trial.is_trained)
+    chosen = {point.number for point in (*points, *baselines)}
+    session.events.on_message(
+        f"trials {', '.join(map(str, sorted(chosen)))} of the search, each trained again with "
+        f"seeds {', '.join(map(str, fresh))}"
+    )
+    conductor = session.run_plans(
+        [study.baseline, *plans],
+        record=confirmed,
+        build_job=lambda number, plan, _: study.jobs.confirmation(number, plan, fresh),
+        title=f"{record.name}, confirmed",
+    )
+    page = write_study_report(study, record, study.folder / "report")
+    failure = None
+    try:
+        conductor.outcome()
+    except NasAttnError as error:
+        failure = error
+    return Confirmation(
+        rows=confirmed_rows(study, record),
+        failed=[trial for trial in confirmed.trials() if trial.failure is not None],
+        page=page,
+        failure=failure,
+    )
+
+
+def _points(trials: Sequence[TrialRecord], numbers: Sequence[int]) -> Sequence[TrialRecord]:
+    trained = {trial.number: trial for trial in trials if trial.is_trained}
+    for number in numbers:
+        if number not in trained:
+            raise NasAttnError(f"trial {number} has no result of its own, so it is not confirmed")
+    points = [trained[number] for number in numbers] if numbers else front(list(trials))
+    if not any(point.plan is not None for point in points):
+        raise NasAttnError("no trial is complete yet, so there is nothing to confirm")
+    return points
+
+
+def _fresh_seeds(used: Sequence[int], count: int) -> list[int]:
+    """Seeds that the search did not use."""
+    first = max(used) + 1
+    return list(range(first, first + count))

@@ -1,0 +1,106 @@
+"""What a workflow says while it goes on: it tells an `Events` object, and prints nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from nas_attn.search.objectives import Objectives
+from nas_attn.search.snapshot import Snapshot
+from nas_attn.search.trial_record import TrialRecord
+
+logger = logging.getLogger(__name__)
+
+SAY_SECONDS = 1.0
+"""At most so often `LogEvents` says how far a run is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Trials that are run together, in an executor.
+
+    Args:
+        title: What they are, for people.
+        objectives: What is weighed.
+        workers: Trials at a time.
+        is_search: Whether a front is sought; measurements and single trainings have none.
+    """
+
+    title: str
+    objectives: Objectives
+    workers: int
+    is_search: bool
+
+
+class Events(Protocol):
+    """Told what happens; all calls come from the thread that runs the workflow."""
+
+    def on_message(self, text: str) -> None:
+        """A sentence that a user wants to read, such as how much will be measured."""
+
+    def on_failure(self, trial: TrialRecord) -> None:
+        """A measurement has failed; the others go on."""
+
+    def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
+        """Trials begin to run; `snapshot()` tells what there is already."""
+
+    def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Something happened to a trial; `snapshot()` tells where the run stands.
+
+        Called often; making a snapshot takes a moment where there are thousands of trials.
+        """
+
+    def on_end(self, snapshot: Callable[[], Snapshot] | None) -> None:
+        """The run is over; None if it was interrupted or failed, and an exception follows."""
+
+
+class LogEvents:
+    """Logs messages, and in one line at most every second how far a run is."""
+
+    def __init__(self) -> None:
+        self._workers = 1
+        self._said = 0.0
+        self._over = -1
+
+    def on_message(self, text: str) -> None:
+        logger.info("%s", text)
+
+    def on_failure(self, trial: TrialRecord) -> None:
+        logger.error("trial %d failed (%s): %s", trial.number, trial.failure, trial.reason)
+
+    def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
+        self._workers, self._said, self._over = run.workers, 0.0, -1
+
+    def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
+        if time.monotonic() - self._said < SAY_SECONDS:
+            return
+        now = snapshot()
+        if now.over == self._over:
+            return
+        self._said, self._over = time.monotonic(), now.over
+        left = now.seconds_left(self._workers)
+        logger.info(
+            "%d of %d finished, %d stopped early, %d running, %d failed%s",
+            now.finished,
+            now.budget,
+            now.stopped,
+            len(now.running) + now.elsewhere,
+            now.failed,
+            "" if left is None else f", about {duration(left)} left",
+        )
+
+    def on_end(self, snapshot: Callable[[], Snapshot] | None) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, short."""
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,29 @@
+"""Derive every proposal of a search again, from what its driver saw."""
+
+from __future__ import annotations
+
+from nas_attn.errors import NasAttnError
+from nas_attn.search.audit import derive_again
+from nas_attn.search.provenance import check_proposing
+from nas_attn.search.store import Record
+from nas_attn.study.study import Study
+from nas_attn.workflows.session import queue_of
+
+
+def check_proposals(study: Study, record: Record) -> int:
+    """Derive every proposal again by the study as it is now, and compare.
+
+    Returns:
+        How many there are; all are as on record.
+
+    Raises:
+        SearchError: Settings that proposals hang on have changed.
+        NasAttnError: One comes out otherwise.
+    """
+    check_proposing(record, study.proposing())
+    derived = list(derive_again(study.proposer(queue_of(record)), record.trials()))
+    for derivation in derived:
+        if not derivation.agrees:
+            other = f"trial {derivation.trial.number}: the history gives {derivation.plan}"
+            raise NasAttnError(f"{other}, but on record is {derivation.trial.plan}")
+    return len(derived)

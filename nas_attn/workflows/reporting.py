@@ -1,0 +1,158 @@
+"""Write a study's report from all that its records hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nas_attn.analysis.agreement import Agreement, agreement_of
+from nas_attn.analysis.confirmation import confirmation_rows
+from nas_attn.analysis.predictions import Predictions
+from nas_attn.analysis.sensitivity import Findings
+from nas_attn.analysis.trials import Trials
+from nas_attn.errors import NasAttnError, PlanError, SearchError
+from nas_attn.machine import library_versions
+from nas_attn.masking import mask
+from nas_attn.report import ReportContext, write_report
+from nas_attn.search.provenance import machine_of, versions_of
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
+from nas_attn.study.sensitivity import target_of_study
+from nas_attn.study.study import Study
+
+logger = logging.getLogger(__name__)
+
+CONFIRMED = "confirmed_with_seeds"
+"""Under this name the record keeps how many seeds the last confirmation had."""
+
+Part = TypeVar("Part")
+
+
+class _Parts:
+    """Parts of a report, of which one that cannot be made is left out, in words."""
+
+    def __init__(self, troubles: Sequence[str]) -> None:
+        self.troubles = [mask(trouble) for trouble in troubles]
+
+    def make(self, what: str, make: Callable[[], Part], instead: Part) -> Part:
+        try:
+            return make()
+        except NasAttnError as error:
+            self.troubles.append(mask(f"{what} left out: {error}"))
+            logger.warning("the report is without a part: %s", self.troubles[-1])
+            return instead
+
+
+def write_study_report(
+    study: Study, record: Record, out: Path, troubles: Sequence[str] = ()
+) -> Path:
+    """Write what there is to report; what cannot be told is left out, and the report says why.
+
+    Args:
+        study: Whose report it is.
+        record: Its trials.
+        out: Folder of the report.
+        troubles: What is to be said beforehand, in sentences.
+
+    Returns:
+        The page.
+
+    Raises:
+        NasAttnError: No trial is complete.
+    """
+    trials = Trials.of(record, study.folder)
+    if not trials.trained:
+        raise NasAttnError("no trial is complete yet, so there is nothing to report")
+    parts, notes = _Parts(troubles), record.notes()
+    is_replayed = study.config.replay is not None
+    context = ReportContext(
+        name=study.config.name,
+        description=study.config.description,
+        seeds=len(study.config.training.seeds),
+        settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
+        versions=dict.fromkeys(library_versions(), "(not on record)") | versions_of(notes),
+        machine=machine_of(notes),
+        evaluate={}
+        if is_replayed
+        else parts.make("Commands of evaluation are", lambda: study.evaluation_texts(trials), {}),
+        confirmed=parts.make("What was confirmed is", lambda: confirmed_rows(study, record), []),
+        fine_tuning=parts.make("Fine-tuning is", lambda: _fine_tuning_updates(study), None),
+        agreement=parts.make(
+            "The agreement of warm and cold is", lambda: _agreement(study, record), None
+        ),
+        findings=parts.make("What was predicted is", lambda: _findings(study, record), None),
+        troubles=parts.troubles,
+        shapes=study.space.shapes if _fit(study, trials) else {},
+        study=() if is_replayed else study.typed,
+    )
+    return write_report(trials, context, out)
+
+
+def confirmation_record(
+    study: Study, record: Record, seeds: int, *, create: bool = False
+) -> Record:
+    """The record of a confirmation, in the storage of its search."""
+    # Names of studies hold no spaces, so this can be no other study's.
+    name = f"{record.name} (confirmed with {seeds} seeds)"
+    return Record(name, record.storage, study.objectives, create=create)
+
+
+def confirmed_rows(study: Study, record: Record) -> list[dict[str, Any]]:
+    """What the last confirmation has given; empty if there was none."""
+    seeds = record.notes().get(CONFIRMED)
+    if seeds is None:
+        return []
+    numbers = {t.plan: t.number for t in record.trials() if t.plan is not None and t.is_trained}
+    confirmed = confirmation_record(study, record, seeds).trials()
+    return confirmation_rows(Trials(confirmed, study.objectives), numbers)
+
+
+def cold_record(study: Study, record: Record, *, create: bool = False) -> Record:
+    """The record of what was trained from nothing beside warm trials, in the search's storage."""
+    # Names of studies hold no spaces, so this can be no other study's.
+    return Record(f"{record.name} (cold)", record.storage, study.objectives, create=create)
+
+
+def _agreement(study: Study, record: Record) -> Agreement | None:
+    """What is known of the rank agreement of warm and cold trials."""
+    if not study.config.search.warm_start.is_on:
+        return None
+    try:
+        cold = cold_record(study, record).trials()
+    except SearchError:
+        return None  # never asked for
+    return agreement_of(record.trials(), cold)
+
+
+def _findings(study: Study, record: Record) -> Findings | None:
+    """What single conversions of the study's baseline predict; None if none was measured."""
+    if study.config.replay is not None:
+        return None
+    try:
+        predictions = Predictions(target_of_study(study, None), record)
+    except SearchError:
+        return None
+    findings = predictions.findings()
+    return findings if findings.front and findings.changes else None
+
+
+def _fine_tuning_updates(study: Study) -> int | None:
+    """Updates at the end of every trial where there are warm starts."""
+    if not study.config.search.warm_start.is_on:
+        return None
+    updates: int = study.fine_tuning.arguments["max-update"]
+    return updates
+
+
+def _fit(study: Study, trials: Sequence[TrialRecord]) -> bool:
+    """Whether all plans on record are of the model that the study's file has today."""
+    shapes = study.space.shapes
+    try:
+        for plan in [trial.plan for trial in trials if trial.plan is not None]:
+            for site, shape in shapes.items():
+                plan.layers(site, shape.num_layers)
+    except PlanError:
+        return False
+    return True

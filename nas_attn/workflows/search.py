@@ -1,0 +1,173 @@
+"""Search: baseline, candidates, trainings beside them, and the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from nas_attn.analysis.agreement import spread_evenly
+from nas_attn.analysis.predictions import Limits, Predictions
+from nas_attn.analysis.sensitivity import Findings
+from nas_attn.errors import ConfigError, NasAttnError, RefusedError
+from nas_attn.plan import AttentionPlan
+from nas_attn.report.sensitivity import write_findings
+from nas_attn.search.loop import Conductor
+from nas_attn.search.provenance import keep_proposing
+from nas_attn.search.sensitivity import largest_steps, spread_predictions
+from nas_attn.search.status import BUDGET
+from nas_attn.study.sensitivity import target_of_study
+from nas_attn.study.study import Study
+from nas_attn.workflows.events import Events, LogEvents
+from nas_attn.workflows.reporting import cold_record, write_study_report
+from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
+from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
+
+logger = logging.getLogger(__name__)
+
+
+def search(study: Study, *, address: str | None = None, events: Events | None = None) -> Session:
+    """Run a study's search, or go on with it, and write the report.
+
+    Args:
+        study: What is searched.
+        address: Address of a running Ray cluster.
+        events: Told what happens; logs it if left out.
+
+    Raises:
+        ConfigError, RefusedError: Nothing was started.
+        NasAttnError: The search ended early, or no trial has a result; what is there is reported.
+        KeyboardInterrupt: The next call goes on where this one stopped.
+    """
+    events = events or LogEvents()
+    prepare_once(study, events)
+    study.check_limits()
+    advise(study)
+    session = Session.begin(study, address=address, events=events)
+    keep_proposing(session.record, study.proposing())
+    session.note_start()
+    session.record.note(BUDGET, study.config.search.trials)
+    failure: NasAttnError | None = None
+    try:
+        _run(session)
+    except (ConfigError, RefusedError):
+        raise  # nothing was started
+    except NasAttnError as error:
+        failure = error
+    is_trained = any(trial.is_trained for trial in session.record.trials())
+    if is_trained:
+        troubles = [] if failure is None else [f"The last search ended early: {failure}"]
+        page = write_study_report(study, session.record, study.folder / "report", troubles)
+        events.on_message(f"report: {page}")
+    if failure is not None:
+        raise failure
+    if not is_trained:
+        raise NasAttnError("all trials have failed; nas-attn status says why, --trials adds some")
+    return session
+
+
+def _run(session: Session) -> None:
+    config = session.study.config.search
+    by_predictions = _by_predictions if config.predicts else _by_sampler
+    conductor = by_predictions(session)
+    if config.warm_start.rank_agreement and not conductor.has_given_up:
+        _train_cold(session)
+    conductor.outcome()
+
+
+def _by_sampler(
+    session: Session, *, queue: Sequence[AttentionPlan] = (), trials: int | None = None
+) -> Conductor:
+    """Run the study's own search; plans of a queue come first."""
+    study, config = session.study, session.study.config.search
+    return session.run(
+        proposer=study.proposer(queue),
+        config=config if trials is None else config.model_copy(update={"trials": trials}),
+        build_job=study.jobs.search_trial,
+    )
+
+
+def _by_predictions(session: Session) -> Conductor:
+    """Train points that single conversions predict to be best, and then what the study says."""
+    study, config = session.study, session.study.config.search
+    queue = session.queue
+    is_strategy = config.strategy == "sensitivity"
+    wanted = config.trials - 1
+    # Two thirds of the points are spread evenly; the others go where the front is unsure.
+    first = -(-2 * wanted // 3) if is_strategy else min(config.startup_trials, wanted)
+    if len(queue) >= first and not is_strategy:
+        return _by_sampler(session, queue=queue)
+    checkpoint = study.trained_checkpoint(session.train_baseline())
+    predictions = Predictions(target_of_study(study, checkpoint), session.record, create=True)
+    if not (is_strategy or predictions.changes):
+        logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
+        return _by_sampler(session)
+    measure_predictions(session, predictions, limits=Limits())
+    findings = predictions.findings()
+    if not _is_guide(session, findings):
+        return _by_sampler(session)
+    front = [p for p in findings.front if p.plan != study.baseline]
+    if not queue:
+        queue = [p.plan for p in spread_predictions(front, first)]
+        _keep_queue(session, queue)
+    if not is_strategy:
+        return _by_sampler(session, queue=queue)
+    conductor = _by_sampler(session, queue=queue, trials=1 + min(len(queue), wanted))
+    if not conductor.has_given_up and len(queue) < wanted:
+        trained = [trial for trial in session.record.trials() if trial.is_trained]
+        reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
+        queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
+        _keep_queue(session, queue)
+        conductor = _by_sampler(session, queue=queue, trials=1 + len(queue))
+    write_findings(predictions.findings(), study.folder / "sensitivity")
+    return conductor
+
+
+def _is_guide(session: Session, findings: Findings) -> bool:
+    """Whether predictions lead the search; their verdict is written and said.
+
+    Raises:
+        NasAttnError: They do not, and the study's strategy has nothing else to go by.
+    """
+    is_strategy = session.study.config.search.strategy == "sensitivity"
+    if not findings.changes:
+        raise NasAttnError("no single change could be measured; nas-attn status says why")
+    if not findings.front:
+        if is_strategy:
+            raise NasAttnError(
+                "no plan within objectives.limits can inherit from the baseline everywhere; widen "
+                "them, or search with strategy: sampler"
+            )
+        return False
+    write_findings(findings, session.study.folder / "sensitivity")
+    session.events.on_message(findings.verdict)
+    if is_strategy and not findings.is_guide:
+        raise NasAttnError("predictions are no guide for this model; search with strategy: sampler")
+    return findings.is_guide
+
+
+def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
+    session.record.note(QUEUE, [plan.to_json() for plan in queue])
+
+
+def _train_cold(session: Session) -> None:
+    """Train some warm trials from nothing too, to see whether the order is the same."""
+    study, record = session.study, session.record
+    wanted = study.config.search.warm_start.rank_agreement
+    chosen = spread_evenly(record.trials(), wanted)
+    if len(chosen) < wanted:
+        session.events.on_message(
+            f"the rank agreement is wanted of {wanted} warm trials, but only {len(chosen)} are "
+            "complete: give the search more trials"
+        )
+    numbers = ", ".join(str(number) for number in sorted(trial.number for trial in chosen))
+    session.events.on_message(
+        f"trials {numbers} are trained from nothing too, for the rank agreement of warm and cold"
+    )
+    conductor = session.run_plans(
+        [trial.plan for trial in chosen if trial.plan is not None],
+        record=cold_record(study, record, create=True),
+        build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan),
+        title=f"{record.name}, from nothing",
+    )
+    if conductor.has_given_up:
+        conductor.outcome()

@@ -1,0 +1,179 @@
+"""Predict a front from one trained baseline: measure single conversions, test, and combine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nas_attn.analysis.predictions import Limits, Predictions
+from nas_attn.analysis.sensitivity import Findings
+from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.measure import calibrate
+from nas_attn.plan import AttentionPlan
+from nas_attn.report.sensitivity import write_findings
+from nas_attn.search.config import ExecutionConfig
+from nas_attn.study.same_data import keep_data
+from nas_attn.study.sensitivity import (
+    SensitivityTarget,
+    plain_name,
+    target_of_checkpoint,
+    target_of_study,
+)
+from nas_attn.study.settings import keep_settings
+from nas_attn.study.spaces import space_folder, space_over
+from nas_attn.study.study import Study
+from nas_attn.trials.layout import CALIBRATION_FILE
+from nas_attn.workflows.events import Events, LogEvents
+from nas_attn.workflows.session import Session, Trainer, open_record
+
+CHECKS, POINTS = 40, 8
+"""Plans that test predictions, and that are recommended."""
+NO_LIMITS = Limits()
+NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedFront:
+    """What was measured and what follows.
+
+    Args:
+        findings: Changes, predicted front, checks and verdict.
+        folder: Where tables and figures were written.
+    """
+
+    findings: Findings
+    folder: Path
+
+
+def target_session(
+    study: Study, space: str | None = None, *, address: str | None, events: Events | None
+) -> Trainer:
+    """A study's baseline, trained if need be, as what is measured, perhaps over another space."""
+    if study.config.replay is not None:
+        raise NasAttnError("replayed learning curves leave no model that could be converted")
+    session = Session.begin(study, address=address, events=events)
+    checkpoint = study.trained_checkpoint(session.train_baseline())
+    other = None if space is None else space_over(space, study.space.shapes)
+    target = target_of_study(study, checkpoint, other)
+    return Trainer(target, session.record, address, session.events)
+
+
+def checkpoint_session(
+    checkpoint: Path,
+    data: Path,
+    space: str | None = None,
+    *,
+    cost: str,
+    workers: int | None,
+    runs: Path,
+    address: str | None,
+    events: Events | None,
+) -> Trainer:
+    """A trained checkpoint, without a study, as what is measured.
+
+    Args:
+        checkpoint: Of a training with fairseq or with the plugin.
+        data: Folder of its binarised data set.
+        space: Shipped name or file of a search space; `inherited_per_layer` if left out.
+        cost: What plans are to save.
+        workers: Plans at a time.
+        runs: Folder that holds run folders.
+        address: Address of a running Ray cluster; measurements run there.
+        events: Told what happens.
+    """
+    target = target_of_checkpoint(
+        checkpoint,
+        data,
+        space or "inherited_per_layer",
+        cost=cost,
+        runs=runs,
+        execution=ExecutionConfig(executor="local" if address is None else "ray", workers=workers),
+    )
+    # Earlier versions gave every checkpoint of a folder's name the same run folder.
+    earlier = replace(target, name=plain_name(checkpoint))
+    with contextlib.suppress(NasAttnError):
+        if open_record(earlier).settings() == target.settings:
+            target = earlier
+    record = open_record(target, create=True)
+    keep_settings(record, target.settings)
+    keep_data(record, target.data)
+    return Trainer(target, record, address, events or LogEvents())
+
+
+def predict_front(
+    trainer: Trainer,
+    *,
+    space: str | None = None,
+    cost: str | None = None,
+    checks: int = CHECKS,
+    points: int = POINTS,
+    limits: Limits = NO_LIMITS,
+) -> PredictedFront:
+    """Measure single conversions of a trained model, test what they predict, and write it.
+
+    Args:
+        trainer: Of a sensitivity target.
+        space: Name of a space other than the study's; files go to a folder named after it.
+        cost: What plans are to save; the target's first cost if left out.
+        checks: Plans that test predictions, half of them random and half predicted.
+        points: Plans that are recommended.
+        limits: What plans a user wants.
+
+    Raises:
+        NasAttnError: Nothing can inherit, or nothing could be measured.
+    """
+    assert isinstance(trainer.subject, SensitivityTarget)
+    predictions = Predictions(trainer.subject, trainer.record, axis=cost, create=True)
+    measure_predictions(trainer, predictions, limits=limits, checks=checks)
+    findings = predictions.findings(limits, points)
+    if not findings.front:
+        raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
+    if not findings.changes:
+        raise NasAttnError("no single change could be measured; nas-attn status says why")
+    folder = trainer.subject.folder / "sensitivity"
+    if space is not None:
+        folder /= space_folder(space)  # what another space gave stays
+    write_findings(findings, folder)
+    return PredictedFront(findings=findings, folder=folder)
+
+
+def measure_predictions(
+    trainer: Trainer, predictions: Predictions, *, limits: Limits, checks: int = CHECKS
+) -> None:
+    """Measure single changes of a trained model, and then plans that test what they predict."""
+    target, events = predictions.target, trainer.events
+    if not predictions.changes:
+        raise NasAttnError(
+            f"{NOTHING_INHERITS}, so there is nothing to measure: take another space, such as "
+            "inherited_per_layer"
+        )
+    calibration = target.folder / "sensitivity" / CALIBRATION_FILE
+    if target.checkpoint is not None and not calibration.is_file():
+        events.on_message("recording what the baseline's attention sees ...")
+        try:
+            calibrate(target.checkpoint, target.data_folder, calibration)
+        except NasAttnError as error:  # also what is refused: a baseline was trained before
+            raise NasAttnError(f"the baseline cannot be measured: {error}") from None
+    events.on_message(
+        f"{len(predictions.changes)} single changes of {len(target.space.units)} units are "
+        f"measured; {predictions.left_out} choices are the baseline's own, or cannot inherit and "
+        "need training"
+    )
+
+    def measure(plans: Sequence[AttentionPlan], title: str) -> None:
+        conductor = Trainer(target, predictions.record, trainer.address, events).run_plans(
+            plans,
+            build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
+            title=f"{target.name}, {title}",
+        )
+        for trial in predictions.record.trials():
+            if trial.failure is not None:
+                events.on_failure(trial)
+        conductor.outcome()
+
+    measure([change.plan for change in predictions.changes], "single changes")
+    tests = predictions.tests(checks, limits)
+    if tests:
+        measure(tests, "tests of predictions")

@@ -1,0 +1,267 @@
+"""A study, its record and where its trials run, in one object that workflows share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas_attn.errors import NasAttnError
+from nas_attn.machine import cpu_count, library_versions, machine_text
+from nas_attn.plan import AttentionPlan
+from nas_attn.search.candidates import Proposer
+from nas_attn.search.config import SearchConfig, StoppingConfig, WarmStartConfig
+from nas_attn.search.executors.base import Executor
+from nas_attn.search.leases import Ownership
+from nas_attn.search.locks import FileLock
+from nas_attn.search.loop import Conductor, JobBuilder
+from nas_attn.search.provenance import note_start
+from nas_attn.search.storage import JOURNAL, open_storage
+from nas_attn.search.store import Record
+from nas_attn.search.trial_record import TrialRecord
+from nas_attn.study.same_data import keep_data
+from nas_attn.study.sensitivity import SensitivityTarget
+from nas_attn.study.settings import keep_settings
+from nas_attn.study.study import Study
+from nas_attn.workflows.events import Events, LogEvents, Run
+
+logger = logging.getLogger(__name__)
+
+QUEUE = "queue"
+"""Under this name the record keeps plans that come before the sampler's."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Runs trials for a study, or measurements of a trained model.
+
+    Args:
+        subject: What is trained or measured.
+        record: Its trials.
+        address: Address of a running Ray cluster, for the executor `ray`; None starts one here.
+        events: Told what happens.
+    """
+
+    subject: Study | SensitivityTarget
+    record: Record
+    address: str | None
+    events: Events
+
+    def run(
+        self,
+        *,
+        proposer: Proposer,
+        config: SearchConfig,
+        build_job: JobBuilder,
+        record: Record | None = None,
+        title: str | None = None,
+    ) -> Conductor:
+        """Run trials as one of the study's drivers, to the end of the budget.
+
+        Args:
+            proposer: Source of plans.
+            config: Budget and stopping rule.
+            build_job: Makes a trial's job.
+            record: Where results go; the search's own record if left out.
+            title: What is run, for people; with a title it is no search, and no front is shown.
+
+        Returns:
+            The conductor, whose `outcome()` raises if the run had to end early.
+
+        Raises:
+            KeyboardInterrupt: Its trainings were stopped in order; the next run goes on with them.
+        """
+        record, execution = record or self.record, self.subject.execution
+        ownership = Ownership(
+            record,
+            self.subject.folder,
+            heartbeat_seconds=execution.heartbeat_seconds,
+            grace_seconds=execution.grace_seconds,
+        )
+        try:
+            conductor = Conductor(
+                record=record,
+                ownership=ownership,
+                proposer=proposer,
+                config=config,
+                build_job=build_job,
+                retries=execution.retries,
+                on_change=self.events.on_change,
+            )
+            self._execute(conductor, title)
+            return conductor
+        finally:
+            ownership.close()
+
+    def run_plans(
+        self,
+        plans: Sequence[AttentionPlan],
+        *,
+        build_job: JobBuilder,
+        title: str,
+        record: Record | None = None,
+    ) -> Conductor:
+        """Train plans whole, as far as the record does not hold them; arguments as for `run`."""
+        record = record or self.record
+        known = [trial for trial in record.trials() if trial.counts]
+        new = set(plans) - {trial.plan for trial in known if trial.state.name != "FAIL"}
+        changes = {
+            "stopping": StoppingConfig(),
+            "warm_start": WarmStartConfig(),
+            "trials": len(known) + len(new),
+        }
+        return self.run(
+            record=record,
+            proposer=self.subject.given_plans(plans),
+            config=self.subject.search.model_copy(update=changes),
+            build_job=build_job,
+            title=title,
+        )
+
+    def _execute(self, conductor: Conductor, title: str | None) -> None:
+        executor = self._executor()
+        run = Run(
+            title=title or self.subject.name,
+            objectives=self.subject.objectives,
+            workers=executor.workers,
+            is_search=title is None,
+        )
+        self.events.on_start(run, conductor.snapshot)
+        is_over = False
+        try:
+            executor.run(conductor)
+            is_over = True
+        finally:
+            self.events.on_end(conductor.snapshot if is_over else None)
+
+    def _executor(self) -> Executor:
+        subject = self.subject
+        execution, resources = subject.execution, subject.resources
+        if execution.executor == "simulated":
+            from nas_attn.search.executors.simulated import SimulatedExecutor
+
+            return SimulatedExecutor(execution.workers)
+        if execution.executor == "ray":
+            from nas_attn.search.executors.ray_tune.executor import RayExecutor
+
+            data, runs = subject.data_folder, subject.folder
+            return RayExecutor(execution, resources, self.address, data=data, runs=runs)
+        from nas_attn.search.executors.local import LocalExecutor
+
+        return LocalExecutor(execution, resources)
+
+
+@dataclass(frozen=True)
+class Session(Trainer):
+    """A study that is worked on."""
+
+    subject: Study
+
+    @classmethod
+    def begin(
+        cls, study: Study, *, address: str | None = None, events: Events | None = None
+    ) -> Session:
+        """Open a study to train for it; data set and record are made if they are not there.
+
+        Raises:
+            SearchError: Settings or data are not those of the trials on record.
+        """
+        events = events or LogEvents()
+        prepare_once(study, events)
+        return cls._kept(study, open_record(study, create=True), address, events)
+
+    @classmethod
+    def resume(
+        cls, study: Study, *, address: str | None = None, events: Events | None = None
+    ) -> Session:
+        """Open a study that has been searched.
+
+        Raises:
+            NasAttnError: No search has run.
+            SearchError: Settings or data are not those of the trials on record.
+        """
+        return cls._kept(study, open_record(study), address, events or LogEvents())
+
+    @classmethod
+    def _kept(cls, study: Study, record: Record, address: str | None, events: Events) -> Session:
+        keep_settings(record, study.settings())
+        keep_data(record, study.data_set)
+        return cls(study, record, address, events)
+
+    @property
+    def study(self) -> Study:
+        """What is trained and weighed."""
+        return self.subject
+
+    @property
+    def queue(self) -> list[AttentionPlan]:
+        """Plans that come before the sampler's."""
+        return queue_of(self.record)
+
+    def note_start(self) -> None:
+        """Write down the versions of the libraries and the machine."""
+        note_start(self.record, library_versions(), machine_text())
+
+    def train_baseline(self) -> TrialRecord:
+        """The trained baseline; it is trained if it is not there."""
+        baseline = self._baseline()
+        if baseline is None:
+            self.note_start()
+            self.run_plans(
+                [self.study.baseline],
+                build_job=self.study.jobs.search_trial,
+                title=f"{self.study.name}, the baseline",
+            ).outcome()
+            baseline = self._baseline()
+        if baseline is None:
+            raise NasAttnError("the baseline has no result; nas-attn status says why")
+        return baseline
+
+    def _baseline(self) -> TrialRecord | None:
+        return next((t for t in self.record.trials() if t.is_baseline and t.is_trained), None)
+
+
+def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> Record:
+    """Open a study's record.
+
+    Raises:
+        NasAttnError: No search has run, and `create` is false.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    url = study.execution.storage
+    if url is None and not create and not (study.folder / JOURNAL).is_file():
+        raise NasAttnError(
+            f"no search has run in {study.folder} yet; if the study is kept in another storage, "
+            "give --set execution.storage=URL"
+        )
+    storage = open_storage(url, study.folder)
+    return Record(study.name, storage, study.objectives, create=create)
+
+
+def queue_of(record: Record) -> list[AttentionPlan]:
+    """Plans that were put before the sampler's."""
+    return [AttentionPlan.from_json(plan) for plan in record.notes().get(QUEUE, ())]
+
+
+def prepare_once(study: Study, events: Events) -> None:
+    """Make the data set if it is not there, by one of several drivers."""
+    data = study.config.data
+    if data.folder.is_dir():
+        return
+    data.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = data.folder.with_name(data.folder.name + ".lock")
+    with FileLock(lock, f"the data set {data.folder}, which another driver makes"):
+        if not data.folder.is_dir():
+            events.on_message(f"preparing {data.folder} ...")
+            study.prepare_data(workers=cpu_count())
+
+
+def advise(study: Study) -> None:
+    """Say what is odd about a study, though it can be searched."""
+    from nas_attn.fairseq_tools.bleu import advice
+
+    said = advice(study.config.objectives.bleu_tokenizer, study.data_set)
+    if said:
+        logger.warning("%s", said)
