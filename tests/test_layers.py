@@ -217,7 +217,7 @@ def long_functions() -> Iterator[str]:
                 continue
             most = node.lineno + MOST_LINES_OF_A_FUNCTION
             if len(node.args.args) + len(node.args.kwonlyargs) >= TABLE_OF_OPTIONS:
-                most = (node.body[0].end_lineno or 0) + MOST_LINES_BELOW_OPTIONS
+                most = max(most, (node.body[0].end_lineno or 0) + MOST_LINES_BELOW_OPTIONS)
             if (node.end_lineno or 0) >= most:
                 yield f"{path.stem}.{node.name}"
 

@@ -29,6 +29,7 @@ def failure_text(trial: TrialRecord, *, brief: bool = False) -> str:
 
 
 def brief_reason(reason: str, trial: TrialRecord) -> str:
+    """A reason of many lines by its first and last one, and where the logs are."""
     lines = reason.strip().splitlines()
     if len(lines) <= MAX_REASON_LINES:
         return reason
