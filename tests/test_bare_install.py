@@ -118,7 +118,7 @@ def test_the_command_names_the_extra() -> None:
     assert done.returncode == 2
     assert 'pip install "nas-attn[search]"' in done.stderr
     assert "Traceback" not in done.stderr
-    assert PROJECT["scripts"] == {"nas-attn": "nas_attn.__main__:main"}
+    assert PROJECT["scripts"]["nas-attn"] == "nas_attn.__main__:main"
 
 
 def test_a_missing_module_is_an_import_error_of_ours() -> None:
