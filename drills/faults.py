@@ -35,9 +35,9 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study
 from tests.helpers.servers import Postgres, find_postgres

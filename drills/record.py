@@ -38,12 +38,12 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from nas_attn.engine import journal, optuna_lock
+from nas_attn.engine.repair import repair_journal
+from nas_attn.engine.storage import JOURNAL, open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import SearchError
-from nas_attn.search import journal, optuna_lock
-from nas_attn.search.repair import repair_journal
-from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.trials.job import TrialJob, TrialResult
 from nas_attn.trials.processes.guard import die_with
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor

@@ -69,13 +69,13 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     import yaml
 
     from nas_attn.analysis.trials import Trials
+    from nas_attn.engine.executors.simulated import SimulatedExecutor
+    from nas_attn.engine.leases import Ownership
+    from nas_attn.engine.loop import Conductor
+    from nas_attn.engine.snapshot import Snapshot
+    from nas_attn.engine.storage import JOURNAL, open_storage
+    from nas_attn.engine.store import Record
     from nas_attn.report import ReportContext, write_report
-    from nas_attn.search.executors.simulated import SimulatedExecutor
-    from nas_attn.search.leases import Ownership
-    from nas_attn.search.loop import Conductor
-    from nas_attn.search.snapshot import Snapshot
-    from nas_attn.search.storage import JOURNAL, open_storage
-    from nas_attn.search.store import Record
     from nas_attn.study.loading import load_study
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -27,12 +27,12 @@ sys.path.insert(0, str(ROOT))
 from nas_attn.analysis.agreement import agreement_of
 from nas_attn.analysis.hypervolume import first_validation
 from nas_attn.analysis.predictions import Predictions
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
 from nas_attn.rank_agreement import LEAST_COUNT, rank_agreement
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study

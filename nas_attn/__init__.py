@@ -34,6 +34,7 @@ _MODULES = {
     "convert_model": "nas_attn.conversion",
     "open_study": "nas_attn.api",
     "predict_front": "nas_attn.api",
+    "search": "nas_attn.api",
 }
 """Where the public names are; they are imported when they are asked for, since torch is slow."""
 

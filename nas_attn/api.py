@@ -22,12 +22,12 @@ from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.predictions import Limits
 from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.status import Status, read_status
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.literals import parse_count
 from nas_attn.report.figures import plot_front
-from nas_attn.search.status import Status, read_status
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study

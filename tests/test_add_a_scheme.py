@@ -28,10 +28,10 @@ from nas_attn.attention.base import (
 from nas_attn.attention.counting import build_on_meta, count_choice, count_model
 from nas_attn.attention.effective import product_dimension
 from nas_attn.conversion import convert_attention, inherits
+from nas_attn.engine.sensitivity import single_changes
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.models import count_architecture
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.search.sensitivity import single_changes
 from nas_attn.space import SearchSpace, SpaceConfig
 from tests.helpers.attention import make
 from tests.helpers.naive_attention import NAIVE, apply, reduced_key_score

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from nas_attn.attention import SCHEMES
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared
 from nas_attn.fairseq_tools.prune import load_checkpoint
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
 from nas_attn.study.shipped import shipped_folder, shipped_names
 from tests.helpers.cli import COMMAND, run
 from tests.helpers.forked import run_module

@@ -16,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from nas_attn.cli.main import app
+from nas_attn.engine.config import ExecutionConfig
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained, load_trained
 from nas_attn.fairseq_tools.convert import validation_losses as losses_of
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionPlan
-from nas_attn.search.config import ExecutionConfig
 from nas_attn.study.sensitivity import target_of_checkpoint
 from tests.helpers.cli import COMMAND
 from tests.helpers.studies import write

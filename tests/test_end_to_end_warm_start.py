@@ -171,7 +171,7 @@ def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -
 
 def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two more trials; the least number is lowered, as this many would take minutes."""
-    monkeypatch.setattr("nas_attn.search.config.MIN_COMPARED", 6)
+    monkeypatch.setattr("nas_attn.engine.config.MIN_COMPARED", 6)
     more = ("--set", "search.warm_start.rank_agreement=6", "--trials", "12")
     output = invoke(*searched.arguments, *more)
     assert "are trained from nothing too, for the rank agreement of warm and cold" in output

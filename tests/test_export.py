@@ -23,16 +23,16 @@ import torch
 from optuna.trial import TrialState
 
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, read_trial
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.portable import make_portable, without_paths
 from nas_attn.literals import parse_count
 from nas_attn.plan import AttentionPlan
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, read_trial
 from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study
 from nas_attn.workflows.export import best_within, comparison_text, export_trial, trial_with_number

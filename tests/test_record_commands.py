@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nas_attn.cli import main as cli
+from nas_attn.engine.storage import JOURNAL
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.search.storage import JOURNAL
 from tests.helpers.studies import write
 
 Say = Callable[..., tuple[int, str]]

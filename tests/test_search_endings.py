@@ -10,12 +10,12 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from nas_attn.cli.main import app
+from nas_attn.engine import trial_record as fields
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import NewTrial
 from nas_attn.errors import DataError, NasAttnError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.search import trial_record as fields
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import NewTrial
 from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study
 from nas_attn.workflows import reporting

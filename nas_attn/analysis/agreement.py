@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.rank_agreement import (
     LEAST_COUNT,
     LEAST_OVERALL,
@@ -12,7 +13,6 @@ from nas_attn.rank_agreement import (
     RankAgreement,
     rank_agreement,
 )
-from nas_attn.search.trial_record import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from nas_attn.analysis.noise import Noise, standard_error, undecided
 from nas_attn.analysis.reproduction import reproduction_texts
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.fairseq_tools.costs import MEASURED_COSTS
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.trial_record import TrialRecord, front
 
 
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import TrialFileError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.pareto import dominates, hypervolume
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.trials.layout import START
 from nas_attn.validation_log import read_report
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import SiteShape
-from nas_attn.search.trial_record import TrialRecord
 
 LEAST_TRIALS = 12
 """Trained trials below which nothing is said."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nas_attn.curves import Curve, Point
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.commands import value_of
-from nas_attn.search.trial_record import TrialRecord
 
 
 def curves_of(trials: Sequence[TrialRecord]) -> dict[tuple[str, int], Curve]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.engine.trial_record import TrialRecord, front
 
 LEAST_DEGREES = 10
 """Degrees of freedom that an estimate is made of, as far as there are so many."""

@@ -7,14 +7,9 @@ from functools import cached_property
 
 from nas_attn.analysis.sensitivity import Findings, Outcome
 from nas_attn.analysis.trials import Trials
-from nas_attn.errors import SearchError
-from nas_attn.fairseq_tools.costs import available_costs
-from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
-from nas_attn.plan import AttentionPlan
-from nas_attn.rank_agreement import LEAST_COUNT
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.plan_costs import certain_excess
-from nas_attn.search.sensitivity import (
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.plan_costs import certain_excess
+from nas_attn.engine.sensitivity import (
     AdditiveModel,
     Change,
     Check,
@@ -25,7 +20,12 @@ from nas_attn.search.sensitivity import (
     undominated,
     validity_of,
 )
-from nas_attn.search.store import Record
+from nas_attn.engine.store import Record
+from nas_attn.errors import SearchError
+from nas_attn.fairseq_tools.costs import available_costs
+from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
+from nas_attn.plan import AttentionPlan
+from nas_attn.rank_agreement import LEAST_COUNT
 from nas_attn.study.sensitivity import SensitivityTarget
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.commands import TENSORBOARD, value_of, with_value
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.shell import shell_text
 from nas_attn.trials.layout import BEST, PRUNED, START
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from nas_attn.analysis.hypervolume import first_validation, weak_loss
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.storage import JOURNAL, open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import RefusedError
 from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.literals import parse_count
 from nas_attn.pareto import non_dominated
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord
 
 ASK_FOR_REFERENCE = "give a reference with --reference COST,LOSS"
 

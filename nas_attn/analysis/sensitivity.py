@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nas_attn.engine.sensitivity import Change, Check, Measured, Prediction, Validity
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
-from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, Validity
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
 """Changes of the loss, in bits a token, for which units' savings are told."""

@@ -12,9 +12,9 @@ import pandas as pd
 
 from nas_attn.analysis.front import front_table, trials_table
 from nas_attn.analysis.noise import Noise
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord, front
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord, front
 
 
 class Trials(Sequence[TrialRecord]):

@@ -14,15 +14,15 @@ from nas_attn.cli.parts import plain
 from nas_attn.cli.screens import SearchDisplay, rate_text, status_line
 from nas_attn.cli.screens import status_screen as screen_of
 from nas_attn.cli.trial_tables import failure_text
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.snapshot import Snapshot
-from nas_attn.search.status import Status
-from nas_attn.search.trial_record import TrialRecord
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.snapshot import Snapshot
+from nas_attn.engine.status import Status
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.workflows.events import LogEvents, Run
 
 logger = logging.getLogger(__name__)
 
-QUIET = logging.getLogger("nas_attn.search.loop")
+QUIET = logging.getLogger("nas_attn.engine.loop")
 """Says line by line what a live display shows."""
 
 

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from nas_attn.cli.parts import PlanTable, Screen, plain
 from nas_attn.cli.trial_tables import failure_text, front_plot, front_table, latest_table, words
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.snapshot import LATEST, Snapshot
+from nas_attn.engine.status import Status
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report.formatting import cost_text, state_text
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.snapshot import LATEST, Snapshot
-from nas_attn.search.status import Status
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.workflows.events import duration
 
 MAX_RUNNING_ROWS = 16

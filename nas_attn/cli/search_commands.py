@@ -10,7 +10,7 @@ import typer
 
 from nas_attn.cli.console import console, resumable, say
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument
-from nas_attn.search.config import KnownCost
+from nas_attn.engine.config import KnownCost
 
 
 def search(

@@ -30,8 +30,8 @@ def proposals(
     is now. The exit status is 1 if one comes out otherwise.
     """
     from nas_attn import api
+    from nas_attn.engine.audit import running_then
     from nas_attn.report.formatting import state_text
-    from nas_attn.search.audit import running_then
     from nas_attn.workflows.proposals import check_proposals
 
     results = api.open_study(study, overrides=set_, runs=runs)
@@ -133,7 +133,7 @@ def repair(
     what else has the record open, before.
     """
     from nas_attn import api
-    from nas_attn.search.repair import describe
+    from nas_attn.engine.repair import describe
     from nas_attn.workflows.repair import repair_record
 
     path, done = repair_record(api.load(study, set_, runs, is_read_only=True))

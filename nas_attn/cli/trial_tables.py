@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from nas_attn.cli.parts import PlanTable, plain
 from nas_attn.cli.text_plot import Series, TextPlot
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report.formatting import cost_text, cost_words, state_text
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.workflows.events import duration
 
 MAX_FRONT_ROWS = 12

@@ -10,9 +10,9 @@ import pandas as pd
 
 from nas_attn.analysis.noise import Noise
 from nas_attn.attention.counting import ModelSize
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.costs import MEASURED_COSTS
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.trial_record import TrialRecord
 
 
 def cost_words(name: str) -> str:

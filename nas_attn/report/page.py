@@ -15,6 +15,8 @@ from nas_attn.analysis.importance import Importance, importance_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.sensitivity import Findings
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
@@ -34,8 +36,6 @@ from nas_attn.report.formatting import (
 from nas_attn.report.page_data import page_data, parallel_of, series_of, shown_curves
 from nas_attn.report.pictures import codes_of, codes_text, plan_picture
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.trial_record import TrialRecord
 
 PAGES = Environment(autoescape=True, undefined=StrictUndefined)
 MAX_ROWS = 2000

@@ -10,11 +10,11 @@ from typing import Any
 from nas_attn.analysis.hypervolume import Progress, progress_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.formatting import cost_labels, state_text
 from nas_attn.report.pictures import codes_text, label_of, scheme_styles
-from nas_attn.search.trial_record import TrialRecord
 
 MAX_STOPPED = 60
 """Learning curves of trials that were stopped early."""

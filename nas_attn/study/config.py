@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag
 
 from nas_attn.config_model import Section
-from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
-from nas_attn.search.config import (
+from nas_attn.engine.config import (
     ExecutionConfig,
     ObjectivesConfig,
     ResourcesConfig,
     SearchConfig,
 )
+from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
 from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.space import SpaceConfig
 

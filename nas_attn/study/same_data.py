@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from nas_attn.engine.store import Record
 from nas_attn.errors import RefusedError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.folders import differences, identify
-from nas_attn.search.store import Record
 
 logger = logging.getLogger(__name__)
 

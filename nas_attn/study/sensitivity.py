@@ -13,6 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from nas_attn.config_model import faults_of
+from nas_attn.engine.candidates import GivenPlans
+from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
+from nas_attn.engine.objectives import Objectives
 from nas_attn.errors import ConfigError, Fault
 from nas_attn.fairseq_tools.config import DataConfig
 from nas_attn.fairseq_tools.costs import CostModel, available_costs
@@ -22,9 +25,6 @@ from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC, measure_comman
 from nas_attn.fairseq_tools.models import load_dictionaries, site_shapes
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.plan import AttentionPlan
-from nas_attn.search.candidates import GivenPlans
-from nas_attn.search.config import ExecutionConfig, ResourcesConfig, SearchConfig
-from nas_attn.search.objectives import Objectives
 from nas_attn.space import SearchSpace
 from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.spaces import space_over

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nas_attn.engine.provenance import differences
+from nas_attn.engine.store import SETTINGS, Record
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.flags import without_idle
-from nas_attn.search.provenance import differences
-from nas_attn.search.store import SETTINGS, Record
 
 
 def keep_settings(record: Record, settings: Mapping[str, Any]) -> None:

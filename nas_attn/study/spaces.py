@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from nas_attn.attention.counting import build_on_meta, expected_plan, least_plan
 from nas_attn.config_model import faults_of
+from nas_attn.engine.samplers import StratifiedProposer
 from nas_attn.errors import ConfigError, Fault, PlanError
 from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, SiteShape
-from nas_attn.search.samplers import StratifiedProposer
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.space.fitting import fitting
 from nas_attn.study.shipped import find_file, shipped_folder

@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.bleu import DEFAULT
+from nas_attn.engine.candidates import GivenPlans, Proposer
+from nas_attn.engine.config import (
+    ExecutionConfig,
+    ResourcesConfig,
+    SearchConfig,
+)
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.plan_costs import expected_costs, least_costs
+from nas_attn.engine.samplers import StratifiedProposer
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import ConfigError, Fault
 from nas_attn.fairseq_tools.arguments import training_arguments
 from nas_attn.fairseq_tools.commands import maximises
@@ -23,16 +33,6 @@ from nas_attn.fairseq_tools.models import (
     load_dictionaries,
 )
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.search.candidates import GivenPlans, Proposer
-from nas_attn.search.config import (
-    ExecutionConfig,
-    ResourcesConfig,
-    SearchConfig,
-)
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.plan_costs import expected_costs, least_costs
-from nas_attn.search.samplers import StratifiedProposer
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.shell import shell_text
 from nas_attn.space import SearchSpace
 from nas_attn.study.checks import judge

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.splits import check_split
-from nas_attn.search.trial_record import TrialRecord, front
 from nas_attn.study.study import Study
 from nas_attn.workflows.events import Events
 from nas_attn.workflows.reporting import (

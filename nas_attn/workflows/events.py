@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.snapshot import Snapshot
-from nas_attn.search.trial_record import TrialRecord
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.snapshot import Snapshot
+from nas_attn.engine.trial_record import TrialRecord
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.commands import interactive_command, plugin_folder
@@ -24,7 +25,6 @@ from nas_attn.fairseq_tools.prune import load_checkpoint, prune_model
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.formatting import cost_text, cost_words, state_text
 from nas_attn.report.rendering import markdown_text
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.study import Study
 from nas_attn.trials.layout import BEST, COMMANDS_FILE, best_checkpoint
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from nas_attn.engine.audit import derive_again
+from nas_attn.engine.provenance import check_proposing
+from nas_attn.engine.store import Record
 from nas_attn.errors import NasAttnError
-from nas_attn.search.audit import derive_again
-from nas_attn.search.provenance import check_proposing
-from nas_attn.search.store import Record
 from nas_attn.study.study import Study
 from nas_attn.workflows.session import queue_of
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nas_attn.engine.repair import Repair, repair_journal
+from nas_attn.engine.storage import JOURNAL
 from nas_attn.errors import NasAttnError, RefusedError
-from nas_attn.search.repair import Repair, repair_journal
-from nas_attn.search.storage import JOURNAL
 from nas_attn.study.study import Study
 
 

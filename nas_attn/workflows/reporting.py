@@ -12,13 +12,13 @@ from nas_attn.analysis.confirmation import confirmation_rows
 from nas_attn.analysis.predictions import Predictions
 from nas_attn.analysis.sensitivity import Findings
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.provenance import machine_of, versions_of
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, PlanError, SearchError
 from nas_attn.machine import library_versions
 from nas_attn.masking import mask
 from nas_attn.report import ReportContext, write_report
-from nas_attn.search.provenance import machine_of, versions_of
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
 

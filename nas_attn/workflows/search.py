@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from nas_attn.analysis.agreement import spread_evenly
 from nas_attn.analysis.predictions import Limits, Predictions
 from nas_attn.analysis.sensitivity import Findings
+from nas_attn.engine.loop import Conductor
+from nas_attn.engine.provenance import keep_proposing
+from nas_attn.engine.sensitivity import largest_steps, spread_predictions
+from nas_attn.engine.status import BUDGET
 from nas_attn.errors import ConfigError, NasAttnError, RefusedError
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
-from nas_attn.search.loop import Conductor
-from nas_attn.search.provenance import keep_proposing
-from nas_attn.search.sensitivity import largest_steps, spread_predictions
-from nas_attn.search.status import BUDGET
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
 from nas_attn.workflows.events import Events, LogEvents

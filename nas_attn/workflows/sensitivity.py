@@ -9,11 +9,11 @@ from pathlib import Path
 
 from nas_attn.analysis.predictions import Limits, Predictions
 from nas_attn.analysis.sensitivity import Findings
+from nas_attn.engine.config import ExecutionConfig
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.measure import calibrate
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
-from nas_attn.search.config import ExecutionConfig
 from nas_attn.study.same_data import keep_data
 from nas_attn.study.sensitivity import (
     SensitivityTarget,

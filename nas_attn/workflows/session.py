@@ -6,19 +6,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas_attn.engine.candidates import Proposer
+from nas_attn.engine.config import SearchConfig, StoppingConfig, WarmStartConfig
+from nas_attn.engine.executors.base import Executor
+from nas_attn.engine.leases import Ownership
+from nas_attn.engine.locks import FileLock
+from nas_attn.engine.loop import Conductor, JobBuilder
+from nas_attn.engine.provenance import note_start
+from nas_attn.engine.storage import JOURNAL, open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import cpu_count, library_versions, machine_text
 from nas_attn.plan import AttentionPlan
-from nas_attn.search.candidates import Proposer
-from nas_attn.search.config import SearchConfig, StoppingConfig, WarmStartConfig
-from nas_attn.search.executors.base import Executor
-from nas_attn.search.leases import Ownership
-from nas_attn.search.locks import FileLock
-from nas_attn.search.loop import Conductor, JobBuilder
-from nas_attn.search.provenance import note_start
-from nas_attn.search.storage import JOURNAL, open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.study.same_data import keep_data
 from nas_attn.study.sensitivity import SensitivityTarget
 from nas_attn.study.settings import keep_settings
@@ -138,15 +138,15 @@ class Trainer:
         subject = self.subject
         execution, resources = subject.execution, subject.resources
         if execution.executor == "simulated":
-            from nas_attn.search.executors.simulated import SimulatedExecutor
+            from nas_attn.engine.executors.simulated import SimulatedExecutor
 
             return SimulatedExecutor(execution.workers)
         if execution.executor == "ray":
-            from nas_attn.search.executors.ray_tune.executor import RayExecutor
+            from nas_attn.engine.executors.ray_tune.executor import RayExecutor
 
             data, runs = subject.data_folder, subject.folder
             return RayExecutor(execution, resources, self.address, data=data, runs=runs)
-        from nas_attn.search.executors.local import LocalExecutor
+        from nas_attn.engine.executors.local import LocalExecutor
 
         return LocalExecutor(execution, resources)
 

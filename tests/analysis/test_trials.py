@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.store import Record
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.search.store import Record
 from nas_attn.study.loading import load_study
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
 from tests.helpers.studies import write

@@ -16,10 +16,10 @@ from nas_attn.cli.console import console
 from nas_attn.cli.parts import PlanTable, Screen, plain
 from nas_attn.cli.screens import SearchDisplay, rate_text, status_line, status_screen
 from nas_attn.cli.trial_tables import failure_text, front_plot, front_table, latest_table
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.snapshot import Snapshot
-from nas_attn.search.status import Beside, RunningStatus, Status
-from nas_attn.search.trial_record import TrialRecord
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.snapshot import Snapshot
+from nas_attn.engine.status import Beside, RunningStatus, Status
+from nas_attn.engine.trial_record import TrialRecord
 from tests.helpers.fakes import (
     OBJECTIVES,
     FakeExecutor,

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
+from nas_attn.engine.plan_costs import expected_costs
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.costs import (
     KNOWN_COSTS,
@@ -19,7 +20,6 @@ from nas_attn.fairseq_tools.costs import (
 )
 from nas_attn.fairseq_tools.models import blank_dictionary, build_model, parse_architecture
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.search.plan_costs import expected_costs
 
 DEPTH = len(SCHEMES)
 EVERY = [AttentionChoice(scheme) for scheme in SCHEMES]

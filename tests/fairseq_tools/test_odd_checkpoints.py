@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from nas_attn.cli.main import main
+from nas_attn.engine.config import ExecutionConfig
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_checkpoint, validation_losses
@@ -26,7 +27,6 @@ from nas_attn.fairseq_tools.prune import load_checkpoint, prune_checkpoint
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.fairseq_tools.vote import vote_on_data
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.search.config import ExecutionConfig
 from nas_attn.study.sensitivity import target_of_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of fairseq's own modules

@@ -10,16 +10,16 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from nas_attn.attention.counting import ModelSize
+from nas_attn.engine.candidates import Proposer
+from nas_attn.engine.config import SearchConfig
+from nas_attn.engine.leases import Ownership
+from nas_attn.engine.loop import Conductor
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.search.candidates import Proposer
-from nas_attn.search.config import SearchConfig
-from nas_attn.search.leases import Ownership
-from nas_attn.search.loop import Conductor
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import TrialRecord
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import Progress, SeedRun, TrialJob, TrialResult

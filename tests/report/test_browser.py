@@ -12,8 +12,8 @@ import pytest
 
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report import ReportContext, write_report
-from nas_attn.search.trial_record import TrialRecord
 from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
 from tests.helpers.paths import ROOT
 from tests.report.test_report import HOSTILE, VERSIONS

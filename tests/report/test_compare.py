@@ -29,17 +29,9 @@ from nas_attn.analysis.searches import (
 )
 from nas_attn.analysis.trials import Trials
 from nas_attn.cli.main import app
-from nas_attn.errors import NasAttnError, RefusedError
-from nas_attn.pareto import hypervolume
-from nas_attn.report.comparison import (
-    comparison_text,
-    interval_text,
-    reference_text,
-    write_comparison,
-)
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.store import SETTINGS
-from nas_attn.search.trial_record import (
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.store import SETTINGS
+from nas_attn.engine.trial_record import (
     BASELINE,
     COMMANDS,
     COSTS,
@@ -50,6 +42,14 @@ from nas_attn.search.trial_record import (
     UPDATES,
     TrialRecord,
     read_trial,
+)
+from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.pareto import hypervolume
+from nas_attn.report.comparison import (
+    comparison_text,
+    interval_text,
+    reference_text,
+    write_comparison,
 )
 from tests.helpers.fakes import FakeExecutor, make_conductor
 

@@ -18,9 +18,9 @@ from nas_attn.analysis.confirmation import confirmation_rows
 from nas_attn.analysis.noise import LEAST_DEGREES, Noise, undecided
 from nas_attn.analysis.trials import Trials
 from nas_attn.curves import recorded_curves
+from nas_attn.engine.trial_record import SIZE, TrialRecord, read_trial
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, summary_text, write_report
-from nas_attn.search.trial_record import SIZE, TrialRecord, read_trial
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
 
 HOSTILE = "<script>alert(1)</script>|`rm`"

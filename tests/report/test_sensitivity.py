@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from nas_attn.analysis.sensitivity import Findings, Outcome
+from nas_attn.engine.sensitivity import Change, Check, Measured, Prediction, validity_of
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.sensitivity import outcome_text, write_findings
-from nas_attn.search.sensitivity import Change, Check, Measured, Prediction, validity_of
 
 PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
 PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)

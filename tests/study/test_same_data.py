@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from nas_attn.cli.main import app
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import COMMANDS, NewTrial
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.search.objectives import Objectives
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
-from nas_attn.search.trial_record import COMMANDS, NewTrial
 from nas_attn.study.same_data import DATA, keep_data
 from tests.helpers.studies import write
 

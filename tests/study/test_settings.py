@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import Record
 from nas_attn.errors import SearchError
-from nas_attn.search.storage import open_storage
-from nas_attn.search.store import Record
 from nas_attn.study.settings import keep_settings
 from tests.helpers.fakes import OBJECTIVES
 

@@ -1,0 +1,222 @@
+"""The sections of a study file that say what is sought, how, and with which resources."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from nas_attn.bleu import DEFAULT, BleuTokenizer
+from nas_attn.config_model import Scalar, Section
+from nas_attn.errors import RefusedError
+from nas_attn.literals import parse_count
+
+KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
+"""Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
+Cost = Literal[KnownCost, "decoding_seconds"]
+"""What a plan fixes before any training, or what is measured after it."""
+
+
+def _amount(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_count(value, "limit")
+    except RefusedError as error:
+        raise ValueError(str(error).removeprefix("limit: ")) from None
+
+
+def _total() -> list[Cost]:
+    return ["total"]
+
+
+class ObjectivesConfig(Section):
+    """What is weighed against what: one measure of quality, and one or two costs."""
+
+    loss: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "nll_loss"
+    """A validation metric that fairseq logs: nll_loss (bits), ppl, loss; bleu, accuracy (higher is
+    better)."""
+    costs: list[Cost] = Field(default_factory=_total, min_length=1, max_length=2)
+    """The first is the axis that trials are spread over, and must be known before training."""
+    limits: dict[KnownCost, Annotated[float, Field(gt=0), BeforeValidator(_amount)]] = Field(
+        default_factory=dict
+    )
+    """The most that a plan may cost, such as {total: 20M}; others are not trained."""
+    sentence_length: Annotated[int, Field(ge=1)] = 25
+    """Tokens of the sentence that `flops` counts."""
+    decoding_runs: Annotated[int, Field(ge=1)] = 3
+    """Times that the validation side is translated for `decoding_seconds`; the median counts."""
+    bleu_tokenizer: BleuTokenizer = DEFAULT
+    """sacreBLEU's tokenizer of every BLEU; 13a cuts no language that is written without spaces."""
+
+    @field_validator("costs")
+    @classmethod
+    def _sensible(cls, costs: list[Cost]) -> list[Cost]:
+        if len(set(costs)) != len(costs):
+            raise ValueError("the same cost stands twice")
+        if costs[0] == "decoding_seconds":
+            raise ValueError(
+                "decoding_seconds is known only after training, so it cannot come first; put the "
+                "parameters (total) before it"
+            )
+        return costs
+
+
+REFUSED_RULES = {
+    "asha": "ASHA",
+    "async_hyperband": "ASHA",
+    "hyperband": "Hyperband",
+    "bohb": "BOHB",
+    "median": "the median",
+    "median_stopping": "the median",
+    "pbt": "population based training",
+    "percentile": "Optuna's percentile pruner",
+    "successive_halving": "Optuna's successive halving",
+    "wilcoxon": "Optuna's Wilcoxon pruner",
+}
+
+
+def _refuse_single_objective(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in REFUSED_RULES:
+        raise ValueError(
+            f"the rule of {REFUSED_RULES[value.lower()]} ranks by one objective, which stops small "
+            "models because they are small; use halving, which ranks by all objectives"
+        )
+    return value
+
+
+class StoppingConfig(Section):
+    """When a trial that promises nothing is stopped (see `nas_attn.engine.stopping`)."""
+
+    rule: Annotated[Literal["none", "halving"], BeforeValidator(_refuse_single_objective)] = "none"
+    first: Annotated[int, Field(ge=1)] = 1
+    """Validations before the first rung."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """Of the trials on a rung one in so many goes on; the next rung is so many times later."""
+
+
+MIN_COMPARED = 12
+
+
+def _source_alone(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+class WarmStartConfig(Section):
+    """Trials that start from the trained baseline, converted to their plan, and not from nothing.
+
+    Every trial of such a search ends with the same fine-tuning: one that is warm after the
+    conversion, the baseline and what cannot inherit after a whole training of its own.
+    """
+
+    source: Literal["none", "baseline", "nothing"] = "none"
+    """`nothing`: all trials are trained whole, and fine-tuned as warm ones are, to compare."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Updates of fine-tuning, a share of those of a training."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.5
+    """The highest of fine-tuning, a share of the training's `lr`; it falls to 0."""
+    arguments: dict[str, Scalar] = Field(default_factory=dict)
+    """Flags of fairseq-train that fine-tuning has otherwise."""
+    rank_agreement: Annotated[int, Field(ge=0)] = 0
+    """So many warm trials are trained from nothing too, to see whether the order is the same."""
+
+    @field_validator("rank_agreement")
+    @classmethod
+    def _enough(cls, count: int) -> int:
+        if 0 < count < MIN_COMPARED:
+            raise ValueError(f"must be 0 or at least {MIN_COMPARED}, as fewer trials say nothing")
+        return count
+
+    @model_validator(mode="after")
+    def _compared_with_warm(self) -> WarmStartConfig:
+        if self.rank_agreement and not self.from_baseline:
+            raise ValueError("rank_agreement compares warm trials, which source: baseline has")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether every trial ends with fine-tuning."""
+        return self.source != "none"
+
+    @property
+    def from_baseline(self) -> bool:
+        """Whether trials start from the trained baseline."""
+        return self.source == "baseline"
+
+
+class SearchConfig(Section):
+    """How plans are proposed."""
+
+    trials: Annotated[int, Field(ge=1)] = 24
+    """Trainings to pay for, the baseline included; proposals that repeat a plan are free."""
+    sampler: Literal["tpe", "nsga2", "gp", "random", "stratified_random"] = "tpe"
+    startup_trials: Annotated[int, Field(ge=0)] = 8
+    """Trials spread evenly over the exact cost axis before the sampler takes over."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    stopping: StoppingConfig = StoppingConfig()
+    warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
+    strategy: Literal["sampler", "sensitivity"] = "sampler"
+    """`sensitivity` trains points of a front that single conversions of the baseline predict."""
+    enqueue: Literal["none", "sensitivity"] = "none"
+    """`sensitivity` puts such points in place of the startup trials, before the sampler."""
+    give_up_after: Annotated[int, Field(ge=1)] = 5
+    """The search ends when so many trials in a row have failed."""
+
+    @property
+    def predicts(self) -> bool:
+        return "sensitivity" in (self.strategy, self.enqueue)
+
+    @model_validator(mode="after")
+    def _predicted_points_start_warm(self) -> SearchConfig:
+        if self.strategy == "sensitivity" and not self.warm_start.from_baseline:
+            raise ValueError(
+                "strategy: sensitivity fine-tunes converted models: set search.warm_start to "
+                "baseline, or take enqueue: sensitivity"
+            )
+        return self
+
+
+class ResourcesConfig(Section):
+    """What one trial gets."""
+
+    cpus: Annotated[int, Field(ge=1)] = 1
+    """CPU threads; on small models several one-thread trials are fastest."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """A fraction shares a GPU; with several, fairseq trains on all of them (one machine)."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> ResourcesConfig:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError("gpus: must be a fraction up to 1, or a whole number")
+        return self
+
+
+class ExecutionConfig(Section):
+    """Where trials run, and what happens when something breaks."""
+
+    executor: Literal["local", "ray", "simulated"] = "local"
+    """`simulated` replays curves in virtual time (needs the section `replay`)."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Trials at a time; by default as many as CPUs (or GPUs) allow."""
+    storage: str | None = None
+    """An Optuna storage URL, grpc://HOST:PORT, or env:NAME for a variable of the environment that
+    holds it; a journal file in the run folder by default."""
+    transfer: Literal["shared_folder", "object_store"] = "shared_folder"
+    """How data reach other Ray nodes, and checkpoints come back."""
+    warm: bool = True
+    """Fork trainings from a process that has imported fairseq, which saves seconds a trial."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Times that a trial is continued after a fault that may not come again."""
+    hang_minutes: Annotated[float, Field(gt=0)] = 60
+    """A training that writes nothing for so long is ended."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 20
+    """How often a driver tells others that it lives."""
+    grace_seconds: Annotated[float, Field(gt=0)] = 120
+    """A driver on another machine that is silent for so long has died; its trials are taken
+    over."""
+
+    @model_validator(mode="after")
+    def _grace_is_longer(self) -> ExecutionConfig:
+        if self.grace_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError("grace_seconds: must be at least three times heartbeat_seconds")
+        return self

@@ -1,0 +1,159 @@
+"""The executor that runs trials under Ray Tune."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
+from nas_attn.engine.executors.ray_tune.nodes import (
+    WATCH_SECONDS,
+    check_data,
+    check_reachable,
+    check_socket_folder,
+    live_nodes,
+    watch_cluster,
+)
+from nas_attn.engine.executors.ray_tune.searcher import ConductorScheduler, ConductorSearcher
+from nas_attn.engine.executors.ray_tune.trainable import TrainTrial
+from nas_attn.engine.executors.transfer import Courier, DataParcel
+from nas_attn.engine.loop import Conductor
+from nas_attn.errors import SearchError
+from nas_attn.masking import environment_without_secrets
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100 * 1024 * 1024
+MOST_WORKERS = 100_000
+"""For Tune, which must have a number; how many trials run at a time is decided elsewhere."""
+
+
+class RayExecutor:
+    """Runs trials under Ray Tune.
+
+    Args:
+        config: how many, and how data reach other nodes.
+        resources: of one trial.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        data: the data set's folder, sent to other nodes if so configured.
+        runs: the run folder, where files come back to.
+    """
+
+    def __init__(
+        self,
+        config: ExecutionConfig,
+        resources: ResourcesConfig,
+        address: str | None,
+        *,
+        data: Path,
+        runs: Path,
+    ) -> None:
+        self.config = config
+        self.resources = resources
+        self.data = data
+        self.runs = runs
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            check_socket_folder(os.environ)
+            # Named "local" explicitly, else Ray joins whatever an earlier crash left behind.
+            options |= {"address": "local", "include_dashboard": False}
+            options |= {"object_store_memory": OBJECT_STORE_BYTES}
+        else:
+            check_reachable(address)
+            options["address"] = address
+        try:
+            with environment_without_secrets():
+                ray.init(**options)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SearchError(
+                f"cannot join Ray at {address or 'this machine'}: {error} (if the cluster asks for "
+                "a token, set RAY_AUTH_MODE=token)"
+            ) from error
+        self._counted_at = time.monotonic()
+        self.workers = self._count_places()
+        try:
+            if self.workers < 1:
+                raise SearchError(
+                    f"no Ray node has room for a trial of {resources.cpus} CPUs and "
+                    f"{resources.gpus} GPUs"
+                )
+            if address is not None and config.transfer == "shared_folder":
+                check_data(data)
+        except SearchError:
+            ray.shutdown()
+            raise
+
+    def run(self, conductor: Conductor) -> None:
+        """Run until the search is over.
+
+        If the cluster goes away for a minute, Ray ends this process; why is logged before.
+        """
+        searcher = ConductorSearcher(conductor, self._places)
+        over = threading.Event()
+        cluster = ray.get_runtime_context().gcs_address
+        watch = threading.Thread(target=watch_cluster, args=(cluster, over), daemon=True)
+        watch.start()
+        needs = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
+        with tempfile.TemporaryDirectory(prefix="nas-attn-tune-") as scratch:
+            tuner = tune.Tuner(
+                tune.with_resources(self._trainable(), needs),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=ConductorScheduler(searcher),
+                    num_samples=-1,
+                    max_concurrent_trials=MOST_WORKERS,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch,
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            try:
+                tuner.fit()
+            finally:
+                over.set()
+                watch.join()
+                ray.shutdown()
+
+    def _trainable(self) -> Any:
+        if self.config.transfer == "shared_folder":
+            return tune.with_parameters(TrainTrial, warm=self.config.warm)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Courier)
+        courier = actor.options(num_cpus=0, scheduling_strategy=here).remote(self.runs)
+        parcel = DataParcel.pack(self.data)
+        return tune.with_parameters(
+            TrainTrial, warm=self.config.warm, parcel=parcel, courier=courier
+        )
+
+    def _places(self) -> int:
+        """Trials at a time on the nodes there are now."""
+        if time.monotonic() - self._counted_at >= WATCH_SECONDS:
+            self._counted_at = time.monotonic()
+            places = self._count_places()
+            if places != self.workers:
+                logger.warning("Ray nodes came or went: %d trials at a time now", places)
+                self.workers = places
+        return self.workers
+
+    def _count_places(self) -> int:
+        """Trials that fit at a time; one trial stays on one node."""
+        places = 0
+        for node in live_nodes():
+            has = node["Resources"]
+            fits = int(has.get("CPU", 0) / self.resources.cpus)
+            if self.resources.gpus > 0:
+                fits = min(fits, int(has.get("GPU", 0) / self.resources.gpus + 1e-9))
+            places += fits
+        return min(places, self.config.workers or places)

@@ -1,0 +1,91 @@
+"""How Tune asks the loop of a search for trials, and whether they go on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from nas_attn.engine.loop import Conductor
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.job import Progress, TrialResult
+
+
+class ConductorSearcher(Searcher):
+    """Lets Tune ask the conductor for jobs and tell it what became of them.
+
+    Args:
+        conductor: of the search.
+        places: says how many trials fit now. A trial begins when there is room for it, since its
+            proposal had better know what came before, and Ray would let it wait for a lost node.
+    """
+
+    def __init__(self, conductor: Conductor, places: Callable[[], int]) -> None:
+        super().__init__(metric="loss", mode="min")
+        self.conductor = conductor
+        self.places = places
+        self.numbers: dict[str, int] = {}
+        self._began: dict[str, float] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        has_room = len(self.numbers) < self.places()
+        job = self.conductor.next_job() if has_room else None
+        if job is None:
+            # None means: ask again later.
+            return Searcher.FINISHED if self.conductor.is_over() else None
+        self.numbers[trial_id] = job.number
+        self._began[trial_id] = time.monotonic()
+        return {"job": job.to_json()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self.numbers.pop(trial_id, None)
+        if number is None:
+            return  # Tune tells twice where a worker dies as its trial ends
+        seconds = time.monotonic() - self._began.pop(trial_id)
+        if result is not None and "ended" in result:
+            ended = TrialResult.from_json(json.loads(result["ended"]))
+        elif error or result is None:
+            ended = TrialResult(
+                seconds=seconds,
+                error="the Ray worker of the trial died, or its node did",
+                failure=FailureKind.WORKER_LOST,
+            )
+        else:
+            ended = TrialResult(seconds=seconds)
+        self.conductor.finish(number, ended)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given; nothing of this is ever restored."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the record is the Optuna study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the record is the Optuna study."""
+
+
+class ConductorScheduler(FIFOScheduler):
+    """Asks the conductor at every validation whether a trial goes on."""
+
+    def __init__(self, searcher: ConductorSearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.searcher = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given; nothing of this is ever restored."""
+        return {}
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "progress" not in result:
+            return TrialScheduler.CONTINUE
+        number = self.searcher.numbers[trial.trial_id]
+        news = Progress(**json.loads(result["progress"]))
+        goes_on = self.searcher.conductor.progress(number, news)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP

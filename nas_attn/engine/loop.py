@@ -1,0 +1,415 @@
+"""The conductor of a search: which trial runs next, and what becomes of its result.
+
+An executor asks for jobs and reports what happened; all it is told and all it tells goes through
+the record, so a search can be killed at any time and started again with the same command, and
+several drivers can work on one study.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from optuna.trial import TrialState
+
+from nas_attn.engine import trial_record as fields
+from nas_attn.engine.candidates import MAX_REFUSALS, Proposal, Proposer
+from nas_attn.engine.config import SearchConfig
+from nas_attn.engine.endings import FailuresInARow, missing_start
+from nas_attn.engine.entries import (
+    checked,
+    costs_after,
+    job_entry,
+    proposal_entry,
+    result_entry,
+)
+from nas_attn.engine.leases import Ownership
+from nas_attn.engine.plan_costs import PlanCosts
+from nas_attn.engine.rungs import Rungs
+from nas_attn.engine.snapshot import RunningTrial, Snapshot, Tally
+from nas_attn.engine.stopping import reason_of, was_stopped
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import NewTrial, TrialRecord
+from nas_attn.errors import NasAttnError, SearchError
+from nas_attn.plan import AttentionPlan
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.job import Progress, TrialJob, TrialResult
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+"""How often the trials of other drivers are looked at."""
+RETRY_SECONDS = (0.0, 10.0, 60.0)
+"""How long a trial waits before it is continued for the first, second, and every later time."""
+MAX_FRUITLESS = 10 * MAX_REFUSALS
+"""Proposals in a row that repeat plans or break limits before the search ends: nothing comes."""
+
+JobBuilder = Callable[[int, AttentionPlan, str | None], TrialJob]
+"""From a trial's number, its plan and the folder of the trained baseline, if there is one."""
+
+
+@dataclass
+class Conductor:
+    """Decides what to run and writes down what came out.
+
+    Args:
+        record: of the study.
+        ownership: of this driver.
+        proposer: of plans, with an empty history.
+        config: budget and stopping rule.
+        build_job: makes a trial's job.
+        retries: times that a trial is continued after a fault that may not come again.
+        on_change: called with a function that makes a snapshot whenever something happened.
+    """
+
+    record: Record
+    ownership: Ownership
+    proposer: Proposer
+    config: SearchConfig
+    build_job: JobBuilder
+    retries: int = 0
+    on_change: Callable[[Callable[[], Snapshot]], None] = lambda snapshot: None
+    _waiting: list[tuple[float, TrialRecord]] = field(default_factory=list)
+    _running: dict[int, RunningTrial] = field(default_factory=dict)
+    _mine: dict[int, TrialRecord] = field(default_factory=dict)
+    _tally: Tally = field(default_factory=Tally)
+    _abort: str | None = None
+    _exhausted: bool = False
+    _fruitless: int = 0
+    _looked: float = 0.0
+    _read_again: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._rungs = Rungs(self.record, self.config.stopping)
+        self._failures = FailuresInARow(self.config.give_up_after)
+        self._look()
+
+    @property
+    def costs(self) -> PlanCosts:
+        return self.proposer.costs
+
+    def snapshot(self) -> Snapshot:
+        """Where the search stands."""
+        tally = self._tally
+        ended = tally.finished + tally.stopped + tally.over_limit + tally.failed
+        return Snapshot(
+            budget=max(self.config.trials, self.proposer.counted),
+            finished=tally.finished,
+            stopped=tally.stopped,
+            over_limit=tally.over_limit,
+            failed=tally.failed,
+            running=tuple(self._running.values()),
+            elsewhere=max(
+                0, self.proposer.counted - ended - len(self._running) - len(self._waiting)
+            ),
+            trained=tuple(tally.trained),
+            latest=tuple(tally.latest),
+            front=tuple(tally.front),
+            baseline=tally.baseline,
+            mean_trial_seconds=tally.seconds / ended if ended and tally.seconds else None,
+        )
+
+    def next_job(self) -> TrialJob | None:
+        """The next trial to run; None if there is none now (see `is_over`).
+
+        Trials that were interrupted come first.
+        """
+        if self._abort is not None:
+            return None
+        if time.monotonic() - self._looked > LOOK_SECONDS and not self._waiting:
+            self._look()
+        for index, (ready, trial) in enumerate(self._waiting):
+            if time.monotonic() >= ready:
+                del self._waiting[index]
+                return self._continue(trial)
+        while not self._exhausted and self._abort is None:
+            self._read_others()
+            if self.proposer.counted >= self.config.trials or self._waits_for_baseline():
+                return None
+            proposal = self.proposer.propose()
+            if proposal is None:
+                self._exhausted = True
+                return None
+            job = self._begin(proposal)
+            if job is not None:
+                self._fruitless = 0
+                return job
+            self._fruitless += 1
+            if self._fruitless >= MAX_FRUITLESS:
+                self._abort = (
+                    f"{MAX_FRUITLESS} proposals in a row repeated what was tried or were over a "
+                    "limit, so the search ends: widen objectives.limits or the space"
+                )
+        return None
+
+    def _waits_for_baseline(self) -> bool:
+        """Whether trials are to start from a baseline that is still in training."""
+        is_needed = self.config.warm_start.from_baseline and self.proposer.has_baseline
+        return is_needed and self._tally.baseline is None
+
+    def is_over(self) -> bool:
+        """Whether no trial runs, waits or can be proposed, with other drivers' taken into account.
+
+        Trials of a driver that has died are noticed as they are looked at.
+        """
+        if self._running:
+            return False
+        if self._abort is not None:
+            return True
+        if self._waiting:
+            return False
+        if not self._exhausted and self.proposer.counted < self.config.trials:
+            return False
+        return not self.proposer.running
+
+    def progress(self, number: int, news: Progress) -> bool:
+        """A running trial has validated; returns whether it goes on.
+
+        If not, the executor stops it and calls `finish`. It does not if another driver has taken
+        the trial over.
+        """
+        self._running[number] = replace(self._running[number], last=news)
+        if not self.ownership.owns(self._mine[number]):
+            return False
+        goes_on = True
+        if news.seed_index == 0 and not news.is_start:
+            self.record.validated(number, news.num_updates, news.loss)
+            if news.settled and self.config.stopping.rule == "halving":
+                goes_on = self._at_rung(number, news)
+        self._tell()
+        return goes_on
+
+    def finish(self, number: int, result: TrialResult) -> None:
+        """A trial has ended, well or not, or was stopped."""
+        running, trial = self._running.pop(number), self._mine.pop(number)
+        decisions = self._rungs.leave(number)
+        if not self.ownership.owns(trial):
+            logger.warning("trial %d was taken over by another driver", number)
+            return
+        # What runs on another node tells no updates where it is stopped.
+        result = checked(result, self.costs, self.record.objectives.loss)
+        updates = max(result.updates, running.last.num_updates if running.last else 0)
+        spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}
+        self.record.annotate(number, spent)
+        if result.losses:
+            self._complete(number, running, trial, result)
+        elif was_stopped(decisions):
+            self.record.stop(number, reason_of(decisions))
+            self._failures.clear()
+            logger.info("trial %d: %s", number, reason_of(decisions))
+        elif self._retries(trial, result):
+            return
+        else:
+            self._fail(number, trial, result)
+        self._follow()
+        self._tell()
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the search had to end early (see `outcome`)."""
+        return self._abort is not None
+
+    def outcome(self) -> Snapshot:
+        """The end of a search.
+
+        Raises:
+            SearchError: the search had to end early.
+        """
+        if self._abort is not None:
+            raise SearchError(self._abort)
+        if self._exhausted:
+            within = " within the limits" if self.record.objectives.limits else ""
+            logger.info("every plan of the space%s has been tried", within)
+        return self.snapshot()
+
+    def _begin(self, proposal: Proposal) -> TrialJob | None:
+        """Write a proposal down; returns its job if it is one to be run."""
+        twin = None if proposal.twin is None else self.record.known[proposal.twin]
+        attributes = proposal_entry(proposal, self.ownership.driver)
+        state, values, job = TrialState.RUNNING, None, None
+        if twin is not None:
+            attributes[fields.DUPLICATE] = twin.number
+            state, values = TrialState.COMPLETE, twin.values
+            if values is None:
+                state = TrialState.FAIL
+                attributes[fields.REASON] = f"repeats trial {twin.number}, which has no result"
+        elif proposal.excess is not None:
+            state, attributes[fields.REASON] = TrialState.PRUNED, proposal.excess
+        else:
+            attributes[fields.BASELINE] = proposal.plan == self.proposer.baseline
+            try:
+                job = self._build_job(proposal.number, proposal.plan)
+            except NasAttnError as error:
+                state = TrialState.FAIL
+                attributes |= {fields.REASON: str(error), fields.FAILURE: str(FailureKind.TRAINING)}
+            else:
+                if self._lacks_start(job):
+                    return None
+                # The sampler learns such a cost from the trial's end, and not from the plan.
+                attributes |= {fields.CERTAIN: proposal.certain, **job_entry(job)}
+        new = NewTrial(
+            attributes=attributes,
+            params=proposal.params,
+            system=proposal.system,
+            state=state,
+            values=values,
+        )
+        number = self.record.create(new)
+        if number != proposal.number:
+            self._withdraw(number, is_over=new.state.is_finished())
+            return None
+        self.proposer.written()
+        self._follow()
+        trial = self.record.known[number]
+        if fields.FAILURE in attributes:
+            self._count_failure(trial, FailureKind.TRAINING, attributes[fields.REASON])
+        if job is None:
+            return None
+        self._mine[number] = trial
+        return self._start(trial, job)
+
+    def _lacks_start(self, job: TrialJob) -> bool:
+        """Whether a file that trials start from is of no use, which ends the search."""
+        missing = missing_start(job)
+        if missing is not None:
+            self._abort = missing
+            logger.error("%s", missing)
+        return missing is not None
+
+    def _withdraw(self, number: int, *, is_over: bool) -> None:
+        """Another driver was faster, so the proposal was made from a history of yesterday."""
+        if not is_over:
+            self.record.fail(number, "withdrawn: another driver's proposal came first")
+        self.proposer.forget()
+        self._look()
+
+    def _continue(self, trial: TrialRecord) -> TrialJob | None:
+        """Go on with a trial that was interrupted."""
+        assert trial.plan is not None
+        if not self.ownership.owns(trial):
+            return None
+        if was_stopped(trial.rungs):
+            self.record.stop(trial.number, reason_of(trial.rungs))
+            self._follow()
+            return None
+        logger.info("trial %d goes on where it was interrupted", trial.number)
+        self._mine[trial.number] = trial
+        self._rungs.resume(trial)
+        return self._start(trial, self._build_job(trial.number, trial.plan))
+
+    def _build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
+        baseline = self._tally.baseline
+        return self.build_job(number, plan, None if baseline is None else baseline.folder)
+
+    def _start(self, trial: TrialRecord, job: TrialJob) -> TrialJob:
+        assert trial.plan is not None
+        self._running[trial.number] = RunningTrial(
+            number=trial.number, plan=trial.plan, cost=trial.cost or 0, started=time.time()
+        )
+        self._tell()
+        return job
+
+    def _tell(self) -> None:
+        self.on_change(self.snapshot)
+
+    def _read_others(self) -> None:
+        """See what other drivers wrote; reading grows with the study, so it may take a tenth of the
+        time at most."""
+        began = time.monotonic()
+        if began < self._read_again:
+            return
+        self.record.trials()
+        self._follow()
+        self._rungs.read(self._mine)
+        now = time.monotonic()
+        self._read_again = now + 9 * (now - began)
+
+    def _follow(self) -> None:
+        """Bring history and sums up to what is known of the record."""
+        self.proposer.update(self.record.known, self.record.over)
+        self._tally.update(self.record.known, self.record.over)
+
+    def _look(self) -> None:
+        """Look for trials that nobody runs, such as those of a driver that died."""
+        self._looked = time.monotonic()
+        trials = self.record.trials()
+        self._follow()
+        self._rungs.read(self._mine)
+        known = {*self._mine, *(trial.number for _, trial in self._waiting)}
+        strange = [trials[number] for number in self.proposer.running - known]
+        if not strange:
+            return
+        mine = [trial for trial in strange if self.ownership.owns(trial)]
+        taken = self.ownership.claim_abandoned(strange)
+        for number in sorted(trial.number for trial in (*mine, *taken)):
+            trial = self.record.now(number)
+            if not trial.state.is_finished():
+                self._adopt(trial)
+
+    def _adopt(self, trial: TrialRecord) -> None:
+        if trial.plan is None:
+            self.record.fail(trial.number, "the driver died before the trial was planned")
+        elif trial.is_withdrawn:
+            self.record.fail(trial.number, "withdrawn: another driver's proposal came first")
+        else:
+            self._waiting.append((0.0, trial))
+
+    def _at_rung(self, number: int, news: Progress) -> bool:
+        """A running trial has validated; returns whether the stopping rule lets it go on."""
+        if not self._rungs.reach(number, news):
+            return True
+        self._read_others()
+        return self._rungs.decide(self._mine[number], news)
+
+    def _complete(
+        self, number: int, running: RunningTrial, trial: TrialRecord, result: TrialResult
+    ) -> None:
+        costs = costs_after(result, trial.costs, self.costs)
+        self.record.annotate(number, result_entry(result, costs))
+        self._failures.clear()
+        excess = self.record.objectives.excess(costs, when="after pruning, ")
+        if excess is not None and result.plans:
+            self.record.stop(number, excess)
+            logger.info("trial %d: %s", number, excess)
+            return
+        self.record.complete(number, result.loss, costs)
+        axis = self.record.objectives.axis
+        about = (number, self.record.objectives.loss, result.loss, costs[axis], axis, running.plan)
+        logger.info("trial %d: %s %.4f, %s %s, %s", *about[:3], f"{about[3]:,}", *about[4:])
+
+    def _retries(self, trial: TrialRecord, result: TrialResult) -> bool:
+        """Continue a trial after a fault that may not come again; False if it is not worth it."""
+        if result.failure is None or not result.failure.can_retry:
+            return False
+        attempts = list(trial.attempts)
+        if len(attempts) >= self.retries:
+            return False
+        attempts.append({"failure": str(result.failure), "reason": result.error or ""})
+        self.record.annotate(trial.number, {fields.ATTEMPTS: attempts})
+        # A disk is not emptied at once.
+        late = len(attempts) - (result.failure is not FailureKind.DISK_FULL)
+        pause = RETRY_SECONDS[min(late, len(RETRY_SECONDS) - 1)]
+        logger.warning(
+            "trial %d: %s; continued in %.0f s (%d of %d)",
+            trial.number,
+            result.error,
+            pause,
+            len(attempts),
+            self.retries,
+        )
+        self._waiting.append((time.monotonic() + pause, self.record.now(trial.number)))
+        self._tell()
+        return True
+
+    def _fail(self, number: int, trial: TrialRecord, result: TrialResult) -> None:
+        assert result.error is not None
+        kind = result.failure or FailureKind.TRAINING
+        self.record.fail(number, result.error, str(kind))
+        self._count_failure(trial, kind, result.error)
+
+    def _count_failure(self, trial: TrialRecord, kind: FailureKind, error: str) -> None:
+        """Say that a trial has failed, and end the search if it is the baseline or one too many."""
+        logger.error("trial %d failed: %s", trial.number, error)
+        self._abort = self._failures.add(trial, kind, error) or self._abort

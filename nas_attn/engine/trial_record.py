@@ -1,0 +1,236 @@
+"""What is written on the trials of a study, and how it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from nas_attn.attention.counting import ModelSize, left_text
+from nas_attn.engine.migrations import size_on_record
+from nas_attn.engine.objectives import Objectives
+from nas_attn.pareto import non_dominated
+from nas_attn.plan import AttentionPlan
+
+PLAN, SIZE, BASELINE, COMMANDS, FOLDER = "plan", "parameters", "baseline", "commands", "folder"
+LOSSES, SECONDS, REASON, DUPLICATE = "losses", "seconds", "reason", "duplicate_of"
+THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
+COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
+ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
+STARTS, WARM, UPDATES = "starts", "warm", "updates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """A trial as the record tells it.
+
+    Args:
+        number: its number in the study.
+        state: Optuna's state; PRUNED if it was stopped early or is over a limit.
+        plan: the plan; None in records of old in which the driver died before it was planned.
+        size: exact parameters; of what pruning left once the trial is complete, mean over seeds.
+        costs: all that is known of what the plan costs, by name, parameters among the rest.
+        certain: whether costs were known before training; not so if a vote decides what stays.
+        pruned: what pruning made of the plan, for each seed.
+        losses: best validation loss of each seed; empty unless complete.
+        loss: mean of `losses`, the first objective; None unless complete.
+        point: the objectives, each better when lower; None unless complete.
+        cost: the cost that trials are spread over.
+        effective: of `cost`, if it counts parameters, those that are neither dead nor redundant.
+        seconds: training time.
+        updates: of all its trainings; 0 in records of old.
+        is_warm: whether it started from the trained baseline, converted.
+        is_baseline: whether it is the multi-head baseline.
+        duplicate_of: number of the trial whose result this proposal took over.
+        is_withdrawn: another driver's proposal came first, so this one never ran.
+        reason: why it failed or was stopped.
+        failure: kind of the failure (see `nas_attn.trials.failures.FailureKind`).
+        attempts: faults after which the trial was continued.
+        rungs: what the stopping rule decided, by number of validations.
+        curve: validation loss of the first seed by number of updates.
+        tests: scores on the test side for each seed, if it was opened.
+        commands: the fairseq-train command of each seed.
+        starts: the command of each seed that makes what its training starts from, if there is one.
+        threads: CPU threads of a training.
+        folder: where its files are.
+        driver: which driver created it.
+        proposal: what it was proposed from (see `nas_attn.engine.candidates`).
+        params: the sampler's parameters.
+        system: what the sampler keeps on the trial.
+        values: the objectives as Optuna has them; None unless complete.
+        started: when it was written down, in seconds since 1970.
+        ended: when it was closed; None if it is not over.
+    """
+
+    number: int
+    state: TrialState
+    plan: AttentionPlan | None
+    size: ModelSize | None
+    costs: Mapping[str, float]
+    certain: bool
+    pruned: tuple[AttentionPlan, ...]
+    losses: tuple[float, ...]
+    loss: float | None
+    point: tuple[float, ...] | None
+    cost: int | None
+    effective: int | None
+    seconds: float
+    updates: int
+    is_warm: bool
+    is_baseline: bool
+    duplicate_of: int | None
+    is_withdrawn: bool
+    reason: str | None
+    failure: str | None
+    attempts: tuple[Mapping[str, str], ...]
+    rungs: Mapping[str, Mapping[str, Any]]
+    curve: Mapping[int, float]
+    tests: tuple[Mapping[str, float], ...]
+    commands: tuple[tuple[str, ...], ...]
+    starts: tuple[tuple[str, ...], ...]
+    threads: int
+    folder: str | None
+    driver: str | None
+    proposal: Mapping[str, Any] | None
+    params: Mapping[str, Any]
+    system: Mapping[str, Any]
+    values: tuple[float, ...] | None
+    started: float | None
+    ended: float | None
+
+    @property
+    def text(self) -> str:
+        """The plan in words, with what pruning left of it, layer by layer, if there was any."""
+        if self.plan is None or not self.pruned:
+            return "" if self.plan is None else str(self.plan)
+        seed = " (first seed)" if len(set(self.pruned)) > 1 else ""
+        return f"{self.plan}; left{seed}: {left_text(self.plan, self.pruned[0])}"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.state == TrialState.COMPLETE
+
+    @property
+    def is_trained(self) -> bool:
+        """Complete by its own training."""
+        return self.is_complete and self.duplicate_of is None
+
+    @property
+    def is_refused(self) -> bool:
+        """Proposed, but over a limit, so it was not trained."""
+        return self.state == TrialState.PRUNED and not self.rungs and not self.folder
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Refused, or trained and over a limit by what pruning left of it."""
+        return self.is_refused or (self.state == TrialState.PRUNED and bool(self.pruned))
+
+    @property
+    def was_stopped(self) -> bool:
+        """Stopped early by the stopping rule."""
+        return self.state == TrialState.PRUNED and not self.is_over_limit
+
+    @property
+    def counts(self) -> bool:
+        """Whether the trial was paid for, or is being."""
+        if self.plan is None or self.duplicate_of is not None:
+            return False
+        return not self.is_withdrawn and not self.is_refused
+
+
+def read_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
+    """Read what we wrote on an Optuna trial.
+
+    Args:
+        trial: from a study's trials.
+        objectives: of the study.
+    """
+    attrs = trial.user_attrs
+    size = size_on_record(attrs[SIZE]) if SIZE in attrs else None
+    costs = {**({} if size is None else size._asdict()), **attrs.get(COSTS, {})}
+    axis = objectives.axis
+    effective = size.acting(axis) if size is not None and axis in ModelSize._fields else None
+    values = trial.values if trial.state == TrialState.COMPLETE else None
+    proposal = attrs.get(PROPOSAL)
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state,
+        plan=AttentionPlan.from_json(attrs[PLAN]) if PLAN in attrs else None,
+        size=size,
+        costs=costs,
+        certain=attrs.get(CERTAIN, True),
+        pruned=tuple(AttentionPlan.from_json(plan) for plan in attrs.get(PRUNED, ())),
+        losses=tuple(attrs.get(LOSSES, ())),
+        loss=None if values is None else values[0],
+        point=None if values is None else objectives.point(values[0], costs),
+        cost=costs.get(axis),
+        effective=effective,
+        seconds=float(attrs.get(SECONDS, 0.0)),
+        updates=int(attrs.get(UPDATES, 0)),
+        is_warm=bool(attrs.get(WARM, False)),
+        is_baseline=bool(attrs.get(BASELINE, False)),
+        duplicate_of=attrs.get(DUPLICATE),
+        is_withdrawn=proposal is not None and proposal["number"] != trial.number,
+        reason=attrs.get(REASON),
+        failure=attrs.get(FAILURE),
+        attempts=tuple(attrs.get(ATTEMPTS, ())),
+        rungs=attrs.get(RUNGS, {}),
+        curve=dict(trial.intermediate_values),
+        tests=tuple(attrs.get(TESTS, ())),
+        commands=tuple(tuple(command) for command in attrs.get(COMMANDS, ())),
+        starts=tuple(tuple(start) for start in attrs.get(STARTS, ())),
+        threads=attrs.get(THREADS, 1),
+        folder=attrs.get(FOLDER),
+        driver=attrs.get(DRIVER),
+        proposal=proposal,
+        params=dict(trial.params),
+        system=dict(trial.system_attrs),
+        values=None if values is None else tuple(values),
+        started=_seconds(trial.datetime_start),
+        ended=_seconds(trial.datetime_complete),
+    )
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trained trials that no other dominates, from small to large."""
+    trained = [trial for trial in trials if trial.is_trained]
+    chosen = [trained[index] for index in non_dominated([t.point or () for t in trained])]
+    return sorted(chosen, key=lambda trial: (trial.cost or 0, trial.number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTrial:
+    """A trial to write down.
+
+    Args:
+        attributes: user attributes.
+        params: the sampler's parameters and their distributions.
+        system: what the sampler keeps on the trial.
+        state: other than RUNNING if it is over as it begins.
+        values: the objectives, if it is complete.
+    """
+
+    attributes: Mapping[str, Any]
+    params: Mapping[str, tuple[Any, BaseDistribution]] = field(default_factory=dict)
+    system: Mapping[str, Any] = field(default_factory=dict)
+    state: TrialState = TrialState.RUNNING
+    values: Sequence[float] | None = None
+
+    def frozen(self) -> FrozenTrial:
+        return optuna.trial.create_trial(
+            state=self.state,
+            values=None if self.values is None else list(self.values),
+            params={name: value for name, (value, _) in self.params.items()},
+            distributions={name: distribution for name, (_, distribution) in self.params.items()},
+            user_attrs=dict(self.attributes),
+            system_attrs=dict(self.system),
+        )

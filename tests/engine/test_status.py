@@ -1,0 +1,134 @@
+"""Where a study stands: counts, rate, time left, and which drivers live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nas_attn.engine.leases import live_drivers
+from nas_attn.engine.status import BUDGET, RunningStatus, Status, read_status
+from nas_attn.engine.store import Record
+from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.trials.job import Progress
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_conductor
+
+HOUR = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _drivers_end() -> Iterator[None]:
+    yield
+    kill_drivers()
+
+
+def read(record: Record) -> Status:
+    return read_status(record, trials=12, grace_seconds=60.0)
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Sequence[TrialRecord]:
+    conductor = make_conductor(tmp_path_factory.mktemp("search"))
+    FakeExecutor(error=fail_trial_3).run(conductor)
+    return list(conductor.record.trials())
+
+
+def test_counts_of_a_search_that_has_ended(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path, stopping={"rule": "halving"})
+    FakeExecutor(error=fail_trial_3).run(conductor)
+    status, snapshot = read(conductor.record), conductor.snapshot()
+    assert status.budget == 12
+    assert len(status.over) == 12
+    assert len(status.finished) == snapshot.finished
+    assert len(status.stopped) == snapshot.stopped
+    assert [trial.number for trial in status.failed] == [3]
+    assert not status.unfinished
+    assert tuple(status.front) == snapshot.front
+    assert status.baseline == snapshot.baseline
+    assert status.seconds_left is None
+    assert status.trials_an_hour is not None
+    assert list(snapshot.trained) == status.finished
+    assert list(snapshot.latest) == status.over[-5:]
+    for trial in status.over:
+        assert trial.started is not None
+        assert trial.ended is not None
+        assert time.time() - 600 < trial.started <= trial.ended <= time.time()
+
+
+def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path)
+    job = conductor.next_job()
+    assert job is not None
+    conductor.progress(job.number, Progress(seed=1, num_updates=5, loss=2.5))
+    watcher = Record("fake", conductor.record.storage, OBJECTIVES)
+    status = read(watcher)
+    assert [running.trial.number for running in status.running] == [job.number]
+    assert status.running[0].driver == conductor.ownership.driver
+    assert status.running[0].trial.curve == {5: 2.5}
+    assert list(status.drivers) == [conductor.ownership.driver]
+    conductor.progress(job.number, Progress(seed=1, num_updates=10, loss=2.25, validation=2))
+    assert read(watcher).running[0].trial.curve == {5: 2.5, 10: 2.25}
+    kill_drivers()
+    status = read(watcher)
+    assert not status.drivers
+    assert not status.running
+    assert [waiting.driver for waiting in status.interrupted] == [conductor.ownership.driver]
+
+
+def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
+    record = make_conductor(tmp_path).record
+    record.note(BUDGET, 40)
+    assert read(record).budget == 40
+
+
+def test_what_is_trained_beside(tmp_path: Path) -> None:
+    conductor = make_conductor(tmp_path)
+    FakeExecutor().run(conductor)
+    assert not read(conductor.record).beside
+    Record("fake (cold)", conductor.record.storage, OBJECTIVES, create=True)
+    Record("fake (claims)", conductor.record.storage, OBJECTIVES, create=True)
+    Record("faker (cold)", conductor.record.storage, OBJECTIVES, create=True)
+    beside = read(conductor.record).beside
+    assert [(one.name, one.finished, one.running) for one in beside] == [("cold", 0, 0)]
+
+
+def ended(trials: Sequence[TrialRecord], ends: Sequence[float]) -> Status:
+    """A status at 10 hours of trials that began at nought and ended at these hours."""
+    chosen = [trial for trial in trials if trial.is_trained][: len(ends)]
+    over = [replace(t, started=0.0, ended=end * HOUR) for t, end in zip(chosen, ends, strict=True)]
+    running = RunningStatus(trial=trials[-1], driver="one", is_alive=True)
+    return Status(name="s", now=10 * HOUR, budget=20, trials=over, unfinished=[running])
+
+
+def test_the_rate_is_that_of_the_last_hour(trials: Sequence[TrialRecord]) -> None:
+    status = ended(trials, [1, 2, 9.1, 9.2, 9.3, 9.4, 9.5, 9.9])
+    assert status.trials_an_hour == pytest.approx(6)
+    assert status.seconds_left == pytest.approx(12 / 6 * HOUR)
+
+
+def test_the_rate_of_long_trials_is_that_of_the_last_few(trials: Sequence[TrialRecord]) -> None:
+    assert ended(trials, [1, 2, 3, 4, 5, 6, 7]).trials_an_hour == pytest.approx(5 / 8)
+    assert ended(trials, [5]).trials_an_hour == pytest.approx(1 / 10)
+    assert ended(trials, []).trials_an_hour is None
+    assert ended(trials, []).seconds_left is None
+
+
+def test_a_search_that_does_not_run_keeps_its_rate(trials: Sequence[TrialRecord]) -> None:
+    status = replace(ended(trials, [1, 2, 3, 4, 5]), unfinished=[])
+    assert status.trials_an_hour == pytest.approx(1)
+    assert status.seconds_left is None
+
+
+def test_drivers_on_other_machines_live_as_long_as_they_are_heard() -> None:
+    told = {"machine": "far away", "lock": "nowhere", "beats": 1}
+    notes = {
+        "driver a": {**told, "ended": False, "at": 90.0},
+        "driver b": {**told, "ended": False, "at": 10.0},
+        "driver c": {**told, "ended": True, "at": 90.0},
+        "driver d": {**told, "ended": False},
+        "versions": {},
+    }
+    assert live_drivers(notes, now=100.0, grace_seconds=60.0) == ["a"]
