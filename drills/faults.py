@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 import yaml
 
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study
@@ -222,7 +222,7 @@ def is_ours(pid: int) -> bool:
 def read_back(study: Path, runs: Path) -> tuple[Study, list[TrialRecord]]:
     loaded = load_study(str(study), runs=runs)
     storage = open_storage(loaded.config.execution.storage, loaded.folder)
-    return loaded, Record(loaded.config.name, storage, loaded.objectives).trials()
+    return loaded, TrialStore(loaded.config.name, storage, loaded.objectives).trials()
 
 
 def faults_of(whole: list[TrialRecord], broken: list[TrialRecord], replayed: bool) -> list[str]:

@@ -32,7 +32,7 @@ from nas_attn.analysis.hypervolume import first_validation
 from nas_attn.analysis.predictions import Predictions
 from nas_attn.engine.sensitivity import AdditiveModel
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
@@ -77,10 +77,10 @@ def read_search(study: Study, name: str, runs: Path) -> Search:
     """Read a search's record, which must be there."""
     base = name.removesuffix(COLD)
     storage = open_storage(study.config.execution.storage, runs / base)
-    record = Record(base, storage, study.objectives)
+    record = TrialStore(base, storage, study.objectives)
     trials, measured, predicted = record.trials(), 0.0, None
     if name != base:
-        trials = [trials[0], *Record(name, storage, study.objectives).trials()]
+        trials = [trials[0], *TrialStore(name, storage, study.objectives).trials()]
     else:
         with contextlib.suppress(NasAttnError):
             predictions = Predictions(target_of_study(study, None), record)

@@ -41,12 +41,12 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from nas_attn.engine import journal, optuna_lock
 from nas_attn.engine.repair import repair_journal
 from nas_attn.engine.storage import JOURNAL, open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import SearchError
 from nas_attn.trials.job import TrialJob, TrialResult
 from nas_attn.trials.processes.guard import die_with
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
 
 WRITERS = ("ours", "ours", "optuna", "optuna")
 """Those beside the driver, by the storage that they write with."""
@@ -80,9 +80,9 @@ class Tear:
 class Paced(FakeExecutor):
     """Trains so slowly that it can be disturbed."""
 
-    def _train(self, conductor: Any, job: TrialJob) -> TrialResult:
+    def _train(self, loop: Any, job: TrialJob) -> TrialResult:
         time.sleep(0.05)
-        return super()._train(conductor, job)
+        return super()._train(loop, job)
 
 
 def search(folder: Path, trials: int, tear: Tear) -> None:
@@ -94,7 +94,7 @@ def search(folder: Path, trials: int, tear: Tear) -> None:
         append(file, text, end)
 
     journal._append = torn
-    Paced(workers=1).run(make_conductor(folder, trials=trials))
+    Paced(workers=1).run(make_loop(folder, trials=trials))
 
 
 def write_notes(kind: str, name: str, folder: Path, told: Path, tear: Tear) -> None:
@@ -298,7 +298,7 @@ class Drill:
 
 
 def trials_of(folder: Path) -> list[TrialRecord]:
-    return list(Record("fake", open_storage(None, folder), OBJECTIVES).trials())
+    return list(TrialStore("fake", open_storage(None, folder), OBJECTIVES).trials())
 
 
 def faults_of(drill: Drill, whole: Path) -> list[str]:
@@ -315,7 +315,7 @@ def faults_of(drill: Drill, whole: Path) -> list[str]:
                           f"{other.state.name} {other.losses} {other.plan}")  # fmt: skip
     if [(t.cost, t.loss) for t in front(left)] != [(t.cost, t.loss) for t in front(right)]:
         faults.append("the fronts differ")
-    notes = Record("fake", open_storage(None, drill.record), OBJECTIVES).notes()
+    notes = TrialStore("fake", open_storage(None, drill.record), OBJECTIVES).notes()
     for told in drill.folder.glob("*.told"):
         names = told.read_text().splitlines()
         drill.counts["notes"] += len(names)

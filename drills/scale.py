@@ -70,11 +70,11 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
 
     from nas_attn.analysis.trials import Trials
     from nas_attn.engine.executors.simulated import SimulatedExecutor
-    from nas_attn.engine.leases import Ownership
-    from nas_attn.engine.loop import Conductor
+    from nas_attn.engine.leases import TrialLeases
+    from nas_attn.engine.loop import SearchLoop
     from nas_attn.engine.snapshot import Snapshot
     from nas_attn.engine.storage import JOURNAL, open_storage
-    from nas_attn.engine.store import Record
+    from nas_attn.engine.store import TrialStore
     from nas_attn.report import ReportContext, write_report
     from nas_attn.study.loading import load_study
 
@@ -85,13 +85,13 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     study = load_study(str(file), runs=folder / "runs")
     study.prepare_data()
 
-    def conductor() -> Conductor:
+    def loop() -> SearchLoop:
         storage = open_storage(None, study.folder)
-        record = Record("scale", storage, study.objectives, create=True)
+        record = TrialStore("scale", storage, study.objectives, create=True)
         beats = {"heartbeat_seconds": 20.0, "grace_seconds": 120.0}
-        return Conductor(
+        return SearchLoop(
             record=record,
-            ownership=Ownership(record, study.folder, **beats),
+            leases=TrialLeases(record, study.folder, **beats),
             proposer=study.proposer(),
             config=study.config.search,
             build_job=study.jobs.search_trial,
@@ -107,22 +107,22 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
             marks.append((snapshot.over, time.process_time()))
 
     over = 0
-    running = conductor()
+    running = loop()
     running.on_change = watch
     began, wall = time.process_time(), time.perf_counter()
     SimulatedExecutor(workers).run(running)
     seconds, wall = time.process_time() - began, time.perf_counter() - wall
     snapshot = running.snapshot()
-    running.ownership.close()
+    running.leases.close()
     last = [mark for mark in marks if mark[0] >= 0.9 * trials]
     late = (last[-1][1] - last[0][1]) / max(1, last[-1][0] - last[0][0]) if len(last) > 1 else 0.0
 
     began = time.perf_counter()
-    again = conductor()
+    again = loop()
     assert again.next_job() is None
     restart = time.perf_counter() - began
     trials_read = Trials(again.record.trials(), study.objectives)
-    again.ownership.close()
+    again.leases.close()
 
     context = ReportContext(
         name="scale",

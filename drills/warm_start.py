@@ -28,7 +28,7 @@ from nas_attn.analysis.agreement import agreement_of
 from nas_attn.analysis.hypervolume import first_validation
 from nas_attn.analysis.predictions import Predictions
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import NasAttnError
 from nas_attn.pareto import hypervolume
@@ -38,7 +38,7 @@ from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
 
 
-def say_predictions(study: Study, record: Record, cold: Sequence[TrialRecord]) -> None:
+def say_predictions(study: Study, record: TrialStore, cold: Sequence[TrialRecord]) -> None:
     """Print how single conversions order the plans that were trained, if they were measured."""
     try:
         predictions = Predictions(target_of_study(study, None), record)
@@ -107,7 +107,7 @@ def main() -> None:
     study = load_study(options.study, overrides=options.set, runs=options.runs)
     storage = open_storage(study.config.execution.storage, study.folder)
     names = (study.config.name, f"{study.config.name} (cold)")
-    searched, cold = (Record(name, storage, study.objectives).trials() for name in names)
+    searched, cold = (TrialStore(name, storage, study.objectives).trials() for name in names)
     trained = [trial for trial in searched if trial.is_trained]
     agreement = agreement_of(trained, cold)
     if agreement is None or not trained or not trained[0].folder:
@@ -120,7 +120,7 @@ def main() -> None:
         about = f"{pair.trial:5d} {pair.cost:10,d}  {warm_change:+8.4f}  {cold_change:+8.4f}"
         print(f"{about}  {pair.plan}")
     print(agreement.verdict)
-    say_predictions(study, Record(names[0], storage, study.objectives), cold)
+    say_predictions(study, TrialStore(names[0], storage, study.objectives), cold)
     weak = first_validation(trained[0], study.objectives.loss)
     if weak is None:
         sys.exit("the log of the baseline is gone")

@@ -23,7 +23,7 @@ from nas_attn.analysis.predictions import Limits
 from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.status import Status, read_status
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.literals import parse_count
@@ -207,7 +207,7 @@ class Results:
     def __init__(
         self,
         study: Study,
-        record: Record,
+        record: TrialStore,
         *,
         address: str | None = None,
         events: Events | None = None,

@@ -17,7 +17,7 @@ import yaml
 from nas_attn.attention import SCHEMES
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared
 from nas_attn.fairseq_tools.prune import load_checkpoint
 from nas_attn.study.shipped import shipped_folder, shipped_names
@@ -193,7 +193,7 @@ def test_a_real_search_survives_kill_9(
         driver.wait()
     assert journal.is_file()
     run(*arguments)
-    record = Record("small", open_storage(None, runs / "small"), OBJECTIVES)
+    record = TrialStore("small", open_storage(None, runs / "small"), OBJECTIVES)
     trials = record.trials()
     assert [trial.state.name for trial in trials if trial.counts] == ["COMPLETE"] * 3
     assert len({trial.plan for trial in trials if trial.counts}) == 3
@@ -258,7 +258,7 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     }
     path = write(tmp_path, tiny_translation.folder, changes)
     run("search", str(path), "--runs", str(tmp_path / "runs"))
-    record = Record("small", open_storage(None, tmp_path / "runs" / "small"), OBJECTIVES)
+    record = TrialStore("small", open_storage(None, tmp_path / "runs" / "small"), OBJECTIVES)
     baseline, trial = record.trials()
     assert baseline.certain
     assert not trial.certain

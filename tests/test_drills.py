@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from drills.faults import faults_of
-from tests.helpers.fakes import FakeExecutor, make_conductor
+from tests.helpers.fakes import FakeExecutor, make_loop
 from tests.helpers.servers import find_postgres
 
 DRILL = Path(__file__).resolve().parent.parent / "drills" / "faults.py"
@@ -63,9 +63,9 @@ def test_the_database_is_killed() -> None:
 def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> None:
     trials = []
     for name in ("whole", "broken"):
-        conductor = make_conductor(tmp_path / name, sampler="stratified_random", trials=6)
-        FakeExecutor().run(conductor)
-        trials.append(conductor.record.trials())
+        loop = make_loop(tmp_path / name, sampler="stratified_random", trials=6)
+        FakeExecutor().run(loop)
+        trials.append(loop.record.trials())
     whole, broken = trials
     assert faults_of(whole, broken, replayed=False) == []
     lost = faults_of(whole, broken[:-1], replayed=False)

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, read_trial
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
@@ -145,7 +145,7 @@ class Searched:
     @property
     def trials(self) -> Trials:
         storage = open_storage(None, self.runs / self.study.config.name)
-        record = Record(self.study.config.name, storage, self.study.objectives)
+        record = TrialStore(self.study.config.name, storage, self.study.objectives)
         return Trials.of(record, self.runs / self.study.config.name)
 
 

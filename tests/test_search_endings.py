@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from nas_attn.cli.main import app
 from nas_attn.engine import trial_record as fields
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import NewTrial
 from nas_attn.errors import DataError, NasAttnError
 from nas_attn.fairseq_tools.data import PreparedData
@@ -66,7 +66,7 @@ def test_what_fails_after_a_search_does_not_lose_its_report(
     assert 'role="alert"' not in (report / "index.html").read_text()
 
 
-def end(record: Record, study: Study, plan: AttentionPlan, value: float | None) -> None:
+def end(record: TrialStore, study: Study, plan: AttentionPlan, value: float | None) -> None:
     """Write down a trial that is over."""
     costs = study.costs.known(plan)
     sizes = study.costs.sizer.size(plan)._asdict()

@@ -20,7 +20,7 @@ from nas_attn.engine.sensitivity import (
     undominated,
     validity_of,
 )
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
@@ -58,7 +58,7 @@ class Predictions:
     def __init__(
         self,
         target: SensitivityTarget,
-        searched: Record,
+        searched: TrialStore,
         *,
         axis: str | None = None,
         create: bool = False,
@@ -75,7 +75,7 @@ class Predictions:
         objectives = Objectives(loss=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         name = f"{searched.name} (sensitivity)"
-        self.record = Record(name, searched.storage, objectives, create=create)
+        self.record = TrialStore(name, searched.storage, objectives, create=create)
 
     @cached_property
     def changes(self) -> list[Change]:

@@ -13,7 +13,7 @@ from nas_attn.analysis.hypervolume import first_validation, weak_loss
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import JOURNAL, open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import RefusedError
 from nas_attn.fairseq_tools.commands import maximises
@@ -84,7 +84,7 @@ class Reference:
         return self.cost, -self.loss if objectives.maximise else self.loss
 
 
-def open_run_folder(folder: Path) -> Record:
+def open_run_folder(folder: Path) -> TrialStore:
     """Open the record of a run folder, whose study file is not needed.
 
     Raises:
@@ -109,7 +109,7 @@ def open_run_folder(folder: Path) -> Record:
         raise RefusedError(f"{folder} has no objectives on record; name the study file instead")
     maximise = maximises(kept["loss"])
     objectives = Objectives(loss=kept["loss"], maximise=maximise, costs=tuple(costs), limits={})
-    return Record(names[0], storage, objectives)
+    return TrialStore(names[0], storage, objectives)
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -117,7 +117,7 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / JOURNAL).is_file()
 
 
-def read_searched(record: Record, folder: Path) -> Searched:
+def read_searched(record: TrialStore, folder: Path) -> Searched:
     """Read what a search has done so far.
 
     Args:

@@ -13,7 +13,7 @@ import pandas as pd
 from nas_attn.analysis.front import front_table, trials_table
 from nas_attn.analysis.noise import Noise
 from nas_attn.engine.objectives import Objectives
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 
 
@@ -30,7 +30,7 @@ class Trials(Sequence[TrialRecord]):
         self.objectives = objectives
 
     @classmethod
-    def of(cls, record: Record, folder: Path) -> Trials:
+    def of(cls, record: TrialStore, folder: Path) -> Trials:
         """Read all trials of a study, with the folders in which their files are today.
 
         Args:

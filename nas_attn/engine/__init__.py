@@ -1,4 +1,4 @@
-"""The search: record, proposals, conductor and executors."""
+"""The search: record, proposals, loop and executors."""
 
 from nas_attn._imports import require_extra
 

@@ -23,7 +23,7 @@ from nas_attn.engine.config import SearchConfig
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import PlanCosts, certain_excess, expected_costs
 from nas_attn.engine.samplers import (
-    StratifiedProposer,
+    StratifiedSampler,
     answers_of,
     distributions_of,
     make_sampler,
@@ -136,7 +136,7 @@ class Proposer:
         self.baseline = baseline
         self.queue = tuple(queue)
         limit = objectives.limits.get(objectives.axis)
-        self._stratified = StratifiedProposer(space, self._axis, config.seed, limit)
+        self._stratified = StratifiedSampler(space, self._axis, config.seed, limit)
         self._distributions = distributions_of(space)
         self.forget()
 
@@ -308,7 +308,7 @@ class Proposer:
                 self._baselines.add(trial.number)
 
 
-class GivenPlans(Proposer):
+class FixedCandidates(Proposer):
     """Proposes the plans of a list, each once; what failed when the search was run before is
     proposed again.
 

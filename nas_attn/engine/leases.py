@@ -11,8 +11,9 @@ shows at once that a process is gone. And it closes the trial of a dead process 
 training is to go on from its last checkpoint, under the same number.
 
 What this needs of Optuna holds for every storage: attributes of studies, and one order of the
-trials of a study that all processes see, as a claim is a trial of a study beside (`Record.claim`).
-Were that order given up, two drivers could each believe that a trial is theirs.
+trials of a study that all processes see, as a claim is a trial of a study beside
+(`TrialStore.claim`). Were that order given up, two drivers could each believe that a trial is
+theirs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import IO, Any
 
 from nas_attn.engine.locks import machine
 from nas_attn.engine.patience import first_line, patiently
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.processes.holders import is_stopped
 
@@ -42,7 +43,7 @@ SAY_SECONDS = 60.0
 """How often it is said that a stopped driver keeps its trials."""
 
 
-class Ownership:
+class TrialLeases:
     """One driver among those of a study.
 
     Args:
@@ -53,7 +54,7 @@ class Ownership:
     """
 
     def __init__(
-        self, record: Record, folder: Path, *, heartbeat_seconds: float, grace_seconds: float
+        self, record: TrialStore, folder: Path, *, heartbeat_seconds: float, grace_seconds: float
     ) -> None:
         self.record = record
         self.heartbeat_seconds = heartbeat_seconds

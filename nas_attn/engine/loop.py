@@ -1,4 +1,4 @@
-"""The conductor of a search: which trial runs next, and what becomes of its result.
+"""The loop of a search: which trial runs next, and what becomes of its result.
 
 An executor asks for jobs and reports what happened; all it is told and all it tells goes through
 the record, so a search can be killed at any time and started again with the same command, and
@@ -25,12 +25,12 @@ from nas_attn.engine.entries import (
     proposal_entry,
     result_entry,
 )
-from nas_attn.engine.leases import Ownership
+from nas_attn.engine.leases import TrialLeases
 from nas_attn.engine.plan_costs import PlanCosts
 from nas_attn.engine.rungs import Rungs
 from nas_attn.engine.snapshot import RunningTrial, Snapshot, Tally
 from nas_attn.engine.stopping import reason_of, was_stopped
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import NewTrial, TrialRecord
 from nas_attn.errors import NasAttnError, SearchError
 from nas_attn.plan import AttentionPlan
@@ -51,12 +51,12 @@ JobBuilder = Callable[[int, AttentionPlan, str | None], TrialJob]
 
 
 @dataclass
-class Conductor:
+class SearchLoop:
     """Decides what to run and writes down what came out.
 
     Args:
         record: of the study.
-        ownership: of this driver.
+        leases: of this driver.
         proposer: of plans, with an empty history.
         config: budget and stopping rule.
         build_job: makes a trial's job.
@@ -64,8 +64,8 @@ class Conductor:
         on_change: called with a function that makes a snapshot whenever something happened.
     """
 
-    record: Record
-    ownership: Ownership
+    record: TrialStore
+    leases: TrialLeases
     proposer: Proposer
     config: SearchConfig
     build_job: JobBuilder
@@ -171,7 +171,7 @@ class Conductor:
         the trial over.
         """
         self._running[number] = replace(self._running[number], last=news)
-        if not self.ownership.owns(self._mine[number]):
+        if not self.leases.owns(self._mine[number]):
             return False
         goes_on = True
         if news.seed_index == 0 and not news.is_start:
@@ -185,7 +185,7 @@ class Conductor:
         """A trial has ended, well or not, or was stopped."""
         running, trial = self._running.pop(number), self._mine.pop(number)
         decisions = self._rungs.leave(number)
-        if not self.ownership.owns(trial):
+        if not self.leases.owns(trial):
             logger.warning("trial %d was taken over by another driver", number)
             return
         # What runs on another node tells no updates where it is stopped.
@@ -227,7 +227,7 @@ class Conductor:
     def _begin(self, proposal: Proposal) -> TrialJob | None:
         """Write a proposal down; returns its job if it is one to be run."""
         twin = None if proposal.twin is None else self.record.known[proposal.twin]
-        attributes = proposal_entry(proposal, self.ownership.driver)
+        attributes = proposal_entry(proposal, self.leases.driver)
         state, values, job = TrialState.RUNNING, None, None
         if twin is not None:
             attributes[fields.DUPLICATE] = twin.number
@@ -288,7 +288,7 @@ class Conductor:
     def _continue(self, trial: TrialRecord) -> TrialJob | None:
         """Go on with a trial that was interrupted."""
         assert trial.plan is not None
-        if not self.ownership.owns(trial):
+        if not self.leases.owns(trial):
             return None
         if was_stopped(trial.rungs):
             self.record.stop(trial.number, reason_of(trial.rungs))
@@ -341,8 +341,8 @@ class Conductor:
         strange = [trials[number] for number in self.proposer.running - known]
         if not strange:
             return
-        mine = [trial for trial in strange if self.ownership.owns(trial)]
-        taken = self.ownership.claim_abandoned(strange)
+        mine = [trial for trial in strange if self.leases.owns(trial)]
+        taken = self.leases.claim_abandoned(strange)
         for number in sorted(trial.number for trial in (*mine, *taken)):
             trial = self.record.now(number)
             if not trial.state.is_finished():

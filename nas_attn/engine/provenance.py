@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_attn.engine.migrations import is_same
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError
 
 VERSIONS, MACHINE = "versions", "machine"
@@ -19,7 +19,7 @@ PROPOSING = "proposing"
 """Under this name the record keeps the settings that proposals hang on."""
 
 
-def note_start(record: Record, versions: Mapping[str, str], machine: str) -> None:
+def note_start(record: TrialStore, versions: Mapping[str, str], machine: str) -> None:
     """Keep what a search is run with, unless its last start was run with the same.
 
     Args:
@@ -66,7 +66,7 @@ def _one_after_another(words: list[str]) -> str:
     return ", then ".join(dict.fromkeys(word for word in words if word))
 
 
-def check_proposing(record: Record, proposing: Mapping[str, Any]) -> None:
+def check_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
     """See that proposals hang on what they hung on before; records of old do not say on what.
 
     Args:
@@ -85,7 +85,7 @@ def check_proposing(record: Record, proposing: Mapping[str, Any]) -> None:
         )
 
 
-def keep_proposing(record: Record, proposing: Mapping[str, Any]) -> None:
+def keep_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
     """Write down what proposals hang on, at the first start; later it must be the same.
 
     Raises:

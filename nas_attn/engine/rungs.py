@@ -10,7 +10,7 @@ from typing import Any
 from nas_attn.engine import trial_record as fields
 from nas_attn.engine.config import StoppingConfig
 from nas_attn.engine.stopping import Halving
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.job import Progress
 
@@ -23,7 +23,7 @@ class Rungs:
         config: the stopping rule.
     """
 
-    def __init__(self, record: Record, config: StoppingConfig) -> None:
+    def __init__(self, record: TrialStore, config: StoppingConfig) -> None:
         self.record = record
         self._halving = Halving(config)
         self._decisions: dict[int, dict[str, dict[str, Any]]] = {}

@@ -23,7 +23,7 @@ CANDIDATES = 4096
 """Random plans among which the one nearest to a wanted size is taken."""
 
 
-class StratifiedProposer:
+class StratifiedSampler:
     """Proposes plans spread evenly over the range of parameters.
 
     Proposal t aims at the t-th point of a van der Corput sequence over the axis, ends included, and

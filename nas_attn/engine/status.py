@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from nas_attn.engine.leases import live_drivers, owner_of
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 
 BUDGET = "trials"
@@ -146,7 +146,7 @@ class Status:
         return left / rate * 3600.0
 
 
-def read_status(record: Record, *, trials: int, grace_seconds: float) -> Status:
+def read_status(record: TrialStore, *, trials: int, grace_seconds: float) -> Status:
     """Read where a study stands.
 
     Args:

@@ -32,7 +32,7 @@ SETTINGS = "settings"
 Result = TypeVar("Result")
 
 
-class Record:
+class TrialStore:
     """A study in its storage.
 
     Every call waits for a storage that has gone away, such as a database that is started again.

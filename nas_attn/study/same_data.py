@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import RefusedError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.fairseq_tools.data import PreparedData
@@ -17,7 +17,7 @@ DATA = "data_set"
 """Under this name the record keeps which data these are (see `identify`)."""
 
 
-def keep_data(record: Record, data: PreparedData) -> None:
+def keep_data(record: TrialStore, data: PreparedData) -> None:
     """Write down at the first start which data a study is searched with; later they must be these.
 
     A record of old, which does not say, takes on those that are there now, if its trials were

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nas_attn.config_model import faults_of
-from nas_attn.engine.candidates import GivenPlans
+from nas_attn.engine.candidates import FixedCandidates
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
 from nas_attn.engine.objectives import Objectives
 from nas_attn.errors import ConfigError, Fault
@@ -84,9 +84,9 @@ class SensitivityTarget:
         """Whether a model of a plan can take over what the trained one has learned."""
         return inherits_everywhere(plan, self.space.shapes)
 
-    def given_plans(self, plans: Sequence[AttentionPlan]) -> GivenPlans:
+    def given_plans(self, plans: Sequence[AttentionPlan]) -> FixedCandidates:
         """Proposes these plans."""
-        return GivenPlans(
+        return FixedCandidates(
             plans, self.space, self.costs, self.objectives, self.search, self.baseline
         )
 

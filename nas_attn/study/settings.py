@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_attn.engine.provenance import differences
-from nas_attn.engine.store import SETTINGS, Record
+from nas_attn.engine.store import SETTINGS, TrialStore
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.flags import without_idle
 
 
-def keep_settings(record: Record, settings: Mapping[str, Any]) -> None:
+def keep_settings(record: TrialStore, settings: Mapping[str, Any]) -> None:
     """Write the settings down at the first start; later they must be the same.
 
     Args:

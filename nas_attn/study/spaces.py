@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from nas_attn.attention.counting import build_on_meta, expected_plan, least_plan
 from nas_attn.config_model import faults_of
-from nas_attn.engine.samplers import StratifiedProposer
+from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.errors import ConfigError, Fault, PlanError
 from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, SiteShape
@@ -101,10 +101,10 @@ def measure_space(config: SpaceConfig, sizer: Sizer) -> tuple[int, float, float]
         ConfigError: the space does not fit the model.
     """
     space = SearchSpace(config, sizer.shapes)
-    least = StratifiedProposer(
+    least = StratifiedSampler(
         space, lambda plan: sizer.size(least_plan(plan, sizer.shapes)).non_embedding, seed=0
     )
-    most = StratifiedProposer(
+    most = StratifiedSampler(
         space,
         lambda plan: sizer.size(expected_plan(plan, sizer.shapes)[0]).non_embedding,
         seed=0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.bleu import DEFAULT
-from nas_attn.engine.candidates import GivenPlans, Proposer
+from nas_attn.engine.candidates import FixedCandidates, Proposer
 from nas_attn.engine.config import (
     ExecutionConfig,
     ResourcesConfig,
@@ -18,7 +18,7 @@ from nas_attn.engine.config import (
 )
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import expected_costs, least_costs
-from nas_attn.engine.samplers import StratifiedProposer
+from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import ConfigError, Fault
 from nas_attn.fairseq_tools.arguments import training_arguments
@@ -181,9 +181,9 @@ class Study:
         """Whether a model of a plan can take over what the trained baseline has learned."""
         return inherits_everywhere(plan, self.space.shapes)
 
-    def given_plans(self, plans: Sequence[AttentionPlan]) -> GivenPlans:
+    def given_plans(self, plans: Sequence[AttentionPlan]) -> FixedCandidates:
         """Proposes these plans."""
-        return GivenPlans(plans, *self._proposer_arguments())
+        return FixedCandidates(plans, *self._proposer_arguments())
 
     def _proposer_arguments(
         self,
@@ -244,10 +244,10 @@ class Study:
             raise ConfigError(f"the study {self.config.name}", faults)
 
     def _range(self, cost: str) -> tuple[float, float]:
-        low = StratifiedProposer(
+        low = StratifiedSampler(
             self.space, lambda plan: least_costs(self.costs, plan)[cost], seed=0
         ).low
-        high = StratifiedProposer(
+        high = StratifiedSampler(
             self.space, lambda plan: expected_costs(self.costs, plan)[0][cost], seed=0
         ).high
         return low, high

@@ -78,7 +78,7 @@ def confirm(
         f"trials {', '.join(map(str, sorted(chosen)))} of the search, each trained again with "
         f"seeds {', '.join(map(str, fresh))}"
     )
-    conductor = session.run_plans(
+    loop = session.run_plans(
         [study.baseline, *plans],
         record=confirmed,
         build_job=lambda number, plan, _: study.jobs.confirmation(number, plan, fresh),
@@ -87,7 +87,7 @@ def confirm(
     page = write_study_report(study, record, study.folder / "report")
     failure = None
     try:
-        conductor.outcome()
+        loop.outcome()
     except NasAttnError as error:
         failure = error
     return Confirmation(

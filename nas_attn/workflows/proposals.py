@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from nas_attn.engine.audit import derive_again
 from nas_attn.engine.provenance import check_proposing
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import NasAttnError
 from nas_attn.study.study import Study
 from nas_attn.workflows.session import queue_of
 
 
-def check_proposals(study: Study, record: Record) -> int:
+def check_proposals(study: Study, record: TrialStore) -> int:
     """Derive every proposal again by the study as it is now, and compare.
 
     Returns:

@@ -13,7 +13,7 @@ from nas_attn.analysis.predictions import Predictions
 from nas_attn.analysis.sensitivity import Findings
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.provenance import machine_of, versions_of
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, PlanError, SearchError
 from nas_attn.machine import library_versions
@@ -46,7 +46,7 @@ class _Parts:
 
 
 def write_study_report(
-    study: Study, record: Record, out: Path, troubles: Sequence[str] = ()
+    study: Study, record: TrialStore, out: Path, troubles: Sequence[str] = ()
 ) -> Path:
     """Write what there is to report; what cannot be told is left out, and the report says why.
 
@@ -91,15 +91,15 @@ def write_study_report(
 
 
 def confirmation_record(
-    study: Study, record: Record, seeds: int, *, create: bool = False
-) -> Record:
+    study: Study, record: TrialStore, seeds: int, *, create: bool = False
+) -> TrialStore:
     """The record of a confirmation, in the storage of its search."""
     # Names of studies hold no spaces, so this can be no other study's.
     name = f"{record.name} (confirmed with {seeds} seeds)"
-    return Record(name, record.storage, study.objectives, create=create)
+    return TrialStore(name, record.storage, study.objectives, create=create)
 
 
-def confirmed_rows(study: Study, record: Record) -> list[dict[str, Any]]:
+def confirmed_rows(study: Study, record: TrialStore) -> list[dict[str, Any]]:
     """What the last confirmation has given; empty if there was none."""
     seeds = record.notes().get(CONFIRMED)
     if seeds is None:
@@ -109,13 +109,13 @@ def confirmed_rows(study: Study, record: Record) -> list[dict[str, Any]]:
     return confirmation_rows(Trials(confirmed, study.objectives), numbers)
 
 
-def cold_record(study: Study, record: Record, *, create: bool = False) -> Record:
+def cold_record(study: Study, record: TrialStore, *, create: bool = False) -> TrialStore:
     """The record of what was trained from nothing beside warm trials, in the search's storage."""
     # Names of studies hold no spaces, so this can be no other study's.
-    return Record(f"{record.name} (cold)", record.storage, study.objectives, create=create)
+    return TrialStore(f"{record.name} (cold)", record.storage, study.objectives, create=create)
 
 
-def _agreement(study: Study, record: Record) -> Agreement | None:
+def _agreement(study: Study, record: TrialStore) -> Agreement | None:
     """What is known of the rank agreement of warm and cold trials."""
     if not study.config.search.warm_start.is_on:
         return None
@@ -126,7 +126,7 @@ def _agreement(study: Study, record: Record) -> Agreement | None:
     return agreement_of(record.trials(), cold)
 
 
-def _findings(study: Study, record: Record) -> Findings | None:
+def _findings(study: Study, record: TrialStore) -> Findings | None:
     """What single conversions of the study's baseline predict; None if none was measured."""
     if study.config.replay is not None:
         return None

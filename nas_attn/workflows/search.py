@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from nas_attn.analysis.agreement import spread_evenly
 from nas_attn.analysis.predictions import Limits, Predictions
 from nas_attn.analysis.sensitivity import Findings
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import largest_steps, spread_predictions
 from nas_attn.engine.status import BUDGET
@@ -68,15 +68,15 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
 def _run(session: Session) -> None:
     config = session.study.config.search
     by_predictions = _by_predictions if config.predicts else _by_sampler
-    conductor = by_predictions(session)
-    if config.warm_start.rank_agreement and not conductor.has_given_up:
+    loop = by_predictions(session)
+    if config.warm_start.rank_agreement and not loop.has_given_up:
         _train_cold(session)
-    conductor.outcome()
+    loop.outcome()
 
 
 def _by_sampler(
     session: Session, *, queue: Sequence[AttentionPlan] = (), trials: int | None = None
-) -> Conductor:
+) -> SearchLoop:
     """Run the study's own search; plans of a queue come first."""
     study, config = session.study, session.study.config.search
     return session.run(
@@ -86,7 +86,7 @@ def _by_sampler(
     )
 
 
-def _by_predictions(session: Session) -> Conductor:
+def _by_predictions(session: Session) -> SearchLoop:
     """Train points that single conversions predict to be best, and then what the study says."""
     study, config = session.study, session.study.config.search
     queue = session.queue
@@ -111,15 +111,15 @@ def _by_predictions(session: Session) -> Conductor:
         _keep_queue(session, queue)
     if not is_strategy:
         return _by_sampler(session, queue=queue)
-    conductor = _by_sampler(session, queue=queue, trials=1 + min(len(queue), wanted))
-    if not conductor.has_given_up and len(queue) < wanted:
+    loop = _by_sampler(session, queue=queue, trials=1 + min(len(queue), wanted))
+    if not loop.has_given_up and len(queue) < wanted:
         trained = [trial for trial in session.record.trials() if trial.is_trained]
         reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
         queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
         _keep_queue(session, queue)
-        conductor = _by_sampler(session, queue=queue, trials=1 + len(queue))
+        loop = _by_sampler(session, queue=queue, trials=1 + len(queue))
     write_findings(predictions.findings(), study.folder / "sensitivity")
-    return conductor
+    return loop
 
 
 def _is_guide(session: Session, findings: Findings) -> bool:
@@ -163,11 +163,11 @@ def _train_cold(session: Session) -> None:
     session.events.on_message(
         f"trials {numbers} are trained from nothing too, for the rank agreement of warm and cold"
     )
-    conductor = session.run_plans(
+    loop = session.run_plans(
         [trial.plan for trial in chosen if trial.plan is not None],
         record=cold_record(study, record, create=True),
         build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan),
         title=f"{record.name}, from nothing",
     )
-    if conductor.has_given_up:
-        conductor.outcome()
+    if loop.has_given_up:
+        loop.outcome()

@@ -163,7 +163,7 @@ def measure_predictions(
     )
 
     def measure(plans: Sequence[AttentionPlan], title: str) -> None:
-        conductor = Trainer(target, predictions.record, trainer.address, events).run_plans(
+        loop = Trainer(target, predictions.record, trainer.address, events).run_plans(
             plans,
             build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
             title=f"{target.name}, {title}",
@@ -171,7 +171,7 @@ def measure_predictions(
         for trial in predictions.record.trials():
             if trial.failure is not None:
                 events.on_failure(trial)
-        conductor.outcome()
+        loop.outcome()
 
     measure([change.plan for change in predictions.changes], "single changes")
     tests = predictions.tests(checks, limits)

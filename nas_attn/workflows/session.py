@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig, StoppingConfig, WarmStartConfig
 from nas_attn.engine.executors.base import Executor
-from nas_attn.engine.leases import Ownership
+from nas_attn.engine.leases import TrialLeases
 from nas_attn.engine.locks import FileLock
-from nas_attn.engine.loop import Conductor, JobBuilder
+from nas_attn.engine.loop import JobBuilder, SearchLoop
 from nas_attn.engine.provenance import note_start
 from nas_attn.engine.storage import JOURNAL, open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import cpu_count, library_versions, machine_text
@@ -43,7 +43,7 @@ class Trainer:
     """
 
     subject: Study | SensitivityTarget
-    record: Record
+    record: TrialStore
     address: str | None
     events: Events
 
@@ -53,9 +53,9 @@ class Trainer:
         proposer: Proposer,
         config: SearchConfig,
         build_job: JobBuilder,
-        record: Record | None = None,
+        record: TrialStore | None = None,
         title: str | None = None,
-    ) -> Conductor:
+    ) -> SearchLoop:
         """Run trials as one of the study's drivers, to the end of the budget.
 
         Args:
@@ -66,32 +66,32 @@ class Trainer:
             title: What is run, for people; with a title it is no search, and no front is shown.
 
         Returns:
-            The conductor, whose `outcome()` raises if the run had to end early.
+            The loop, whose `outcome()` raises if the run had to end early.
 
         Raises:
             KeyboardInterrupt: Its trainings were stopped in order; the next run goes on with them.
         """
         record, execution = record or self.record, self.subject.execution
-        ownership = Ownership(
+        leases = TrialLeases(
             record,
             self.subject.folder,
             heartbeat_seconds=execution.heartbeat_seconds,
             grace_seconds=execution.grace_seconds,
         )
         try:
-            conductor = Conductor(
+            loop = SearchLoop(
                 record=record,
-                ownership=ownership,
+                leases=leases,
                 proposer=proposer,
                 config=config,
                 build_job=build_job,
                 retries=execution.retries,
                 on_change=self.events.on_change,
             )
-            self._execute(conductor, title)
-            return conductor
+            self._execute(loop, title)
+            return loop
         finally:
-            ownership.close()
+            leases.close()
 
     def run_plans(
         self,
@@ -99,8 +99,8 @@ class Trainer:
         *,
         build_job: JobBuilder,
         title: str,
-        record: Record | None = None,
-    ) -> Conductor:
+        record: TrialStore | None = None,
+    ) -> SearchLoop:
         """Train plans whole, as far as the record does not hold them; arguments as for `run`."""
         record = record or self.record
         known = [trial for trial in record.trials() if trial.counts]
@@ -118,7 +118,7 @@ class Trainer:
             title=title,
         )
 
-    def _execute(self, conductor: Conductor, title: str | None) -> None:
+    def _execute(self, loop: SearchLoop, title: str | None) -> None:
         executor = self._executor()
         run = Run(
             title=title or self.subject.name,
@@ -126,13 +126,13 @@ class Trainer:
             workers=executor.workers,
             is_search=title is None,
         )
-        self.events.on_start(run, conductor.snapshot)
+        self.events.on_start(run, loop.snapshot)
         is_over = False
         try:
-            executor.run(conductor)
+            executor.run(loop)
             is_over = True
         finally:
-            self.events.on_end(conductor.snapshot if is_over else None)
+            self.events.on_end(loop.snapshot if is_over else None)
 
     def _executor(self) -> Executor:
         subject = self.subject
@@ -183,7 +183,9 @@ class Session(Trainer):
         return cls._kept(study, open_record(study), address, events or LogEvents())
 
     @classmethod
-    def _kept(cls, study: Study, record: Record, address: str | None, events: Events) -> Session:
+    def _kept(
+        cls, study: Study, record: TrialStore, address: str | None, events: Events
+    ) -> Session:
         keep_settings(record, study.settings())
         keep_data(record, study.data_set)
         return cls(study, record, address, events)
@@ -221,7 +223,7 @@ class Session(Trainer):
         return next((t for t in self.record.trials() if t.is_baseline and t.is_trained), None)
 
 
-def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> Record:
+def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> TrialStore:
     """Open a study's record.
 
     Raises:
@@ -237,10 +239,10 @@ def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> Re
             "give --set execution.storage=URL"
         )
     storage = open_storage(url, study.folder)
-    return Record(study.name, storage, study.objectives, create=create)
+    return TrialStore(study.name, storage, study.objectives, create=create)
 
 
-def queue_of(record: Record) -> list[AttentionPlan]:
+def queue_of(record: TrialStore) -> list[AttentionPlan]:
     """Plans that were put before the sampler's."""
     return [AttentionPlan.from_json(plan) for plan in record.notes().get(QUEUE, ())]
 

@@ -10,21 +10,21 @@ from typing import Any, cast
 import pytest
 
 from nas_attn.analysis.trials import Trials
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.loading import load_study
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
 from tests.helpers.studies import write
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
-    conductor = make_conductor(tmp_path / "run", trials=14)
-    FakeExecutor(error=lambda job: "broken" if job.number == 4 else None).run(conductor)
-    return conductor.record
+def record(tmp_path: Path) -> TrialStore:
+    loop = make_loop(tmp_path / "run", trials=14)
+    FakeExecutor(error=lambda job: "broken" if job.number == 4 else None).run(loop)
+    return loop.record
 
 
-def test_what_a_collection_knows(record: Record, tmp_path: Path) -> None:
+def test_what_a_collection_knows(record: TrialStore, tmp_path: Path) -> None:
     trials = Trials.of(record, tmp_path / "run")
     assert list(trials) == list(record.trials())
     assert trials.baseline == trials[0]
@@ -41,7 +41,7 @@ def test_what_a_collection_knows(record: Record, tmp_path: Path) -> None:
     assert trials.noise is None
 
 
-def test_the_tables_are_copies(record: Record, tmp_path: Path) -> None:
+def test_the_tables_are_copies(record: TrialStore, tmp_path: Path) -> None:
     trials = Trials.of(record, tmp_path / "run")
     table = trials.to_frame()
     assert list(table["trial"]) == [trial.number for trial in trials]
@@ -50,7 +50,7 @@ def test_the_tables_are_copies(record: Record, tmp_path: Path) -> None:
     assert set(trials.front_frame()["trial"]) == {0, *(trial.number for trial in trials.front)}
 
 
-def test_files_are_found_in_a_run_folder_that_was_moved(record: Record, tmp_path: Path) -> None:
+def test_files_are_found_in_a_run_folder_that_was_moved(record: TrialStore, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     (moved / "trials" / "00001").mkdir(parents=True)
     recorded = record.trials()
@@ -62,13 +62,13 @@ def test_files_are_found_in_a_run_folder_that_was_moved(record: Record, tmp_path
 
 
 def test_commands_that_evaluate_name_a_moved_run_folder(
-    record: Record, tmp_path: Path, tiny_translation: PreparedData
+    record: TrialStore, tmp_path: Path, tiny_translation: PreparedData
 ) -> None:
     study = load_study(str(write(tmp_path, tiny_translation.folder)), runs=tmp_path / "moved")
     run = study.folder / "trials" / "00001"
     run.mkdir(parents=True)
     before = [replace(t, folder=f"/before/trials/{t.number:05d}") for t in record.trials()]
     stored: Any = SimpleNamespace(trials=lambda: before, objectives=OBJECTIVES)
-    texts = study.evaluation_texts(Trials.of(cast(Record, stored), study.folder))
+    texts = study.evaluation_texts(Trials.of(cast(TrialStore, stored), study.folder))
     assert f"{run}/seed-1/checkpoints/checkpoint_best.pt" in texts[1]
     assert "/before/trials/00002/seed-1/checkpoints/checkpoint_best.pt" in texts[2]

@@ -25,7 +25,7 @@ from tests.helpers.fakes import (
     FakeExecutor,
     fail_trial_3,
     kill_drivers,
-    make_conductor,
+    make_loop,
 )
 
 EVIL = "[red]error[/] [/] [link=x]:smile: \x1b[31m\x07end"
@@ -46,9 +46,9 @@ def squeezed(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    conductor = make_conductor(tmp_path_factory.mktemp("search"))
-    FakeExecutor(error=fail_trial_3).run(conductor)
-    found = conductor.snapshot()
+    loop = make_loop(tmp_path_factory.mktemp("search"))
+    FakeExecutor(error=fail_trial_3).run(loop)
+    found = loop.snapshot()
     kill_drivers()
     return found
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from nas_attn.engine.audit import derive_again, running_then
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.trial_record import DRIVER, PROPOSAL, NewTrial, read_trial
 from nas_attn.trials.job import TrialJob, TrialResult
 from tests.helpers.fakes import (
     OBJECTIVES,
     FakeExecutor,
     loss_of,
-    make_conductor,
+    make_loop,
 )
 
 
@@ -26,12 +26,10 @@ from tests.helpers.fakes import (
 def test_all_proposals_of_many_workers_can_be_derived_again(sampler: str, tmp_path: Path) -> None:
     trials = 16 if sampler == "gp" else 30
     settings = {"trials": trials, "sampler": sampler, "stopping": {"rule": "halving"}}
-    conductor = make_conductor(tmp_path, **settings)
-    FakeExecutor(workers=4, error=lambda job: "broken" if job.number in (4, 9) else None).run(
-        conductor
-    )
-    fresh = make_conductor(tmp_path / "fresh", **settings)
-    derived = list(derive_again(fresh.proposer, conductor.record.trials()))
+    loop = make_loop(tmp_path, **settings)
+    FakeExecutor(workers=4, error=lambda job: "broken" if job.number in (4, 9) else None).run(loop)
+    fresh = make_loop(tmp_path / "fresh", **settings)
+    derived = list(derive_again(fresh.proposer, loop.record.trials()))
     assert len(derived) >= trials
     assert all(derivation.agrees for derivation in derived)
 
@@ -39,9 +37,9 @@ def test_all_proposals_of_many_workers_can_be_derived_again(sampler: str, tmp_pa
 def test_proposals_of_several_drivers_can_be_derived_again(tmp_path: Path) -> None:
     """Each sees the other's trials end at another time than the other does."""
     settings = {"trials": 24, "sampler": "tpe", "startup_trials": 4}
-    drivers = [make_conductor(tmp_path, **settings) for _ in range(3)]
+    drivers = [make_loop(tmp_path, **settings) for _ in range(3)]
     generator = random.Random(3)
-    running: list[tuple[Conductor, TrialJob]] = []
+    running: list[tuple[SearchLoop, TrialJob]] = []
     while not all(driver.is_over() for driver in drivers):
         driver = generator.choice(drivers)
         driver._looked = driver._read_again = 0.0
@@ -52,17 +50,17 @@ def test_proposals_of_several_drivers_can_be_derived_again(tmp_path: Path) -> No
             ran_by.finish(job.number, TrialResult(losses=(loss_of(job),), seconds=1.0))
     trials = drivers[0].record.trials()
     assert len({trial.driver for trial in trials}) == 3
-    fresh = make_conductor(tmp_path / "fresh", **settings)
+    fresh = make_loop(tmp_path / "fresh", **settings)
     derived = list(derive_again(fresh.proposer, trials))
     assert len(derived) == sum(not trial.is_withdrawn for trial in trials) >= 24
     assert all(derivation.agrees for derivation in derived)
 
 
 def test_a_proposal_that_was_tampered_with_is_noticed(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=12, seed=1)
-    FakeExecutor(workers=3).run(conductor)
-    other = make_conductor(tmp_path / "other", trials=12, seed=2)
-    derived = list(derive_again(other.proposer, conductor.record.trials()))
+    loop = make_loop(tmp_path, trials=12, seed=1)
+    FakeExecutor(workers=3).run(loop)
+    other = make_loop(tmp_path / "other", trials=12, seed=2)
+    derived = list(derive_again(other.proposer, loop.record.trials()))
     assert not all(derivation.agrees for derivation in derived)
 
 

@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 
 from nas_attn.engine.audit import derive_again
-from nas_attn.engine.candidates import GivenPlans, Proposer
+from nas_attn.engine.candidates import FixedCandidates, Proposer
 from nas_attn.trials.job import TrialJob
 from tests.helpers.fakes import (
     BASELINE,
     OBJECTIVES,
     FakeExecutor,
     kill_drivers,
-    make_conductor,
+    make_loop,
 )
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_an_interruption_changes_no_proposal(sampler: str, tmp_path: Path) -> None:
-    whole = make_conductor(tmp_path / "whole", trials=20, sampler=sampler)
+    whole = make_loop(tmp_path / "whole", trials=20, sampler=sampler)
     FakeExecutor(workers=1).run(whole)
     for die_after in (3, 5, 6):
-        broken = make_conductor(tmp_path / "broken", trials=20, sampler=sampler)
+        broken = make_loop(tmp_path / "broken", trials=20, sampler=sampler)
         with pytest.raises(KeyboardInterrupt):
             FakeExecutor(workers=1, die_after=die_after).run(broken)
-    again = make_conductor(tmp_path / "broken", trials=20, sampler=sampler)
+    again = make_loop(tmp_path / "broken", trials=20, sampler=sampler)
     FakeExecutor(workers=1).run(again)
     kill_drivers()
     assert [t.plan for t in whole.record.trials()] == [t.plan for t in again.record.trials()]
@@ -37,30 +37,30 @@ def test_an_interruption_changes_no_proposal(sampler: str, tmp_path: Path) -> No
 def test_a_queue_over_a_limit_is_passed_over(tmp_path: Path) -> None:
     """Such as points that were predicted before a limit was set."""
     objectives = replace(OBJECTIVES, limits={"total": 60_000})
-    conductor = make_conductor(tmp_path, objectives=objectives, trials=6)
-    space, costs = conductor.proposer.space, conductor.proposer.costs
+    loop = make_loop(tmp_path, objectives=objectives, trials=6)
+    space, costs = loop.proposer.space, loop.proposer.costs
     plans = [space.plan([unit.alternatives[i] for unit in space.units]) for i in (0, 10, 1, 9, 3)]
     allowed = [plan for plan in plans if costs.known(plan)["total"] <= 60_000]
     assert 1 < len(allowed) < len(plans)
-    conductor.proposer = Proposer(space, costs, objectives, conductor.config, BASELINE, queue=plans)
-    FakeExecutor(workers=1).run(conductor)
-    trials = conductor.record.trials()
+    loop.proposer = Proposer(space, costs, objectives, loop.config, BASELINE, queue=plans)
+    FakeExecutor(workers=1).run(loop)
+    trials = loop.record.trials()
     assert [trial.plan for trial in trials[1 : 1 + len(allowed)]] == allowed
     assert sum(trial.counts for trial in trials) == 6
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "stratified_random"])
 def test_a_queue_comes_first_and_is_derived_again(sampler: str, tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=9, sampler=sampler, startup_trials=2)
-    proposer = conductor.proposer
+    loop = make_loop(tmp_path, trials=9, sampler=sampler, startup_trials=2)
+    proposer = loop.proposer
     every = [
         proposer.space.plan([u.alternatives[i] for u in proposer.space.units]) for i in (3, 1, 2)
     ]
     arguments = (proposer.space, proposer.costs, proposer.objectives, proposer.config)
     queue = [every[0], BASELINE, *every[1:]]
-    conductor.proposer = Proposer(*arguments, BASELINE, queue)
-    FakeExecutor(workers=2).run(conductor)
-    trials = conductor.record.trials()
+    loop.proposer = Proposer(*arguments, BASELINE, queue)
+    FakeExecutor(workers=2).run(loop)
+    trials = loop.record.trials()
     assert [trial.plan for trial in trials[:4]] == [BASELINE, *every]
     assert all(trial.params for trial in trials[1:4]), "the sampler learns from them"
     assert len([trial for trial in trials if trial.is_trained]) == 9
@@ -69,7 +69,7 @@ def test_a_queue_comes_first_and_is_derived_again(sampler: str, tmp_path: Path) 
 
 
 def test_given_plans_that_failed_are_proposed_again_by_the_next_search(tmp_path: Path) -> None:
-    first = make_conductor(tmp_path, trials=4)
+    first = make_loop(tmp_path, trials=4)
     proposer = first.proposer
     arguments = (proposer.space, proposer.costs, proposer.objectives, proposer.config)
     wanted = [
@@ -84,11 +84,11 @@ def test_given_plans_that_failed_are_proposed_again_by_the_next_search(tmp_path:
         return None
 
     for budget in (3, 4):
-        conductor = make_conductor(tmp_path, trials=budget)
-        conductor.proposer = GivenPlans([proposer.baseline, *wanted], *arguments, proposer.baseline)
-        conductor._look()
-        FakeExecutor(workers=1, error=fail_the_second).run(conductor)
+        loop = make_loop(tmp_path, trials=budget)
+        loop.proposer = FixedCandidates([proposer.baseline, *wanted], *arguments, proposer.baseline)
+        loop._look()
+        FakeExecutor(workers=1, error=fail_the_second).run(loop)
         kill_drivers()
-    trials = conductor.record.trials()
+    trials = loop.record.trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert trials[3].plan == trials[2].plan == wanted[1]

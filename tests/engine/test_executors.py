@@ -25,7 +25,7 @@ from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.trials import runner as worker
 from nas_attn.trials.job import SeedRun, TrialJob
-from tests.helpers.fakes import make_conductor, make_sizer
+from tests.helpers.fakes import make_loop, make_sizer
 
 TELLING = """
 import json, os, sys, time
@@ -144,11 +144,11 @@ def test_trials_see_their_gpus(
     monkeypatch.setattr(gpus, "_count", lambda: len(names))
     monkeypatch.setattr(worker, "executable_form", lambda c: [sys.executable, "-c", TELLING, *c])
     monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
-    conductor = make_conductor(tmp_path, trials=5)
-    conductor.build_job = telling_jobs(tmp_path)
+    loop = make_loop(tmp_path, trials=5)
+    loop.build_job = telling_jobs(tmp_path)
     config = ExecutionConfig(warm=False, workers=None if each else 2)
-    LocalExecutor(config, ResourcesConfig(gpus=each)).run(conductor)
-    assert [trial.is_trained for trial in conductor.record.trials()] == [True] * 5
+    LocalExecutor(config, ResourcesConfig(gpus=each)).run(loop)
+    assert [trial.is_trained for trial in loop.record.trials()] == [True] * 5
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert len(told) == 5
     for seen, began, ended in told:
@@ -164,16 +164,16 @@ def test_a_search_runs_beside_the_main_thread(
     """As from a notebook's thread, where no signal handler could be set."""
     monkeypatch.setattr(worker, "executable_form", lambda c: [sys.executable, "-c", TELLING, *c])
     monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
-    conductor = make_conductor(tmp_path, trials=3)
-    conductor.build_job = telling_jobs(tmp_path)
+    loop = make_loop(tmp_path, trials=3)
+    loop.build_job = telling_jobs(tmp_path)
     executor = LocalExecutor(ExecutionConfig(warm=False, workers=2), ResourcesConfig())
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(executor.run, conductor).result(timeout=120)
-    assert conductor.outcome().finished == 3
+        threads.submit(executor.run, loop).result(timeout=120)
+    assert loop.outcome().finished == 3
 
 
 def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=6, give_up_after=6)
+    loop = make_loop(tmp_path, trials=6, give_up_after=6)
     curves: dict[tuple[str, int], Curve] = {}
 
     def build(number: int, plan: AttentionPlan, _: str | None) -> TrialJob:
@@ -188,9 +188,9 @@ def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) ->
         run = SeedRun(seed=1, folder=str(tmp_path / "run"), command=command)
         return TrialJob(number=number, folder="f", metric="loss", parameters=9, runs=(run,))
 
-    conductor.build_job = build
-    SimulatedExecutor(1).run(conductor)
-    trials = conductor.record.trials()
+    loop.build_job = build
+    SimulatedExecutor(1).run(loop)
+    trials = loop.record.trials()
     assert [trial.failure for trial in trials] == [
         None,
         "not_finite",

@@ -21,7 +21,7 @@ from optuna.storages.journal import (
 
 from nas_attn.engine import journal, patience
 from nas_attn.engine.storage import JOURNAL, open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError
 from tests.helpers.fakes import OBJECTIVES, begin, notes
 
@@ -48,7 +48,7 @@ def test_a_damaged_end_is_cut_off_before_writing(
         file.write(end)
     assert notes(tmp_path) == {"first": 1}
     assert path.read_bytes().endswith(end)
-    Record("one", open_storage(None, tmp_path), OBJECTIVES).note("second", 2)
+    TrialStore("one", open_storage(None, tmp_path), OBJECTIVES).note("second", 2)
     assert "is cut off" in caplog.text or "are cut off" in caplog.text
     assert notes(tmp_path) == {"first": 1, "second": 2}
     kept = json.loads((tmp_path / f"{JOURNAL}.damaged").read_text())

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from nas_attn.engine import leases
-from nas_attn.engine.leases import Ownership, live_drivers
+from nas_attn.engine.leases import TrialLeases, live_drivers
 from nas_attn.engine.trial_record import DRIVER, PLAN, NewTrial
 from nas_attn.trials.job import Progress, TrialJob, TrialResult
 from tests.helpers.fakes import (
@@ -22,20 +22,20 @@ from tests.helpers.fakes import (
     FakeExecutor,
     begin,
     kill_drivers,
-    make_conductor,
+    make_loop,
     trained,
 )
 
 
 def test_one_driver_leaves_and_another_goes_on_without_a_pause(tmp_path: Path) -> None:
-    first = make_conductor(tmp_path)
+    first = make_loop(tmp_path)
     job = first.next_job()
     assert job is not None
-    second = make_conductor(tmp_path)
+    second = make_loop(tmp_path)
     taken = second.next_job()
     assert taken is not None
     assert taken.number != job.number, "the first driver lives"
-    first.ownership.close()
+    first.leases.close()
     second._looked = 0.0
     taken = second.next_job()
     assert taken is not None
@@ -50,11 +50,11 @@ def test_a_trial_that_was_taken_over_is_not_trained_on(tmp_path: Path) -> None:
     """Whether the other driver still trains it or has finished it."""
     for finished in (False, True):
         folder = tmp_path / str(finished)
-        first = make_conductor(folder, trials=4)
+        first = make_loop(folder, trials=4)
         job = first.next_job()
         assert job is not None
-        first.ownership.close()
-        second = make_conductor(folder, trials=4)
+        first.leases.close()
+        second = make_loop(folder, trials=4)
         taken = second.next_job()
         assert taken is not None
         assert taken.number == job.number
@@ -68,7 +68,7 @@ def test_a_trial_that_was_taken_over_is_not_trained_on(tmp_path: Path) -> None:
 
 def test_two_drivers_share_the_work(tmp_path: Path) -> None:
     """Turn by turn, each with proposals from the history that it sees, none of them twice."""
-    drivers = [make_conductor(tmp_path, trials=20) for _ in range(2)]
+    drivers = [make_loop(tmp_path, trials=20) for _ in range(2)]
     ran: list[tuple[int, int]] = []
     waiting: list[tuple[int, TrialJob]] = []
     while not all(driver.is_over() for driver in drivers):
@@ -94,17 +94,17 @@ def test_two_drivers_share_the_work(tmp_path: Path) -> None:
 
 
 def test_of_two_claims_the_first_holds(tmp_path: Path) -> None:
-    first = make_conductor(tmp_path)
+    first = make_loop(tmp_path)
     job = first.next_job()
     assert job is not None
     kill_drivers()
-    others = [make_conductor(tmp_path) for _ in range(3)]
+    others = [make_loop(tmp_path) for _ in range(3)]
     jobs = [driver.next_job() for driver in others]
     assert [job is not None and job.number for job in jobs].count(0) == 1
 
 
 def test_warm_trials_wait_for_another_driver_s_baseline(tmp_path: Path) -> None:
-    first, second = (make_conductor(tmp_path, trials=4, **WARM) for _ in range(2))
+    first, second = (make_loop(tmp_path, trials=4, **WARM) for _ in range(2))
     job = first.next_job()
     assert job is not None
     assert second.next_job() is None
@@ -114,12 +114,12 @@ def test_warm_trials_wait_for_another_driver_s_baseline(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_was_slower_withdraws(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path)
-    record = conductor.record
+    loop = make_loop(tmp_path)
+    record = loop.record
     late = {PLAN: BASELINE.to_json(), DRIVER: "other", "proposal": {"number": 7, "running": []}}
     number = record.create(NewTrial(attributes=late))
     assert number == 0
-    FakeExecutor().run(conductor)
+    FakeExecutor().run(loop)
     trials = record.trials()
     assert trials[0].is_withdrawn
     assert trials[0].state == TrialState.FAIL
@@ -127,13 +127,13 @@ def test_a_driver_that_was_slower_withdraws(tmp_path: Path) -> None:
 
 
 def test_a_repeat_that_came_second_is_over_already(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=6)
-    FakeExecutor().run(conductor)
-    proposal = conductor.proposer.propose()
+    loop = make_loop(tmp_path, trials=6)
+    FakeExecutor().run(loop)
+    proposal = loop.proposer.propose()
     assert proposal is not None
     late = replace(proposal, plan=BASELINE, twin=0, number=proposal.number - 1)
-    assert conductor._begin(late) is None
-    trial = conductor.record.trials()[proposal.number]
+    assert loop._begin(late) is None
+    trial = loop.record.trials()[proposal.number]
     assert trial.is_withdrawn
     assert trial.duplicate_of == 0
     assert not trial.counts
@@ -143,14 +143,14 @@ def test_a_stopped_driver_that_keeps_trials_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It lives, so its trials are not taken over; the other driver says for whom it waits."""
-    first = make_conductor(tmp_path)
+    first = make_loop(tmp_path)
     assert first.next_job() is not None
-    other = make_conductor(tmp_path)
+    other = make_loop(tmp_path)
     monkeypatch.setattr(leases, "is_stopped", lambda pid: pid == os.getpid())
     caplog.clear()
     other._look()
     pid = os.getpid()
-    assert f"trials 0 wait for the driver {first.ownership.driver}, which is stopped" in caplog.text
+    assert f"trials 0 wait for the driver {first.leases.driver}, which is stopped" in caplog.text
     assert f"kill -CONT {pid} lets it go on" in caplog.text
     other._look()
     assert caplog.text.count("which is stopped") == 1
@@ -162,7 +162,7 @@ def test_where_locks_do_not_work_drivers_are_heard(
 ) -> None:
     """Without locks nobody seems dead, nor alive for ever."""
     record = begin(tmp_path)
-    driver = Ownership(record, tmp_path, heartbeat_seconds=60, grace_seconds=180)
+    driver = TrialLeases(record, tmp_path, heartbeat_seconds=60, grace_seconds=180)
 
     def refuse(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

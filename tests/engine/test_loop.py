@@ -21,7 +21,7 @@ from tests.helpers.fakes import (
     FakeCosts,
     FakeExecutor,
     kill_drivers,
-    make_conductor,
+    make_loop,
     make_sizer,
     make_space,
     trained,
@@ -34,10 +34,10 @@ SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random"]
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_whole_search(sampler: str, tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, sampler=sampler, trials=15)
+    loop = make_loop(tmp_path, sampler=sampler, trials=15)
     executor = FakeExecutor()
-    executor.run(conductor)
-    trials = conductor.record.trials()
+    executor.run(loop)
+    trials = loop.record.trials()
     done = trained(trials)
     assert len(done) == len(executor.ran) == 15
     assert len({trial.plan for trial in done}) == 15  # nothing is trained twice
@@ -53,14 +53,14 @@ def test_a_whole_search(sampler: str, tmp_path: Path) -> None:
     for number, point in points.items():
         beaten = any(dominates(other, point) for other in points.values())
         assert (number in on_front) != beaten
-    assert conductor.outcome().finished == 15
+    assert loop.outcome().finished == 15
 
 
 def test_the_baseline_comes_first_even_if_the_space_lacks_it(tmp_path: Path) -> None:
     space = make_space(schemes={"collaborative": {"shared_dim": [2, 4, 8, 16]}})
-    conductor = make_conductor(tmp_path, space, trials=6)
-    FakeExecutor().run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, space, trials=6)
+    FakeExecutor().run(loop)
+    trials = loop.record.trials()
     assert [t.is_baseline for t in trials] == [True] + [False] * 5
     assert all("multi_head" not in str(trial.plan) for trial in trials[1:])
 
@@ -85,15 +85,15 @@ def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
         return tuple(AttentionPlan.uniform(choice) for choice in (left, more))
 
     space = make_space(schemes=schemes, decide="model")
-    conductor = make_conductor(tmp_path, space, trials=5, sampler="stratified_random")
+    loop = make_loop(tmp_path, space, trials=5, sampler="stratified_random")
     planned = {}
-    FakeExecutor(prune=lambda plan: planned.setdefault(plan, prune(plan))).run(conductor)
+    FakeExecutor(prune=lambda plan: planned.setdefault(plan, prune(plan))).run(loop)
     sizer = make_sizer()
     wanted = (
         sizer.size(AttentionPlan.uniform(left)).total
         + sizer.size(AttentionPlan.uniform(more)).total
     ) / 2
-    trials = conductor.record.trials()
+    trials = loop.record.trials()
     assert len(trials) == 5
     for trial in trials:
         assert trial.plan is not None
@@ -114,8 +114,8 @@ def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
 @pytest.mark.parametrize("die_after", [0, 1, 4, 9])
 def test_an_interrupted_search_goes_on(die_after: int, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        FakeExecutor(die_after=die_after).run(make_conductor(tmp_path))
-    again = make_conductor(tmp_path)
+        FakeExecutor(die_after=die_after).run(make_loop(tmp_path))
+    again = make_loop(tmp_path)
     left = {t.number for t in again.record.trials() if t.state == TrialState.RUNNING}
     assert len(left) == 2
     executor = FakeExecutor()
@@ -126,76 +126,76 @@ def test_an_interrupted_search_goes_on(die_after: int, tmp_path: Path) -> None:
     assert len(executor.ran) == 12 - die_after  # what was finished did not run again
     assert [t.state for t in trials if t.counts] == [TrialState.COMPLETE] * 12
     assert len(trained(trials)) == 12
-    third = make_conductor(tmp_path)
+    third = make_loop(tmp_path)
     assert third.next_job() is None
 
 
 def test_more_trials_extend_a_finished_search(tmp_path: Path) -> None:
-    FakeExecutor().run(make_conductor(tmp_path, trials=5))
+    FakeExecutor().run(make_loop(tmp_path, trials=5))
     executor = FakeExecutor()
-    conductor = make_conductor(tmp_path, trials=9)
-    executor.run(conductor)
+    loop = make_loop(tmp_path, trials=9)
+    executor.run(loop)
     assert len(executor.ran) == 4
-    assert len(trained(conductor.record.trials())) == 9
+    assert len(trained(loop.record.trials())) == 9
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "stratified_random"])
 def test_a_small_space_ends_when_it_is_empty(sampler: str, tmp_path: Path) -> None:
     space = make_space("model")
-    conductor = make_conductor(tmp_path, space, trials=50, sampler=sampler)
+    loop = make_loop(tmp_path, space, trials=50, sampler=sampler)
     executor = FakeExecutor()
-    executor.run(conductor)
+    executor.run(loop)
     assert len(executor.ran) == space.size == 11
-    for trial in conductor.record.trials():
+    for trial in loop.record.trials():
         if trial.duplicate_of is not None and trial.is_complete:
-            twin = conductor.record.trials()[trial.duplicate_of]
+            twin = loop.record.trials()[trial.duplicate_of]
             assert (trial.loss, trial.cost) == (twin.loss, twin.cost)
 
 
 def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
     plans = []
     for name in "ab":
-        conductor = make_conductor(tmp_path / name, seed=5)
-        FakeExecutor(workers=1).run(conductor)
-        plans.append([trial.plan for trial in conductor.record.trials()])
+        loop = make_loop(tmp_path / name, seed=5)
+        FakeExecutor(workers=1).run(loop)
+        plans.append([trial.plan for trial in loop.record.trials()])
     assert plans[0] == plans[1]
 
 
 def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=4, **WARM)
+    loop = make_loop(tmp_path, trials=4, **WARM)
     told: list[str | None] = []
-    build = conductor.build_job
+    build = loop.build_job
 
     def tell(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
         told.append(baseline)
         return build(number, plan, baseline)
 
-    conductor.build_job = tell
-    first = conductor.next_job()
+    loop.build_job = tell
+    first = loop.next_job()
     assert first is not None
-    assert conductor.next_job() is None
-    assert not conductor.is_over()
-    conductor.progress(first.number, Progress(seed=1, num_updates=70, loss=9.0, is_start=True))
-    assert conductor.record.now(first.number).curve == {}, "a start is not the trial's curve"
-    conductor.finish(first.number, TrialResult(losses=(0.5,), seconds=1.0, updates=80))
-    assert conductor.record.trials()[0].updates == 80
-    assert conductor.next_job() is not None
-    assert conductor.next_job() is not None
+    assert loop.next_job() is None
+    assert not loop.is_over()
+    loop.progress(first.number, Progress(seed=1, num_updates=70, loss=9.0, is_start=True))
+    assert loop.record.now(first.number).curve == {}, "a start is not the trial's curve"
+    loop.finish(first.number, TrialResult(losses=(0.5,), seconds=1.0, updates=80))
+    assert loop.record.trials()[0].updates == 80
+    assert loop.next_job() is not None
+    assert loop.next_job() is not None
     assert told == [None, first.folder, first.folder]
 
 
 def test_cold_trials_wait_for_nobody(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=4, warm_start={"source": "nothing"})
-    assert conductor.next_job() is not None
-    assert conductor.next_job() is not None
+    loop = make_loop(tmp_path, trials=4, warm_start={"source": "nothing"})
+    assert loop.next_job() is not None
+    assert loop.next_job() is not None
 
 
 def test_limits_are_kept(tmp_path: Path) -> None:
     limits = {"total": 80_000}
     objectives = Objectives(loss="loss", maximise=False, costs=("total",), limits=limits)
-    conductor = make_conductor(tmp_path, objectives=objectives, trials=14)
-    FakeExecutor().run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, objectives=objectives, trials=14)
+    FakeExecutor().run(loop)
+    trials = loop.record.trials()
     done = trained(trials)
     assert len(done) == 14
     assert all(t.cost is not None and (t.cost <= 80_000 or t.is_baseline) for t in done)
@@ -230,10 +230,10 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
             left[site] = AttentionChoice.of("grouped_head", kept_heads=heads)
         return (AttentionPlan.of(left),)
 
-    conductor = make_conductor(tmp_path, space, objectives=objectives, trials=12)
-    FakeExecutor(prune=prune).run(conductor)
-    conductor.outcome()
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, space, objectives=objectives, trials=12)
+    FakeExecutor(prune=prune).run(loop)
+    loop.outcome()
+    trials = loop.record.trials()
     refused = [trial for trial in trials if trial.is_refused]
     for trial in refused:
         assert trial.plan is not None
@@ -251,18 +251,18 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
         assert state_text(trial) == "over a limit"
         assert trial.counts and not trial.was_stopped
     assert not {trial.number for trial in over} & {trial.number for trial in front(trials)}
-    assert conductor.snapshot().over_limit == len(over)
-    assert conductor.snapshot().stopped == 0
-    again = make_conductor(tmp_path, space, objectives=objectives, trials=12)
+    assert loop.snapshot().over_limit == len(over)
+    assert loop.snapshot().stopped == 0
+    again = make_loop(tmp_path, space, objectives=objectives, trials=12)
     FakeExecutor(prune=prune).run(again)
     assert len(again.record.trials()) == len(trials)
 
 
 def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
     objectives = Objectives(loss="bleu", maximise=True, costs=("total", "cache_bytes"), limits={})
-    conductor = make_conductor(tmp_path, objectives=objectives, trials=12)
-    FakeExecutor().run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, objectives=objectives, trials=12)
+    FakeExecutor().run(loop)
+    trials = loop.record.trials()
     done = trained(trials)
     points = {t.number: (-(t.loss or 0), t.costs["total"], t.costs["cache_bytes"]) for t in done}
     on_front = {t.number for t in front(trials)}
@@ -272,8 +272,8 @@ def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
 
 
 def test_expected_costs_are_kept_with_a_trial(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=3)
-    FakeExecutor().run(conductor)
-    for trial in conductor.record.trials():
+    loop = make_loop(tmp_path, trials=3)
+    FakeExecutor().run(loop)
+    for trial in loop.record.trials():
         assert trial.plan is not None
         assert dict(trial.costs) == dict(FakeCosts().known(trial.plan))

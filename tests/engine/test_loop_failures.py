@@ -20,17 +20,17 @@ from tests.helpers.fakes import (
     WARM,
     FakeExecutor,
     kill_drivers,
-    make_conductor,
+    make_loop,
     trained,
 )
 
 
 def test_a_trial_that_was_never_planned_is_closed(tmp_path: Path) -> None:
     """Records of old hold such trials; now a trial has its plan from the beginning."""
-    conductor = make_conductor(tmp_path)
-    number = conductor.record.create(NewTrial(attributes={}))
+    loop = make_loop(tmp_path)
+    number = loop.record.create(NewTrial(attributes={}))
     kill_drivers()
-    again = make_conductor(tmp_path)
+    again = make_loop(tmp_path)
     trial = again.record.trials()[number]
     assert trial.state == TrialState.FAIL
     assert trial.reason == "the driver died before the trial was planned"
@@ -39,24 +39,24 @@ def test_a_trial_that_was_never_planned_is_closed(tmp_path: Path) -> None:
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path)
-    FakeExecutor(error=lambda job: "out of memory" if job.number in (3, 5) else None).run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path)
+    FakeExecutor(error=lambda job: "out of memory" if job.number in (3, 5) else None).run(loop)
+    trials = loop.record.trials()
     assert [(t.number, t.reason) for t in trials if t.reason] == [
         (3, "out of memory"),
         (5, "out of memory"),
     ]
     assert len(trained(trials)) == 10
-    assert conductor.snapshot().failed == 2
+    assert loop.snapshot().failed == 2
 
 
 def test_a_failed_baseline_ends_the_search_and_is_tried_again(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path)
-    FakeExecutor(workers=1, error=lambda job: "no such file").run(conductor)
+    loop = make_loop(tmp_path)
+    FakeExecutor(workers=1, error=lambda job: "no such file").run(loop)
     with pytest.raises(SearchError, match=r"the baseline \(trial 0\) failed.*no such file"):
-        conductor.outcome()
-    assert len(conductor.record.trials()) == 1
-    again = make_conductor(tmp_path)
+        loop.outcome()
+    assert len(loop.record.trials()) == 1
+    again = make_loop(tmp_path)
     FakeExecutor().run(again)
     baseline = [t for t in again.record.trials() if t.is_baseline and t.is_trained]
     assert len(baseline) == 1
@@ -75,20 +75,20 @@ def test_a_fault_that_may_not_come_again_is_tried_again(
             return TrialResult(error="it broke", failure=kind, seconds=1.0)
         return None
 
-    conductor = make_conductor(tmp_path, trials=6)
-    FakeExecutor(error=error).run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, trials=6)
+    FakeExecutor(error=error).run(loop)
+    trials = loop.record.trials()
     assert len(trained(trials)) == 6
     assert [attempt["failure"] for attempt in trials[3].attempts] == [kind, kind]
 
 
 def test_a_baseline_that_failed_is_trained_by_the_next_search(tmp_path: Path) -> None:
     broken = TrialResult(error="no", failure=FailureKind.TRAINING, seconds=1.0)
-    conductor = make_conductor(tmp_path, trials=4, **WARM)
-    FakeExecutor(error=lambda job: broken).run(conductor)
-    assert conductor.has_given_up
+    loop = make_loop(tmp_path, trials=4, **WARM)
+    FakeExecutor(error=lambda job: broken).run(loop)
+    assert loop.has_given_up
     kill_drivers()
-    again = make_conductor(tmp_path, trials=4, **WARM)
+    again = make_loop(tmp_path, trials=4, **WARM)
     FakeExecutor().run(again)
     assert [t.is_baseline for t in again.record.trials()] == [True, True, False, False]
     assert len(trained(again.record.trials())) == 3
@@ -97,37 +97,37 @@ def test_a_baseline_that_failed_is_trained_by_the_next_search(tmp_path: Path) ->
 def test_retries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
     broken = TrialResult(error="no room", failure=FailureKind.DISK_FULL, seconds=1.0)
-    conductor = make_conductor(tmp_path, trials=6)
+    loop = make_loop(tmp_path, trials=6)
     executor = FakeExecutor(error=lambda job: broken if job.number == 3 else None)
-    executor.run(conductor)
-    trial = conductor.record.trials()[3]
+    executor.run(loop)
+    trial = loop.record.trials()[3]
     assert executor.ran.count(3) == 3
     assert (trial.state, trial.failure, trial.reason) == (TrialState.FAIL, "disk_full", "no room")
 
 
 def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
     nan = TrialResult(error="the loss is nan", failure=FailureKind.NOT_FINITE, seconds=1.0)
-    conductor = make_conductor(tmp_path, trials=6)
+    loop = make_loop(tmp_path, trials=6)
     executor = FakeExecutor(error=lambda job: nan if job.number == 3 else None)
-    executor.run(conductor)
+    executor.run(loop)
     assert executor.ran.count(3) == 1
-    assert conductor.record.trials()[3].failure == "not_finite"
+    assert loop.record.trials()[3].failure == "not_finite"
 
 
 def test_a_study_in_which_everything_fails_ends_early(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=50, give_up_after=4)
-    FakeExecutor(error=lambda job: "no such module" if job.number > 2 else None).run(conductor)
+    loop = make_loop(tmp_path, trials=50, give_up_after=4)
+    FakeExecutor(error=lambda job: "no such module" if job.number > 2 else None).run(loop)
     with pytest.raises(
         SearchError, match=r"[45] trials in a row failed \(. training_error\).*module"
     ):
-        conductor.outcome()
-    assert len(conductor.record.trials()) <= 9
+        loop.outcome()
+    assert len(loop.record.trials()) <= 9
 
 
 def test_proposals_that_come_to_nothing_end(tmp_path: Path) -> None:
     """A proposer that offers nothing else than what is refused does not fill the record."""
-    conductor = make_conductor(tmp_path, trials=5)
-    real = conductor.proposer.propose
+    loop = make_loop(tmp_path, trials=5)
+    real = loop.proposer.propose
 
     def propose() -> Proposal | None:
         found = real()
@@ -135,52 +135,52 @@ def test_proposals_that_come_to_nothing_end(tmp_path: Path) -> None:
             return found
         return replace(found, excess="9 total are more than the limit of 8")
 
-    conductor.proposer.propose = propose  # type: ignore[method-assign]
-    FakeExecutor(workers=1).run(conductor)
+    loop.proposer.propose = propose  # type: ignore[method-assign]
+    FakeExecutor(workers=1).run(loop)
     with pytest.raises(SearchError, match=r"80 proposals in a row repeated .* over a limit"):
-        conductor.outcome()
-    assert len(conductor.record.trials()) == 81
+        loop.outcome()
+    assert len(loop.record.trials()) == 81
 
 
 def test_a_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
     """Whichever executor tells it."""
-    conductor = make_conductor(tmp_path, trials=6)
+    loop = make_loop(tmp_path, trials=6)
     odd = {3: (0.5, math.inf), 4: (math.nan,)}
     told = {number: TrialResult(losses=losses, seconds=1.0) for number, losses in odd.items()}
-    FakeExecutor(error=lambda job: told.get(job.number)).run(conductor)
-    trials = conductor.record.trials()
+    FakeExecutor(error=lambda job: told.get(job.number)).run(loop)
+    trials = loop.record.trials()
     assert [(t.state, t.failure) for t in trials[3:5]] == [(TrialState.FAIL, "not_finite")] * 2
     assert trials[3].reason == "the loss is 0.5, inf"
     assert len(trained(trials)) == 4
 
 
 def test_a_pruned_plan_that_is_none_is_a_failed_trial(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=6)
+    loop = make_loop(tmp_path, trials=6)
     plans = ({"encoder_self": [{"scheme": "multi_head"}] * 7},)
     odd = TrialResult(losses=(0.5,), plans=plans, seconds=1.0)
-    FakeExecutor(error=lambda job: odd if job.number == 3 else None).run(conductor)
-    trials = conductor.record.trials()
+    FakeExecutor(error=lambda job: odd if job.number == 3 else None).run(loop)
+    trials = loop.record.trials()
     assert (trials[3].state, trials[3].failure) == (TrialState.FAIL, "damaged_files")
     assert len(trained(trials)) == 5
 
 
 def test_a_trial_that_cannot_be_built_is_a_failed_one(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=6, give_up_after=4)
-    build = conductor.build_job
+    loop = make_loop(tmp_path, trials=6, give_up_after=4)
+    build = loop.build_job
 
     def fail(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
         if number in (2, 3) or number > 4:
             raise DataError(f"no curve for trial {number}")
         return build(number, plan, baseline)
 
-    conductor.build_job = fail
-    FakeExecutor().run(conductor)
-    trials = conductor.record.trials()
+    loop.build_job = fail
+    FakeExecutor().run(loop)
+    trials = loop.record.trials()
     assert [t.number for t in trained(trials)] == [0, 1, 4]
     assert trials[2].reason == "no curve for trial 2" and trials[2].failure == "training_error"
-    assert len(trials) == 6 and conductor.is_over()
+    assert len(trials) == 6 and loop.is_over()
     kill_drivers()
-    more = make_conductor(tmp_path, trials=50, give_up_after=4)
+    more = make_loop(tmp_path, trials=50, give_up_after=4)
     more.build_job = fail
     FakeExecutor().run(more)
     with pytest.raises(SearchError, match="4 trials in a row failed"):
@@ -191,8 +191,8 @@ def test_a_trial_that_cannot_be_built_is_a_failed_one(tmp_path: Path) -> None:
 def test_without_what_trials_start_from_none_is_begun(
     content: bytes | None, tmp_path: Path
 ) -> None:
-    conductor = make_conductor(tmp_path, trials=9, **WARM)
-    build = conductor.build_job
+    loop = make_loop(tmp_path, trials=9, **WARM)
+    build = loop.build_job
     start = tmp_path / "00000" / "seed-1" / "start" / "checkpoint_best.pt"
     start.parent.mkdir(parents=True)
     torch.save({}, start)
@@ -201,7 +201,7 @@ def test_without_what_trials_start_from_none_is_begun(
         job = build(number, plan, baseline)
         return replace(job, needs=(str(start),) if number else ())
 
-    conductor.build_job = warm
+    loop.build_job = warm
     executor = FakeExecutor(workers=1)
 
     def lose_it(job: TrialJob) -> None:
@@ -212,16 +212,16 @@ def test_without_what_trials_start_from_none_is_begun(
                 start.write_bytes(content)
 
     executor.error = lose_it
-    executor.run(conductor)
-    trials = conductor.record.trials()
+    executor.run(loop)
+    trials = loop.record.trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3, "none has failed"
     with pytest.raises(SearchError) as error:
-        conductor.outcome()
+        loop.outcome()
     fault = "is gone" if content is None else "is damaged"
     assert f"{start}, which trials start from, {fault}, so none was begun" in str(error.value)
     assert "train the baseline again (remove the checkpoints of" in str(error.value)
     torch.save({}, start)
     kill_drivers()
-    again = make_conductor(tmp_path, trials=9, **WARM)
+    again = make_loop(tmp_path, trials=9, **WARM)
     FakeExecutor().run(again)
     assert len(trained(again.record.trials())) == 9

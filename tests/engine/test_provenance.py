@@ -17,7 +17,7 @@ from nas_attn.engine.provenance import (
     versions_of,
 )
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import NewTrial
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.data import PreparedData
@@ -26,8 +26,8 @@ from tests.helpers.fakes import OBJECTIVES
 from tests.helpers.studies import write
 
 
-def make_record(folder: Path) -> Record:
-    return Record("one", open_storage(None, folder), OBJECTIVES, create=True)
+def make_record(folder: Path) -> TrialStore:
+    return TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
 
 
 def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

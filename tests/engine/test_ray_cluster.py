@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.data import PreparedData
@@ -52,7 +52,9 @@ def nodes(tmp_path: Path) -> Iterator[RayNodes]:
 
 def trials_of(study: Path, runs: Path) -> list[TrialRecord]:
     loaded = load_study(str(study), runs=runs)
-    return Record(loaded.config.name, open_storage(None, loaded.folder), loaded.objectives).trials()
+    return TrialStore(
+        loaded.config.name, open_storage(None, loaded.folder), loaded.objectives
+    ).trials()
 
 
 def results(trials: list[TrialRecord]) -> list[Any]:

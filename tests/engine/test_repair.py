@@ -14,10 +14,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from nas_attn.engine.repair import Repair, describe, repair_journal
 from nas_attn.engine.storage import JOURNAL, open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import SearchError
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_loop
 
 DIRECTIONS = [direction.value for direction in OBJECTIVES.directions]
 TRIALS = 10
@@ -28,9 +28,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that one driver began and another ended, with claims among its trials."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.raises(KeyboardInterrupt):
-        FakeExecutor(die_after=5).run(make_conductor(folder, trials=TRIALS, sampler="random"))
-    conductor = make_conductor(folder, trials=TRIALS, sampler="random")
-    FakeExecutor().run(conductor)
+        FakeExecutor(die_after=5).run(make_loop(folder, trials=TRIALS, sampler="random"))
+    loop = make_loop(folder, trials=TRIALS, sampler="random")
+    FakeExecutor().run(loop)
     kill_drivers()
     return folder
 
@@ -42,7 +42,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def trials(folder: Path) -> list[TrialRecord]:
-    return list(Record("fake", open_storage(None, folder), OBJECTIVES).trials())
+    return list(TrialStore("fake", open_storage(None, folder), OBJECTIVES).trials())
 
 
 def said(trial: TrialRecord) -> tuple[Any, ...]:
@@ -111,8 +111,8 @@ def test_a_lost_creation_keeps_its_number(folder: Path, lost: int) -> None:
 def test_the_search_goes_on_after_a_repair(folder: Path) -> None:
     damage(folder, of(4, folder, study_id=0)[3])
     repair(folder)
-    conductor = make_conductor(folder, trials=TRIALS, sampler="random")
-    FakeExecutor().run(conductor)
+    loop = make_loop(folder, trials=TRIALS, sampler="random")
+    FakeExecutor().run(loop)
     kill_drivers()
     trained = [trial for trial in trials(folder) if trial.is_trained]
     assert len(trained) == TRIALS
@@ -170,7 +170,7 @@ def test_what_was_written_behind_half_a_line_stays(folder: Path) -> None:
         open_storage(None, folder)
     done = repair(folder)
     assert len(done.dropped) == 1
-    record = Record("fake", open_storage(None, folder), OBJECTIVES)
+    record = TrialStore("fake", open_storage(None, folder), OBJECTIVES)
     assert record.notes()["note"] == 2
     assert [said(trial) for trial in record.trials()] == [said(trial) for trial in before]
 
@@ -223,7 +223,7 @@ def test_no_repair_beside_a_driver(folder: Path) -> None:
     damage(folder, 5)
     before = (folder / JOURNAL).read_bytes()
     (folder / JOURNAL).rename(folder / "aside")
-    make_conductor(folder)
+    make_loop(folder)
     (folder / "aside").rename(folder / JOURNAL)
     with pytest.raises(SearchError, match="is at work on this record; end it"):
         repair(folder)
@@ -234,7 +234,7 @@ def test_no_repair_beside_a_driver(folder: Path) -> None:
 
 def test_no_repair_beside_a_driver_elsewhere(folder: Path) -> None:
     now = {"beats": 3, "at": 4e9, "machine": "elsewhere 0", "lock": "/x", "ended": False}
-    Record("fake", open_storage(None, folder), OBJECTIVES).note("driver far-1-a", now)
+    TrialStore("fake", open_storage(None, folder), OBJECTIVES).note("driver far-1-a", now)
     damage(folder, 5)
     with pytest.raises(SearchError, match="far-1-a is at work"):
         repair(folder)

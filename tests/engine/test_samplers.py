@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas_attn.engine.samplers import StratifiedProposer, _spread
+from nas_attn.engine.samplers import StratifiedSampler, _spread
 from nas_attn.plan import AttentionPlan
 from tests.helpers.fakes import make_sizer, make_space
 
@@ -17,8 +17,8 @@ def parameters(plan: AttentionPlan) -> int:
     return make_sizer().size(plan).total
 
 
-def propose(decide: str, count: int, seed: int = 1) -> tuple[StratifiedProposer, list[int]]:
-    proposer = StratifiedProposer(make_space(decide), parameters, seed)
+def propose(decide: str, count: int, seed: int = 1) -> tuple[StratifiedSampler, list[int]]:
+    proposer = StratifiedSampler(make_space(decide), parameters, seed)
     taken: set[str] = set()
     sizes = []
     for index in range(count):
@@ -48,7 +48,7 @@ def test_any_number_of_proposals_covers_the_axis(decide: str, count: int) -> Non
 
 def test_the_range_is_exact() -> None:
     space = make_space("site")
-    proposer = StratifiedProposer(space, parameters, 1)
+    proposer = StratifiedSampler(space, parameters, 1)
     everything = [
         parameters(space.plan([unit.alternatives[i] for unit in space.units]))
         for i in range(len(space.units[0].alternatives))
@@ -58,7 +58,7 @@ def test_the_range_is_exact() -> None:
 
 def test_tables_add_up() -> None:
     space = make_space("layer")
-    proposer = StratifiedProposer(space, parameters, 1)
+    proposer = StratifiedSampler(space, parameters, 1)
     generator = random.Random(2)
     for _ in range(20):
         picks = [generator.randrange(len(unit.alternatives)) for unit in space.units]
@@ -71,13 +71,13 @@ def test_seeds() -> None:
     assert propose("layer", 6, seed=1)[1] == propose("layer", 6, seed=1)[1]
     plans = []
     for seed in (1, 2):
-        proposer = StratifiedProposer(make_space("layer"), parameters, seed)
+        proposer = StratifiedSampler(make_space("layer"), parameters, seed)
         plans.append(proposer.propose(2, ()))
     assert plans[0] != plans[1]
 
 
 def test_nothing_left(tmp_path: Path) -> None:
     space = make_space("model")
-    proposer = StratifiedProposer(space, parameters, 1)
+    proposer = StratifiedSampler(space, parameters, 1)
     taken = {space.plan([alternative]).dumps() for alternative in space.units[0].alternatives}
     assert proposer.propose(0, taken) is None

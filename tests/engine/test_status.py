@@ -11,10 +11,10 @@ import pytest
 
 from nas_attn.engine.leases import live_drivers
 from nas_attn.engine.status import BUDGET, RunningStatus, Status, read_status
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.job import Progress
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_loop
 
 HOUR = 3600.0
 
@@ -25,21 +25,21 @@ def _drivers_end() -> Iterator[None]:
     kill_drivers()
 
 
-def read(record: Record) -> Status:
+def read(record: TrialStore) -> Status:
     return read_status(record, trials=12, grace_seconds=60.0)
 
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> Sequence[TrialRecord]:
-    conductor = make_conductor(tmp_path_factory.mktemp("search"))
-    FakeExecutor(error=fail_trial_3).run(conductor)
-    return list(conductor.record.trials())
+    loop = make_loop(tmp_path_factory.mktemp("search"))
+    FakeExecutor(error=fail_trial_3).run(loop)
+    return list(loop.record.trials())
 
 
 def test_counts_of_a_search_that_has_ended(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, stopping={"rule": "halving"})
-    FakeExecutor(error=fail_trial_3).run(conductor)
-    status, snapshot = read(conductor.record), conductor.snapshot()
+    loop = make_loop(tmp_path, stopping={"rule": "halving"})
+    FakeExecutor(error=fail_trial_3).run(loop)
+    status, snapshot = read(loop.record), loop.snapshot()
     assert status.budget == 12
     assert len(status.over) == 12
     assert len(status.finished) == snapshot.finished
@@ -59,39 +59,39 @@ def test_counts_of_a_search_that_has_ended(tmp_path: Path) -> None:
 
 
 def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path)
-    job = conductor.next_job()
+    loop = make_loop(tmp_path)
+    job = loop.next_job()
     assert job is not None
-    conductor.progress(job.number, Progress(seed=1, num_updates=5, loss=2.5))
-    watcher = Record("fake", conductor.record.storage, OBJECTIVES)
+    loop.progress(job.number, Progress(seed=1, num_updates=5, loss=2.5))
+    watcher = TrialStore("fake", loop.record.storage, OBJECTIVES)
     status = read(watcher)
     assert [running.trial.number for running in status.running] == [job.number]
-    assert status.running[0].driver == conductor.ownership.driver
+    assert status.running[0].driver == loop.leases.driver
     assert status.running[0].trial.curve == {5: 2.5}
-    assert list(status.drivers) == [conductor.ownership.driver]
-    conductor.progress(job.number, Progress(seed=1, num_updates=10, loss=2.25, validation=2))
+    assert list(status.drivers) == [loop.leases.driver]
+    loop.progress(job.number, Progress(seed=1, num_updates=10, loss=2.25, validation=2))
     assert read(watcher).running[0].trial.curve == {5: 2.5, 10: 2.25}
     kill_drivers()
     status = read(watcher)
     assert not status.drivers
     assert not status.running
-    assert [waiting.driver for waiting in status.interrupted] == [conductor.ownership.driver]
+    assert [waiting.driver for waiting in status.interrupted] == [loop.leases.driver]
 
 
 def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
-    record = make_conductor(tmp_path).record
+    record = make_loop(tmp_path).record
     record.note(BUDGET, 40)
     assert read(record).budget == 40
 
 
 def test_what_is_trained_beside(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path)
-    FakeExecutor().run(conductor)
-    assert not read(conductor.record).beside
-    Record("fake (cold)", conductor.record.storage, OBJECTIVES, create=True)
-    Record("fake (claims)", conductor.record.storage, OBJECTIVES, create=True)
-    Record("faker (cold)", conductor.record.storage, OBJECTIVES, create=True)
-    beside = read(conductor.record).beside
+    loop = make_loop(tmp_path)
+    FakeExecutor().run(loop)
+    assert not read(loop.record).beside
+    TrialStore("fake (cold)", loop.record.storage, OBJECTIVES, create=True)
+    TrialStore("fake (claims)", loop.record.storage, OBJECTIVES, create=True)
+    TrialStore("faker (cold)", loop.record.storage, OBJECTIVES, create=True)
+    beside = read(loop.record).beside
     assert [(one.name, one.finished, one.running) for one in beside] == [("cold", 0, 0)]
 
 

@@ -14,7 +14,7 @@ from nas_attn.engine.config import SearchConfig, StoppingConfig
 from nas_attn.engine.stopping import Halving, Rung
 from nas_attn.pareto import dominates
 from nas_attn.trials.job import Progress
-from tests.helpers.fakes import FakeExecutor, kill_drivers, make_conductor
+from tests.helpers.fakes import FakeExecutor, kill_drivers, make_loop
 
 
 def count_dominators(points: list[tuple[float, ...]], index: int) -> int:
@@ -83,9 +83,9 @@ def test_rules_for_one_objective_are_refused(rule: str) -> None:
 
 
 def test_stopped_trials_are_pruned_with_values_and_reason(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=40, stopping={"rule": "halving"})
-    FakeExecutor().run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, trials=40, stopping={"rule": "halving"})
+    FakeExecutor().run(loop)
+    trials = loop.record.trials()
     stopped = [trial for trial in trials if trial.state == TrialState.PRUNED]
     assert len(stopped) > 5
     for trial in stopped:
@@ -103,8 +103,8 @@ def test_stopped_trials_are_pruned_with_values_and_reason(tmp_path: Path) -> Non
 
 def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
     """Its training is done, and the result would be thrown away."""
-    conductor = make_conductor(tmp_path, trials=12, stopping={"rule": "halving", "first": 3})
-    jobs = [job for _ in range(12) if (job := conductor.next_job()) is not None]
+    loop = make_loop(tmp_path, trials=12, stopping={"rule": "halving", "first": 3})
+    jobs = [job for _ in range(12) if (job := loop.next_job()) is not None]
     for place, job in enumerate(jobs):
         for validation in (3, 9):
             # The later, the worse: the last third of the trials would never pass a rung.
@@ -115,9 +115,9 @@ def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
                 validation=validation,
                 is_last=validation == 9,
             )
-            goes_on = conductor.progress(job.number, news)
+            goes_on = loop.progress(job.number, news)
             assert goes_on or not news.is_last
-    ended = conductor.record.now(jobs[-1].number)
+    ended = loop.record.now(jobs[-1].number)
     assert ended.rungs["9"]["better"] >= 4, "it is the worst there, and went on"
 
 
@@ -126,12 +126,12 @@ def test_decisions_after_a_restart_are_those_of_an_unbroken_search(
     die_after: int, tmp_path: Path
 ) -> None:
     settings = {"trials": 30, "stopping": {"rule": "halving"}, "sampler": "tpe"}
-    whole = make_conductor(tmp_path / "whole", **settings)
+    whole = make_loop(tmp_path / "whole", **settings)
     FakeExecutor(workers=1).run(whole)
-    broken = make_conductor(tmp_path / "broken", **settings)
+    broken = make_loop(tmp_path / "broken", **settings)
     with pytest.raises(KeyboardInterrupt):
         FakeExecutor(workers=1, die_after=die_after).run(broken)
-    again = make_conductor(tmp_path / "broken", **settings)
+    again = make_loop(tmp_path / "broken", **settings)
     FakeExecutor(workers=1).run(again)
     kill_drivers()
     pairs = zip(whole.record.trials(), again.record.trials(), strict=True)

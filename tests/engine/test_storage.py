@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError
 from tests.helpers.fakes import OBJECTIVES
 from tests.helpers.servers import Postgres
@@ -68,9 +68,9 @@ def test_nothing_answers(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_storages_by_url(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    Record("one", open_storage(url, tmp_path), OBJECTIVES, create=True)
-    Record("one", open_storage(url, tmp_path), OBJECTIVES)
+    TrialStore("one", open_storage(url, tmp_path), OBJECTIVES, create=True)
+    TrialStore("one", open_storage(url, tmp_path), OBJECTIVES)
     with pytest.raises(SearchError, match="holds no study 'two'"):
-        Record("two", open_storage(url, tmp_path), OBJECTIVES)
+        TrialStore("two", open_storage(url, tmp_path), OBJECTIVES)
     with pytest.raises(SearchError, match="cannot open the storage nosuch"):
         open_storage("nosuch://x", tmp_path)

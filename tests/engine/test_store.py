@@ -15,20 +15,20 @@ from optuna.storages import InMemoryStorage
 from nas_attn.engine import patience
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import JOURNAL, open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import NewTrial
 from nas_attn.errors import SearchError
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_loop
 
 
 def test_half_a_line_is_dropped(tmp_path: Path) -> None:
-    conductor = make_conductor(tmp_path, trials=4)
-    FakeExecutor().run(conductor)
-    before = [(t.number, t.state, t.loss) for t in conductor.record.trials()]
+    loop = make_loop(tmp_path, trials=4)
+    FakeExecutor().run(loop)
+    before = [(t.number, t.state, t.loss) for t in loop.record.trials()]
     kill_drivers()
     with (tmp_path / JOURNAL).open("a") as journal:
         journal.write('{"op_code":4,"wor')
-    again = make_conductor(tmp_path, trials=7)
+    again = make_loop(tmp_path, trials=7)
     assert [(t.number, t.state, t.loss) for t in again.record.trials()] == before
     FakeExecutor().run(again)
     assert sum(trial.is_trained for trial in again.record.trials()) == 7
@@ -36,7 +36,7 @@ def test_half_a_line_is_dropped(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver waits until there is room; what was there stays readable."""
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     record.note("first", 1)
     size = (tmp_path / JOURNAL).stat().st_size
     original, calls = os.fsync, []
@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     record.note("second", 2)
     assert len(calls) == 2
-    fresh = Record("one", open_storage(None, tmp_path), OBJECTIVES)
+    fresh = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES)
     assert {"first": 1, "second": 2}.items() <= fresh.notes().items()
 
 
@@ -75,7 +75,7 @@ def test_a_storage_that_comes_back_is_waited_for(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(patience.time, "sleep", pauses.append)
-    record = Record("one", Absent(failures=4), OBJECTIVES, create=True)
+    record = TrialStore("one", Absent(failures=4), OBJECTIVES, create=True)
     with caplog.at_level(logging.WARNING):
         record.note("name", 1)
     assert record.notes()["name"] == 1
@@ -86,7 +86,7 @@ def test_a_storage_that_comes_back_is_waited_for(
 def test_a_storage_that_stays_away_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1.0)
-    record = Record("one", Absent(failures=9), OBJECTIVES, create=True)
+    record = TrialStore("one", Absent(failures=9), OBJECTIVES, create=True)
     with pytest.raises(SearchError, match=r"has not answered .* the same command goes on"):
         record.note("name", 1)
 
@@ -104,9 +104,9 @@ def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -
                 raise ConnectionError("gone")
             return made
 
-    conductor = make_conductor(tmp_path, storage=Deaf(), trials=8)
-    FakeExecutor().run(conductor)
-    trials = conductor.record.trials()
+    loop = make_loop(tmp_path, storage=Deaf(), trials=8)
+    FakeExecutor().run(loop)
+    trials = loop.record.trials()
     done = [trial for trial in trials if trial.is_trained]
     assert len(done) == 8
     assert all(trial.state.is_finished() for trial in trials)
@@ -114,7 +114,7 @@ def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -
 
 
 def test_a_trial_is_written_in_one_step(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     lines = len((tmp_path / JOURNAL).read_text().splitlines())
     params: Sequence[str] = ("a", "b")
     from optuna.distributions import IntDistribution
@@ -130,7 +130,7 @@ def test_a_trial_is_written_in_one_step(tmp_path: Path) -> None:
 
 def test_other_directions_are_another_study(tmp_path: Path) -> None:
     storage = open_storage(None, tmp_path)
-    Record("one", storage, OBJECTIVES, create=True)
+    TrialStore("one", storage, OBJECTIVES, create=True)
     other = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
     with pytest.raises(SearchError, match="has the directions minimize, minimize, but"):
-        Record("one", storage, other)
+        TrialStore("one", storage, other)

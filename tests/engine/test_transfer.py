@@ -17,14 +17,14 @@ import torch
 from optuna.trial import TrialState
 
 from nas_attn.engine.executors.transfer import (
-    Courier,
-    DataParcel,
-    NodeFiles,
+    DatasetArchive,
+    FileSync,
+    NodeWorkspace,
     _keep_further,
     _unpack,
 )
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.data import PreparedData
@@ -59,7 +59,7 @@ def make_trial(folder: Path, validations: int) -> None:
 def test_data_lie_elsewhere_on_a_node_and_are_unpacked_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "train.bin").write_bytes(bytes(range(256)))
-    parcel = DataParcel.pack(tmp_path / "data")
+    parcel = DatasetArchive.pack(tmp_path / "data")
     there = parcel.unpack(tmp_path / "node")
     assert (there / "deep" / "train.bin").read_bytes() == bytes(range(256))
     before = (there / "deep" / "train.bin").stat().st_ino
@@ -78,12 +78,12 @@ def test_a_report_comes_first_and_a_checkpoint_that_is_begun_stays(tmp_path: Pat
     (run / "checkpoints" / "checkpoint_best.pt").write_bytes(whole[: len(whole) // 2])
     for name in ("finished.json", "finished.json.partial", "training.lock"):
         (run / name).write_text("{}")
-    content = Courier(tmp_path).give(str(trial))
+    content = FileSync(tmp_path).give(str(trial))
     assert content is not None
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         names = [Path(name).name for name in archive.getnames()]
     assert names == ["report.jsonl", "checkpoint_last.pt", "finished.json"]
-    Courier(tmp_path).take(str(tmp_path / "copy"), content)
+    FileSync(tmp_path).take(str(tmp_path / "copy"), content)
     assert checkpoint_is_whole(tmp_path / "copy" / "seed-1" / "checkpoints" / "checkpoint_last.pt")
 
 
@@ -94,24 +94,24 @@ def test_of_a_long_log_the_end_travels(tmp_path: Path) -> None:
         log.truncate(300_000_000)
         log.seek(0, os.SEEK_END)
         log.write(b"the end")
-    content = Courier(tmp_path).give(str(trial))
+    content = FileSync(tmp_path).give(str(trial))
     assert content is not None and len(content) < 20_000_000
-    Courier(tmp_path).take(str(tmp_path / "copy"), content)
+    FileSync(tmp_path).take(str(tmp_path / "copy"), content)
     sent = (tmp_path / "copy" / "seed-1" / "train.log").read_bytes()
     assert len(sent) == 16 * 1024 * 1024 and sent.endswith(b"the end")
 
 
 def test_nothing_is_written_or_read_outside_the_run_folder(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
-    courier = Courier(tmp_path / "runs")
-    assert courier.give(str(tmp_path / "secret")) is None
+    sync = FileSync(tmp_path / "runs")
+    assert sync.give(str(tmp_path / "secret")) is None
     with pytest.raises(ValueError, match="not in the run folder"):
-        courier.take(str(tmp_path / "secret"), b"")
+        sync.take(str(tmp_path / "secret"), b"")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("../escaped"))
     with pytest.raises(ValueError, match=r"\.\./escaped is not in"):
-        courier.take(str(tmp_path / "runs" / "trial"), buffer.getvalue())
+        sync.take(str(tmp_path / "runs" / "trial"), buffer.getvalue())
     assert not (tmp_path / "runs" / "escaped").exists()
 
 
@@ -124,12 +124,12 @@ def test_what_another_trial_made_is_fetched_once(
     runs, asked = tmp_path / "runs", []
 
     class Direct:
-        """Calls a courier at once where Ray would do it elsewhere."""
+        """Calls a sync at once where Ray would do it elsewhere."""
 
         def __getattr__(self, name: str) -> Any:
             def remote(*arguments: Any) -> Any:
                 asked.append(name)
-                return getattr(Courier(runs), name)(*arguments)
+                return getattr(FileSync(runs), name)(*arguments)
 
             return SimpleNamespace(remote=remote)
 
@@ -137,7 +137,7 @@ def test_what_another_trial_made_is_fetched_once(
     needed.parent.mkdir(parents=True)
     needed.write_bytes(b"weights")
     (tmp_path / "data").mkdir()
-    parcel = DataParcel.pack(tmp_path / "data")
+    parcel = DatasetArchive.pack(tmp_path / "data")
     folder = runs / "trials" / "00001"
     run = SeedRun(
         seed=1,
@@ -154,13 +154,13 @@ def test_what_another_trial_made_is_fetched_once(
         needs=(str(needed),),
     )
     for _ in range(2):
-        files = NodeFiles(parcel, Direct(), tmp_path / "node")
+        files = NodeWorkspace(parcel, Direct(), tmp_path / "node")
         start = files.localise(job).runs[0].start
         assert Path(start[2]).read_bytes() == b"weights"
         assert all(Path(part).is_relative_to(tmp_path / "node") for part in (start[2], start[4]))
     assert asked.count("read") == 1
     with pytest.raises(ValueError, match="not in the run folder"):
-        Courier(runs).read(str(tmp_path / "data"))
+        FileSync(runs).read(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(("here", "known", "kept"), [(3, 2, 3), (2, 3, 3), (0, 2, 2)])
@@ -171,7 +171,7 @@ def test_a_node_goes_on_from_what_is_further(
     if here:
         make_trial(node, here)
     make_trial(trial, known)
-    content = Courier(tmp_path / "runs").give(str(trial))
+    content = FileSync(tmp_path / "runs").give(str(trial))
     assert content is not None
     _keep_further(node, content)
     checkpoint = node / "seed-1" / "checkpoints" / "checkpoint_last.pt"
@@ -182,7 +182,7 @@ def test_a_node_goes_on_from_what_is_further(
 def test_what_is_replaced_was_whole_all_the_time(tmp_path: Path) -> None:
     make_trial(tmp_path / "old", 1)
     make_trial(tmp_path / "new", 2)
-    content = Courier(tmp_path).give(str(tmp_path / "new"))
+    content = FileSync(tmp_path).give(str(tmp_path / "new"))
     assert content is not None
     checkpoint = tmp_path / "old" / "seed-1" / "checkpoints" / "checkpoint_last.pt"
     with checkpoint.open("rb") as reader:
@@ -201,7 +201,7 @@ def nodes(tmp_path: Path) -> Iterator[RayNodes]:
 
 def trials_of(study: Path, runs: Path) -> list[TrialRecord]:
     loaded = load_study(str(study), runs=runs)
-    record = Record(loaded.config.name, open_storage(None, loaded.folder), loaded.objectives)
+    record = TrialStore(loaded.config.name, open_storage(None, loaded.folder), loaded.objectives)
     return record.trials()
 
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.data import PreparedData
 from tests.helpers.cli import COMMAND, run
@@ -53,7 +53,7 @@ class Search:
 
     def trials(self) -> list[TrialRecord]:
         """As they are on record; none before there is one."""
-        return Record("small", self.storage, OBJECTIVES, create=True).trials()
+        return TrialStore("small", self.storage, OBJECTIVES, create=True).trials()
 
     def driver_of(self, trial: TrialRecord) -> int:
         """The process that began a trial."""

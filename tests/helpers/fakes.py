@@ -12,11 +12,11 @@ from optuna.storages import BaseStorage
 from nas_attn.attention.counting import ModelSize
 from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig
-from nas_attn.engine.leases import Ownership
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.leases import TrialLeases
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
@@ -58,7 +58,7 @@ class FakeCosts:
         return {**size._asdict(), "cache_bytes": size.attention // 7}
 
 
-def make_conductor(
+def make_loop(
     folder: Path,
     space: SearchSpace | None = None,
     *,
@@ -66,7 +66,7 @@ def make_conductor(
     storage: BaseStorage | None = None,
     retries: int = 2,
     **settings: object,
-) -> Conductor:
+) -> SearchLoop:
     config = SearchConfig.model_validate({"trials": 12, "startup_trials": 5, **settings})
 
     def build_job(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
@@ -81,12 +81,12 @@ def make_conductor(
             number=number, folder=str(trial), metric="loss", parameters=total, runs=(run,)
         )
 
-    record = Record("fake", storage or open_storage(None, folder), objectives, create=True)
-    ownership = Ownership(record, folder, heartbeat_seconds=60, grace_seconds=180)
-    DRIVERS.append(ownership)
-    return Conductor(
+    record = TrialStore("fake", storage or open_storage(None, folder), objectives, create=True)
+    leases = TrialLeases(record, folder, heartbeat_seconds=60, grace_seconds=180)
+    DRIVERS.append(leases)
+    return SearchLoop(
         record=record,
-        ownership=ownership,
+        leases=leases,
         proposer=Proposer(space or make_space(), FakeCosts(), objectives, config, BASELINE),
         config=config,
         build_job=build_job,
@@ -94,15 +94,15 @@ def make_conductor(
     )
 
 
-DRIVERS: list[Ownership] = []
+DRIVERS: list[TrialLeases] = []
 
 
 def kill_drivers() -> None:
     """Let the drivers so far die: their locks go, and nobody says that they end."""
     while DRIVERS:
-        ownership = DRIVERS.pop()
-        ownership._over.set()
-        ownership._file.close()
+        leases = DRIVERS.pop()
+        leases._over.set()
+        leases._file.close()
 
 
 def loss_of(job: TrialJob) -> float:
@@ -134,13 +134,13 @@ class FakeExecutor:
         self.prune = prune
         self.ran: list[int] = []
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, loop: SearchLoop) -> None:
         waiting: list[TrialJob] = []
         while True:
-            while len(waiting) < self.workers and (job := conductor.next_job()) is not None:
+            while len(waiting) < self.workers and (job := loop.next_job()) is not None:
                 waiting.append(job)
             if not waiting:
-                if conductor.is_over():
+                if loop.is_over():
                     return
                 time.sleep(0.01)
                 continue
@@ -149,9 +149,9 @@ class FakeExecutor:
                 raise KeyboardInterrupt
             job = waiting.pop(0)
             self.ran.append(job.number)
-            conductor.finish(job.number, self._train(conductor, job))
+            loop.finish(job.number, self._train(loop, job))
 
-    def _train(self, conductor: Conductor, job: TrialJob) -> TrialResult:
+    def _train(self, loop: SearchLoop, job: TrialJob) -> TrialResult:
         error = self.error(job)
         if isinstance(error, TrialResult):
             return error
@@ -163,7 +163,7 @@ class FakeExecutor:
                 loss=final + 2.0 / validation - 2.0 / VALIDATIONS,
                 validation=validation,
             )
-            if not conductor.progress(job.number, news):
+            if not loop.progress(job.number, news):
                 return TrialResult(seconds=1.0)
         pruned = self.prune(AttentionPlan.parse(job.runs[0].command[1]))
         plans = tuple(plan.to_json() for plan in pruned)
@@ -172,16 +172,16 @@ class FakeExecutor:
         return TrialResult(losses=losses, plans=plans, seconds=2.0, error=error, failure=failure)
 
 
-def begin(folder: Path) -> Record:
+def begin(folder: Path) -> TrialStore:
     """A record with one note, in the journal of a run folder."""
-    record = Record("one", open_storage(None, folder), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
     record.note("first", 1)
     return record
 
 
 def notes(folder: Path) -> dict[str, Any]:
     """What is noted on such a record."""
-    return Record("one", open_storage(None, folder), OBJECTIVES).notes()
+    return TrialStore("one", open_storage(None, folder), OBJECTIVES).notes()
 
 
 def fail_trial_3(job: TrialJob) -> str | None:

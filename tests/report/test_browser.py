@@ -14,7 +14,7 @@ from nas_attn.analysis.agreement import agreement_of, spread_evenly
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report import ReportContext, write_report
-from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_conductor, make_space
+from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_loop, make_space
 from tests.helpers.paths import ROOT
 from tests.report.test_report import HOSTILE, VERSIONS
 
@@ -49,9 +49,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
     folder = tmp_path_factory.mktemp("run")
-    conductor = make_conductor(folder, make_space("layer"), trials=40)
-    FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None).run(conductor)
-    return conductor.record.trials()
+    loop = make_loop(folder, make_space("layer"), trials=40)
+    FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None).run(loop)
+    return loop.record.trials()
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ from nas_attn.report.comparison import (
     reference_text,
     write_comparison,
 )
-from tests.helpers.fakes import FakeExecutor, make_conductor
+from tests.helpers.fakes import FakeExecutor, make_loop
 
 OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
 BLEU = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
@@ -272,10 +272,10 @@ def test_files_are_written_and_names_escaped(tmp_path: Path) -> None:
 
 def test_run_folders_from_the_command(tmp_path: Path) -> None:
     for name, trials in (("first", 8), ("second", 12)):
-        conductor = make_conductor(tmp_path / name, trials=trials)
-        FakeExecutor().run(conductor)
+        loop = make_loop(tmp_path / name, trials=trials)
+        FakeExecutor().run(loop)
         settings = {"objectives": {"loss": "loss", "costs": ["total"]}}
-        conductor.record.note(SETTINGS, settings)
+        loop.record.note(SETTINGS, settings)
     record = open_run_folder(tmp_path / "second")
     assert record.name == "fake"
     assert len(read_searched(record, tmp_path / "second").trained) == 12

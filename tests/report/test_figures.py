@@ -11,16 +11,16 @@ import pytest
 from nas_attn.analysis.trials import Trials
 from nas_attn.errors import RefusedError
 from nas_attn.report.figures import plot_front
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
 
 matplotlib.use("agg")
 
 
 @pytest.fixture
 def trials(tmp_path: Path) -> Trials:
-    conductor = make_conductor(tmp_path / "run", trials=14)
-    FakeExecutor().run(conductor)
-    return Trials(conductor.record.trials(), OBJECTIVES)
+    loop = make_loop(tmp_path / "run", trials=14)
+    FakeExecutor().run(loop)
+    return Trials(loop.record.trials(), OBJECTIVES)
 
 
 def test_the_front_is_drawn_for_a_notebook(trials: Trials) -> None:

@@ -27,7 +27,7 @@ from nas_attn.report.pictures import (
     scheme_styles,
 )
 from nas_attn.report.rendering import latex_text
-from tests.helpers.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_conductor
+from tests.helpers.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_loop
 from tests.report.test_report import context
 
 HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
@@ -36,9 +36,9 @@ QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
 
 @pytest.fixture
 def trials(tmp_path: Path) -> Trials:
-    conductor = make_conductor(tmp_path / "run", trials=14)
-    FakeExecutor().run(conductor)
-    return Trials(conductor.record.trials(), OBJECTIVES)
+    loop = make_loop(tmp_path / "run", trials=14)
+    FakeExecutor().run(loop)
+    return Trials(loop.record.trials(), OBJECTIVES)
 
 
 def test_every_scheme_has_a_look_of_its_own() -> None:

@@ -21,7 +21,7 @@ from nas_attn.curves import recorded_curves
 from nas_attn.engine.trial_record import SIZE, TrialRecord, read_trial
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, summary_text, write_report
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_conductor
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
 
 HOSTILE = "<script>alert(1)</script>|`rm`"
 
@@ -30,10 +30,10 @@ VERSIONS = dict.fromkeys(("nas-attn", "torch", "optuna", "fairseq-fixed"), "1.0"
 
 @pytest.fixture
 def trials(tmp_path: Path) -> Trials:
-    conductor = make_conductor(tmp_path / "run", trials=14)
+    loop = make_loop(tmp_path / "run", trials=14)
     executor = FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None)
-    executor.run(conductor)
-    return Trials(conductor.record.trials(), OBJECTIVES)
+    executor.run(loop)
+    return Trials(loop.record.trials(), OBJECTIVES)
 
 
 def context(name: str = "fake") -> ReportContext:

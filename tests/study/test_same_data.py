@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nas_attn.cli.main import app
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import COMMANDS, NewTrial
 from nas_attn.errors import NasAttnError, RefusedError
 from nas_attn.fairseq_tools.data import PreparedData
@@ -54,9 +54,9 @@ def test_data_made_again_under_the_same_path_are_refused(
     assert "report:" in run("report")
 
 
-def record_in(folder: Path) -> Record:
+def record_in(folder: Path) -> TrialStore:
     folder.mkdir(exist_ok=True)
-    return Record("s", open_storage(None, folder), OBJECTIVES, create=True)
+    return TrialStore("s", open_storage(None, folder), OBJECTIVES, create=True)
 
 
 def test_a_record_of_old_takes_the_data_on(

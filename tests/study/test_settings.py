@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError
 from nas_attn.study.settings import keep_settings
 from tests.helpers.fakes import OBJECTIVES
 
 
 def test_records_of_old_are_read(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     old = {"objectives": {"loss": "nll_loss", "parameters": "total"}, "training": {"lr": 0.1}}
     record.note("settings", old)
     now = {"objectives": {"loss": "nll_loss", "costs": ["total"]}, "training": {"lr": 0.1}}
@@ -22,7 +22,7 @@ def test_records_of_old_are_read(tmp_path: Path) -> None:
 
 
 def test_settings_must_stay(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     keep_settings(record, {"training": {"lr": 0.1, "seeds": [1, 2]}})
     keep_settings(record, {"training": {"lr": 0.1, "seeds": [1, 2]}})
     with pytest.raises(SearchError, match=r"training\.lr \(0\.1, now 0\.2\)"):
@@ -30,7 +30,7 @@ def test_settings_must_stay(tmp_path: Path) -> None:
 
 
 def test_numbers_that_older_records_hold_as_words_stay(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     keep_settings(record, {"training": {"lr": "1e-3", "optimizer": "adam"}})
     keep_settings(record, {"training": {"lr": 0.001, "optimizer": "adam"}})
     with pytest.raises(SearchError, match=r"training\.lr \('1e-3', now 0\.002\)"):
@@ -40,7 +40,7 @@ def test_numbers_that_older_records_hold_as_words_stay(tmp_path: Path) -> None:
 
 
 def test_refused_flags_that_change_no_loss_can_be_left_out(tmp_path: Path) -> None:
-    record = Record("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     stock = {
         "valid-subset": "valid",
         "keep_last_epochs": 5,

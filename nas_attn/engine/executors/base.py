@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.loop import SearchLoop
 
 
 class Executor(Protocol):
-    """Runs a conductor's jobs until the search is over."""
+    """Runs a loop's jobs until the search is over."""
 
     workers: int
     """Trials at a time."""
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, loop: SearchLoop) -> None:
         """Run until the search is over."""

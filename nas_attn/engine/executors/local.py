@@ -6,7 +6,7 @@ import time
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
 from nas_attn.engine.executors.gpus import deal_gpus, visible_gpus
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.machine import cpu_count
 from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.launch import ColdLauncher, Launcher
@@ -36,15 +36,15 @@ class LocalExecutor:
             room = max(1, cpu_count() // resources.cpus)
             self.workers = config.workers or room
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, loop: SearchLoop) -> None:
         """Run until the search is over. An exception stops all trials first."""
         launcher: Launcher = ForkServer() if self.config.warm else ColdLauncher()
         running: dict[int, TrialRun] = {}
         try:
-            while running or not conductor.is_over():
-                self._fill(conductor, running, launcher)
+            while running or not loop.is_over():
+                self._fill(loop, running, launcher)
                 for slot, trial in list(running.items()):
-                    if _advance(conductor, trial):
+                    if _advance(loop, trial):
                         del running[slot]
                 time.sleep(POLL_SECONDS)
         finally:
@@ -52,25 +52,25 @@ class LocalExecutor:
                 trial.stop()
             launcher.close()
 
-    def _fill(self, conductor: Conductor, running: dict[int, TrialRun], launcher: Launcher) -> None:
+    def _fill(self, loop: SearchLoop, running: dict[int, TrialRun], launcher: Launcher) -> None:
         for slot in range(self.workers):
             if slot not in running:
-                job = conductor.next_job()
+                job = loop.next_job()
                 if job is None:
                     return
                 device = None if self._devices is None else self._devices[slot]
                 running[slot] = TrialRun(job, device=device, launcher=launcher)
 
 
-def _advance(conductor: Conductor, trial: TrialRun) -> bool:
-    """Tell the conductor what a trial says; returns whether the trial has ended."""
+def _advance(loop: SearchLoop, trial: TrialRun) -> bool:
+    """Tell the loop what a trial says; returns whether the trial has ended."""
     number = trial.job.number
     for news in trial.poll():
-        if not conductor.progress(number, news):
+        if not loop.progress(number, news):
             trial.stop()
-            conductor.finish(number, trial.result or trial.spent())
+            loop.finish(number, trial.result or trial.spent())
             return True
     if trial.result is None:
         return False
-    conductor.finish(number, trial.result)
+    loop.finish(number, trial.result)
     return True

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.simulation.command import parse_replay_command
 from nas_attn.simulation.synthetic import curve_of, drawn_fault
 from nas_attn.trials.failures import FailureKind, failure_of_error
@@ -48,7 +48,7 @@ class SimulatedExecutor:
         self.clock = 0.0
         self._attempts: dict[int, int] = {}
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, loop: SearchLoop) -> None:
         """Run until the search is over."""
         events: list[tuple[float, int, _Simulated]] = []
         order = itertools.count()
@@ -62,20 +62,20 @@ class SimulatedExecutor:
                 if failure.kind is FailureKind.INTERNAL:
                     logger.error("trial %d", trial.job.number, exc_info=error)
                 result = self._result(trial, failure.message, failure.kind)
-                conductor.finish(trial.job.number, result)
+                loop.finish(trial.job.number, result)
                 return
             if step is None:
-                conductor.finish(trial.job.number, self._result(trial))
+                loop.finish(trial.job.number, self._result(trial))
                 return
             heapq.heappush(events, (trial.began + step[0], next(order), trial))
             pending[trial.job.number] = step[1]
 
         pending: dict[int, Progress | FailureKind] = {}
         while True:
-            while len(events) < self.workers and (job := conductor.next_job()) is not None:
+            while len(events) < self.workers and (job := loop.next_job()) is not None:
                 schedule(self._begin(job))
             if not events:
-                if conductor.is_over():
+                if loop.is_over():
                     return
                 time.sleep(WAIT_SECONDS)
                 continue
@@ -83,18 +83,18 @@ class SimulatedExecutor:
             step = pending.pop(trial.job.number)
             if isinstance(step, FailureKind):
                 error = f"simulated: {step}"
-                conductor.finish(trial.job.number, self._result(trial, error, step))
+                loop.finish(trial.job.number, self._result(trial, error, step))
                 continue
             trial.losses[step.seed] = min(trial.losses.get(step.seed, math.inf), step.loss)
             if not math.isfinite(step.loss):  # as a training would end at it
                 error = f"the validation {trial.job.metric} of seed {step.seed} is {step.loss}"
                 result = self._result(trial, error, FailureKind.NOT_FINITE)
-                conductor.finish(trial.job.number, result)
-            elif conductor.progress(trial.job.number, step):
+                loop.finish(trial.job.number, result)
+            elif loop.progress(trial.job.number, step):
                 schedule(trial)
             else:
                 trial.losses.clear()
-                conductor.finish(trial.job.number, self._result(trial))
+                loop.finish(trial.job.number, self._result(trial))
 
     def _begin(self, job: TrialJob) -> _Simulated:
         attempt = self._attempts[job.number] = self._attempts.get(job.number, 0) + 1

@@ -31,7 +31,7 @@ PARTIAL = (".tmp", ".partial")
 
 
 @dataclass(frozen=True)
-class DataParcel:
+class DatasetArchive:
     """A data set as it travels.
 
     Args:
@@ -45,7 +45,7 @@ class DataParcel:
     digest: str
 
     @classmethod
-    def pack(cls, folder: Path) -> DataParcel:
+    def pack(cls, folder: Path) -> DatasetArchive:
         """Read a data set."""
         content = _pack(folder, _files(folder))
         return cls(str(folder), content, hashlib.sha256(content).hexdigest()[:16])
@@ -61,7 +61,7 @@ class DataParcel:
         return target
 
 
-class Courier:
+class FileSync:
     """Takes files of trials back to the run folder; an actor on the driver's machine.
 
     Args:
@@ -92,18 +92,18 @@ class Courier:
         return _pack(source, _files(source))
 
 
-class NodeFiles:
+class NodeWorkspace:
     """A trial's files on the node that trains it.
 
     Args:
         parcel: the data set; None if folders are shared, and then nothing is done.
-        courier: actor handle of a `Courier`.
+        sync: actor handle of a `FileSync`.
         under: this node's folder for what travels.
     """
 
-    def __init__(self, parcel: DataParcel | None, courier: Any, under: Path | None = None) -> None:
+    def __init__(self, parcel: DatasetArchive | None, sync: Any, under: Path | None = None) -> None:
         self._parcel = parcel
-        self._courier = courier
+        self._sync = sync
         self._under = under or Path(tempfile.gettempdir()) / f"nas-attn-{os.getuid()}"
         self._folders: tuple[str, Path] | None = None
         self._sent: dict[Path, tuple[int, int]] = {}
@@ -118,7 +118,7 @@ class NodeFiles:
 
         data = parcel.unpack(self._under)
         folder = self._under / "trials" / hashlib.sha256(job.folder.encode()).hexdigest()[:16]
-        known = ray.get(self._courier.give.remote(job.folder))
+        known = ray.get(self._sync.give.remote(job.folder))
         if known is not None:
             _keep_further(folder, known)
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ class NodeFiles:
         with FileLock(target.with_suffix(".lock"), f"the file {target}"):
             if not target.is_file():
                 partial = target.with_suffix(".partial")
-                partial.write_bytes(ray.get(self._courier.read.remote(path)))
+                partial.write_bytes(ray.get(self._sync.read.remote(path)))
                 partial.rename(target)
         return target
 
@@ -191,7 +191,7 @@ class NodeFiles:
         assert self._folders is not None
         there, local = self._folders
         changed = self._changed()
-        ray.get(self._courier.take.remote(there, _pack(local, changed)))
+        ray.get(self._sync.take.remote(there, _pack(local, changed)))
         self._sent |= changed
 
     def _changed(self) -> dict[Path, tuple[int, int]]:

@@ -25,8 +25,8 @@ from nas_attn.engine.executors.ray_tune.nodes import (
 )
 from nas_attn.engine.executors.ray_tune.searcher import ConductorScheduler, ConductorSearcher
 from nas_attn.engine.executors.ray_tune.trainable import TrainTrial
-from nas_attn.engine.executors.transfer import Courier, DataParcel
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.executors.transfer import DatasetArchive, FileSync
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.errors import SearchError
 from nas_attn.masking import environment_without_secrets
 
@@ -92,12 +92,12 @@ class RayExecutor:
             ray.shutdown()
             raise
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, loop: SearchLoop) -> None:
         """Run until the search is over.
 
         If the cluster goes away for a minute, Ray ends this process; why is logged before.
         """
-        searcher = ConductorSearcher(conductor, self._places)
+        searcher = ConductorSearcher(loop, self._places)
         over = threading.Event()
         cluster = ray.get_runtime_context().gcs_address
         watch = threading.Thread(target=watch_cluster, args=(cluster, over), daemon=True)
@@ -130,12 +130,10 @@ class RayExecutor:
         if self.config.transfer == "shared_folder":
             return tune.with_parameters(TrainTrial, warm=self.config.warm)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Courier)
-        courier = actor.options(num_cpus=0, scheduling_strategy=here).remote(self.runs)
-        parcel = DataParcel.pack(self.data)
-        return tune.with_parameters(
-            TrainTrial, warm=self.config.warm, parcel=parcel, courier=courier
-        )
+        actor: Any = ray.remote(FileSync)
+        sync = actor.options(num_cpus=0, scheduling_strategy=here).remote(self.runs)
+        parcel = DatasetArchive.pack(self.data)
+        return tune.with_parameters(TrainTrial, warm=self.config.warm, parcel=parcel, sync=sync)
 
     def _places(self) -> int:
         """Trials at a time on the nodes there are now."""

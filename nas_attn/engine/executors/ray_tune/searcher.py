@@ -10,33 +10,33 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from nas_attn.engine.loop import Conductor
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import Progress, TrialResult
 
 
 class ConductorSearcher(Searcher):
-    """Lets Tune ask the conductor for jobs and tell it what became of them.
+    """Lets Tune ask the loop for jobs and tell it what became of them.
 
     Args:
-        conductor: of the search.
+        loop: of the search.
         places: says how many trials fit now. A trial begins when there is room for it, since its
             proposal had better know what came before, and Ray would let it wait for a lost node.
     """
 
-    def __init__(self, conductor: Conductor, places: Callable[[], int]) -> None:
+    def __init__(self, loop: SearchLoop, places: Callable[[], int]) -> None:
         super().__init__(metric="loss", mode="min")
-        self.conductor = conductor
+        self.loop = loop
         self.places = places
         self.numbers: dict[str, int] = {}
         self._began: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> Any:
         has_room = len(self.numbers) < self.places()
-        job = self.conductor.next_job() if has_room else None
+        job = self.loop.next_job() if has_room else None
         if job is None:
             # None means: ask again later.
-            return Searcher.FINISHED if self.conductor.is_over() else None
+            return Searcher.FINISHED if self.loop.is_over() else None
         self.numbers[trial_id] = job.number
         self._began[trial_id] = time.monotonic()
         return {"job": job.to_json()}
@@ -58,7 +58,7 @@ class ConductorSearcher(Searcher):
             )
         else:
             ended = TrialResult(seconds=seconds)
-        self.conductor.finish(number, ended)
+        self.loop.finish(number, ended)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given; nothing of this is ever restored."""
@@ -72,7 +72,7 @@ class ConductorSearcher(Searcher):
 
 
 class ConductorScheduler(FIFOScheduler):
-    """Asks the conductor at every validation whether a trial goes on."""
+    """Asks the loop at every validation whether a trial goes on."""
 
     def __init__(self, searcher: ConductorSearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -87,5 +87,5 @@ class ConductorScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         number = self.searcher.numbers[trial.trial_id]
         news = Progress(**json.loads(result["progress"]))
-        goes_on = self.searcher.conductor.progress(number, news)
+        goes_on = self.searcher.loop.progress(number, news)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from nas_attn.engine.executors.transfer import DataParcel, NodeFiles
+from nas_attn.engine.executors.transfer import DatasetArchive, NodeWorkspace
 from nas_attn.trials.failures import FailureKind, kind_of_error
 from nas_attn.trials.job import Progress, TrialJob, TrialResult
 from nas_attn.trials.processes.fork_server import ForkServer
@@ -34,11 +34,11 @@ class TrainTrial(tune.Trainable):
         self,
         config: dict[str, Any],
         warm: bool = True,
-        parcel: DataParcel | None = None,
-        courier: Any = None,
+        parcel: DatasetArchive | None = None,
+        sync: Any = None,
     ) -> None:
         self._launcher: Launcher = ForkServer() if warm else ColdLauncher()
-        self._files = NodeFiles(parcel, courier)
+        self._files = NodeWorkspace(parcel, sync)
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
