@@ -25,7 +25,7 @@ from nas_attn.analysis.trials import Trials
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.literals import parse_count
 from nas_attn.report.figures import plot_front
 from nas_attn.study.config import StudyConfig
@@ -306,10 +306,10 @@ class Results:
             best_under: Most that its first cost may be, also as text such as `20M`.
 
         Raises:
-            RefusedError: There is none; says what there is.
+            UsageError: There is none; says what there is.
         """
         if (trial is None) == (best_under is None):
-            raise RefusedError("say which trial: either --trial N or --best-under AMOUNT")
+            raise UsageError("say which trial: either --trial N or --best-under AMOUNT")
         if trial is not None:
             return trial_with_number(self.read(), trial)
         budget = best_under
@@ -338,7 +338,7 @@ class Results:
             with_test: Put the data set's binarised test split in, to repeat its evaluation.
 
         Raises:
-            RefusedError: No such trial is trained, its checkpoint is gone, or `out` is no empty
+            UsageError: No such trial is trained, its checkpoint is gone, or `out` is no empty
                 folder.
         """
         chosen = self.choose(trial=trial, best_under=best_under)
@@ -361,7 +361,7 @@ class Results:
             runs: Folder that holds run folders.
 
         Raises:
-            RefusedError: They cannot be compared; says why.
+            UsageError: They cannot be compared; says why.
         """
         searches = [read_searched(self.record, self.folder)]
         for other in others:
@@ -394,7 +394,7 @@ def load(
     """
     if isinstance(study, Study):
         if overrides:
-            raise RefusedError("overrides change a study as it is loaded; this one is loaded")
+            raise UsageError("overrides change a study as it is loaded; this one is loaded")
         return study
     if isinstance(study, str | Path):
         return load_study(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from nas_attn.errors import Fault
+from nas_attn.errors import ConfigIssue
 
 LONGEST_SAID = 100
 """Characters of a wrong value that a message repeats."""
@@ -20,7 +20,7 @@ LONGEST_PATH = 4096
 """Bytes of a file's name and of a path, on most systems."""
 
 
-class Section(BaseModel):
+class ConfigModel(BaseModel):
     """A part of a file; unknown keys, wrong types and infinite numbers are faults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -58,12 +58,12 @@ FilePath = Annotated[Path, BeforeValidator(_to_path)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def faults_of(error: ValidationError, prefix: str = "") -> list[Fault]:
+def faults_of(error: ValidationError, prefix: str = "") -> list[ConfigIssue]:
     """Pydantic's findings with dotted key paths and plain words."""
     return [_fault(finding, prefix) for finding in error.errors()]
 
 
-def _fault(finding: Any, prefix: str) -> Fault:
+def _fault(finding: Any, prefix: str) -> ConfigIssue:
     # Parts that are no keys of the file (names of union members and validators) hold a bracket.
     parts = [str(part) for part in finding["loc"] if "[" not in str(part)]
     key = ".".join([prefix, *parts] if prefix else parts) or "(file)"
@@ -76,4 +76,4 @@ def _fault(finding: Any, prefix: str) -> Fault:
         said = repr(finding["input"])
         said = said if len(said) <= LONGEST_SAID else f"{said[:LONGEST_SAID]}..."
         message = f"{message[0].lower()}{message[1:]}, but is {said}"
-    return Fault(key, message)
+    return ConfigIssue(key, message)

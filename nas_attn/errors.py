@@ -20,7 +20,7 @@ class SearchError(NasAttnError):
     """A search cannot start, continue or be read."""
 
 
-class RefusedError(NasAttnError):
+class UsageError(NasAttnError):
     """What a command is asked for cannot be had; the message says what to ask for instead."""
 
 
@@ -29,7 +29,7 @@ class TrialFileError(NasAttnError):
 
 
 @dataclass(frozen=True)
-class Fault:
+class ConfigIssue:
     """One thing wrong with an input file: where (`key`, a dotted path) and what."""
 
     key: str
@@ -42,7 +42,7 @@ class Fault:
 class ConfigError(NasAttnError):
     """A study or search-space file is refused; `faults` lists everything wrong with it."""
 
-    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+    def __init__(self, source: str, faults: Sequence[ConfigIssue]) -> None:
         self.source = source
         self.faults = tuple(faults)
         lines = "\n".join(f"  {fault}" for fault in self.faults)

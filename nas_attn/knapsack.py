@@ -18,7 +18,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Option:
+class Item:
     """What may be chosen for a module.
 
     Args:
@@ -47,7 +47,7 @@ class Solution:
     chosen: tuple[int, ...]
 
 
-def solve(modules: Sequence[Sequence[Option]]) -> list[Solution]:
+def solve(modules: Sequence[Sequence[Item]]) -> list[Solution]:
     """All undominated choices, from cheap to dear; of equal cost and loss that of the least tie.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 
 EVALUATED = (
     "adaptive_input_cutoff",
@@ -54,13 +54,13 @@ def parse_count(text: str, option: str) -> int:
         option: that it was given to, for the message.
 
     Raises:
-        RefusedError: the text is no such number.
+        UsageError: the text is no such number.
     """
     found = AMOUNT.fullmatch(text.strip())
     # Decimal, for as a float 0.29M would be one less than 290000.
     amount = int(Decimal(found[1]) * FACTORS[found[2]]) if found else 0
     if amount < 1:
-        raise RefusedError(
+        raise UsageError(
             f"{option}: {text!r} is no amount; write a number such as 500000, 500k, 20M or 1.5M"
         )
     return amount

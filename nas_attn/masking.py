@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from urllib.parse import quote, unquote
 
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 
 MASK = "***"
 VARIABLE = "NAS_ATTN_STORAGE"
@@ -59,13 +59,13 @@ def resolve_storage(url: str) -> str:
     """The URL of a storage, of which `env:NAME` names the environment variable that holds it.
 
     Raises:
-        RefusedError: there is no such variable.
+        UsageError: there is no such variable.
     """
     if url.startswith(REFERENCE):
         name = url.removeprefix(REFERENCE)
         url = os.environ.get(name, "")
         if not url:
-            raise RefusedError(
+            raise UsageError(
                 f"the storage is env:{name}, but there is no environment variable {name} that "
                 "holds its URL"
             )

@@ -14,7 +14,7 @@ from unicodedata import category
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from nas_attn.errors import ConfigError, Fault
+from nas_attn.errors import ConfigError, ConfigIssue
 
 LARGEST_FILE = 1 << 20
 DEEPEST = 50
@@ -185,11 +185,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             tree = parse_yaml(file.read(LARGEST_FILE + 1))
     except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [Fault("(file)", f"is not UTF-8 text: {error}")]) from None
+        raise ConfigError(
+            str(path), [ConfigIssue("(file)", f"is not UTF-8 text: {error}")]
+        ) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(str(path), [Fault("(file)", str(error))]) from None
+        raise ConfigError(str(path), [ConfigIssue("(file)", str(error))]) from None
     if not isinstance(tree, dict):
-        raise ConfigError(str(path), [Fault("(file)", "must be a mapping of keys")])
+        raise ConfigError(str(path), [ConfigIssue("(file)", "must be a mapping of keys")])
     return tree
 
 
@@ -205,13 +207,13 @@ def override(tree: dict[str, Any], text: str) -> None:
     """
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError("--set", [Fault(text, "must be KEY.PATH=VALUE")])
+        raise ConfigError("--set", [ConfigIssue(text, "must be KEY.PATH=VALUE")])
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ConfigError("--set", [Fault(key, f"{parent} is no section")])
+            raise ConfigError("--set", [ConfigIssue(key, f"{parent} is no section")])
     try:
         tree[last] = parse_yaml(value)
     except ValueError as error:
-        raise ConfigError("--set", [Fault(key, f"{value[:80]!r} {error}")]) from None
+        raise ConfigError("--set", [ConfigIssue(key, f"{value[:80]!r} {error}")]) from None

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 import nas_attn
 from nas_attn.engine.snapshot import Snapshot
-from nas_attn.errors import ConfigError, NasAttnError, RefusedError
+from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.workflows.events import LogEvents, Run
 from tests.helpers.paths import ROOT
@@ -147,11 +147,11 @@ def test_what_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(NasAttnError, match="no search has run"):
         nas_attn.open_study(config, runs=tmp_path)
     results = nas_attn.search(config, trials=1, runs=tmp_path)
-    with pytest.raises(RefusedError, match="say which trial"):
+    with pytest.raises(UsageError, match="say which trial"):
         results.export(tmp_path / "out")
-    with pytest.raises(RefusedError, match="there is no trial 7"):
+    with pytest.raises(UsageError, match="there is no trial 7"):
         results.export(tmp_path / "out", trial=7)
-    with pytest.raises(RefusedError, match="this one is loaded"):
+    with pytest.raises(UsageError, match="this one is loaded"):
         nas_attn.open_study(results.study, overrides={"search": {"seed": 3}})
     assert not (tmp_path / "out").exists()
 

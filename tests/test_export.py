@@ -27,7 +27,7 @@ from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, read_trial
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.portable import make_portable, without_paths
@@ -85,7 +85,7 @@ def test_amounts(text: str, amount: int) -> None:
     "text", ["", "0", "-5", "M", "1,5M", "20m", "1e", "1e99", "9" * 5000, "nan", "0.4", "٣", "2MM"]
 )
 def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(RefusedError, match=r"--best-under: .* is no amount; write a number"):
+    with pytest.raises(UsageError, match=r"--best-under: .* is no amount; write a number"):
         parse_count(text, "--best-under")
 
 
@@ -99,20 +99,20 @@ def test_the_best_within_a_budget() -> None:
 
 
 def test_nothing_within_a_budget() -> None:
-    with pytest.raises(RefusedError, match="within 299 total parameters: the smallest is trial 4"):
+    with pytest.raises(UsageError, match="within 299 total parameters: the smallest is trial 4"):
         best_within(TRIALS, 299)
-    with pytest.raises(RefusedError, match="no trial is trained yet"):
+    with pytest.raises(UsageError, match="no trial is trained yet"):
         best_within(TRIALS[:0], 299)
 
 
 def test_trials_that_are_not_trained() -> None:
     assert trial_with_number(TRIALS, 3).number == 3
-    with pytest.raises(RefusedError, match="no trial 9; trained are 0, 1, 2, 3, 4"):
+    with pytest.raises(UsageError, match="no trial 9; trained are 0, 1, 2, 3, 4"):
         trial_with_number(TRIALS, 9)
-    with pytest.raises(RefusedError, match="trial 5 repeats trial 4: take --trial 4"):
+    with pytest.raises(UsageError, match="trial 5 repeats trial 4: take --trial 4"):
         trial_with_number(TRIALS, 5)
     failed = replace(TRIALS[1], state=TrialState.FAIL)
-    with pytest.raises(RefusedError, match=r"trial 1 is not trained \(failed\)"):
+    with pytest.raises(UsageError, match=r"trial 1 is not trained \(failed\)"):
         trial_with_number(Trials([TRIALS[0], failed], OBJECTIVES), 1)
 
 
@@ -383,27 +383,27 @@ def test_what_is_refused_leaves_nothing(
 ) -> None:
     out, arguments = tmp_path / "model", [*modelling.arguments, "--out", str(tmp_path / "model")]
     for more in ([], ["--trial", "0", "--best-under", "9M"]):
-        with pytest.raises(RefusedError, match="either --trial N or --best-under AMOUNT"):
+        with pytest.raises(UsageError, match="either --trial N or --best-under AMOUNT"):
             invoke(*arguments, *more)
-    with pytest.raises(RefusedError, match="within 10 total parameters: the smallest is trial 0"):
+    with pytest.raises(UsageError, match="within 10 total parameters: the smallest is trial 0"):
         invoke(*arguments, "--best-under", "10")
     text = run(*arguments, "--best-under", "10", status=2)
     assert text.startswith("nas-attn: no trained trial is within 10")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RefusedError, match="is no folder; name another"):
+    with pytest.raises(UsageError, match="is no folder; name another"):
         invoke(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
-    with pytest.raises(RefusedError, match="is not empty; remove it or name another"):
+    with pytest.raises(UsageError, match="is not empty; remove it or name another"):
         invoke(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "full"))
-    with pytest.raises(RefusedError, match=r"model is not written: .*exists"):
+    with pytest.raises(UsageError, match=r"model is not written: .*exists"):
         invoke(*modelling.arguments, "--trial", "0", "--out", str(tmp_path / "file" / "model"))
 
     with monkeypatch.context() as patched:
         patched.setattr(
             "nas_attn.workflows.export.shutil.disk_usage", lambda _: SimpleNamespace(free=10)
         )
-        with pytest.raises(RefusedError, match=r"no room in .* MB are needed"):
+        with pytest.raises(UsageError, match=r"no room in .* MB are needed"):
             invoke(*arguments, "--trial", "0")
 
     def full(*_: object) -> None:
@@ -412,7 +412,7 @@ def test_what_is_refused_leaves_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for function, error in ((full, RefusedError), (stop, KeyboardInterrupt)):
+    for function, error in ((full, UsageError), (stop, KeyboardInterrupt)):
         with monkeypatch.context() as patched:
             patched.setattr("nas_attn.workflows.export.shutil.copyfile", function)
             with pytest.raises(error):
@@ -421,7 +421,7 @@ def test_what_is_refused_leaves_nothing(
 
     (trial,) = modelling.trials
     gone = replace(trial, folder=str(tmp_path / "gone"))
-    with pytest.raises(RefusedError, match=r"checkpoint of trial 0 is gone .*commands\.sh"):
+    with pytest.raises(UsageError, match=r"checkpoint of trial 0 is gone .*commands\.sh"):
         export_trial(modelling.study, gone, modelling.trials, out)
     broken = tmp_path / "broken" / "seed-1" / "checkpoints" / "checkpoint_best.pt"
     broken.parent.mkdir(parents=True)
@@ -436,5 +436,5 @@ def test_what_is_refused_leaves_nothing(
 def test_replayed_curves_leave_no_model(tmp_path: Path, tiny_translation: PreparedData) -> None:
     path = write(tmp_path, tiny_translation.folder, {"replay": {}})
     study = load_study(str(path), runs=tmp_path)
-    with pytest.raises(RefusedError, match="replayed learning curves leave no model"):
+    with pytest.raises(UsageError, match="replayed learning curves leave no model"):
         export_trial(study, TRIALS[0], TRIALS, tmp_path / "model")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nas_attn.analysis.bootstrap import interval_of, replicates_of
 from nas_attn.analysis.searches import Reference, Searched, early_reference_of, reference_of
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.pareto import hypervolume
 
 REPLICATES = 2000
@@ -85,7 +85,7 @@ def compare(
         seed: of the bootstrap; the same gives the same intervals, whatever else is compared.
 
     Raises:
-        RefusedError: fewer than two searches, one given twice, other objectives, nothing trained,
+        UsageError: fewer than two searches, one given twice, other objectives, nothing trained,
             or no reference.
     """
     searches = _named_apart(searches)
@@ -152,20 +152,20 @@ def _named_apart(searches: Sequence[Searched]) -> list[Searched]:
 
 def _check_comparable(searches: Sequence[Searched]) -> None:
     if len(searches) < 2:
-        raise RefusedError("name two studies or more to compare")
+        raise UsageError("name two studies or more to compare")
     first = searches[0].objectives
     folders = [search.folder.resolve() for search in searches]
     for search, folder in zip(searches, folders, strict=True):
         own = search.objectives
         if (own.loss, own.axis) != (first.loss, first.axis):
-            raise RefusedError(
+            raise UsageError(
                 f"{search.name} weighs {own.loss} against {own.axis}, but {searches[0].name} "
                 f"weighs {first.loss} against {first.axis}: compare studies of the same objectives"
             )
         if folders.count(folder) > 1:
-            raise RefusedError(f"{search.name} is given twice; name each study once")
+            raise UsageError(f"{search.name} is given twice; name each study once")
         if not search.trained:
-            raise RefusedError(f"{search.name} has no trained trial yet; leave it out, or wait")
+            raise UsageError(f"{search.name} has no trained trial yet; leave it out, or wait")
 
 
 def _notes(searches: Sequence[Searched], rows: Sequence[Row]) -> list[str]:

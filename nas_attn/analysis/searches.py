@@ -15,7 +15,7 @@ from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import JOURNAL, open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.literals import parse_count
 from nas_attn.pareto import non_dominated
@@ -88,11 +88,11 @@ def open_run_folder(folder: Path) -> TrialStore:
     """Open the record of a run folder, whose study file is not needed.
 
     Raises:
-        RefusedError: the folder holds no journal with one study.
+        UsageError: the folder holds no journal with one study.
         SearchError: the journal cannot be read.
     """
     if not is_run_folder(folder):
-        raise RefusedError(
+        raise UsageError(
             f"{folder} is no run folder of a search: it holds no {JOURNAL}; if the study is kept "
             "in another storage, name its study file"
         )
@@ -101,12 +101,12 @@ def open_run_folder(folder: Path) -> TrialStore:
     names = [study.study_name for study in storage.get_all_studies()]
     names = [name for name in names if " " not in name]
     if len(names) != 1:
-        raise RefusedError(f"{folder} holds {len(names)} studies; name the study file instead")
+        raise UsageError(f"{folder} holds {len(names)} studies; name the study file instead")
     study = storage.get_study_id_from_name(names[0])
     kept = storage.get_study_user_attrs(study).get("settings", {}).get("objectives", {})
     costs = kept.get("costs", [kept.get("parameters")])
     if "loss" not in kept or None in costs:
-        raise RefusedError(f"{folder} has no objectives on record; name the study file instead")
+        raise UsageError(f"{folder} has no objectives on record; name the study file instead")
     maximise = maximises(kept["loss"])
     objectives = Objectives(loss=kept["loss"], maximise=maximise, costs=tuple(costs), limits={})
     return TrialStore(names[0], storage, objectives)
@@ -136,7 +136,7 @@ def parse_reference(text: str) -> Reference | Literal["first"]:
     """Read a reference: `COST,LOSS`, such as 20M,8.5, or `first`.
 
     Raises:
-        RefusedError: the text is none.
+        UsageError: the text is none.
     """
     if text == "first":
         return "first"
@@ -146,7 +146,7 @@ def parse_reference(text: str) -> Reference | Literal["first"]:
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise RefusedError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5, nor first")
+        raise UsageError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5, nor first")
     amount = parse_count(cost, "--reference")
     return Reference(cost=float(amount), loss=number, origin="given with --reference")
 
@@ -156,7 +156,7 @@ def reference_of(searches: Sequence[Searched]) -> Reference:
     front of all searches together (see `weak_loss`).
 
     Raises:
-        RefusedError: the first search's baseline is not trained.
+        UsageError: the first search's baseline is not trained.
     """
     first = searches[0]
     cost, loss = point_of(_baseline_of(first))
@@ -178,12 +178,12 @@ def early_reference_of(search: Searched) -> Reference:
     hypervolumes hardly differ.
 
     Raises:
-        RefusedError: the baseline is not trained, or its first validation is not known.
+        UsageError: the baseline is not trained, or its first validation is not known.
     """
     baseline = _baseline_of(search)
     weak = first_validation(baseline, search.objectives.loss, search.folder)
     if weak is None:
-        raise RefusedError(
+        raise UsageError(
             f"the first validation of {search.name}'s baseline is gone: {ASK_FOR_REFERENCE}"
         )
     origin = f"cost and first validation of the baseline of {search.name}"
@@ -192,7 +192,7 @@ def early_reference_of(search: Searched) -> Reference:
 
 def _baseline_of(search: Searched) -> TrialRecord:
     if search.baseline is None:
-        raise RefusedError(f"the baseline of {search.name} is not trained: {ASK_FOR_REFERENCE}")
+        raise UsageError(f"the baseline of {search.name} is not trained: {ASK_FOR_REFERENCE}")
     return search.baseline
 
 

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 from nas_attn.cli import bench_commands, model_commands, search_commands, study_commands
 from nas_attn.cli.console import console, say_error
-from nas_attn.errors import ConfigError, NasAttnError, RefusedError
+from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.masking import MaskingFilter, hide_typed, mask_tracebacks, replace_typed
 
 app = typer.Typer(
@@ -69,7 +69,7 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
-    except (ConfigError, RefusedError) as error:
+    except (ConfigError, UsageError) as error:
         say_error(error)
         sys.exit(2)
     except NasAttnError as error:

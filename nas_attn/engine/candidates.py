@@ -31,7 +31,7 @@ from nas_attn.engine.samplers import (
 )
 from nas_attn.engine.trial_record import NewTrial, TrialRecord
 from nas_attn.plan import AttentionPlan
-from nas_attn.space import Alternative, SearchSpace
+from nas_attn.space import Option, SearchSpace
 
 MAX_REFUSALS = 8
 """Proposals in a row that repeat plans or break limits before the stratified proposer is asked."""
@@ -286,7 +286,7 @@ class Proposer:
         history.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return self.space.plan(chosen), params, dict(frozen.system_attrs)
 
-    def _spread(self) -> tuple[Alternative, ...] | None:
+    def _spread(self) -> tuple[Option, ...] | None:
         started = self._counted - 1
         if not self.objectives.limits:
             return self._stratified.propose(started, self._known.keys())

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
-from nas_attn.config_model import Scalar, Section
-from nas_attn.errors import RefusedError
+from nas_attn.config_model import ConfigModel, Scalar
+from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
@@ -22,7 +22,7 @@ def _amount(value: Any) -> Any:
         return value
     try:
         return parse_count(value, "limit")
-    except RefusedError as error:
+    except UsageError as error:
         raise ValueError(str(error).removeprefix("limit: ")) from None
 
 
@@ -30,7 +30,7 @@ def _total() -> list[Cost]:
     return ["total"]
 
 
-class ObjectivesConfig(Section):
+class ObjectivesConfig(ConfigModel):
     """What is weighed against what: one measure of quality, and one or two costs."""
 
     loss: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "nll_loss"
@@ -85,7 +85,7 @@ def _refuse_single_objective(value: Any) -> Any:
     return value
 
 
-class StoppingConfig(Section):
+class StoppingConfig(ConfigModel):
     """When a trial that promises nothing is stopped (see `nas_attn.engine.stopping`)."""
 
     rule: Annotated[Literal["none", "halving"], BeforeValidator(_refuse_single_objective)] = "none"
@@ -102,7 +102,7 @@ def _source_alone(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
-class WarmStartConfig(Section):
+class WarmStartConfig(ConfigModel):
     """Trials that start from the trained baseline, converted to their plan, and not from nothing.
 
     Every trial of such a search ends with the same fine-tuning: one that is warm after the
@@ -144,7 +144,7 @@ class WarmStartConfig(Section):
         return self.source == "baseline"
 
 
-class SearchConfig(Section):
+class SearchConfig(ConfigModel):
     """How plans are proposed."""
 
     trials: Annotated[int, Field(ge=1)] = 24
@@ -176,7 +176,7 @@ class SearchConfig(Section):
         return self
 
 
-class ResourcesConfig(Section):
+class ResourcesConfig(ConfigModel):
     """What one trial gets."""
 
     cpus: Annotated[int, Field(ge=1)] = 1
@@ -191,7 +191,7 @@ class ResourcesConfig(Section):
         return self
 
 
-class ExecutionConfig(Section):
+class ExecutionConfig(ConfigModel):
     """Where trials run, and what happens when something breaks."""
 
     executor: Literal["local", "ray", "simulated"] = "local"

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 
 from nas_attn.engine.config import SearchConfig
 from nas_attn.plan import AttentionPlan
-from nas_attn.space import Alternative, Decision, SearchSpace
+from nas_attn.space import Dimension, Option, SearchSpace
 
 CANDIDATES = 4096
 """Random plans among which the one nearest to a wanted size is taken."""
@@ -66,7 +66,7 @@ class StratifiedSampler:
         index: int,
         taken: Container[str],
         allows: Callable[[AttentionPlan], bool] = lambda plan: True,
-    ) -> tuple[Alternative, ...] | None:
+    ) -> tuple[Option, ...] | None:
         """Propose a plan that is not taken.
 
         Args:
@@ -148,7 +148,7 @@ def make_sampler(config: SearchConfig, number: int) -> BaseSampler:
 
 
 def answers_of(
-    space: SearchSpace, chosen: Iterable[Alternative]
+    space: SearchSpace, chosen: Iterable[Option]
 ) -> dict[str, tuple[Any, BaseDistribution]]:
     """The Optuna parameters, with their distributions, that `suggest` would set for a choice."""
     answers: dict[str, tuple[Any, BaseDistribution]] = {}
@@ -164,7 +164,7 @@ def answers_of(
     return answers
 
 
-def suggest(trial: optuna.Trial, decision: Decision) -> int:
+def suggest(trial: optuna.Trial, decision: Dimension) -> int:
     """Ask an Optuna trial for a decision.
 
     Ascending numbers are asked as their index, so that samplers know neighbours; anything else as a
@@ -179,7 +179,7 @@ def suggest(trial: optuna.Trial, decision: Decision) -> int:
     return labels.index(trial.suggest_categorical(name, labels))
 
 
-def parameter_name(decision: Decision) -> str:
+def parameter_name(decision: Dimension) -> str:
     """Name of the Optuna parameter of a decision."""
     return f"{decision.name}.index" if decision.is_ordered else decision.name
 
@@ -195,7 +195,7 @@ def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {name: found for name, found in named.items() if found is not None}
 
 
-def _distribution(decision: Decision) -> BaseDistribution | None:
+def _distribution(decision: Dimension) -> BaseDistribution | None:
     if len(decision.values) == 1:
         return None
     if decision.is_ordered:
@@ -203,5 +203,5 @@ def _distribution(decision: Decision) -> BaseDistribution | None:
     return CategoricalDistribution([_label(decision, i) for i in range(len(decision.values))])
 
 
-def _label(decision: Decision, index: int) -> str:
+def _label(decision: Dimension, index: int) -> str:
     return str(decision.values[index])

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas_attn.knapsack import Option, solve
+from nas_attn.knapsack import Item, solve
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
-from nas_attn.space import Alternative, SearchSpace
+from nas_attn.space import Option, SearchSpace
 from nas_attn.space.space import Unit
 
 LOSS_UNIT = 1e-6
@@ -65,7 +65,7 @@ class Change:
 class _Entry:
     """What a unit may choose: as the solver has it, what was measured, whether it is a change."""
 
-    option: Option
+    option: Item
     measured: Measured
     is_change: bool
 
@@ -115,7 +115,7 @@ def _all_changes(
 
 
 def _changed(
-    space: SearchSpace, baseline: AttentionPlan, unit: Unit, alternative: Alternative
+    space: SearchSpace, baseline: AttentionPlan, unit: Unit, alternative: Option
 ) -> AttentionPlan:
     layers: dict[str, list[AttentionChoice]] = {
         site: list(baseline.layers(site, shape.num_layers)) for site, shape in space.shapes.items()
@@ -156,7 +156,7 @@ class AdditiveModel:
             if found is None:
                 continue
             known = costs(plan)
-            option = Option(
+            option = Item(
                 cost=int(known[axis] - base[axis]),
                 loss=round(found.change / LOSS_UNIT),
                 tie=0 if tie is None else int(known[tie] - base[tie]),

@@ -34,7 +34,7 @@ from optuna.storages import BaseStorage
 
 from nas_attn.engine.journal import JOURNAL, Journal
 from nas_attn.engine.patience import patiently
-from nas_attn.errors import RefusedError, SearchError
+from nas_attn.errors import SearchError, UsageError
 from nas_attn.masking import mask, resolve_storage
 
 __all__ = ["JOURNAL", "open_storage"]
@@ -53,7 +53,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         folder: the run folder.
 
     Raises:
-        RefusedError: there is no such variable.
+        UsageError: there is no such variable.
         SearchError: the storage cannot be reached; the message is the database's, masked.
     """
     where = folder / JOURNAL if url is None else url
@@ -65,7 +65,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         if url.startswith("grpc://"):
             return _open_proxy(url.removeprefix("grpc://"))
         return _open_database(url)
-    except (RefusedError, SearchError):
+    except (UsageError, SearchError):
         raise
     except Exception as error:  # database drivers raise their own kinds
         # What they say is part of this message; their own tracebacks repeat the password.

@@ -7,7 +7,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 
-from nas_attn.errors import Fault
+from nas_attn.errors import ConfigIssue
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.flags import check_flags, dashed, given, without_refused, words_of
 from nas_attn.fairseq_tools.parsed import compare_parsed
@@ -35,23 +35,23 @@ def last_epoch_and_update(config: TrainingConfig) -> tuple[int | None, int | Non
     return epoch or None, update or None
 
 
-def check_arguments(config: TrainingConfig) -> list[Fault]:
+def check_arguments(config: TrainingConfig) -> list[ConfigIssue]:
     """What we, and then fairseq's own parser, find wrong with a training section."""
     key = "arguments"
     faults = list(check_flags(config.arguments, config.task))
     named = given(config.arguments)
     # fairseq takes 0 for no limit.
     if all(str(named.get(name, 0)) == "0" for name in ("max-epoch", "max-update")):
-        faults.append(Fault(key, "give max-epoch or max-update, or a trial never ends"))
+        faults.append(ConfigIssue(key, "give max-epoch or max-update, or a trial never ends"))
     if not named.keys() & {"max-tokens", "batch-size"}:
-        faults.append(Fault(key, "give max-tokens or batch-size"))
+        faults.append(ConfigIssue(key, "give max-tokens or batch-size"))
     if architecture(config) not in _architectures():
         prefix = f"{BASELINE_SCHEME}_{FAMILIES[config.task]}"
         sizes = sorted(
             a.removeprefix(prefix + "_") for a in _architectures() if a.startswith(prefix)
         )
         offer = ", ".join(size for size in sizes if not size.startswith(("lm", prefix)))
-        faults.append(Fault("size", f"fairseq has no size {config.size!r}; it has {offer}"))
+        faults.append(ConfigIssue("size", f"fairseq has no size {config.size!r}; it has {offer}"))
     if faults:
         return faults
     try:
@@ -64,7 +64,7 @@ def check_arguments(config: TrainingConfig) -> list[Fault]:
         heads = getattr(args, f"{side}_attention_heads", None)
         if width is not None and heads is not None and (heads < 1 or width % heads):
             message = f"{heads} heads do not divide a width of {width}"
-            faults.append(Fault(f"{key}.{side}-attention-heads", message))
+            faults.append(ConfigIssue(f"{key}.{side}-attention-heads", message))
     return faults
 
 
@@ -120,13 +120,13 @@ def _architectures() -> list[str]:
     return list(ARCH_MODEL_REGISTRY)
 
 
-def _locate(message: str, config: TrainingConfig) -> Fault:
+def _locate(message: str, config: TrainingConfig) -> ConfigIssue:
     """Point fairseq's message at the argument that it names."""
     for name in config.arguments:
         if f"--{dashed(name)}:" in message or f"--{dashed(name)}/" in message:
             text = message.partition(": ")[2] or message
-            return Fault(f"arguments.{name}", f"fairseq-train says: {text}")
-    return Fault("arguments", f"fairseq-train says: {message}")
+            return ConfigIssue(f"arguments.{name}", f"fairseq-train says: {text}")
+    return ConfigIssue("arguments", f"fairseq-train says: {message}")
 
 
 def task_flag(config: TrainingConfig) -> str:

@@ -8,7 +8,7 @@ from typing import get_args
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import Scalar
-from nas_attn.errors import Fault
+from nas_attn.errors import ConfigIssue
 from nas_attn.fairseq_tools.data import PreparedData
 
 LINES = 500
@@ -39,7 +39,7 @@ def scoring_flags(tokenizer: BleuTokenizer) -> list[str]:
     return flags if tokenizer == DEFAULT else [*flags, f"--sacrebleu-tokenizer={tokenizer}"]
 
 
-def check_tokenizer(tokenizer: BleuTokenizer, given: Mapping[str, Scalar]) -> list[Fault]:
+def check_tokenizer(tokenizer: BleuTokenizer, given: Mapping[str, Scalar]) -> list[ConfigIssue]:
     """What is wrong with a tokenizer for BLEU.
 
     Args:
@@ -52,7 +52,9 @@ def check_tokenizer(tokenizer: BleuTokenizer, given: Mapping[str, Scalar]) -> li
         return []
     key = "objectives.bleu_tokenizer"
     faults = [
-        Fault(f"training.arguments.{name}", f"{key} {tokenizer} sets it; leave one of them out")
+        ConfigIssue(
+            f"training.arguments.{name}", f"{key} {tokenizer} sets it; leave one of them out"
+        )
         for name in ("eval-bleu-detok", "eval-bleu-detok-args")
         if given.get(name, False) is not False
     ]
@@ -62,7 +64,7 @@ def check_tokenizer(tokenizer: BleuTokenizer, given: Mapping[str, Scalar]) -> li
         language = tokenizer.partition("-")[0]
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = f"{tokenizer} cannot be used here: {why} pip install 'sacrebleu[{language}]'"
-        faults.append(Fault(key, message))
+        faults.append(ConfigIssue(key, message))
     return faults
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.literals import code_in
 from nas_attn.trials.layout import checkpoint_is_whole
 
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         weights by name; `args` None.
 
     Raises:
-        RefusedError: it is no checkpoint of a whole model, it is damaged, or it holds something
+        UsageError: it is no checkpoint of a whole model, it is damaged, or it holds something
             that could run code.
     """
     import fairseq_plugin  # noqa: F401  says which types are plain data
@@ -57,9 +57,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of torch, about how old files were written
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        raise RefusedError(f"{path} is no checkpoint that can be read: {_why(error)}") from None
+        raise UsageError(f"{path} is no checkpoint that can be read: {_why(error)}") from None
     if not isinstance(state, dict) or "model" not in state:
-        raise RefusedError(f"{path} is no checkpoint of fairseq-train: it has no entry 'model'")
+        raise UsageError(f"{path} is no checkpoint of fairseq-train: it has no entry 'model'")
     _check_weights(path, state)
     if state.get("args") is not None:
         _upgrade(path, state)
@@ -108,20 +108,20 @@ def check_out(out: Path, *sources: Path) -> None:
         sources: files that it must not replace.
 
     Raises:
-        RefusedError: it cannot.
+        UsageError: it cannot.
     """
     if out.is_dir():
-        raise RefusedError(f"{out} is a folder: name a file")
+        raise UsageError(f"{out} is a folder: name a file")
     for source in sources:
         if out.exists() and source.exists() and out.samefile(source):
-            raise RefusedError(f"{out} is the checkpoint itself: name another file")
+            raise UsageError(f"{out} is the checkpoint itself: name another file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(out)
         partial.touch()
         partial.unlink()
     except OSError as error:
-        raise RefusedError(f"{out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{out} cannot be written: {error.strerror}") from None
 
 
 def save_checkpoint(state: dict[str, Any], out: Path) -> None:
@@ -150,22 +150,22 @@ def _partial(out: Path) -> Path:
 def _check_file(path: Path) -> None:
     try:
         if not path.exists():
-            raise RefusedError(f"there is no checkpoint {path}")
+            raise UsageError(f"there is no checkpoint {path}")
         if not path.is_file():
-            raise RefusedError(f"{path} is no file")
+            raise UsageError(f"{path} is no file")
         with path.open("rb") as file:
             start = file.read(4)
         if not start:
-            raise RefusedError(f"{path} is empty")
+            raise UsageError(f"{path} is empty")
         # What torch writes is a zip file with a checksum of every part; versions before 1.6 wrote
         # none, and nothing tells whether such a file is whole.
         if start[:2] == b"PK" and not checkpoint_is_whole(path):
-            raise RefusedError(
+            raise UsageError(
                 f"{path} is no checkpoint that can be read: it is cut off or damaged (a part does "
                 "not match its checksum); copy it again, or take another of the training"
             )
     except OSError as error:
-        raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _why(error: Exception) -> str:
@@ -181,16 +181,16 @@ def _why(error: Exception) -> str:
 
 def _check_weights(path: Path, state: dict[Any, Any]) -> None:
     if any(name in state for name in SHARDS):
-        raise RefusedError(
+        raise UsageError(
             f"{path} is one shard of a model, and only a checkpoint of all weights can be read: "
             "put the shards together first"
         )
     weights = state["model"]
     if not isinstance(weights, Mapping) or not weights:
-        raise RefusedError(f"{path} is no checkpoint of fairseq-train: 'model' holds no weights")
+        raise UsageError(f"{path} is no checkpoint of fairseq-train: 'model' holds no weights")
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise RefusedError(
+            raise UsageError(
                 f"{path} is no checkpoint of fairseq-train: of the weights, {name!r} is no tensor "
                 "with a name in text"
             )
@@ -201,7 +201,7 @@ def _upgrade(path: Path, state: dict[str, Any]) -> None:
     from fairseq import checkpoint_utils
 
     if not isinstance(state["args"], Namespace):
-        raise RefusedError(f"{path} is no checkpoint of fairseq-train: 'args' is no namespace")
+        raise UsageError(f"{path} is no checkpoint of fairseq-train: 'args' is no namespace")
     _check_arguments(path, state["args"])
     old = dict(OLD_DEFAULTS)
     if "extra_state" in state:
@@ -216,7 +216,7 @@ def _upgrade(path: Path, state: dict[str, Any]) -> None:
             warnings.simplefilter("ignore")  # of hydra's, about how fairseq calls it
             upgraded = checkpoint_utils._upgrade_state_dict(state)
     except Exception as error:  # fairseq raises many kinds
-        raise RefusedError(
+        raise UsageError(
             f"fairseq cannot read the arguments of {path}: {type(error).__name__}: {_why(error)}"
         ) from None
     state.update(upgraded)
@@ -229,16 +229,16 @@ def _plain(path: Path, cfg: Any) -> dict[str, Any]:
         try:
             cfg = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
         except Exception as error:  # omegaconf raises many kinds
-            raise RefusedError(f"the arguments of {path} cannot be read: {_why(error)}") from None
+            raise UsageError(f"the arguments of {path} cannot be read: {_why(error)}") from None
     if not isinstance(cfg, dict):
-        raise RefusedError(
+        raise UsageError(
             f"{path} is no checkpoint of fairseq-train: it has neither 'cfg' nor 'args', so "
             "nothing says what its weights are"
         )
     for name in ("model", "task"):
         section = cfg.get(name)
         if not isinstance(section, (dict, Namespace)):
-            raise RefusedError(f"{path} does not say what its {name} is (cfg.{name} is missing)")
+            raise UsageError(f"{path} does not say what its {name} is (cfg.{name} is missing)")
     return cfg
 
 
@@ -246,7 +246,7 @@ def _check_arguments(path: Path, arguments: Any) -> None:
     known = arguments if isinstance(arguments, dict) else vars(arguments)
     name = code_in(known)
     if name is not None:
-        raise RefusedError(
+        raise UsageError(
             f"{path}: the argument {name} must be a plain value, but is {known[name][:100]!r}, "
             "which fairseq would run"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
-from nas_attn.errors import Fault, NasAttnError
+from nas_attn.errors import ConfigIssue, NasAttnError
 from nas_attn.fairseq_tools.arguments import architecture, task_flag
 from nas_attn.fairseq_tools.bleu import check_tokenizer, scoring_flags, validation_flags
 from nas_attn.fairseq_tools.config import TrainingConfig
@@ -158,7 +158,7 @@ def convert_command(trained: Path, plan: AttentionPlan, data: PreparedData, out:
     return [*command, "--calibrate", str(data.folder), "--out", str(out), "--replace"]
 
 
-def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[Fault]:
+def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[ConfigIssue]:
     """What is wrong with a tokenizer for the BLEU of a training and of its evaluation."""
     return check_tokenizer(bleu_tokenizer, given(config.arguments))
 
@@ -168,13 +168,13 @@ def maximises(metric: str) -> bool:
     return metric in MAXIMISED
 
 
-def check_metric(config: TrainingConfig, metric: str) -> list[Fault]:
+def check_metric(config: TrainingConfig, metric: str) -> list[ConfigIssue]:
     """What is wrong with a validation metric as objective of a training.
 
     A name that a criterion which is not in `LOGGED` may log passes.
     """
     message = _refused_metric(config, metric)
-    return [Fault("objectives.loss", message)] if message else []
+    return [ConfigIssue("objectives.loss", message)] if message else []
 
 
 def _refused_metric(config: TrainingConfig, metric: str) -> str:

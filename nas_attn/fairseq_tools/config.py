@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nas_attn.config_model import Count, FilePath, Scalar, Section
+from nas_attn.config_model import ConfigModel, Count, FilePath, Scalar
 from nas_attn.fairseq_tools.pieces import Subword
 
 LARGEST_SEED = 2**31 - 1
@@ -49,7 +49,7 @@ def _two_or_none(languages: list[str]) -> list[str]:
 Languages = Annotated[list[str], Field(default_factory=list), AfterValidator(_two_or_none)]
 
 
-class TextConfig(Section):
+class TextConfig(ConfigModel):
     """Text to make the data set from."""
 
     folder: FilePath
@@ -62,14 +62,14 @@ class TextConfig(Section):
     """Share of all characters that SentencePiece knows; others become `<unk>`."""
 
 
-class DemoTextConfig(Section):
+class DemoTextConfig(ConfigModel):
     """The generated corpus of the demo (see `nas_attn.fairseq_tools.demo_data`)."""
 
     seed: Seed = 1
     train_sentences: Count = 16000
 
 
-class DataConfig(Section):
+class DataConfig(ConfigModel):
     """The binarised data set, and where it comes from if it is not there yet."""
 
     folder: DataPath
@@ -110,7 +110,7 @@ class DataConfig(Section):
         return self.text.model_dump(exclude={"folder"} | covers_all)
 
 
-class TrainingConfig(Section):
+class TrainingConfig(ConfigModel):
     """A fairseq training, as one would start it by hand."""
 
     task: Literal["translation", "language_modeling", "masked_lm"] = "translation"

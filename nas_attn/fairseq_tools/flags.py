@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from nas_attn.config_model import Scalar
-from nas_attn.errors import Fault
+from nas_attn.errors import ConfigIssue
 from nas_attn.fairseq_tools.flag_values import (
     BETAS,
     COUNT,
@@ -387,7 +387,7 @@ def words_of(arguments: Mapping[str, Scalar]) -> list[str]:
     return words
 
 
-def check_flags(arguments: Mapping[str, Scalar], task: str) -> Iterator[Fault]:
+def check_flags(arguments: Mapping[str, Scalar], task: str) -> Iterator[ConfigIssue]:
     """What is wrong with names and values, by themselves; nothing of fairseq is asked.
 
     Args:
@@ -400,16 +400,16 @@ def check_flags(arguments: Mapping[str, Scalar], task: str) -> Iterator[Fault]:
         flag = dashed(name)
         if not NAME.fullmatch(name):
             message = "no name of a flag; write it as fairseq's help does, without dashes in front"
-            yield Fault(key, message)
+            yield ConfigIssue(key, message)
             continue
         flag = ALIASES.get(flag, flag)
         if flag in seen:
-            yield Fault(key, f"is the same flag as {seen[flag]}; give one of them")
+            yield ConfigIssue(key, f"is the same flag as {seen[flag]}; give one of them")
             continue
         seen[flag] = name
         message = _refusal(flag, value)
         if message:
-            yield Fault(key, message)
+            yield ConfigIssue(key, message)
     yield from _check_criterion(given(arguments), task)
 
 
@@ -430,7 +430,7 @@ def _refusal(flag: str, value: Scalar) -> str:
     return judge(value)
 
 
-def _check_criterion(named: Mapping[str, Scalar], task: str) -> Iterator[Fault]:
+def _check_criterion(named: Mapping[str, Scalar], task: str) -> Iterator[ConfigIssue]:
     said = str(named.get("criterion", "cross_entropy"))
     if not WORD.fullmatch(said):
         return
@@ -438,4 +438,4 @@ def _check_criterion(named: Mapping[str, Scalar], task: str) -> Iterator[Fault]:
     if tasks is None or task not in tasks:
         offer = ", ".join(name for name, tasks in CRITERIONS.items() if task in tasks)
         message = f"{said} does not train a {task} model here; take {offer}, or grouped_ and one"
-        yield Fault("arguments.criterion", message)
+        yield ConfigIssue("arguments.criterion", message)

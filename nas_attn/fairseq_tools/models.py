@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from nas_attn.attention import Attention
 from nas_attn.attention.counting import ModelSize, count_model, count_plan
 from nas_attn.config_model import Scalar
-from nas_attn.errors import DataError, Fault, PlanError
+from nas_attn.errors import ConfigIssue, DataError, PlanError
 from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import dashed
@@ -134,7 +134,7 @@ def _no_positions_computed() -> Iterator[None]:
 
 def check_model(
     args: argparse.Namespace, dictionaries: Sequence[Any], arguments: Mapping[str, Scalar]
-) -> Iterator[Fault]:
+) -> Iterator[ConfigIssue]:
     """Why fairseq cannot build the model of a training section, if so.
 
     Args:
@@ -149,7 +149,7 @@ def check_model(
         places = {name: f"{said} ".find(f"--{dashed(name)} ") for name in arguments}
         named = sorted((place, name) for name, place in places.items() if place >= 0)
         key = f"training.arguments.{named[0][1]}" if named else "training.arguments"
-        yield Fault(key, f"fairseq cannot build this model: {said}")
+        yield ConfigIssue(key, f"fairseq cannot build this model: {said}")
 
 
 def blank_dictionary(size: int) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nas_attn.config_model import Scalar
-from nas_attn.errors import Fault
+from nas_attn.errors import ConfigIssue
 from nas_attn.fairseq_tools.flags import ALIASES, dashed, given, words_of
 
 CHOSEN = ("criterion", "optimizer", "lr-scheduler")
@@ -18,7 +18,7 @@ ONE_RATE = ("cosine", "inverse_sqrt", "reduce_lr_on_plateau", "tri_stage", "tria
 
 def compare_parsed(
     parser: argparse.ArgumentParser, own: Mapping[str, Scalar], arguments: Mapping[str, Scalar]
-) -> Iterator[Fault]:
+) -> Iterator[ConfigIssue]:
     """Where what is parsed is not what was said, and nothing else.
 
     Args:
@@ -34,16 +34,16 @@ def compare_parsed(
         key = f"arguments.{told.get(flag, flag)}"
         action = actions.get(f"--{flag}")
         if action is None:
-            yield Fault(key, _whose(flag, named))
+            yield ConfigIssue(key, _whose(flag, named))
         elif (action.nargs == 0) != isinstance(value, bool) and action.nargs != "?":
-            yield Fault(key, "takes no value" if action.nargs == 0 else "needs a value")
+            yield ConfigIssue(key, "takes no value" if action.nargs == 0 else "needs a value")
         else:
             expected[action.dest] = _as_said(action, value)
     parsed = vars(parser.parse_known_args(["DATA", *words_of(own), *words_of(arguments)])[0])
     for name, value in expected.items():
         if parsed.get(name) != value and name != argparse.SUPPRESS:
             message = f"fairseq would read {parsed.get(name)!r}, not {value!r}"
-            yield Fault(f"arguments.{told.get(dashed(name), dashed(name))}", message)
+            yield ConfigIssue(f"arguments.{told.get(dashed(name), dashed(name))}", message)
 
 
 def _default(action: argparse.Action) -> Any:
@@ -98,7 +98,9 @@ def _flags_of(cls: Any) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 
-def check_training(args: argparse.Namespace, arguments: Mapping[str, Scalar]) -> Iterator[Fault]:
+def check_training(
+    args: argparse.Namespace, arguments: Mapping[str, Scalar]
+) -> Iterator[ConfigIssue]:
     """What would fail once a training begins, or never come.
 
     Args:
@@ -107,8 +109,8 @@ def check_training(args: argparse.Namespace, arguments: Mapping[str, Scalar]) ->
     """
     told = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
 
-    def fault(flag: str, message: str) -> Fault:
-        return Fault(f"arguments.{told.get(flag, flag)}", message)
+    def fault(flag: str, message: str) -> ConfigIssue:
+        return ConfigIssue(f"arguments.{told.get(flag, flag)}", message)
 
     if args.optimizer is None:
         yield fault("optimizer", "is missing: fairseq-train needs one, such as adam")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas_attn.attention.pruning import Phase, PrunableAttention, check_vote
 from nas_attn.attention.registry import get_scheme
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.checkpoints import (
     check_out,
     read_checkpoint,
@@ -50,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint of the plugin's models; only plain data is unpickled.
 
     Raises:
-        RefusedError: it is none, or does not hold the weights of its plan.
+        UsageError: it is none, or does not hold the weights of its plan.
     """
     state = read_checkpoint(path)
     arguments = state["cfg"]["model"]
@@ -77,12 +77,12 @@ def prune_checkpoint(
             `nas_attn.fairseq_tools.vote`).
 
     Raises:
-        RefusedError: there is nothing to prune, or the vote is not over.
+        UsageError: there is nothing to prune, or the vote is not over.
     """
     check_out(out, path)
     trained = load_trained(path)
     if trained.is_stock:
-        raise RefusedError(NO_PLAN.format(path))
+        raise UsageError(NO_PLAN.format(path))
     state, arguments = trained.state, trained.arguments
     own = trained.plan, state["model"]
     plan, model, parts = prune_model(*(masked or own))
@@ -109,7 +109,7 @@ def prune_model(
         each place.
 
     Raises:
-        RefusedError: there is nothing to prune, the vote is not over, or its state is impossible.
+        UsageError: there is nothing to prune, the vote is not over, or its state is impossible.
     """
     model = dict(weights)
     parts: dict[str, tuple[int, int]] = {}
@@ -138,7 +138,7 @@ def prune_model(
             if phases
             else "no scheme of its plan prunes"
         )
-        raise RefusedError(f"nothing is pruned in this checkpoint: {why}")
+        raise UsageError(f"nothing is pruned in this checkpoint: {why}")
     return AttentionPlan.of(sites), model, parts
 
 
@@ -159,7 +159,7 @@ def _phase(own: Mapping[str, Tensor], prefix: str, place: str) -> Phase:
     try:
         return Phase(int(own["schedule"][0]))
     except (LookupError, ValueError):
-        raise RefusedError(f"{place} has no state of a vote that could be") from None
+        raise UsageError(f"{place} has no state of a vote that could be") from None
 
 
 def _cut(
@@ -169,11 +169,11 @@ def _cut(
     scheme, options = choice.scheme, dict(choice.options)
     module = get_scheme(scheme).module
     if not issubclass(module, PrunableAttention):
-        raise RefusedError(f"{place} is {scheme}, but its weights are of a vote")
+        raise UsageError(f"{place} is {scheme}, but its weights are of a vote")
     try:
         small, options = module.cut(own, options)
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise RefusedError(f"the weights of {place} do not fit together: {error}") from None
+        raise UsageError(f"the weights of {place} do not fit together: {error}") from None
     return AttentionChoice.of(scheme, **options), small
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention
-from nas_attn.errors import PlanError, RefusedError
+from nas_attn.errors import PlanError, UsageError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint
 from nas_attn.fairseq_tools.data import point_at
 from nas_attn.fairseq_tools.models import blank_dictionary, build_model
@@ -78,7 +78,7 @@ def load_trained(path: Path) -> TrainedModel:
     """Load a checkpoint of fairseq's transformer, transformer_lm or roberta, or of the plugin's.
 
     Raises:
-        RefusedError: it is none, or it does not hold what its arguments say.
+        UsageError: it is none, or it does not hold what its arguments say.
     """
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
@@ -92,7 +92,7 @@ def load_trained(path: Path) -> TrainedModel:
     is_stock = getattr(arguments, "attention_plan", None) is None
     arch = f"multi_head_{name}" if is_stock else name
     if not isinstance(arch, str) or not hasattr(ARCH_MODEL_REGISTRY.get(arch), "sites"):
-        raise RefusedError(
+        raise UsageError(
             f"{path} is of the architecture {name}, but only fairseq's transformer, "
             "transformer_lm and roberta can be converted, in all their sizes"
         )
@@ -116,17 +116,17 @@ def plan_of(arguments: Any, path: Path) -> AttentionPlan:
     """The plan that a checkpoint of the plugin holds, as JSON text.
 
     Raises:
-        RefusedError: it holds none.
+        UsageError: it holds none.
     """
     text = getattr(arguments, "attention_plan", None)
     if text is None:
-        raise RefusedError(NO_PLAN.format(path))
+        raise UsageError(NO_PLAN.format(path))
     if not isinstance(text, str) or not text.lstrip().startswith("{") or len(text) > MAX_PLAN:
-        raise RefusedError(f"the attention plan in {path} is no JSON text, or too long")
+        raise UsageError(f"the attention plan in {path} is no JSON text, or too long")
     try:
         return AttentionPlan.parse(text)
     except (PlanError, RecursionError) as error:
-        raise RefusedError(f"the attention plan in {path}: {error}") from None
+        raise UsageError(f"the attention plan in {path}: {error}") from None
 
 
 def build_trained(
@@ -141,7 +141,7 @@ def build_trained(
         lacking: a pattern of names that the weights may lack.
 
     Raises:
-        RefusedError: they do not fit.
+        UsageError: they do not fit.
     """
     dictionaries = [blank_dictionary(size) for size in _vocabularies(weights, path)]
     try:
@@ -159,7 +159,7 @@ def build_trained(
             model.load_state_dict(given, strict=True)
     except Exception as error:  # fairseq and torch raise many kinds
         why = " ".join(str(error).split())
-        raise RefusedError(f"{path} does not hold the weights of its model: {why[:1000]}") from None
+        raise UsageError(f"{path} does not hold the weights of its model: {why[:1000]}") from None
     return model.eval()
 
 
@@ -202,7 +202,7 @@ def load_batches(trained: TrainedModel, data: Path, subset: str, max_tokens: int
         max_tokens: of a batch. Language models whose blocks are longer get a block a batch.
 
     Raises:
-        RefusedError: the data do not fit the model, or nothing is short enough.
+        UsageError: the data do not fit the model, or nothing is short enough.
     """
     from fairseq import tasks, utils
     from omegaconf import OmegaConf
@@ -227,10 +227,10 @@ def load_batches(trained: TrainedModel, data: Path, subset: str, max_tokens: int
             ignore_invalid_inputs=True,
             seed=1,
         ).frozen_batches
-    except RefusedError:
+    except UsageError:
         raise
     except Exception as error:  # fairseq raises many kinds
-        raise RefusedError(f"{data} is no data set for this model: {error}") from None
+        raise UsageError(f"{data} is no data set for this model: {error}") from None
     left_out = len(dataset) - sum(len(lines) for lines in batches)
     if left_out:
         logger.warning(
@@ -243,7 +243,7 @@ def load_batches(trained: TrainedModel, data: Path, subset: str, max_tokens: int
             max_tokens,
         )
     if not batches:
-        raise RefusedError(f"no sentence of the side {subset} of {data} is short enough to be used")
+        raise UsageError(f"no sentence of the side {subset} of {data} is short enough to be used")
     return Batches(dataset, list(batches))
 
 
@@ -274,7 +274,7 @@ def _vocabularies(weights: Mapping[str, Tensor], path: Path) -> list[int]:
     """Types of the source's and the target's dictionary, or of the one that there is.
 
     Raises:
-        RefusedError: the weights hold no embeddings that could be known.
+        UsageError: the weights hold no embeddings that could be known.
     """
     sizes = []
     for place in EMBEDDINGS:
@@ -289,12 +289,12 @@ def _vocabularies(weights: Mapping[str, Tensor], path: Path) -> list[int]:
         if tables and all(tensor.dim() == 2 for tensor in tables):
             sizes.append(sum(len(tensor) for tensor in tables))
         elif any(name.startswith(f"{start}char_embeddings") for name in weights):
-            raise RefusedError(
+            raise UsageError(
                 f"{path} is of a model that reads words letter by letter (character embeddings), "
                 "which cannot be converted"
             )
     if not sizes:
-        raise RefusedError(f"{path} holds no embeddings of a Transformer")
+        raise UsageError(f"{path} holds no embeddings of a Transformer")
     return sizes
 
 
@@ -302,7 +302,7 @@ def _check_finite(model: nn.Module, path: Path) -> None:
     for name, parameter in model.named_parameters():
         wrong = int((~parameter.isfinite()).sum())
         if wrong:
-            raise RefusedError(
+            raise UsageError(
                 f"{path} is of no use: {wrong:,} of the {parameter.numel():,} weights {name} are "
                 "infinite or not a number; take a checkpoint from before the training went wrong"
             )
@@ -323,6 +323,6 @@ def _check_dictionaries(model: Any, task: Any, data: Path) -> None:
         if hasattr(table, "cutoff"):  # of adaptive inputs
             size = table.cutoff[-1]
         if size is not None and size != len(dictionary):
-            raise RefusedError(
+            raise UsageError(
                 f"the model has {size} types, but the {side} dictionary of {data} {len(dictionary)}"
             )

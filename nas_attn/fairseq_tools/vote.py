@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase
 from nas_attn.attention.voting import count_votes, recording
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.trained import build_trained, load_batches, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -52,7 +52,7 @@ def vote_on_data(
         Plan and state dictionary of the masked model.
 
     Raises:
-        RefusedError: the model has no such attention, or heads are pruned already.
+        UsageError: the model has no such attention, or heads are pruned already.
     """
     trained = load_trained(path)
     plan = _as_grouped(trained.plan, options)
@@ -61,7 +61,7 @@ def vote_on_data(
     model = build_trained(trained.arguments, weights, path, lacking=BUFFERS)
     modules = [m for m in model.modules() if isinstance(m, GroupedHeadAttention)]
     if any(int(module.schedule[0]) != Phase.TRAINING for module in modules):
-        raise RefusedError(f"{path} has voted already: prune it without calibration data")
+        raise UsageError(f"{path} has voted already: prune it without calibration data")
     batches = load_batches(trained, data, subset, MAX_TOKENS)
     # They are sorted by length: take short and long ones.
     numbers = range(len(batches.lines))[:: max(1, len(batches.lines) // num_batches)][:num_batches]
@@ -142,5 +142,5 @@ def _as_grouped(plan: AttentionPlan, options: Mapping[str, Any]) -> AttentionPla
             changed.append(choice)
         sites[site] = changed
     if not found:
-        raise RefusedError("the plan has neither multi_head nor grouped_head attention")
+        raise UsageError("the plan has neither multi_head nor grouped_head attention")
     return AttentionPlan.of(sites)

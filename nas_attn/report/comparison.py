@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nas_attn.analysis.comparison import Comparison, Row
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
@@ -41,7 +41,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         folder: where to; made if it is not there.
 
     Raises:
-        RefusedError: the folder cannot be written.
+        UsageError: the folder cannot be written.
     """
     common = {
         "interval_by": comparison.interval,
@@ -55,9 +55,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         (folder / "compare.md").write_text(comparison_text(comparison), encoding="utf-8")
         _write_figure(comparison, folder)
     except OSError as error:
-        raise RefusedError(
-            f"{folder} cannot be written: {error}; name another with --out"
-        ) from None
+        raise UsageError(f"{folder} cannot be written: {error}; name another with --out") from None
 
 
 def reference_text(comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from nas_attn.analysis.trials import Trials
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.report.formatting import cost_words
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def plot_front(trials: Trials, x: str | None = None, ax: Axes | None = None) -> 
         ax: Axes to draw on; those of a new pyplot figure if left out.
 
     Raises:
-        RefusedError: no trial has such a cost.
+        UsageError: no trial has such a cost.
     """
     objectives = trials.objectives
     name = objectives.axis if x is None else x
@@ -36,7 +36,7 @@ def plot_front(trials: Trials, x: str | None = None, ax: Axes | None = None) -> 
     if table.empty or name not in table:
         known = dict.fromkeys(cost for trial in trials for cost in trial.costs)
         names = ", ".join(known) or "none"
-        raise RefusedError(f"no trial has the cost {name!r}; known are {names}")
+        raise UsageError(f"no trial has the cost {name!r}; known are {names}")
     if ax is None:
         from matplotlib import pyplot
 

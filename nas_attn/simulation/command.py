@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from nas_attn.config_model import faults_of
 from nas_attn.curves import Point
-from nas_attn.errors import ConfigError, Fault, NasAttnError
+from nas_attn.errors import ConfigError, ConfigIssue, NasAttnError
 from nas_attn.files import write_whole
 from nas_attn.simulation.synthetic import (
     FaultName,
@@ -147,7 +147,7 @@ def _parse(arguments: Sequence[str]) -> ReplayedTraining:
     try:
         config = ReplayConfig.model_validate(json.loads(given.config))
     except json.JSONDecodeError as error:
-        raise ConfigError("--config", [Fault("(file)", f"is not JSON: {error}")]) from None
+        raise ConfigError("--config", [ConfigIssue("(file)", f"is not JSON: {error}")]) from None
     except ValidationError as error:
         raise ConfigError("--config", faults_of(error)) from None
     return ReplayedTraining(

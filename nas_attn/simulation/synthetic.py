@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from nas_attn.config_model import Count, FilePath, Section
+from nas_attn.config_model import ConfigModel, Count, FilePath
 from nas_attn.curves import Curve, Point, recorded_curves
 from nas_attn.errors import DataError, NasAttnError
 
@@ -34,7 +34,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class ReplayConfig(Section):
+class ReplayConfig(ConfigModel):
     """Replayed learning curves instead of trainings."""
 
     curves: FilePath | None = None

@@ -1,6 +1,6 @@
 """Search spaces: what a search may choose, as data."""
 
 from nas_attn.space.config import SpaceConfig
-from nas_attn.space.space import Alternative, Decision, SearchSpace, Unit
+from nas_attn.space.space import Dimension, Option, SearchSpace, Unit
 
-__all__ = ["Alternative", "Decision", "SearchSpace", "SpaceConfig", "Unit"]
+__all__ = ["Dimension", "Option", "SearchSpace", "SpaceConfig", "Unit"]

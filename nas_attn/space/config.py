@@ -6,18 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from nas_attn.config_model import Scalar, Section
+from nas_attn.config_model import ConfigModel, Scalar
 
 Fractions = Annotated[list[float | int], Field(min_length=1)]
 
 
-class FractionsOfWidth(Section):
+class FractionsOfWidth(ConfigModel):
     """Option values given as fractions of the site's `embed_dim`."""
 
     fraction_of_embed_dim: Fractions
 
 
-class FractionsOfHeads(Section):
+class FractionsOfHeads(ConfigModel):
     """Option values given as fractions of the site's `num_heads`."""
 
     fraction_of_num_heads: Fractions
@@ -46,7 +46,7 @@ Schemes = Annotated[dict[str, dict[str, Domain]], Field(min_length=1)]
 SiteName = Literal["encoder_self", "decoder_self", "encoder_decoder"]
 
 
-class SpaceConfig(Section):
+class SpaceConfig(ConfigModel):
     """A search space: what is decided, how often, and among which schemes and options."""
 
     description: str = ""

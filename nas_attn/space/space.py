@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nas_attn.errors import ConfigError, Fault
+from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan, OptionValue, SiteShape
 from nas_attn.space.config import FractionsOfHeads, FractionsOfWidth, Schemes, SpaceConfig
 
 
 @dataclass(frozen=True)
-class Decision:
+class Dimension:
     """One question that a sampler answers with an index into `values`."""
 
     name: str
@@ -33,7 +33,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Alternative:
+class Option:
     """What one unit may choose.
 
     Args:
@@ -61,11 +61,11 @@ class Unit:
     name: str
     sites: tuple[str, ...]
     layer: int | None
-    scheme: Decision
-    options: tuple[tuple[Decision, ...], ...]
-    alternatives: tuple[Alternative, ...]
+    scheme: Dimension
+    options: tuple[tuple[Dimension, ...], ...]
+    alternatives: tuple[Option, ...]
 
-    def choose(self, pick: Callable[[Decision], int]) -> Alternative:
+    def choose(self, pick: Callable[[Dimension], int]) -> Option:
         """Ask `pick` only the decisions that matter, and return what the answers select."""
         index = pick(self.scheme)
         answers = {self.scheme.name: index}
@@ -87,12 +87,12 @@ class SearchSpace:
     def __init__(self, config: SpaceConfig, shapes: Mapping[str, SiteShape]) -> None:
         self.config = config
         self.shapes = {site: shapes[site] for site in SITES if site in shapes}
-        faults: list[Fault] = []
+        faults: list[ConfigIssue] = []
         for site in config.sites:
             if site not in self.shapes:
-                faults.append(Fault(f"sites.{site}", "the model has no such site"))
+                faults.append(ConfigIssue(f"sites.{site}", "the model has no such site"))
         if config.sites and config.decide == "model":
-            faults.append(Fault("sites", "cannot differ when decide is model"))
+            faults.append(ConfigIssue("sites", "cannot differ when decide is model"))
         if not faults:
             self.units = tuple(self._build_units(faults))
         if faults:
@@ -103,7 +103,7 @@ class SearchSpace:
         """Number of plans."""
         return math.prod(len(unit.alternatives) for unit in self.units)
 
-    def plan(self, alternatives: Sequence[Alternative]) -> AttentionPlan:
+    def plan(self, alternatives: Sequence[Option]) -> AttentionPlan:
         """Join one alternative of every unit into a plan."""
         layers: dict[str, list[AttentionChoice]] = {site: [] for site in self.shapes}
         for unit, alternative in zip(self.units, alternatives, strict=True):
@@ -112,7 +112,7 @@ class SearchSpace:
                 layers[site] += [choice] * repeats
         return AttentionPlan.of({site: choices for site, choices in layers.items() if choices})
 
-    def encode(self, plan: AttentionPlan) -> tuple[Alternative, ...] | None:
+    def encode(self, plan: AttentionPlan) -> tuple[Option, ...] | None:
         """Find the alternatives that make up a plan; None if the space does not hold it."""
         found = []
         for unit in self.units:
@@ -142,7 +142,7 @@ class SearchSpace:
                         seen.add(entry)
                         yield entry
 
-    def _build_units(self, faults: list[Fault]) -> Iterator[Unit]:
+    def _build_units(self, faults: list[ConfigIssue]) -> Iterator[Unit]:
         if self.config.decide == "model":
             yield self._build_unit("model", tuple(self.shapes), None, faults)
             return
@@ -156,13 +156,13 @@ class SearchSpace:
                 yield self._build_unit(f"{site}.{layer}", (site,), layer, reported)
 
     def _build_unit(
-        self, name: str, sites: tuple[str, ...], layer: int | None, faults: list[Fault]
+        self, name: str, sites: tuple[str, ...], layer: int | None, faults: list[ConfigIssue]
     ) -> Unit:
         offered: Schemes = self.config.schemes
         key = "schemes"
         if sites[0] in self.config.sites:
             offered, key = dict(self.config.sites)[sites[0]], f"sites.{sites[0]}"
-        scheme = Decision(f"{name}.scheme", tuple(offered))
+        scheme = Dimension(f"{name}.scheme", tuple(offered))
         options = []
         alternatives = []
         for index, (scheme_name, domains) in enumerate(offered.items()):
@@ -175,7 +175,7 @@ class SearchSpace:
                 for site in sites
             }
             decisions = tuple(
-                Decision(f"{name}.{scheme_name}.{option}", resolved)
+                Dimension(f"{name}.{scheme_name}.{option}", resolved)
                 for option, resolved in zip(domains, values[sites[0]], strict=True)
             )
             options.append(decisions)
@@ -189,11 +189,11 @@ class SearchSpace:
                     chosen = [v[i] for v, i in zip(values[site], picked, strict=True)]
                     given = dict(zip(domains, chosen, strict=True))
                     choices.append((site, AttentionChoice.of(scheme_name, **given)))
-                alternatives.append(Alternative(picks, tuple(choices)))
+                alternatives.append(Option(picks, tuple(choices)))
         return Unit(name, sites, layer, scheme, tuple(options), tuple(alternatives))
 
     def _resolve(
-        self, key: str, domain: object, site: str, faults: list[Fault]
+        self, key: str, domain: object, site: str, faults: list[ConfigIssue]
     ) -> tuple[OptionValue, ...]:
         shape = self.shapes[site]
         if isinstance(domain, FractionsOfWidth):
@@ -208,13 +208,13 @@ class SearchSpace:
             value = fraction * size
             if value < 1 or value != int(value):
                 message = f"{fraction} of the {name} {size} of {site} is no whole number"
-                faults.append(Fault(key, message))
+                faults.append(ConfigIssue(key, message))
             values.append(int(value))
         return self._distinct(key, values, faults)
 
     def _distinct(
-        self, key: str, values: list[OptionValue], faults: list[Fault]
+        self, key: str, values: list[OptionValue], faults: list[ConfigIssue]
     ) -> tuple[OptionValue, ...]:
         if len(set(values)) != len(values):
-            faults.append(Fault(key, "the same value stands twice"))
+            faults.append(ConfigIssue(key, "the same value stands twice"))
         return tuple(values)

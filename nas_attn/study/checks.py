@@ -13,7 +13,7 @@ from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.config_model import faults_of
-from nas_attn.errors import ConfigError, DataError, Fault, PlanError
+from nas_attn.errors import ConfigError, ConfigIssue, DataError, PlanError
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import check_bleu, check_metric
 from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
@@ -74,7 +74,7 @@ def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyC
     try:
         space = SearchSpace(space_config, shapes)
     except ConfigError as error:
-        located = [Fault(f"{space_key}.{f.key}", f.message) for f in error.faults]
+        located = [ConfigIssue(f"{space_key}.{f.key}", f.message) for f in error.faults]
         raise ConfigError(source, located) from None
     faults = _check_choices(config, space, space_key)
     if faults:
@@ -82,13 +82,15 @@ def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyC
     return recorded, space
 
 
-def _check_sections(config: StudyConfig) -> list[Fault]:
+def _check_sections(config: StudyConfig) -> list[ConfigIssue]:
     """What is wrong with data, training and objectives; the space is left out."""
     try:
         faults = _check_data(config.data, config.training.task)
     except OSError as error:
-        faults = [Fault("data", f"cannot be read: {error}")]
-    faults += [Fault(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
+        faults = [ConfigIssue("data", f"cannot be read: {error}")]
+    faults += [
+        ConfigIssue(f"training.{f.key}", f.message) for f in check_arguments(config.training)
+    ]
     faults += _check_objectives(config)
     if not faults:
         faults += _check_training(config)
@@ -97,7 +99,7 @@ def _check_sections(config: StudyConfig) -> list[Fault]:
     return faults
 
 
-def _check_choices(config: StudyConfig, space: SearchSpace, space_key: str) -> list[Fault]:
+def _check_choices(config: StudyConfig, space: SearchSpace, space_key: str) -> list[ConfigIssue]:
     """Choices of the space that do not fit the model or its training; each fault once."""
     seen: dict[tuple[str, str], None] = {}
     for key, site, choice in space.choices():
@@ -110,7 +112,7 @@ def _check_choices(config: StudyConfig, space: SearchSpace, space_key: str) -> l
             seen[f"{space_key}.{key}", message] = None
         if config.search.warm_start.is_on and _prunes(module):
             seen[f"{space_key}.{key}", NO_VOTE] = None
-    return [Fault(key, message) for key, message in seen]
+    return [ConfigIssue(key, message) for key, message in seen]
 
 
 def _without_refused(config: StudyConfig) -> StudyConfig:
@@ -128,7 +130,7 @@ def _without_refused(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"training": training})
 
 
-def _check_objectives(config: StudyConfig) -> list[Fault]:
+def _check_objectives(config: StudyConfig) -> list[ConfigIssue]:
     """Objectives that this training does not have."""
     faults = check_metric(config.training, config.objectives.loss)
     faults += check_bleu(config.training, config.objectives.bleu_tokenizer)
@@ -139,20 +141,22 @@ def _check_objectives(config: StudyConfig) -> list[Fault]:
         for name in names:
             if name not in there_are:
                 message = f"{config.training.task} has no {name}; it has {', '.join(there_are)}"
-                faults.append(Fault(key, message))
+                faults.append(ConfigIssue(key, message))
     if config.replay is not None:
         if "decoding_seconds" in config.objectives.costs:
             message = "nothing is decoded where learning curves are replayed"
-            faults.append(Fault("objectives.costs", message))
+            faults.append(ConfigIssue("objectives.costs", message))
         if config.objectives.loss not in ("loss", "nll_loss"):
-            faults.append(Fault("objectives.loss", "replayed curves have loss and nll_loss only"))
+            faults.append(
+                ConfigIssue("objectives.loss", "replayed curves have loss and nll_loss only")
+            )
     elif config.execution.executor == "simulated":
         message = "simulated trials replay learning curves: add the section replay"
-        faults.append(Fault("execution.executor", message))
+        faults.append(ConfigIssue("execution.executor", message))
     return faults
 
 
-def _check_training(config: StudyConfig) -> list[Fault]:
+def _check_training(config: StudyConfig) -> list[ConfigIssue]:
     """What is wrong with the training as a whole: its model, its schedule, its vote."""
     training, data = config.training, config.data
     args = training_arguments(training)
@@ -162,19 +166,20 @@ def _check_training(config: StudyConfig) -> list[Fault]:
     faults = list(check_model(args, dictionaries, training.arguments))
     if config.replay is None:
         faults += [
-            Fault(f"training.{f.key}", f.message) for f in check_training(args, training.arguments)
+            ConfigIssue(f"training.{f.key}", f.message)
+            for f in check_training(args, training.arguments)
         ]
     return faults
 
 
-def _check_warm_start(config: StudyConfig) -> list[Fault]:
+def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
     """What is wrong with the fine-tuning of warm starts."""
     warm = config.search.warm_start
     if not warm.is_on:
         return []
     key = "search.warm_start"
     if config.replay is not None:
-        return [Fault(key, "replayed learning curves start from nothing: leave it out")]
+        return [ConfigIssue(key, "replayed learning curves start from nothing: leave it out")]
     training = fine_tuning(
         config.training, 1, learning_rate=warm.learning_rate, replaced=warm.arguments
     )
@@ -184,7 +189,7 @@ def _check_warm_start(config: StudyConfig) -> list[Fault]:
         args = training_arguments(training)
         args.vote_at_epoch = args.vote_at_update = 0
         faults = list(check_training(args, training.arguments))
-    return [Fault(f"{key}.{fault.key}", fault.message) for fault in faults]
+    return [ConfigIssue(f"{key}.{fault.key}", fault.message) for fault in faults]
 
 
 def _prunes(module: Attention) -> bool:
@@ -210,48 +215,50 @@ def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
         )
 
 
-def _load_space(given: str | SpaceConfig, faults: list[Fault]) -> tuple[SpaceConfig | None, str]:
+def _load_space(
+    given: str | SpaceConfig, faults: list[ConfigIssue]
+) -> tuple[SpaceConfig | None, str]:
     if isinstance(given, SpaceConfig):
         return given, "space"
     try:
         return load_space_config(given), f"space ({given})"
     except ConfigError as error:
         faults += [
-            Fault(f"space ({given}).{f.key}".replace(".(file)", ""), f.message)
+            ConfigIssue(f"space ({given}).{f.key}".replace(".(file)", ""), f.message)
             for f in error.faults
         ]
         return None, "space"
 
 
-def _check_data(data: DataConfig, task: str) -> list[Fault]:
+def _check_data(data: DataConfig, task: str) -> list[ConfigIssue]:
     if data.folder.is_dir():
         try:
             prepared = load_prepared(data.folder, data.trained_languages)
             load_dictionaries(prepared, task)
         except DataError as error:
-            return [Fault("data.folder", str(error))]
+            return [ConfigIssue("data.folder", str(error))]
         if (task == "translation") != bool(prepared.languages):
-            return [Fault("data.folder", f"{data.folder} is no data set for {task}")]
+            return [ConfigIssue("data.folder", f"{data.folder} is no data set for {task}")]
         missing = missing_splits(data.folder, prepared.languages)
         if missing:
             message = f"{data.folder} lacks the binarised side {', '.join(missing)}"
-            return [Fault("data.folder", f"{message}: make it with fairseq-preprocess")]
+            return [ConfigIssue("data.folder", f"{message}: make it with fairseq-preprocess")]
         made_from = read_manifest(data.folder).get("origin") or data.origin
         if data.origin and made_from != data.origin:
             message = f"{data.folder} was made from {made_from}; remove it or name another folder"
-            return [Fault("data.folder", message)]
+            return [ConfigIssue("data.folder", message)]
         return []
     if data.text is not None:
         if (task == "translation") != bool(data.text.languages):
             message = "must name source and target for translation, and nothing else"
-            return [Fault("data.text.languages", message)]
+            return [ConfigIssue("data.text.languages", message)]
         try:
             find_split_files(data.text.folder, data.text.languages or ["txt"])
         except DataError as error:
-            return [Fault("data.text.folder", str(error))]
+            return [ConfigIssue("data.text.folder", str(error))]
     elif data.demo is None:
         message = (
             f"folder {data.folder} does not exist, and neither text nor demo says what to make"
         )
-        return [Fault("data.folder", message)]
+        return [ConfigIssue("data.folder", message)]
     return []

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
-from nas_attn.config_model import Section
+from nas_attn.config_model import ConfigModel
 from nas_attn.engine.config import (
     ExecutionConfig,
     ObjectivesConfig,
@@ -18,7 +18,7 @@ from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.space import SpaceConfig
 
 
-class StudyConfig(Section):
+class StudyConfig(ConfigModel):
     """A study file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]

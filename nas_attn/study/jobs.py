@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.arguments import last_epoch_and_update
 from nas_attn.fairseq_tools.commands import (
     convert_command,
@@ -150,7 +150,7 @@ class TrialJobs:
         if "decoding_seconds" in config.objectives.costs:
             measure = decoding_command(config.training, self.data, Path(CHECKPOINT))
         if (measure or any(run.evaluation for run in runs)) and os.pathsep in str(folder):
-            raise RefusedError(
+            raise UsageError(
                 f"fairseq-generate cuts names of files at {os.pathsep!r}, and the trial's folder "
                 f"is {folder}: search in a folder without one (--runs)"
             )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from nas_attn.engine.store import TrialStore
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.commands import value_of
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.folders import differences, identify
@@ -28,7 +28,7 @@ def keep_data(record: TrialStore, data: PreparedData) -> None:
         data: its data set.
 
     Raises:
-        RefusedError: the study was searched with other data; names what differs.
+        UsageError: the study was searched with other data; names what differs.
     """
     found = identify(data.folder, data.languages)
     kept = record.notes().get(DATA)
@@ -54,7 +54,7 @@ def keep_data(record: TrialStore, data: PreparedData) -> None:
 
 def _refuse(name: str, data: PreparedData, different: Sequence[str]) -> None:
     if different:
-        raise RefusedError(
+        raise UsageError(
             f"the data set {data.folder} is not the one that the study {name!r} was searched with, "
             f"so old and new trials could not be compared: {', '.join(different)}. Restore the "
             "data, or give the study another name."

@@ -16,7 +16,7 @@ from nas_attn.config_model import faults_of
 from nas_attn.engine.candidates import FixedCandidates
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
 from nas_attn.engine.objectives import Objectives
-from nas_attn.errors import ConfigError, Fault
+from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.config import DataConfig
 from nas_attn.fairseq_tools.costs import CostModel, available_costs
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared
@@ -188,7 +188,7 @@ def target_of_checkpoint(
     prepared = load_prepared(data, languages_of(trained.state["cfg"]["task"]))
     if cost not in available_costs(task):
         offer = ", ".join(available_costs(task))
-        raise ConfigError("--cost", [Fault(cost, f"{task} has no such cost; it has {offer}")])
+        raise ConfigError("--cost", [ConfigIssue(cost, f"{task} has no such cost; it has {offer}")])
     offered = space_over(space, site_shapes(arguments))
     prepared = _absolute(prepared)
     settings = _settings_of(checkpoint, prepared)

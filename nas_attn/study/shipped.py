@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 import nas_attn
-from nas_attn.errors import ConfigError, Fault
+from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.yaml_file import read_yaml
 
 
@@ -41,7 +41,9 @@ def find_file(name: str, folder: str) -> Path:
         if shipped.is_file():
             return shipped
     except OSError as error:
-        raise ConfigError(name, [Fault("(file)", f"cannot be read: {error.strerror}")]) from None
+        raise ConfigError(
+            name, [ConfigIssue("(file)", f"cannot be read: {error.strerror}")]
+        ) from None
     offer = ", ".join(shipped_names(folder))
     message = f"no such file, and no shipped one of that name; shipped are {offer}"
-    raise ConfigError(name, [Fault("(file)", message)])
+    raise ConfigError(name, [ConfigIssue("(file)", message)])

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from nas_attn.attention.counting import build_on_meta, expected_plan, least_plan
 from nas_attn.config_model import faults_of
 from nas_attn.engine.samplers import StratifiedSampler
-from nas_attn.errors import ConfigError, Fault, PlanError
+from nas_attn.errors import ConfigError, ConfigIssue, PlanError
 from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, SiteShape
 from nas_attn.space import SearchSpace, SpaceConfig
@@ -48,7 +48,7 @@ def space_over(name: str, shapes: Mapping[str, SiteShape]) -> SearchSpace:
     """
     space = SearchSpace(fitted(name, load_space_config(name), shapes), shapes)
     wrong = {(key, fault_of(choice, shapes[site])): None for key, site, choice in space.choices()}
-    faults = [Fault(key, fault) for key, fault in wrong if fault is not None]
+    faults = [ConfigIssue(key, fault) for key, fault in wrong if fault is not None]
     if faults:
         raise ConfigError(name, faults)
     return space

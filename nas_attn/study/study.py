@@ -20,7 +20,7 @@ from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import expected_costs, least_costs
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.errors import ConfigError, Fault
+from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.arguments import training_arguments
 from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.fairseq_tools.config import TrainingConfig
@@ -162,7 +162,7 @@ class Study:
             with_flops="flops" in {*config.costs, *config.limits},
         )
 
-    def _model_faults(self) -> list[Fault]:
+    def _model_faults(self) -> list[ConfigIssue]:
         """Why the model cannot be built with the data set's dictionaries, if so."""
         training = self.config.training
         dictionaries = load_dictionaries(self.data_set, training.task)
@@ -239,7 +239,7 @@ class Study:
             least, _ = self._range(name)
             if least > limit:
                 message = f"no plan of the space is under {limit:,.0f}: the least is {least:,.0f}"
-                faults.append(Fault(f"objectives.limits.{name}", message))
+                faults.append(ConfigIssue(f"objectives.limits.{name}", message))
         if faults:
             raise ConfigError(f"the study {self.config.name}", faults)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_attn.errors import ConfigError, Fault
+from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.study.config import StudyConfig
 from nas_attn.yaml_file import override, plain_copy
 
@@ -33,9 +33,9 @@ def tree_of(config: Mapping[str, Any] | StudyConfig, source: str) -> dict[str, A
     try:
         tree = plain_copy(_without_paths(config))
     except ValueError as error:
-        raise ConfigError(source, [Fault("(file)", str(error))]) from None
+        raise ConfigError(source, [ConfigIssue("(file)", str(error))]) from None
     if not isinstance(tree, dict):
-        raise ConfigError(source, [Fault("(file)", "must be a mapping of keys")])
+        raise ConfigError(source, [ConfigIssue("(file)", "must be a mapping of keys")])
     return tree
 
 

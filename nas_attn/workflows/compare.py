@@ -46,7 +46,7 @@ def compare_studies(
             the first baseline and a loss a little worse than the worst on all fronts.
 
     Raises:
-        RefusedError: They cannot be compared; says why.
+        UsageError: They cannot be compared; says why.
     """
     given = None if reference is None else parse_reference(reference)
     compared = compare(searches, given)

@@ -15,7 +15,7 @@ from typing import Any
 
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.commands import interactive_command, plugin_folder
 from nas_attn.fairseq_tools.data import SENTENCEPIECE_MODEL, PreparedData
@@ -56,17 +56,17 @@ def trial_with_number(trials: Trials, number: int) -> TrialRecord:
     """The trained trial of a number.
 
     Raises:
-        RefusedError: there is no such trial, or it has no training of its own.
+        UsageError: there is no such trial, or it has no training of its own.
     """
     found = next((trial for trial in trials if trial.number == number), None)
     trained = ", ".join(str(trial.number) for trial in trials.trained) or "none yet"
     if found is None:
-        raise RefusedError(f"there is no trial {number}; trained are {trained}")
+        raise UsageError(f"there is no trial {number}; trained are {trained}")
     if found.duplicate_of is not None:
         first = found.duplicate_of
-        raise RefusedError(f"trial {number} repeats trial {first}: take --trial {first}")
+        raise UsageError(f"trial {number} repeats trial {first}: take --trial {first}")
     if not found.is_trained:
-        raise RefusedError(f"trial {number} is not trained ({state_text(found)}); are {trained}")
+        raise UsageError(f"trial {number} is not trained ({state_text(found)}); are {trained}")
     return found
 
 
@@ -78,16 +78,16 @@ def best_within(trials: Trials, budget: float) -> TrialRecord:
         budget: The most that it may cost, on the objectives' axis.
 
     Raises:
-        RefusedError: none is within; names the smallest.
+        UsageError: none is within; names the smallest.
     """
     trained = [trial for trial in trials.trained if trial.cost is not None]
     if not trained:
-        raise RefusedError("no trial is trained yet; nas-attn status says how far the search is")
+        raise UsageError("no trial is trained yet; nas-attn status says how far the search is")
     within = [trial for trial in trained if _cost(trial) <= budget]
     if not within:
         least = min(trained, key=lambda trial: (_cost(trial), trial.point, trial.number))
         axis = cost_words(trials.objectives.axis)
-        raise RefusedError(
+        raise UsageError(
             f"no trained trial is within {budget:,.0f} {axis}: the smallest is trial "
             f"{least.number} with {_cost(least):,}"
         )
@@ -135,12 +135,12 @@ def export_trial(
         with_test: also export the binarised test side, which the command that evaluates needs.
 
     Raises:
-        RefusedError: the study replays curves, the checkpoint or a dictionary is gone, `out` is no
+        UsageError: the study replays curves, the checkpoint or a dictionary is gone, `out` is no
             empty folder, or there is no room.
         NasAttnError: the checkpoint or the data set cannot be read.
     """
     if study.config.replay is not None:
-        raise RefusedError("replayed learning curves leave no model that could be exported")
+        raise UsageError("replayed learning curves leave no model that could be exported")
     _check_free(out)
     source = _checkpoint_of(study, trial)
     data = study.data_set
@@ -162,11 +162,11 @@ def export_trial(
         (partial / README).write_text(text, encoding="utf-8")
         size = (partial / CHECKPOINT).stat().st_size
         partial.replace(target)
-    except RefusedError:
+    except UsageError:
         raise
     except (OSError, NasAttnError) as error:
         why = str(error).replace(str(partial), str(out))
-        raise RefusedError(f"{out} is not written: {why}; name another with --out") from None
+        raise UsageError(f"{out} is not written: {why}; name another with --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size_of_test = sum(path.stat().st_size for path in test)
@@ -255,16 +255,16 @@ def _text(command: Sequence[str], folder: Path) -> str:
 
 def _check_free(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise RefusedError(f"{out} is no folder; name another with --out")
+        raise UsageError(f"{out} is no folder; name another with --out")
     if out.is_dir() and any(out.iterdir()):
-        raise RefusedError(f"{out} is not empty; remove it or name another folder with --out")
+        raise UsageError(f"{out} is not empty; remove it or name another folder with --out")
 
 
 def _checkpoint_of(study: Study, trial: TrialRecord) -> Path:
     folder = Path(str(trial.folder))
     found = best_checkpoint(folder / f"seed-{study.config.training.seeds[0]}")
     if not found.is_file():
-        raise RefusedError(
+        raise UsageError(
             f"the checkpoint of trial {trial.number} is gone ({found}); take another trial, or "
             f"train it again with the commands in {folder / COMMANDS_FILE}"
         )
@@ -276,7 +276,7 @@ def _dictionaries(data: PreparedData) -> list[Path]:
     names = [f"dict.{language}.txt" for language in data.languages] or ["dict.txt"]
     missing = [name for name in names if not (data.folder / name).is_file()]
     if missing:
-        raise RefusedError(f"the data set {data.folder} lacks {', '.join(missing)}; restore it")
+        raise UsageError(f"the data set {data.folder} lacks {', '.join(missing)}; restore it")
     if data.sentencepiece_model.is_file():
         names.append(SENTENCEPIECE_MODEL)
     return [data.folder / name for name in names]
@@ -300,7 +300,7 @@ def _check_room(place: Path, state: dict[str, Any], files: Sequence[Path]) -> No
     needed = sum(sizes.values()) + sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise RefusedError(
+        raise UsageError(
             f"no room in {place}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are "
             "free; make room or name another folder with --out"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_attn.errors import NasAttnError, PlanError, RefusedError
+from nas_attn.errors import NasAttnError, PlanError, UsageError
 from nas_attn.fairseq_tools.convert import Converted, convert_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData, hold_out, prepare, read_corpus, splits_beside
 from nas_attn.fairseq_tools.pieces import Subword
@@ -95,20 +95,20 @@ def prune(
         batches: Batches to vote on.
 
     Raises:
-        RefusedError: `out` exists, or options do not fit.
+        UsageError: `out` exists, or options do not fit.
         NasAttnError: The checkpoint or the data are unfit.
     """
     if out.exists():
-        raise RefusedError(f"{out} exists; remove it or name another file")
+        raise UsageError(f"{out} exists; remove it or name another file")
     masked = None
     if data is not None:
         load_checkpoint(checkpoint)  # refused early, in words
         if options.get("keep", "pillars") == "all":
-            raise RefusedError("--keep all prunes nothing")
+            raise UsageError("--keep all prunes nothing")
         options = {"keep": "pillars"} | options
         masked = vote_on_data(checkpoint, data, options, refit=refit, num_batches=batches)
     elif refit or options:
-        raise RefusedError("--refit, --keep, --num-groups and --vote-threshold need --calibrate")
+        raise UsageError("--refit, --keep, --num-groups and --vote-threshold need --calibrate")
     return prune_checkpoint(checkpoint, out, masked)
 
 
@@ -137,15 +137,15 @@ def convert(
         replace: Write over a file that is there.
 
     Raises:
-        RefusedError: The plan does not fit the model, or `out` exists.
+        UsageError: The plan does not fit the model, or `out` exists.
         NasAttnError: The checkpoint or the data are unfit.
     """
     if out.exists() and not replace:
-        raise RefusedError(f"{out} exists; remove it, name another file, or say --replace")
+        raise UsageError(f"{out} exists; remove it, name another file, or say --replace")
     try:
         wanted = AttentionPlan.read(plan)
         return convert_checkpoint(
             checkpoint, wanted, out, data=data, refit=refit, force=force, means=means
         )
     except PlanError as error:
-        raise RefusedError(str(error)) from None
+        raise UsageError(str(error)) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nas_attn.engine.repair import Repair, repair_journal
 from nas_attn.engine.storage import JOURNAL
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.study.study import Study
 
 
@@ -17,12 +17,12 @@ def repair_record(study: Study) -> tuple[Path, Repair]:
         The journal, and what was done.
 
     Raises:
-        RefusedError: The record is not in a journal file.
+        UsageError: The record is not in a journal file.
         NasAttnError: No search has run.
     """
     path = study.folder / JOURNAL
     if study.config.execution.storage is not None:
-        raise RefusedError("only a record in a journal file is repaired, but this one is elsewhere")
+        raise UsageError("only a record in a journal file is repaired, but this one is elsewhere")
     if not path.is_file():
         raise NasAttnError(f"no search has run in {study.folder} yet")
     done = repair_journal(

@@ -12,7 +12,7 @@ from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import largest_steps, spread_predictions
 from nas_attn.engine.status import BUDGET
-from nas_attn.errors import ConfigError, NasAttnError, RefusedError
+from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.sensitivity import target_of_study
@@ -34,7 +34,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
         events: Told what happens; logs it if left out.
 
     Raises:
-        ConfigError, RefusedError: Nothing was started.
+        ConfigError, UsageError: Nothing was started.
         NasAttnError: The search ended early, or no trial has a result; what is there is reported.
         KeyboardInterrupt: The next call goes on where this one stopped.
     """
@@ -49,7 +49,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     failure: NasAttnError | None = None
     try:
         _run(session)
-    except (ConfigError, RefusedError):
+    except (ConfigError, UsageError):
         raise  # nothing was started
     except NasAttnError as error:
         failure = error

@@ -19,7 +19,7 @@ from nas_attn.engine.executors.gpus import deal_gpus, visible_gpus
 from nas_attn.engine.executors.local import LocalExecutor
 from nas_attn.engine.executors.simulated import SimulatedExecutor
 from nas_attn.engine.loop import JobBuilder
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig
@@ -110,7 +110,7 @@ def test_gpus_are_dealt_out(
 def test_more_gpus_than_there_are_is_refused(
     names: list[str], each: float, workers: int | None, message: str
 ) -> None:
-    with pytest.raises(RefusedError, match=message):
+    with pytest.raises(UsageError, match=message):
         deal_gpus(names, each, workers)
 
 
@@ -215,5 +215,5 @@ def test_a_folder_too_long_for_sockets_is_refused_before_ray_starts(variable: st
     most = 107 - len(socket)
     check_socket_folder({variable: "/" + "x" * (most - 1)})
     message = rf"sockets under {variable}, .* at most {most} bytes .*set RAY_TMPDIR to a short"
-    with pytest.raises(RefusedError, match=message):
+    with pytest.raises(UsageError, match=message):
         check_socket_folder({variable: "/" + "x" * most})

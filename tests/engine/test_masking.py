@@ -14,7 +14,7 @@ import pytest
 from nas_attn import masking
 from nas_attn.cli import main as cli
 from nas_attn.engine.storage import open_storage
-from nas_attn.errors import RefusedError, SearchError
+from nas_attn.errors import SearchError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.masking import (
     MaskingFilter,
@@ -112,7 +112,7 @@ def test_a_variable_of_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("nas_attn.engine.storage.OPEN_SECONDS", 0.2)
     with pytest.raises(SearchError, match=r"open the storage postgresql\+psycopg://me:\*\*\*@127"):
         open_storage("env:MY_STORE", tmp_path)
-    with pytest.raises(RefusedError, match="there is no environment variable MY_OTHER"):
+    with pytest.raises(UsageError, match="there is no environment variable MY_OTHER"):
         open_storage("env:MY_OTHER", tmp_path)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nas_attn.cli.main import main
 from nas_attn.engine.config import ExecutionConfig
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_checkpoint, validation_losses
 from nas_attn.fairseq_tools.data import PreparedData
@@ -297,7 +297,7 @@ def refused_by_all(path: Path, data: Path, match: str) -> None:
         lambda: vote_on_data(path, data, {"keep": "pillars"}, refit=False),
         sensitivity,
     ):
-        with pytest.raises(RefusedError, match=match) as refused:
+        with pytest.raises(UsageError, match=match) as refused:
             command()
         assert len(str(refused.value)) < 1500
     assert sorted(path.parent.iterdir()) == before
@@ -315,7 +315,7 @@ def test_files_that_are_no_checkpoints(
     write, match = FILES[name]
     write(tmp_path / "odd.pt", stock)
     refused_by_all(tmp_path / "odd.pt", tiny_translation.folder, match)
-    with pytest.raises(RefusedError, match=match):
+    with pytest.raises(UsageError, match=match):
         load_checkpoint(tmp_path / "odd.pt")
     assert not (tmp_path / "bombed").exists()
 
@@ -334,7 +334,7 @@ def test_states_that_are_no_model(
     change(state)
     torch.save(state, tmp_path / "odd.pt")
     refused_by_all(tmp_path / "odd.pt", tiny_translation.folder, match)
-    with pytest.raises(RefusedError):
+    with pytest.raises(UsageError):
         load_checkpoint(tmp_path / "odd.pt")
     assert not (tmp_path / "bombed").exists()
 
@@ -469,7 +469,7 @@ def test_long_sentences_are_left_out_and_counted(
     trained.model.encoder.max_source_positions = 8
     assert 0 < len(validation_losses(trained, data).sums) < whole
     trained.model.encoder.max_source_positions = 1
-    with pytest.raises(RefusedError, match="no sentence of the side valid"):
+    with pytest.raises(UsageError, match="no sentence of the side valid"):
         validation_losses(trained, data)
     monkeypatch.setattr("nas_attn.fairseq_tools.vote.MAX_TOKENS", 9)
     caplog.clear()
@@ -518,7 +518,7 @@ def test_dictionaries_of_other_sizes_are_refused(
                 state["model"][name] = state["model"][name][:-3]
         torch.save(state, tmp_path / "in.pt")
         word = "source" if side == "encoder" else "target"
-        with pytest.raises(RefusedError, match=f"types, but the {word} dictionary of"):
+        with pytest.raises(UsageError, match=f"types, but the {word} dictionary of"):
             validation_losses(load_trained(tmp_path / "in.pt"), tiny_translation.folder)
 
 
@@ -535,9 +535,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(
         (tmp_path, "is a folder"),
         (path / "out.pt", "cannot be written"),
     ):
-        with pytest.raises(RefusedError, match=match):
+        with pytest.raises(UsageError, match=match):
             convert_checkpoint(path, PLAN, out)
-        with pytest.raises(RefusedError, match=match):
+        with pytest.raises(UsageError, match=match):
             prune_checkpoint(path, out)
 
     def interrupted(state: Any, file: Any) -> None:

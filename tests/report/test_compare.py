@@ -43,7 +43,7 @@ from nas_attn.engine.trial_record import (
     TrialRecord,
     read_trial,
 )
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.pareto import hypervolume
 from nas_attn.report.comparison import (
     comparison_text,
@@ -195,17 +195,17 @@ def test_single_trials_are_drawn_where_one_search_has_one_seed() -> None:
 
 def test_what_is_refused() -> None:
     one = seeded("one")
-    with pytest.raises(RefusedError, match="two studies or more"):
+    with pytest.raises(UsageError, match="two studies or more"):
         compare([one])
-    with pytest.raises(RefusedError, match="one is given twice"):
+    with pytest.raises(UsageError, match="one is given twice"):
         compare([one, one])
-    with pytest.raises(RefusedError, match="empty has no trained trial yet"):
+    with pytest.raises(UsageError, match="empty has no trained trial yet"):
         compare([one, searched("empty", [])])
     other = replace(OBJECTIVES, loss="ppl")
-    with pytest.raises(RefusedError, match="two weighs ppl against total, but one weighs nll_loss"):
+    with pytest.raises(UsageError, match="two weighs ppl against total, but one weighs nll_loss"):
         compare([one, searched("two", one.trials, other)])
     other = replace(OBJECTIVES, costs=("attention", "total"))
-    with pytest.raises(RefusedError, match="two weighs nll_loss against attention"):
+    with pytest.raises(UsageError, match="two weighs nll_loss against attention"):
         compare([one, searched("two", one.trials, other)])
     copy = replace(one, folder=Path("elsewhere") / "one")
     assert [row.study for row in compare([one, copy]).rows] == ["runs/one", "elsewhere/one"]
@@ -222,12 +222,12 @@ def test_references() -> None:
         assert parsed.point(objectives) == point
     assert parse_reference("first") == "first"
     for text in ("20M", "20M,x", "20M,nan", "20M,1,2"):
-        with pytest.raises(RefusedError, match="is not COST,LOSS"):
+        with pytest.raises(UsageError, match="is not COST,LOSS"):
             parse_reference(text)
-    with pytest.raises(RefusedError, match=r"--reference: 'x' is no amount"):
+    with pytest.raises(UsageError, match=r"--reference: 'x' is no amount"):
         parse_reference("x,3")
     one = seeded("one")
-    with pytest.raises(RefusedError, match=r"baseline of one is not trained: .*--reference"):
+    with pytest.raises(UsageError, match=r"baseline of one is not trained: .*--reference"):
         compare([replace(one, trials=one.trials[1:]), seeded("two")])
     found = compare([one, seeded("two")], parse_reference("50,9"))
     assert found.rows[1].ratio is None
@@ -239,7 +239,7 @@ def test_the_reference_of_fine_tuned_searches_comes_before_the_fine_tuning(tmp_p
     more = {COMMANDS: [["fairseq-train", "--seed", "7"]], STARTS: [["fairseq-train"]]}
     baseline = trial(0, 10, 3.0, **more, **{FOLDER: "elsewhere/trials/00000"})
     search = replace(searched("warm", [baseline]), folder=tmp_path)
-    with pytest.raises(RefusedError, match="first validation of warm's baseline is gone"):
+    with pytest.raises(UsageError, match="first validation of warm's baseline is gone"):
         early_reference_of(search)
     report = tmp_path / "trials" / "00000" / "seed-7" / "start" / "report.jsonl"
     report.parent.mkdir(parents=True)
@@ -266,7 +266,7 @@ def test_files_are_written_and_names_escaped(tmp_path: Path) -> None:
     assert "<script>" not in text
     assert "other settings than one (data)" in text
     (tmp_path / "file").write_text("")
-    with pytest.raises(RefusedError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         write_comparison(found, tmp_path / "file")
 
 
@@ -290,9 +290,9 @@ def test_run_folders_from_the_command(tmp_path: Path) -> None:
     assert re.search(r"first +8 +\d+ .* 1\.000", text)
     assert re.search(r"second +12 +\d+ .* [\d.]+ \[[\d.]+, [\d.]+\]", text)
     assert (out / "compare.md").is_file()
-    with pytest.raises(RefusedError, match="is no run folder of a search"):
+    with pytest.raises(UsageError, match="is no run folder of a search"):
         run(str(tmp_path / "first"), str(out), *runs)
     with pytest.raises(NasAttnError, match="no such file, and no shipped one"):
         run(str(tmp_path / "first"), "third", *runs)
-    with pytest.raises(RefusedError, match="first is given twice"):
+    with pytest.raises(UsageError, match="first is given twice"):
         run("first", str(tmp_path / "first"), *runs)

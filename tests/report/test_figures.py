@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 
 from nas_attn.analysis.trials import Trials
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 from nas_attn.report.figures import plot_front
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
 
@@ -43,9 +43,9 @@ def test_the_front_is_drawn_for_a_notebook(trials: Trials) -> None:
 
 
 def test_a_cost_that_no_trial_has_is_refused(trials: Trials) -> None:
-    with pytest.raises(RefusedError, match="no trial has the cost 'flops'; known are attention, "):
+    with pytest.raises(UsageError, match="no trial has the cost 'flops'; known are attention, "):
         plot_front(trials, x="flops")
-    with pytest.raises(RefusedError, match="known are none"):
+    with pytest.raises(UsageError, match="known are none"):
         plot_front(Trials([], OBJECTIVES))
 
 

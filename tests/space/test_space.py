@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from nas_attn.errors import ConfigError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.space import Decision, SearchSpace, SpaceConfig
+from nas_attn.space import Dimension, SearchSpace, SpaceConfig
 from nas_attn.space.fitting import fitting
 
 SHAPES = {
@@ -87,7 +87,7 @@ def test_what_the_space_does_not_hold_has_no_code() -> None:
 def test_a_unit_asks_only_what_matters() -> None:
     asked = []
 
-    def pick(decision: Decision) -> int:
+    def pick(decision: Dimension) -> int:
         asked.append(decision.name)
         return len(decision.values) - 1
 
@@ -114,7 +114,7 @@ def test_a_unit_asks_only_what_matters() -> None:
     ],
 )
 def test_order(values: tuple[object, ...], ordered: bool) -> None:
-    assert Decision("x", values).is_ordered == ordered
+    assert Dimension("x", values).is_ordered == ordered
 
 
 @pytest.mark.parametrize(

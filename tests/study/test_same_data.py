@@ -14,7 +14,7 @@ from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import COMMANDS, NewTrial
-from nas_attn.errors import NasAttnError, RefusedError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.same_data import DATA, keep_data
 from tests.helpers.studies import write
@@ -42,7 +42,7 @@ def test_data_made_again_under_the_same_path_are_refused(
     valid = data / "valid.src-tgt.tgt.bin"
     valid.write_bytes(valid.read_bytes()[::-1])
     (data / "dict.src.txt").write_text("other 1\n")
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(UsageError) as caught:
         run("search")
     for words in (
         "the dictionary dict.src.txt (changed), the valid side (changed)",

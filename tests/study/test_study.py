@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nas_attn.errors import ConfigError, RefusedError
+from nas_attn.errors import ConfigError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.loading import load_study
 from nas_attn.study.shipped import shipped_folder, shipped_names
@@ -372,7 +372,7 @@ def test_numbers_as_people_write_them(tmp_path: Path, tiny_translation: Prepared
 def test_a_folder_that_fairseq_would_cut(tmp_path: Path, tiny_translation: PreparedData) -> None:
     study = load_study(str(write(tmp_path, tiny_translation.folder)), runs=tmp_path / "a:b")
     study.jobs.search_trial(1, study.baseline)
-    with pytest.raises(RefusedError, match="cuts names of files at ':'"):
+    with pytest.raises(UsageError, match="cuts names of files at ':'"):
         study.jobs.confirmation(1, study.baseline, [2])
 
 

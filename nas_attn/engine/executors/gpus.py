@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from nas_attn.errors import RefusedError
+from nas_attn.errors import UsageError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -45,17 +45,17 @@ def deal_gpus(names: Sequence[str], gpus: float, workers: int | None) -> list[st
         workers: trials at a time; as many as there is room for, if left out.
 
     Raises:
-        RefusedError: there are not so many GPUs.
+        UsageError: there are not so many GPUs.
     """
     there_are = f"there are {len(names)}" + (f" ({', '.join(names)})" if names else "")
     each = max(1, int(gpus))
     if each > 1 and any(name.startswith("MIG-") for name in names):
-        raise RefusedError(
+        raise UsageError(
             f"resources.gpus: a process can use one MIG instance only, so {each} are no use to a "
             "trial; set it to 1"
         )
     if len(names) < each:
-        raise RefusedError(
+        raise UsageError(
             f"resources.gpus: a trial wants {gpus:g} GPUs, but {there_are}; ask for fewer, or give "
             f"this process more ({VARIABLE} says which it may use)"
         )
@@ -63,7 +63,7 @@ def deal_gpus(names: Sequence[str], gpus: float, workers: int | None) -> list[st
     shares = math.floor(1 / gpus + 1e-9) if gpus < 1 else 1
     room = len(names) // each * shares
     if workers is not None and workers > room:
-        raise RefusedError(
+        raise UsageError(
             f"execution.workers: {workers} trials at a time with {gpus:g} GPUs each do not fit, as "
             f"{there_are}; take at most {room}, or leave it out"
         )

@@ -23,7 +23,7 @@ class LocalExecutor:
         resources: of one trial.
 
     Raises:
-        RefusedError: this process has not so many GPUs.
+        UsageError: this process has not so many GPUs.
     """
 
     def __init__(self, config: ExecutionConfig, resources: ResourcesConfig) -> None:

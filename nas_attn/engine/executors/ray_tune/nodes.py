@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nas_attn.errors import RefusedError, SearchError
+from nas_attn.errors import SearchError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def check_socket_folder(environment: Mapping[str, str]) -> None:
     """See that Ray can keep its sockets under the temporary folder.
 
     Raises:
-        RefusedError: the path of a socket would be longer than the system allows.
+        UsageError: the path of a socket would be longer than the system allows.
     """
     variable = "RAY_TMPDIR" if "RAY_TMPDIR" in environment else "TMPDIR"
     folder = environment.get(variable, "/tmp")  # as Ray has it
@@ -69,7 +69,7 @@ def check_socket_folder(environment: Mapping[str, str]) -> None:
     length = len(os.fsencode(f"{folder}/ray/{session}/sockets/plasma_store"))
     if length > MOST_SOCKET_BYTES:
         most = len(os.fsencode(folder)) - (length - MOST_SOCKET_BYTES)
-        raise RefusedError(
+        raise UsageError(
             f"Ray keeps sockets under {variable}, whose path may have at most {most} bytes for "
             f"that, but is {folder}: set RAY_TMPDIR to a short folder, such as /tmp"
         )
