@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_attn.analysis.comparison import Comparison
-from nas_attn.analysis.predictions import Limits
+from nas_attn.analysis.predictions import PlanConstraints
 from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.status import Status, read_status
@@ -190,7 +190,7 @@ def predict_front(
         cost=cost,
         checks=checks,
         points=points,
-        limits=Limits(max_schemes, keep_first_layer),
+        limits=PlanConstraints(max_schemes, keep_first_layer),
     )
 
 

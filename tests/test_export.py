@@ -26,7 +26,7 @@ from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
-from nas_attn.engine.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, read_trial
+from nas_attn.engine.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, parse_trial
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
@@ -50,7 +50,7 @@ def trial(
         values=[loss, cost], user_attrs={COSTS: {"total": cost}, **attributes}
     )
     made.number = number
-    return read_trial(made, objectives)
+    return parse_trial(made, objectives)
 
 
 RECORDS = [

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas_attn.analysis.noise import Noise
-from nas_attn.analysis.searches import Searched, point_of
+from nas_attn.analysis.searches import RunSummary, point_of
 
 
 def replicates_of(
-    search: Searched,
+    search: RunSummary,
     corner: tuple[float, float],
     random: np.random.Generator,
     count: int,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas_attn.analysis.bootstrap import interval_of, replicates_of
-from nas_attn.analysis.searches import Reference, Searched, early_reference_of, reference_of
+from nas_attn.analysis.searches import ReferencePoint, RunSummary, early_reference_of, reference_of
 from nas_attn.errors import UsageError
 from nas_attn.pareto import hypervolume
 
@@ -20,7 +20,7 @@ COMPARED_SETTINGS = ("data", "training", "warm_start", "replay")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ComparisonRow:
     """One search among those compared.
 
     Args:
@@ -58,16 +58,16 @@ class Comparison:
         notes: what else a reader must know.
     """
 
-    searches: Sequence[Searched]
-    reference: Reference
-    rows: Sequence[Row]
+    searches: Sequence[RunSummary]
+    reference: ReferencePoint
+    rows: Sequence[ComparisonRow]
     interval: Literal["seeds", "trials"]
     notes: Sequence[str]
 
 
 def compare(
-    searches: Sequence[Searched],
-    reference: Reference | Literal["first"] | None = None,
+    searches: Sequence[RunSummary],
+    reference: ReferencePoint | Literal["first"] | None = None,
     *,
     replicates: int = REPLICATES,
     seed: int = 1,
@@ -119,17 +119,17 @@ def compare(
 
 
 def _rows(
-    searches: Sequence[Searched],
+    searches: Sequence[RunSummary],
     corner: tuple[float, float],
     drawn: Sequence[NDArray[np.float64]],
-) -> list[Row]:
+) -> list[ComparisonRow]:
     volumes = [hypervolume(search.front, corner) for search in searches]
     rows = []
     for turn, (search, volume, own) in enumerate(zip(searches, volumes, drawn, strict=True)):
         ratio = volume / volumes[0] if volumes[0] else None
         low, high = interval_of(ratio, own, drawn[0]) if turn else (None, None)
         rows.append(
-            Row(
+            ComparisonRow(
                 study=search.name,
                 trials_trained=len(search.trained),
                 front_points=len(search.front),
@@ -144,13 +144,13 @@ def _rows(
     return rows
 
 
-def _named_apart(searches: Sequence[Searched]) -> list[Searched]:
+def _named_apart(searches: Sequence[RunSummary]) -> list[RunSummary]:
     """Searches of one name are called by their folders."""
     names = [search.name for search in searches]
     return [replace(s, name=str(s.folder)) if names.count(s.name) > 1 else s for s in searches]
 
 
-def _check_comparable(searches: Sequence[Searched]) -> None:
+def _check_comparable(searches: Sequence[RunSummary]) -> None:
     if len(searches) < 2:
         raise UsageError("name two studies or more to compare")
     first = searches[0].objectives
@@ -168,7 +168,7 @@ def _check_comparable(searches: Sequence[Searched]) -> None:
             raise UsageError(f"{search.name} has no trained trial yet; leave it out, or wait")
 
 
-def _notes(searches: Sequence[Searched], rows: Sequence[Row]) -> list[str]:
+def _notes(searches: Sequence[RunSummary], rows: Sequence[ComparisonRow]) -> list[str]:
     first, notes = searches[0], []
     for search in searches[1:]:
         differs = [

@@ -27,7 +27,7 @@ WEAKER = 1.2
 
 
 @dataclass(frozen=True)
-class Reference:
+class CurveReference:
     """The point up to which the hypervolume is measured.
 
     Args:
@@ -40,7 +40,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Progress:
+class HypervolumeCurve:
     """A search's hypervolume after each of some trials, as a share of the last.
 
     Args:
@@ -52,7 +52,7 @@ class Progress:
         final: hypervolume, in the units of the objectives.
     """
 
-    reference: Reference
+    reference: CurveReference
     trials: tuple[int, ...]
     spent: tuple[float, ...]
     unit: str
@@ -60,7 +60,7 @@ class Progress:
     final: float
 
 
-def reference_of(trials: Trials) -> Reference | None:
+def reference_of(trials: Trials) -> CurveReference | None:
     """The baseline's costs, and a score a little worse than the front's worst.
 
     None without a trained baseline.
@@ -70,7 +70,7 @@ def reference_of(trials: Trials) -> Reference | None:
         return None
     weak = weak_loss([t.point for t in trials.front if t.point], baseline.point)
     shown = -weak if objectives.maximise else weak
-    return Reference(
+    return CurveReference(
         (weak, *baseline.point[1:]),
         f"the baseline's costs, and the worst {objectives.loss} on the front made worse by a tenth "
         f"of what the front spans ({shown:.4f})",
@@ -95,7 +95,7 @@ def weak_loss(front: Sequence[Sequence[float]], baseline: Sequence[float]) -> fl
     return max(losses) + (SLACK * span if span > 0 else (WEAKER - 1.0) * abs(max(losses)))
 
 
-def progress_of(trials: Trials, reference: Reference | None = None) -> Progress | None:
+def progress_of(trials: Trials, reference: CurveReference | None = None) -> HypervolumeCurve | None:
     """Follow a search; None without a trained baseline or where nothing is within the reference.
 
     Args:
@@ -120,7 +120,7 @@ def progress_of(trials: Trials, reference: Reference | None = None) -> Progress 
     if final <= 0:
         return None
     counts, costs, volumes = zip(*steps, strict=True)
-    return Progress(
+    return HypervolumeCurve(
         reference=reference,
         trials=counts,
         spent=costs,

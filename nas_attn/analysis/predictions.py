@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from nas_attn.analysis.sensitivity import Findings, Outcome
+from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import certain_excess
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
-    Change,
-    Check,
     Measured,
     Prediction,
+    PredictionCheck,
+    UnitChange,
     single_changes,
     spread_predictions,
     undominated,
@@ -30,7 +30,7 @@ from nas_attn.study.sensitivity import SensitivityTarget
 
 
 @dataclass(frozen=True)
-class Limits:
+class PlanConstraints:
     """What plans a user wants.
 
     Args:
@@ -78,7 +78,7 @@ class Predictions:
         self.record = TrialStore(name, searched.storage, objectives, create=create)
 
     @cached_property
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[UnitChange]:
         """Every single change that can be measured."""
         target = self.target
         return single_changes(target.space, target.baseline, target.inherits)
@@ -105,7 +105,7 @@ class Predictions:
             target.space, target.baseline, target.costs.known, axis, tie, self.measured()
         )
 
-    def _front(self, model: AdditiveModel, limits: Limits) -> list[Prediction]:
+    def _front(self, model: AdditiveModel, limits: PlanConstraints) -> list[Prediction]:
         """The plans within the target's limits that no other is predicted to dominate.
 
         With a limit on the axis that is exact. A limit on another cost leaves those of the axis's
@@ -130,7 +130,7 @@ class Predictions:
             point for point in found if certain_excess(costs, objectives, point.plan) is None
         )
 
-    def tests(self, count: int, limits: Limits) -> list[AttentionPlan]:
+    def tests(self, count: int, limits: PlanConstraints) -> list[AttentionPlan]:
         """Plans that test predictions: half from the predicted front, half random."""
         model = self.model()
         front = self._front(model, limits)
@@ -139,7 +139,9 @@ class Predictions:
         alone = {change.plan for change in self.changes} | {self.target.baseline}
         return [plan for plan in dict.fromkeys(plans) if plan not in alone]
 
-    def findings(self, limits: Limits = Limits(), points: int = 8) -> Findings:
+    def findings(
+        self, limits: PlanConstraints = PlanConstraints(), points: int = 8
+    ) -> SensitivityFindings:
         """All that was measured, and what follows.
 
         Args:
@@ -150,7 +152,7 @@ class Predictions:
         front = self._front(model, limits)
         changes = [change for change in self.changes if change.plan in measured]
         checks = self._checks(model, measured, {point.plan for point in front})
-        return Findings(
+        return SensitivityFindings(
             name=self.searched.name,
             axis=self.axis,
             base_cost=model.base_cost,
@@ -170,14 +172,14 @@ class Predictions:
         model: AdditiveModel,
         measured: dict[AttentionPlan, Measured],
         on_front: set[AttentionPlan],
-    ) -> list[Check]:
+    ) -> list[PredictionCheck]:
         alone = {change.plan for change in self.changes}
         found = []
         for plan, seen in measured.items():
             predicted = None if plan in alone else model.predict(plan)
             if predicted is None:
                 continue
-            check = Check(
+            check = PredictionCheck(
                 plan=plan,
                 cost=self._cost(plan),
                 kind="predicted" if plan in on_front else "random",

@@ -24,7 +24,7 @@ ASK_FOR_REFERENCE = "give a reference with --reference COST,LOSS"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
+class RunSummary:
     """A search to compare, finished or running.
 
     Args:
@@ -66,7 +66,7 @@ class Searched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class ReferencePoint:
     """The point up to which hypervolume counts.
 
     Args:
@@ -117,14 +117,14 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / JOURNAL).is_file()
 
 
-def read_searched(record: TrialStore, folder: Path) -> Searched:
+def read_searched(record: TrialStore, folder: Path) -> RunSummary:
     """Read what a search has done so far.
 
     Args:
         record: of the search.
         folder: its run folder, after which it is called.
     """
-    return Searched(
+    return RunSummary(
         name=folder.resolve().name,
         trials=Trials.of(record, folder),
         settings=record.settings(),
@@ -132,7 +132,7 @@ def read_searched(record: TrialStore, folder: Path) -> Searched:
     )
 
 
-def parse_reference(text: str) -> Reference | Literal["first"]:
+def parse_reference(text: str) -> ReferencePoint | Literal["first"]:
     """Read a reference: `COST,LOSS`, such as 20M,8.5, or `first`.
 
     Raises:
@@ -148,10 +148,10 @@ def parse_reference(text: str) -> Reference | Literal["first"]:
     if not np.isfinite(number):
         raise UsageError(f"--reference: {text!r} is not COST,LOSS, such as 20M,8.5, nor first")
     amount = parse_count(cost, "--reference")
-    return Reference(cost=float(amount), loss=number, origin="given with --reference")
+    return ReferencePoint(cost=float(amount), loss=number, origin="given with --reference")
 
 
-def reference_of(searches: Sequence[Searched]) -> Reference:
+def reference_of(searches: Sequence[RunSummary]) -> ReferencePoint:
     """The cost of the first search's baseline, and a loss a little worse than the worst on the
     front of all searches together (see `weak_loss`).
 
@@ -163,7 +163,7 @@ def reference_of(searches: Sequence[Searched]) -> Reference:
     points = [point for search in searches for point in search.front]
     best = [(points[index][1], points[index][0]) for index in non_dominated(points)]
     weak = weak_loss(best, (loss, cost))
-    return Reference(
+    return ReferencePoint(
         cost=cost,
         loss=-weak if first.objectives.maximise else weak,
         origin=f"cost of the baseline of {first.name}, and the worst loss on the common front made "
@@ -171,7 +171,7 @@ def reference_of(searches: Sequence[Searched]) -> Reference:
     )
 
 
-def early_reference_of(search: Searched) -> Reference:
+def early_reference_of(search: RunSummary) -> ReferencePoint:
     """A search's baseline's cost, and the loss of that one's first validation.
 
     Such a loss does not hang on what searches find, but any plan beats it by far, so that
@@ -187,10 +187,10 @@ def early_reference_of(search: Searched) -> Reference:
             f"the first validation of {search.name}'s baseline is gone: {ASK_FOR_REFERENCE}"
         )
     origin = f"cost and first validation of the baseline of {search.name}"
-    return Reference(cost=float(baseline.cost or 0), loss=weak, origin=origin)
+    return ReferencePoint(cost=float(baseline.cost or 0), loss=weak, origin=origin)
 
 
-def _baseline_of(search: Searched) -> TrialRecord:
+def _baseline_of(search: RunSummary) -> TrialRecord:
     if search.baseline is None:
         raise UsageError(f"the baseline of {search.name} is not trained: {ASK_FOR_REFERENCE}")
     return search.baseline

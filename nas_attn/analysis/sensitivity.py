@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nas_attn.engine.sensitivity import Change, Check, Measured, Prediction, Validity
+from nas_attn.engine.sensitivity import Measured, Prediction, PredictionCheck, UnitChange, Validity
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
 
@@ -38,7 +38,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class SensitivityFindings:
     """All that was measured and predicted.
 
     Args:
@@ -60,11 +60,11 @@ class Findings:
     name: str
     axis: str
     base_cost: int
-    changes: Sequence[Change]
+    changes: Sequence[UnitChange]
     costs: Mapping[AttentionPlan, int]
     measured: Mapping[AttentionPlan, Measured]
     front: Sequence[Prediction]
-    checks: Sequence[Check]
+    checks: Sequence[PredictionCheck]
     validity: Validity | None
     chosen: Sequence[Prediction]
     outcomes: Sequence[Outcome] = ()
@@ -134,7 +134,7 @@ class Findings:
         return rows
 
 
-def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]:
+def prediction_row(prediction: Prediction, findings: SensitivityFindings) -> dict[str, Any]:
     """A predicted point, corrected, and with what was measured if it was."""
     measured = {check.plan: check.measured for check in findings.checks}
     corrected, remaining = findings.corrected(prediction.change), findings.remaining
@@ -150,7 +150,7 @@ def prediction_row(prediction: Prediction, findings: Findings) -> dict[str, Any]
     }
 
 
-def change_row(change: Change, findings: Findings) -> dict[str, Any]:
+def change_row(change: UnitChange, findings: SensitivityFindings) -> dict[str, Any]:
     """A single change as a row of the table of measurements."""
     measured = findings.measured[change.plan]
     return {

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_attn.analysis.comparison import Comparison
-from nas_attn.analysis.sensitivity import TOLERANCES, Findings, prediction_row
+from nas_attn.analysis.sensitivity import TOLERANCES, SensitivityFindings, prediction_row
 from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.fairseq_tools.convert import Converted
@@ -76,7 +76,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def savings_table(findings: Findings) -> Table:
+def savings_table(findings: SensitivityFindings) -> Table:
     """What each unit saves within a tolerance, by its best choice."""
     table = Table(
         title=f"{findings.axis.replace('_', ' ')} saved by one unit within so many bits a token",
@@ -95,7 +95,7 @@ def savings_table(findings: Findings) -> Table:
     return table
 
 
-def predictions_table(findings: Findings) -> Table:
+def predictions_table(findings: SensitivityFindings) -> Table:
     """The recommended points of a predicted front."""
     table = Table(title="predicted front", title_justify="left", box=None)
     for name in (findings.axis.replace("_", " "), "change", "loss change", "measured"):

@@ -35,7 +35,7 @@ from nas_attn.engine.trial_record import NewTrial, TrialRecord
 from nas_attn.errors import NasAttnError, SearchError
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class SearchLoop:
             return False
         return not self.proposer.running
 
-    def progress(self, number: int, news: Progress) -> bool:
+    def progress(self, number: int, news: Validation) -> bool:
         """A running trial has validated; returns whether it goes on.
 
         If not, the executor stops it and calls `finish`. It does not if another driver has taken
@@ -356,7 +356,7 @@ class SearchLoop:
         else:
             self._waiting.append((0.0, trial))
 
-    def _at_rung(self, number: int, news: Progress) -> bool:
+    def _at_rung(self, number: int, news: Validation) -> bool:
         """A running trial has validated; returns whether the stopping rule lets it go on."""
         if not self._rungs.reach(number, news):
             return True

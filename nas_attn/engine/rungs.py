@@ -12,7 +12,7 @@ from nas_attn.engine.config import StoppingConfig
 from nas_attn.engine.stopping import Halving
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.trials.job import Progress
+from nas_attn.trials.job import Validation
 
 
 class Rungs:
@@ -40,12 +40,12 @@ class Rungs:
         self._best.pop(number, None)
         return self._decisions.pop(number, {})
 
-    def reach(self, number: int, news: Progress) -> bool:
+    def reach(self, number: int, news: Validation) -> bool:
         """Take in a validation of a trial; returns whether it is on a rung."""
         self._best[number] = min(self._best.get(number, math.inf), self._sign(news.loss))
         return self._halving.is_rung(news.validation)
 
-    def decide(self, trial: TrialRecord, news: Progress) -> bool:
+    def decide(self, trial: TrialRecord, news: Validation) -> bool:
         """Compare a trial with those that came to the same rung before it, and write that down.
 
         Returns:

@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Change:
+class UnitChange:
     """One unit of a model with another choice than the baseline's.
 
     Args:
@@ -89,7 +89,7 @@ class Prediction:
 
 def single_changes(
     space: SearchSpace, baseline: AttentionPlan, inherits: Callable[[AttentionPlan], bool]
-) -> list[Change]:
+) -> list[UnitChange]:
     """Every single change that the space offers and a conversion can make.
 
     Args:
@@ -102,7 +102,7 @@ def single_changes(
         if plan != baseline and inherits(plan):
             choices = space.units[unit].alternatives[alternative].choices
             texts = dict.fromkeys(str(choice) for _, choice in choices)
-            found.append(Change(space.units[unit].name, ", ".join(texts), plan))
+            found.append(UnitChange(space.units[unit].name, ", ".join(texts), plan))
     return found
 
 
@@ -240,7 +240,7 @@ class AdditiveModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class PredictionCheck:
     """A plan whose loss was predicted and measured.
 
     Args:
@@ -285,7 +285,7 @@ class Validity:
         return self.scale * change + self.bend * max(0.0, change) ** 2
 
 
-def validity_of(checks: Sequence[Check]) -> Validity:
+def validity_of(checks: Sequence[PredictionCheck]) -> Validity:
     """Compare predictions with measurements; six at least."""
     costs, predicted, measured = zip(
         *((check.cost, check.predicted, check.measured) for check in checks), strict=True

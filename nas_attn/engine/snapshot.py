@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionPlan
-from nas_attn.trials.job import Progress
+from nas_attn.trials.job import Validation
 
 LATEST = 5
 """So many of the trials that ended last are in a snapshot."""
@@ -26,7 +26,7 @@ class RunningTrial:
     plan: AttentionPlan
     cost: int
     started: float
-    last: Progress | None = None
+    last: Validation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

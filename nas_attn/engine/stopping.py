@@ -23,7 +23,7 @@ from nas_attn.engine.config import StoppingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class RungDecision:
     """What becomes of a trial at a rung.
 
     Args:
@@ -122,7 +122,7 @@ class Halving:
 
     def enter(
         self, number: int, validation: int, loss: float, costs: Sequence[float]
-    ) -> Decision | None:
+    ) -> RungDecision | None:
         """A trial comes to a validation.
 
         Args:
@@ -142,7 +142,7 @@ class Halving:
         dominated_by, better = rung.add(number, (loss, *costs))
         among = len(rung)
         goes_on = among < self.config.factor or better * self.config.factor < among
-        return Decision(
+        return RungDecision(
             validation=validation,
             loss=loss,
             dominated_by=dominated_by,
@@ -161,5 +161,5 @@ def reason_of(rungs: Mapping[str, Mapping[str, Any]]) -> str:
     """Why the rule ended a trial, from what the record keeps."""
     for validation, kept in rungs.items():
         if not kept["goes_on"]:
-            return Decision(validation=int(validation), **kept).reason
+            return RungDecision(validation=int(validation), **kept).reason
     return ""

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas_attn.engine.migrations import settings_on_record
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.patience import patiently
-from nas_attn.engine.trial_record import FAILURE, REASON, RUNGS, NewTrial, TrialRecord, read_trial
+from nas_attn.engine.trial_record import FAILURE, REASON, RUNGS, NewTrial, TrialRecord, parse_trial
 from nas_attn.errors import SearchError
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class TrialStore:
     def now(self, number: int) -> TrialRecord:
         """A trial with all that is on record, over or not."""
         frozen = self._call(self.storage.get_trial, self._id(number))
-        return read_trial(frozen, self.objectives)
+        return parse_trial(frozen, self.objectives)
 
     def create(self, trial: NewTrial) -> int:
         """Write a trial down, in one step; returns its number."""
@@ -196,7 +196,7 @@ class TrialStore:
         return made
 
     def _note_begin(self, trial: FrozenTrial) -> None:
-        self._trials.append(read_trial(trial, self.objectives))
+        self._trials.append(parse_trial(trial, self.objectives))
         self._ids.append(trial._trial_id)
         if trial.state.is_finished():
             self._over.append(trial.number)
@@ -207,7 +207,7 @@ class TrialStore:
         if trial.number in self._open:
             self._open.discard(trial.number)
             self._over.append(trial.number)
-            self._trials[trial.number] = read_trial(trial, self.objectives)
+            self._trials[trial.number] = parse_trial(trial, self.objectives)
 
     def _id(self, number: int) -> int:
         if number >= len(self._ids):

@@ -143,7 +143,7 @@ class TrialRecord:
         return not self.is_withdrawn and not self.is_refused
 
 
-def read_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
+def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
     """Read what we wrote on an Optuna trial.
 
     Args:

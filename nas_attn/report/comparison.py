@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from nas_attn.analysis.comparison import Comparison, Row
+from nas_attn.analysis.comparison import Comparison, ComparisonRow
 from nas_attn.errors import UsageError
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
@@ -83,7 +83,7 @@ def comparison_text(comparison: Comparison) -> str:
     )
 
 
-def ratio_text(row: Row) -> str:
+def ratio_text(row: ComparisonRow) -> str:
     """A ratio with its interval."""
     if row.ratio is None:
         return "-"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nas_attn.analysis.agreement import Agreement
-from nas_attn.analysis.sensitivity import Findings
+from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.plan import SiteShape
 
 
@@ -44,7 +44,7 @@ class ReportContext:
     confirmed: Sequence[Mapping[str, Any]] = ()
     fine_tuning: int | None = None
     agreement: Agreement | None = None
-    findings: Findings | None = None
+    findings: SensitivityFindings | None = None
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
     troubles: Sequence[str] = ()
     study: Sequence[str] = ()

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from nas_attn.analysis.hypervolume import progress_of
 from nas_attn.analysis.importance import Importance, importance_of
 from nas_attn.analysis.reproduction import reproduction_texts
-from nas_attn.analysis.sensitivity import Findings
+from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
@@ -263,7 +263,7 @@ def _failure(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _predicted(findings: Findings | None) -> dict[str, Any]:
+def _predicted(findings: SensitivityFindings | None) -> dict[str, Any]:
     """What single conversions predict, with figures for the page."""
     if findings is None:
         return {"findings": None, "outcomes": "", "pictures": []}

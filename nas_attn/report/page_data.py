@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nas_attn.analysis.hypervolume import Progress, progress_of
+from nas_attn.analysis.hypervolume import HypervolumeCurve, progress_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
@@ -65,7 +65,7 @@ def page_data(
 
 
 def series_of(
-    trials: Trials, context: ReportContext, progress: Progress | None
+    trials: Trials, context: ReportContext, progress: HypervolumeCurve | None
 ) -> list[dict[str, Any]]:
     """The search's hypervolume, and that of the evenly spread trials before its sampler alone."""
     if progress is None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas_attn.analysis.sensitivity import Findings, change_row, prediction_row
+from nas_attn.analysis.sensitivity import SensitivityFindings, change_row, prediction_row
 from nas_attn.report.figures import save_figure
 from nas_attn.report.rendering import render_markdown
 from nas_attn.report.tables import write_rows
@@ -18,7 +18,7 @@ SHOWN = (1e-3, 3.0)
 """The least and the largest change that colours of the heat map tell apart."""
 
 
-def write_findings(findings: Findings, folder: Path) -> None:
+def write_findings(findings: SensitivityFindings, folder: Path) -> None:
     """Write tables, figures and summary.md.
 
     sensitivity.csv (single changes), predicted.csv (the front), checks.csv (predicted and
@@ -41,7 +41,7 @@ def write_findings(findings: Findings, folder: Path) -> None:
     (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
 
 
-def _summary(findings: Findings) -> str:
+def _summary(findings: SensitivityFindings) -> str:
     return render_markdown(
         "sensitivity.md",
         name=findings.name,
@@ -53,7 +53,7 @@ def _summary(findings: Findings) -> str:
     )
 
 
-def outcome_text(findings: Findings) -> str:
+def outcome_text(findings: SensitivityFindings) -> str:
     """How trained trials compare with predictions, in words; empty with too few."""
     ranks = findings.trained_ranks
     if ranks is None:
@@ -67,7 +67,7 @@ def outcome_text(findings: Findings) -> str:
     return text
 
 
-def curve(findings: Findings) -> Figure:
+def curve(findings: SensitivityFindings) -> Figure:
     """The predicted front, with what was measured without training, and what training made of
     it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -119,7 +119,7 @@ def curve(findings: Findings) -> Figure:
     return figure
 
 
-def heat_map(findings: Findings) -> Figure:
+def heat_map(findings: SensitivityFindings) -> Figure:
     """Units by choices, coloured by the change of the loss."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg

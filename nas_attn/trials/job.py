@@ -98,7 +98,7 @@ class TrialJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class Validation:
     """One validation of a running trial.
 
     Args:

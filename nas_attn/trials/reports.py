@@ -12,7 +12,7 @@ from typing import Any
 from nas_attn.attention.pruning import Phase
 from nas_attn.errors import TrialFileError
 from nas_attn.trials.failures import Failure, FailureKind
-from nas_attn.trials.job import Progress, SeedRun, TrialJob, TrialResult
+from nas_attn.trials.job import SeedRun, TrialJob, TrialResult, Validation
 from nas_attn.trials.layout import START, read_state
 from nas_attn.trials.steps import Step, StepKind, decoding_seconds
 from nas_attn.validation_log import REPORT_FILE, Report
@@ -36,7 +36,7 @@ class TrialReports:
         """The validations of a training so far."""
         return self._reports.setdefault(folder, Report(folder)).lines()
 
-    def news(self, step: Step) -> list[Progress]:
+    def news(self, step: Step) -> list[Validation]:
         """The validations of a step's training that were not reported before."""
         if not step.trains:
             return []
@@ -49,7 +49,7 @@ class TrialReports:
                 continue
             told.add(update)
             news.append(
-                Progress(
+                Validation(
                     seed=run.seed,
                     num_updates=update,
                     loss=line["metrics"][self.job.metric],

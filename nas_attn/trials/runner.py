@@ -28,7 +28,7 @@ from nas_attn.trials.failures import (
     failure_after,
     failure_of_error,
 )
-from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult, Validation
 from nas_attn.trials.layout import (
     ERROR_FILE,
     LOCK_FILE,
@@ -80,11 +80,11 @@ class TrialRun:
         self._say_at = 0.0
         self._reports = TrialReports(job)
 
-    def poll(self) -> list[Progress]:
+    def poll(self) -> list[Validation]:
         """Move on as far as possible without waiting; returns the validations since last time."""
         if self.result is not None:
             return []
-        news: list[Progress] = []
+        news: list[Validation] = []
         try:
             activity = self._activity
             if activity is None:

@@ -9,7 +9,7 @@ import optuna
 
 from nas_attn.analysis.comparison import Comparison, compare
 from nas_attn.analysis.searches import (
-    Searched,
+    RunSummary,
     is_run_folder,
     open_run_folder,
     parse_reference,
@@ -21,7 +21,7 @@ from nas_attn.study.shipped import shipped_names
 from nas_attn.workflows.session import open_record
 
 
-def find_search(name: str | Path, runs: Path = Path("runs")) -> Searched:
+def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
     """A search by its run folder, study file or name; by name a run folder comes first."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     is_file = Path(name).suffix in (".yaml", ".yml")
@@ -35,7 +35,7 @@ def find_search(name: str | Path, runs: Path = Path("runs")) -> Searched:
 
 
 def compare_studies(
-    searches: Sequence[Searched], out: Path | None, reference: str | None = None
+    searches: Sequence[RunSummary], out: Path | None, reference: str | None = None
 ) -> Comparison:
     """Overlay the fronts of searches and compare their hypervolumes.
 

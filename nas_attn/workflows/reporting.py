@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nas_attn.analysis.agreement import Agreement, agreement_of
 from nas_attn.analysis.confirmation import confirmation_rows
 from nas_attn.analysis.predictions import Predictions
-from nas_attn.analysis.sensitivity import Findings
+from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.provenance import machine_of, versions_of
 from nas_attn.engine.store import TrialStore
@@ -126,7 +126,7 @@ def _agreement(study: Study, record: TrialStore) -> Agreement | None:
     return agreement_of(record.trials(), cold)
 
 
-def _findings(study: Study, record: TrialStore) -> Findings | None:
+def _findings(study: Study, record: TrialStore) -> SensitivityFindings | None:
     """What single conversions of the study's baseline predict; None if none was measured."""
     if study.config.replay is not None:
         return None

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from nas_attn.analysis.agreement import spread_evenly
-from nas_attn.analysis.predictions import Limits, Predictions
-from nas_attn.analysis.sensitivity import Findings
+from nas_attn.analysis.predictions import PlanConstraints, Predictions
+from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import largest_steps, spread_predictions
@@ -101,7 +101,7 @@ def _by_predictions(session: Session) -> SearchLoop:
     if not (is_strategy or predictions.changes):
         logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
         return _by_sampler(session)
-    measure_predictions(session, predictions, limits=Limits())
+    measure_predictions(session, predictions, limits=PlanConstraints())
     findings = predictions.findings()
     if not _is_guide(session, findings):
         return _by_sampler(session)
@@ -122,7 +122,7 @@ def _by_predictions(session: Session) -> SearchLoop:
     return loop
 
 
-def _is_guide(session: Session, findings: Findings) -> bool:
+def _is_guide(session: Session, findings: SensitivityFindings) -> bool:
     """Whether predictions lead the search; their verdict is written and said.
 
     Raises:

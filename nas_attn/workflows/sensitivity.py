@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nas_attn.analysis.predictions import Limits, Predictions
-from nas_attn.analysis.sensitivity import Findings
+from nas_attn.analysis.predictions import PlanConstraints, Predictions
+from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.engine.config import ExecutionConfig
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.measure import calibrate
@@ -30,7 +30,7 @@ from nas_attn.workflows.session import Session, Trainer, open_record
 
 CHECKS, POINTS = 40, 8
 """Plans that test predictions, and that are recommended."""
-NO_LIMITS = Limits()
+NO_LIMITS = PlanConstraints()
 NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"
 
 
@@ -43,7 +43,7 @@ class PredictedFront:
         folder: Where tables and figures were written.
     """
 
-    findings: Findings
+    findings: SensitivityFindings
     folder: Path
 
 
@@ -109,7 +109,7 @@ def predict_front(
     cost: str | None = None,
     checks: int = CHECKS,
     points: int = POINTS,
-    limits: Limits = NO_LIMITS,
+    limits: PlanConstraints = NO_LIMITS,
 ) -> PredictedFront:
     """Measure single conversions of a trained model, test what they predict, and write it.
 
@@ -140,7 +140,7 @@ def predict_front(
 
 
 def measure_predictions(
-    trainer: Trainer, predictions: Predictions, *, limits: Limits, checks: int = CHECKS
+    trainer: Trainer, predictions: Predictions, *, limits: PlanConstraints, checks: int = CHECKS
 ) -> None:
     """Measure single changes of a trained model, and then plans that test what they predict."""
     target, events = predictions.target, trainer.events

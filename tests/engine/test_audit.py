@@ -9,7 +9,7 @@ import pytest
 
 from nas_attn.engine.audit import derive_again, running_then
 from nas_attn.engine.loop import SearchLoop
-from nas_attn.engine.trial_record import DRIVER, PROPOSAL, NewTrial, read_trial
+from nas_attn.engine.trial_record import DRIVER, PROPOSAL, NewTrial, parse_trial
 from nas_attn.trials.job import TrialJob, TrialResult
 from tests.helpers.fakes import (
     OBJECTIVES,
@@ -75,7 +75,7 @@ def test_who_ran_as_a_proposal_was_made() -> None:
         ("A", {"over": [1]}, {2, 3, 4}),
     ]
     trials = [
-        read_trial(
+        parse_trial(
             NewTrial(attributes={DRIVER: driver, PROPOSAL: {"number": number, **kept}}).frozen(),
             OBJECTIVES,
         )

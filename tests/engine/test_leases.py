@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from nas_attn.engine import leases
 from nas_attn.engine.leases import TrialLeases, live_drivers
 from nas_attn.engine.trial_record import DRIVER, PLAN, NewTrial
-from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult, Validation
 from tests.helpers.fakes import (
     BASELINE,
     WARM,
@@ -60,7 +60,7 @@ def test_a_trial_that_was_taken_over_is_not_trained_on(tmp_path: Path) -> None:
         assert taken.number == job.number
         if finished:
             second.finish(job.number, TrialResult(losses=(0.2,), seconds=1.0))
-        news = Progress(seed=1, num_updates=5, loss=1.0)
+        news = Validation(seed=1, num_updates=5, loss=1.0)
         assert not first.progress(job.number, news)
         first.finish(job.number, TrialResult(seconds=1.0))
         assert second.record.now(job.number).curve == {}

@@ -13,7 +13,7 @@ from nas_attn.engine.trial_record import front
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.formatting import state_text
-from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult, Validation
 from tests.helpers.fakes import (
     BASELINE,
     SHAPES,
@@ -175,7 +175,7 @@ def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     assert first is not None
     assert loop.next_job() is None
     assert not loop.is_over()
-    loop.progress(first.number, Progress(seed=1, num_updates=70, loss=9.0, is_start=True))
+    loop.progress(first.number, Validation(seed=1, num_updates=70, loss=9.0, is_start=True))
     assert loop.record.now(first.number).curve == {}, "a start is not the trial's curve"
     loop.finish(first.number, TrialResult(losses=(0.5,), seconds=1.0, updates=80))
     assert loop.record.trials()[0].updates == 80

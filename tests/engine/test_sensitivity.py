@@ -11,11 +11,11 @@ from typing import cast
 
 import pytest
 
-from nas_attn.analysis.predictions import Limits, Predictions
+from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
-    Check,
     Measured,
+    PredictionCheck,
     largest_steps,
     single_changes,
     spread_predictions,
@@ -140,7 +140,7 @@ def test_a_predicted_front_is_taken_within_the_limits(limits: dict[str, float]) 
     within = [p for p in plans_of(space) if all(COSTS(p)[n] <= most for n, most in limits.items())]
     points = [(COSTS(plan)["total"], summed(plan, effects).change) for plan in within]
     wanted = sorted(points[index] for index in non_dominated(points))
-    found = FakePredictions(limits)._front(model, Limits())
+    found = FakePredictions(limits)._front(model, PlanConstraints())
     assert [point.cost for point in found] == [cost for cost, _ in wanted]
     assert [point.change for point in found] == pytest.approx([c for _, c in wanted], abs=1e-4)
     assert bool(found) == (limits != {"total": 9})
@@ -175,10 +175,12 @@ def test_points_are_spread_over_the_axis() -> None:
     assert spread_predictions(front, 10_000) == front
 
 
-def checks(measured: list[float], predicted: list[float], error: float = 0.001) -> list[Check]:
+def checks(
+    measured: list[float], predicted: list[float], error: float = 0.001
+) -> list[PredictionCheck]:
     pairs = enumerate(zip(measured, predicted, strict=True))
     return [
-        Check(plan=BASELINE, cost=i, kind="random", predicted=p, measured=m, error=error)
+        PredictionCheck(plan=BASELINE, cost=i, kind="random", predicted=p, measured=m, error=error)
         for i, (m, p) in pairs
     ]
 

@@ -13,7 +13,7 @@ from nas_attn.engine.leases import live_drivers
 from nas_attn.engine.status import BUDGET, RunningStatus, Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.trials.job import Progress
+from nas_attn.trials.job import Validation
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_loop
 
 HOUR = 3600.0
@@ -62,14 +62,14 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     job = loop.next_job()
     assert job is not None
-    loop.progress(job.number, Progress(seed=1, num_updates=5, loss=2.5))
+    loop.progress(job.number, Validation(seed=1, num_updates=5, loss=2.5))
     watcher = TrialStore("fake", loop.record.storage, OBJECTIVES)
     status = read(watcher)
     assert [running.trial.number for running in status.running] == [job.number]
     assert status.running[0].driver == loop.leases.driver
     assert status.running[0].trial.curve == {5: 2.5}
     assert list(status.drivers) == [loop.leases.driver]
-    loop.progress(job.number, Progress(seed=1, num_updates=10, loss=2.25, validation=2))
+    loop.progress(job.number, Validation(seed=1, num_updates=10, loss=2.25, validation=2))
     assert read(watcher).running[0].trial.curve == {5: 2.5, 10: 2.25}
     kill_drivers()
     status = read(watcher)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from nas_attn.engine.config import SearchConfig, StoppingConfig
 from nas_attn.engine.stopping import Halving, Rung
 from nas_attn.pareto import dominates
-from nas_attn.trials.job import Progress
+from nas_attn.trials.job import Validation
 from tests.helpers.fakes import FakeExecutor, kill_drivers, make_loop
 
 
@@ -108,7 +108,7 @@ def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
     for place, job in enumerate(jobs):
         for validation in (3, 9):
             # The later, the worse: the last third of the trials would never pass a rung.
-            news = Progress(
+            news = Validation(
                 seed=1,
                 num_updates=validation,
                 loss=1.0 + place if validation == 3 else 1.0 + 100 * place,

@@ -22,7 +22,7 @@ from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import Progress, SeedRun, TrialJob, TrialResult
+from nas_attn.trials.job import SeedRun, TrialJob, TrialResult, Validation
 
 SHAPES = {
     site: SiteShape(num_layers=2, embed_dim=64, num_heads=4)
@@ -157,7 +157,7 @@ class FakeExecutor:
             return error
         final = loss_of(job)
         for validation in range(1, VALIDATIONS + 1):
-            news = Progress(
+            news = Validation(
                 seed=1,
                 num_updates=5 * validation,
                 loss=final + 2.0 / validation - 2.0 / VALIDATIONS,

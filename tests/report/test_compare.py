@@ -18,10 +18,10 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from nas_attn.analysis.bootstrap import volume_of
-from nas_attn.analysis.comparison import Comparison, Row, compare
+from nas_attn.analysis.comparison import Comparison, ComparisonRow, compare
 from nas_attn.analysis.searches import (
-    Reference,
-    Searched,
+    ReferencePoint,
+    RunSummary,
     early_reference_of,
     open_run_folder,
     parse_reference,
@@ -41,7 +41,7 @@ from nas_attn.engine.trial_record import (
     STARTS,
     UPDATES,
     TrialRecord,
-    read_trial,
+    parse_trial,
 )
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.pareto import hypervolume
@@ -69,13 +69,13 @@ def trial(
         values=values, user_attrs=attributes, intermediate_values={9: 2.5, 3: 6.0}
     )
     made.number = number
-    return read_trial(made, objectives)
+    return parse_trial(made, objectives)
 
 
 def searched(
     name: str, trials: Sequence[TrialRecord], objectives: Objectives = OBJECTIVES, **settings: Any
-) -> Searched:
-    return Searched(
+) -> RunSummary:
+    return RunSummary(
         name=name,
         trials=Trials(trials, objectives),
         settings=settings,
@@ -83,7 +83,7 @@ def searched(
     )
 
 
-def seeded(name: str, shift: float = 0.0, noise: float = 0.05, seeds: int = 3) -> Searched:
+def seeded(name: str, shift: float = 0.0, noise: float = 0.05, seeds: int = 3) -> RunSummary:
     draw = random.Random(name)
     costs = [1000, *(100 * n for n in range(1, 10))]
     return searched(
@@ -95,7 +95,7 @@ def seeded(name: str, shift: float = 0.0, noise: float = 0.05, seeds: int = 3) -
     )
 
 
-def interval(row: Row) -> tuple[float, float]:
+def interval(row: ComparisonRow) -> tuple[float, float]:
     assert row.ratio_low is not None
     assert row.ratio_high is not None
     return row.ratio_low, row.ratio_high
@@ -132,11 +132,11 @@ def test_what_a_comparison_says() -> None:
 
 
 def test_higher_is_better_too() -> None:
-    def make(name: str, *points: tuple[int, float]) -> Searched:
+    def make(name: str, *points: tuple[int, float]) -> RunSummary:
         trials = [trial(n, c, loss, objectives=BLEU) for n, (c, loss) in enumerate(points)]
         return searched(name, trials, BLEU)
 
-    reference = Reference(cost=10.0, loss=1.0, origin="given")
+    reference = ReferencePoint(cost=10.0, loss=1.0, origin="given")
     found = compare([make("a", (10, 30.0), (5, 21.0)), make("b", (10, 30.0), (5, 11.0))], reference)
     assert [row.hypervolume for row in found.rows] == [100.0, 50.0]
 
@@ -166,10 +166,10 @@ def test_more_noise_widens_the_interval() -> None:
 def test_an_interval_is_for_the_ratio_without_noise() -> None:
     """It covers that in nineteen of twenty cases, and one more training's ratio in fewer."""
 
-    def ratio(one: Searched, two: Searched) -> float:
+    def ratio(one: RunSummary, two: RunSummary) -> float:
         return compare([one, two], corner, replicates=1).rows[1].ratio or 0.0
 
-    corner = Reference(cost=1000.0, loss=4.5, origin="given")
+    corner = ReferencePoint(cost=1000.0, loss=4.5, origin="given")
     truth = ratio(seeded("true", noise=0.0), seeded("also true", 0.1, noise=0.0))
     rounds, covered, again = 120, 0, 0
     for turn in range(rounds):
@@ -218,7 +218,7 @@ def test_references() -> None:
         ("20,1.5", BLEU, (20, -1.5)),
     ):
         parsed = parse_reference(text)
-        assert isinstance(parsed, Reference)
+        assert isinstance(parsed, ReferencePoint)
         assert parsed.point(objectives) == point
     assert parse_reference("first") == "first"
     for text in ("20M", "20M,x", "20M,nan", "20M,1,2"):

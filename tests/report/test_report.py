@@ -18,7 +18,7 @@ from nas_attn.analysis.confirmation import confirmation_rows
 from nas_attn.analysis.noise import LEAST_DEGREES, Noise, undecided
 from nas_attn.analysis.trials import Trials
 from nas_attn.curves import recorded_curves
-from nas_attn.engine.trial_record import SIZE, TrialRecord, read_trial
+from nas_attn.engine.trial_record import SIZE, TrialRecord, parse_trial
 from nas_attn.pareto import non_dominated
 from nas_attn.report import ReportContext, summary_text, write_report
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
@@ -183,7 +183,7 @@ def test_effective_parameters_stand_beside_the_objective(trials: Trials, tmp_pat
 def test_records_from_before_effective_parameters_are_read(trials: Trials, tmp_path: Path) -> None:
     size = {"attention": 1, "non_embedding": 2, "total": 3}
     old = optuna.trial.create_trial(values=[1.0, 3.0], user_attrs={SIZE: size})
-    found = read_trial(old, OBJECTIVES)
+    found = parse_trial(old, OBJECTIVES)
     assert (found.cost, found.effective) == (3, None)
     older = Trials([replace(trial, effective=None) for trial in trials], OBJECTIVES)
     page = write_report(older, context(), tmp_path)

@@ -7,8 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nas_attn.analysis.sensitivity import Findings, Outcome
-from nas_attn.engine.sensitivity import Change, Check, Measured, Prediction, validity_of
+from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
+from nas_attn.engine.sensitivity import (
+    Measured,
+    Prediction,
+    PredictionCheck,
+    UnitChange,
+    validity_of,
+)
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.sensitivity import outcome_text, write_findings
 
@@ -16,10 +22,12 @@ PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
 PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
-def findings(*, outcomes: int, is_warm: bool = True, is_same_measure: bool = True) -> Findings:
+def findings(
+    *, outcomes: int, is_warm: bool = True, is_same_measure: bool = True
+) -> SensitivityFindings:
     """Predictions that measurements exceed by a half, and of which training leaves a fifth."""
     checks = [
-        Check(
+        PredictionCheck(
             plan=PLAN,
             cost=1000 - i,
             kind="predicted",
@@ -41,11 +49,11 @@ def findings(*, outcomes: int, is_warm: bool = True, is_same_measure: bool = Tru
         for i, p in enumerate(PREDICTED[:outcomes])
     ]
     front = [Prediction(plan=PLAN, cost=900, change=0.1, error=0.001)]
-    return Findings(
+    return SensitivityFindings(
         name="study",
         axis="attention",
         base_cost=1000,
-        changes=[Change(unit="encoder_self", choice="multi_query", plan=PLAN)],
+        changes=[UnitChange(unit="encoder_self", choice="multi_query", plan=PLAN)],
         costs={PLAN: 900},
         measured={PLAN: Measured(0.1, 0.001)},
         front=front,

@@ -21,7 +21,7 @@ import pytest
 
 from nas_attn.trials import runner, steps
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import CHECKPOINT, Progress, TrialJob, TrialResult
+from nas_attn.trials.job import CHECKPOINT, TrialJob, TrialResult, Validation
 from nas_attn.trials.reports import TrialReports
 from nas_attn.trials.runner import TrialRun
 from nas_attn.validation_log import read_report
@@ -69,7 +69,7 @@ def test_progress_is_told_once(tmp_path: Path) -> None:
 def test_progress_says_where_a_training_is(tmp_path: Path) -> None:
     lines = [["training", 3.0], ["settled", 2.0]]
     trial = TrialRun(make_job(tmp_path, ([4.0], "end"), (lines, "fail")))
-    news: list[Progress] = []
+    news: list[Validation] = []
     while trial.result is None:
         news += trial.poll()
     places = [(n.seed_index, n.validation, n.settled) for n in news]
@@ -91,7 +91,7 @@ def test_progress_says_when_a_trial_is_about_to_end(
 ) -> None:
     """That is in the last epoch of its last seed; the stand-in is always in its fifth."""
     trial = TrialRun(make_job(tmp_path, ([4.0, 3.0], "end"), ([4.0, 2.0], "end"), **end))
-    news: list[Progress] = []
+    news: list[Validation] = []
     while trial.result is None:
         news += trial.poll()
     assert [(n.seed, n.num_updates) for n in news if n.is_last] == last
@@ -104,7 +104,7 @@ def start_of(ending: str, *losses: float) -> tuple[str, ...]:
 def test_a_start_comes_first_and_counts_for_time_only(tmp_path: Path) -> None:
     job = make_job(tmp_path, ([3.0, 2.0], "end"), start=start_of("end", 1.0, 0.5, 0.4))
     trial = TrialRun(job)
-    news: list[Progress] = []
+    news: list[Validation] = []
     while trial.result is None:
         news += trial.poll()
     assert [(n.num_updates, n.loss, n.is_start) for n in news] == [

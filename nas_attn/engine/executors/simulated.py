@@ -18,7 +18,7 @@ from nas_attn.engine.loop import SearchLoop
 from nas_attn.simulation.command import parse_replay_command
 from nas_attn.simulation.synthetic import curve_of, drawn_fault
 from nas_attn.trials.failures import FailureKind, failure_of_error
-from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class _Simulated:
     """A trial in virtual time."""
 
     job: TrialJob
-    steps: Iterator[tuple[float, Progress | FailureKind]]
+    steps: Iterator[tuple[float, Validation | FailureKind]]
     began: float
     losses: dict[int, float]
 
@@ -70,7 +70,7 @@ class SimulatedExecutor:
             heapq.heappush(events, (trial.began + step[0], next(order), trial))
             pending[trial.job.number] = step[1]
 
-        pending: dict[int, Progress | FailureKind] = {}
+        pending: dict[int, Validation | FailureKind] = {}
         while True:
             while len(events) < self.workers and (job := loop.next_job()) is not None:
                 schedule(self._begin(job))
@@ -108,7 +108,7 @@ class SimulatedExecutor:
         return TrialResult(losses=losses, seconds=seconds, error=error, failure=failure)
 
 
-def _steps(job: TrialJob, attempt: int) -> Iterator[tuple[float, Progress | FailureKind]]:
+def _steps(job: TrialJob, attempt: int) -> Iterator[tuple[float, Validation | FailureKind]]:
     """Seconds since the trial's start, and what happens then."""
     before = 0.0
     for index, run in enumerate(job.runs):
@@ -120,7 +120,7 @@ def _steps(job: TrialJob, attempt: int) -> Iterator[tuple[float, Progress | Fail
             if fault is not None and count > len(points) // 2:
                 yield before + point.seconds, FailureKind(fault)
                 return
-            news = Progress(
+            news = Validation(
                 seed=seed,
                 seed_index=index,
                 num_updates=point.num_updates,

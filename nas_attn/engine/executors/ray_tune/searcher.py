@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import Progress, TrialResult
+from nas_attn.trials.job import TrialResult, Validation
 
 
 class ConductorSearcher(Searcher):
@@ -86,6 +86,6 @@ class ConductorScheduler(FIFOScheduler):
         if "progress" not in result:
             return TrialScheduler.CONTINUE
         number = self.searcher.numbers[trial.trial_id]
-        news = Progress(**json.loads(result["progress"]))
+        news = Validation(**json.loads(result["progress"]))
         goes_on = self.searcher.loop.progress(number, news)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP

@@ -12,7 +12,7 @@ from ray import tune
 
 from nas_attn.engine.executors.transfer import DatasetArchive, NodeWorkspace
 from nas_attn.trials.failures import FailureKind, kind_of_error
-from nas_attn.trials.job import Progress, TrialJob, TrialResult
+from nas_attn.trials.job import TrialJob, TrialResult, Validation
 from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.launch import ColdLauncher, Launcher
 from nas_attn.trials.runner import TrialRun
@@ -62,7 +62,7 @@ class TrainTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._job = TrialJob.from_json(config["job"])
         self._trial: TrialRun | None = None
-        self._news: list[Progress] = []
+        self._news: list[Validation] = []
 
     def _advance(self) -> dict[str, Any]:
         """Go on to the next validation or the end."""
