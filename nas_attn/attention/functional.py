@@ -47,7 +47,7 @@ least share of a weight that can be lost, and float32 and bfloat16 hold e^-87.""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class AttentionCall:
     """What is asked of a form: `attend`'s arguments besides queries, keys and values."""
 
     scale: float
@@ -93,7 +93,7 @@ def attend(
     Raises:
         ValueError: the form does not do what is asked.
     """
-    call = Call(
+    call = AttentionCall(
         scale=scale,
         shifts=shifts,
         mask=mask,
@@ -111,7 +111,7 @@ def attend(
 
 
 def _attend_in_form(
-    form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: Call
+    form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
 ) -> tuple[Tensor, Tensor | None]:
     """Attend in a form that is known to do what is asked."""
     if form == "shared_scores":
@@ -128,7 +128,7 @@ def _attend_in_form(
     return _attend_fused(queries, keys, values, call), None
 
 
-def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Form:
+def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Form:
     """The fastest form that does what is asked without losing precision.
 
     Thresholds were measured by `nas-attn bench attention` on CPUs; elsewhere torch's fused kernels
@@ -162,7 +162,7 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Fo
     return "fused"
 
 
-def _refusal(form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> str:
+def _refusal(form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> str:
     """Why a form cannot do what is asked; empty if it can."""
     if form == "explicit":
         return ""
@@ -204,7 +204,7 @@ def _lengths_are_open() -> bool:
     return torch.compiler.is_compiling() and torch.compiler.is_exporting()
 
 
-def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
     key_width, value_width = keys.size(-1), values.size(-1)
     width = max(key_width, value_width)
     # torch's CPU kernel reads grouped heads where they are, and its CUDA kernels only some of them.
@@ -224,7 +224,7 @@ def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> 
     return output[..., :value_width]
 
 
-def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
     batch, heads, time, width = queries.shape
     groups = keys.size(1)
     output = F.scaled_dot_product_attention(
@@ -239,7 +239,7 @@ def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: Call)
 
 
 def _attend_explicitly(
-    queries: Tensor, keys: Tensor, values: Tensor, call: Call
+    queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
 ) -> tuple[Tensor, Tensor | None]:
     if _lengths_are_open():
         fewer_keys = keys.size(1) < queries.size(1)
@@ -275,7 +275,9 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1, out=scores)
 
 
-def _attend_with_shared_scores(queries: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+def _attend_with_shared_scores(
+    queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
+) -> Tensor:
     """One softmax for all heads.
 
     The score of head i is q k_j + c_i k_j with the shift c_i, so its weight of key j is p_j w_ij /

@@ -1,14 +1,14 @@
 """Trained attention taken over by other schemes: exact where it can be, else as near as can be."""
 
 from nas_attn.conversion.convert import Conversion, Errors, convert_attention, inherits
-from nas_attn.conversion.metric import Call, recorded
+from nas_attn.conversion.metric import RecordedCall, recorded
 from nas_attn.conversion.models import ConvertedModule, convert_model, warn_without_data
 
 __all__ = [
-    "Call",
     "Conversion",
     "ConvertedModule",
     "Errors",
+    "RecordedCall",
     "convert_attention",
     "convert_model",
     "inherits",

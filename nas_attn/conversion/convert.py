@@ -13,8 +13,8 @@ from torch import Tensor
 from nas_attn.attention import Attention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.registry import build_attention
-from nas_attn.conversion.maps import HeadMaps, maps_of
-from nas_attn.conversion.metric import Call, Metric, attention_scores, run
+from nas_attn.conversion.maps import HeadMatrices, maps_of
+from nas_attn.conversion.metric import InputStatistics, RecordedCall, attention_scores, run
 from nas_attn.conversion.schemes import (
     cannot_inherit,
     largest_heads,
@@ -59,7 +59,7 @@ class Conversion:
 def convert_attention(
     trained: Attention,
     choice: AttentionChoice,
-    calls: Sequence[Call] = (),
+    calls: Sequence[RecordedCall] = (),
     *,
     refit: bool = True,
     force: bool = False,
@@ -139,12 +139,16 @@ def _built_for(trained: Attention, choice: AttentionChoice, *, force: bool) -> A
 
 
 def _what_to_write(
-    module: Attention, reference: Attention, calls: Sequence[Call]
-) -> tuple[HeadMaps, Metric]:
+    module: Attention, reference: Attention, calls: Sequence[RecordedCall]
+) -> tuple[HeadMatrices, InputStatistics]:
     """The heads that a module takes over, all of them or as many as it has, and their metric."""
     num_heads = reference.embed_dim // reference.head_dim
     maps = maps_of(reference).padded(num_heads)
-    metric = Metric.of_calls(reference, calls) if calls else Metric.of_weights(reference)
+    metric = (
+        InputStatistics.of_calls(reference, calls)
+        if calls
+        else InputStatistics.of_weights(reference)
+    )
     if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
         if calls:
             kept = heads_to_keep(reference, calls, module.num_heads)
@@ -164,7 +168,9 @@ def _copied(module: Attention, reference: Attention) -> bool:
     for name, parameter in taken.items():
         parameter.copy_(given[name])
     ours, theirs = maps_of(module), maps_of(reference)
-    if all(torch.equal(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(HeadMaps)):
+    if all(
+        torch.equal(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(HeadMatrices)
+    ):
         return True
     for name, parameter in taken.items():
         parameter.copy_(before[name])
@@ -186,7 +192,7 @@ def _check_finite(module: Attention) -> None:
 
 
 @torch.no_grad()
-def errors_of(module: Attention, reference: Attention, calls: Sequence[Call]) -> Errors:
+def errors_of(module: Attention, reference: Attention, calls: Sequence[RecordedCall]) -> Errors:
     """Compare two modules on calls.
 
     Args:
@@ -211,7 +217,7 @@ def errors_of(module: Attention, reference: Attention, calls: Sequence[Call]) ->
 
 
 @torch.no_grad()
-def refit_output(module: Attention, reference: Attention, calls: Sequence[Call]) -> None:
+def refit_output(module: Attention, reference: Attention, calls: Sequence[RecordedCall]) -> None:
     """Solve a module's output projection so that outputs are nearest to the reference's.
 
     Least squares over what the projection gets, held to what it was by a ridge. Of `RIDGES` the one
@@ -264,7 +270,7 @@ def refit_output(module: Attention, reference: Attention, calls: Sequence[Call])
 
 
 @torch.no_grad()
-def heads_to_keep(module: Attention, calls: Sequence[Call], count: int) -> Tensor:
+def heads_to_keep(module: Attention, calls: Sequence[RecordedCall], count: int) -> Tensor:
     """Heads without which the least is lost, given up one by one, the others refitted each time.
 
     Args:
@@ -296,7 +302,7 @@ def heads_to_keep(module: Attention, calls: Sequence[Call], count: int) -> Tenso
     return torch.tensor(heads)
 
 
-def _joined(module: Attention, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(module: Attention, call: RecordedCall) -> tuple[Tensor, Tensor, Tensor]:
     """What the output projection gets, (N, width + 1), a one behind, what it makes of it, and to
     which sequence of the batch each belongs."""
     seen: list[Tensor] = []
@@ -310,7 +316,7 @@ def _joined(module: Attention, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1), output, sequence
 
 
-def _seen_by_softmax(scores: Tensor, call: Call) -> Tensor:
+def _seen_by_softmax(scores: Tensor, call: RecordedCall) -> Tensor:
     """Scores less their mean over the keys that a query sees; zero elsewhere."""
     mask = call.mask()
     if mask is None:

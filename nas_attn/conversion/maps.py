@@ -19,7 +19,7 @@ from nas_attn.attention import Attention
 
 
 @dataclass(frozen=True)
-class HeadMaps:
+class HeadMatrices:
     """The maps of one module, in float64.
 
     Args:
@@ -40,11 +40,11 @@ class HeadMaps:
     def num_heads(self) -> int:
         return len(self.query)
 
-    def padded(self, num_heads: int) -> HeadMaps:
+    def padded(self, num_heads: int) -> HeadMatrices:
         """The same with heads that do nothing behind it."""
         more = (0, 0, 0, 0, 0, num_heads - self.num_heads)
         pad = torch.nn.functional.pad
-        return HeadMaps(
+        return HeadMatrices(
             query=pad(self.query, more),
             key=pad(self.key, more),
             value=pad(self.value, more),
@@ -53,7 +53,7 @@ class HeadMaps:
         )
 
 
-def maps_of(module: Attention) -> HeadMaps:
+def maps_of(module: Attention) -> HeadMatrices:
     """Read the maps of a module of any scheme, by what it makes of unit vectors.
 
     Args:
@@ -81,7 +81,7 @@ def maps_of(module: Attention) -> HeadMaps:
         bias = torch.einsum("ndh,nh->d", output, value[..., -1])  # (d,)
         if probe.out_proj.bias is not None:
             bias = bias + probe.out_proj.bias
-    return HeadMaps(
+    return HeadMatrices(
         query=_repeat(query, heads),
         key=_repeat(key, heads),
         value=value[..., :-1].contiguous(),

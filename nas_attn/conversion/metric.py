@@ -25,7 +25,7 @@ SHRINKAGE = 1e-4
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedCall:
     """One call of an attention module.
 
     Args:
@@ -64,7 +64,7 @@ class Call:
             return self.key.new_ones(self.key.shape[:2], dtype=torch.bool)
         return ~self.key_padding_mask.bool()
 
-    def to(self, dtype: torch.dtype) -> Call:
+    def to(self, dtype: torch.dtype) -> RecordedCall:
         """The same with inputs of another type, on the CPU; 0 where they do not count, for padding
         may be no number."""
         moved = {}
@@ -95,7 +95,7 @@ class Call:
 
 
 @contextmanager
-def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[Call]]]:
+def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[RecordedCall]]]:
     """Record the calls of attention modules while a model runs; inputs are kept as they are.
 
     Args:
@@ -104,7 +104,7 @@ def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[Call]]
     Yields:
         The calls of each, filled as they come.
     """
-    calls: dict[str, list[Call]] = {name: [] for name in modules}
+    calls: dict[str, list[RecordedCall]] = {name: [] for name in modules}
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.enter_context(observed(module, _Recorder(calls[name])))
@@ -114,7 +114,7 @@ def recorded(modules: Mapping[str, Attention]) -> Iterator[dict[str, list[Call]]
 class _Recorder:
     """Observer of a module that keeps its calls."""
 
-    def __init__(self, calls: list[Call]) -> None:
+    def __init__(self, calls: list[RecordedCall]) -> None:
         self.calls = calls
         self.inputs: tuple[Tensor, Tensor] | None = None
 
@@ -125,7 +125,7 @@ class _Recorder:
         assert self.inputs is not None
         key, value = self.inputs
         self.calls.append(
-            Call(
+            RecordedCall(
                 call.query,
                 key,
                 value,
@@ -138,7 +138,7 @@ class _Recorder:
 
 
 @dataclass(frozen=True)
-class Metric:
+class InputStatistics:
     """Square roots of moments, and means, in float64.
 
     Args:
@@ -158,7 +158,7 @@ class Metric:
     value_mean: Tensor
 
     @classmethod
-    def of_weights(cls, module: Attention) -> Metric:
+    def of_weights(cls, module: Attention) -> InputStatistics:
         """Every direction counts alike."""
 
         def eye(width: int) -> Tensor:
@@ -178,7 +178,7 @@ class Metric:
         )
 
     @classmethod
-    def of_calls(cls, module: Attention, calls: Iterable[Call]) -> Metric:
+    def of_calls(cls, module: Attention, calls: Iterable[RecordedCall]) -> InputStatistics:
         """What the calls of a module say.
 
         Raises:
@@ -222,7 +222,7 @@ class _Sums:
         self.queries = 0
         self.keys = 0
 
-    def add(self, call: Call) -> None:
+    def add(self, call: RecordedCall) -> None:
         queries = call.query[call.queries_that_count]
         queries = torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)
         self.query += queries.t() @ queries
@@ -241,7 +241,7 @@ class _Sums:
                 self.value_mean[head] += averages.sum(0)
 
 
-def attention_scores(module: Attention, call: Call) -> Tensor:
+def attention_scores(module: Attention, call: RecordedCall) -> Tensor:
     """Scores (B, n, T, S) before masks and softmax."""
     queries, shifts = module.queries(call.query), module.query_shifts()
     if shifts is not None:
@@ -253,7 +253,7 @@ def attention_scores(module: Attention, call: Call) -> Tensor:
     return scores
 
 
-def attention_weights(module: Attention, call: Call) -> Tensor:
+def attention_weights(module: Attention, call: RecordedCall) -> Tensor:
     """Weights (B, n, T, S)."""
     scores, mask = attention_scores(module, call), call.mask()
     if mask is None:
@@ -264,7 +264,7 @@ def attention_weights(module: Attention, call: Call) -> Tensor:
     return masked.softmax(-1).nan_to_num(0.0)  # padding that sees nothing at all
 
 
-def run(module: Attention, call: Call) -> Tensor:
+def run(module: Attention, call: RecordedCall) -> Tensor:
     """Output (B, T, embed_dim) of a module for a call."""
     output, _ = module(
         call.query,

@@ -16,7 +16,7 @@ from torch import nn
 
 from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close, site_of
 from nas_attn.conversion.convert import Errors, convert_attention
-from nas_attn.conversion.metric import Call, recorded
+from nas_attn.conversion.metric import RecordedCall, recorded
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -99,7 +99,7 @@ def convert_model(
 
 
 def _convert(
-    slot: Slot, choice: AttentionChoice, calls: Sequence[Call], *, refit: bool, force: bool
+    slot: Slot, choice: AttentionChoice, calls: Sequence[RecordedCall], *, refit: bool, force: bool
 ) -> ConvertedModule:
     """Convert what a slot holds.
 
@@ -155,7 +155,7 @@ def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoic
 
 def _calls(
     model: nn.Module, slots: Sequence[Slot], run: Callable[[nn.Module], object]
-) -> dict[str, list[Call]]:
+) -> dict[str, list[RecordedCall]]:
     """Run the model as it is, ours beside its own; what each module was called with.
 
     Raises:

@@ -26,8 +26,8 @@ from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
 from nas_attn.conversion.exact import common_eigenvectors, known_factors
 from nas_attn.conversion.factors import Factors, collaborative_factors, is_exact, shared_rows
-from nas_attn.conversion.maps import HeadMaps
-from nas_attn.conversion.metric import Metric
+from nas_attn.conversion.maps import HeadMatrices
+from nas_attn.conversion.metric import InputStatistics
 from nas_attn.errors import PlanError
 
 
@@ -40,7 +40,7 @@ class Writer:
         loses: Loss of the heads, in words; None if the scheme inherits what they learned.
     """
 
-    write: Callable[[Attention, HeadMaps, Metric], None]
+    write: Callable[[Attention, HeadMatrices, InputStatistics], None]
     loses: str | None = None
 
 
@@ -53,7 +53,7 @@ class _Values:
     bias: Tensor
 
 
-def write(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def write(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """Set a module's weights by trained maps.
 
     Args:
@@ -81,7 +81,7 @@ def cannot_inherit(module: Attention) -> str | None:
     return None
 
 
-def _grouped(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def _grouped(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """Heads with queries of their own, and with keys and values of their own or of their group.
 
     How many groups there are, and how wide a key is, follows from the projections.
@@ -118,7 +118,7 @@ def write_means(module: Attention, trained: Attention) -> None:
     module.load_state_dict(weights)
 
 
-def _shared_key_value(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def _shared_key_value(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """Of a head, the rows that serve as key and as value, errors of both counted alike."""
     assert isinstance(module, SharedKeyValueAttention)
     left, right = maps.query @ metric.query, maps.key @ metric.key
@@ -138,7 +138,7 @@ def _shared_key_value(module: Attention, maps: HeadMaps, metric: Metric) -> None
     _set_output(module, output, maps.bias + _constant(lost, metric))
 
 
-def _collaborative(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def _collaborative(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     assert isinstance(module, CollaborativeAttention)
     if module.content_bias is None:
         queries, root = maps.query, metric.query
@@ -157,7 +157,7 @@ def _collaborative(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     _set_values(module, _shared_values(maps, metric, module.num_value_heads, module.head_dim))
 
 
-def _head_embedding_mul(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def _head_embedding_mul(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """Collaborative with a head's width; the query embedding mixes, the others do nothing."""
     assert isinstance(module, HeadEmbeddingMulAttention)
     query, key, mixing = _mixed(maps.query, maps.key, metric.query, metric.key, module.head_dim)
@@ -169,7 +169,7 @@ def _head_embedding_mul(module: Attention, maps: HeadMaps, metric: Metric) -> No
     _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
 
 
-def _head_embedding_add(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def _head_embedding_add(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """One bilinear form, the heads' mean; embeddings give back what keys each head likes."""
     assert isinstance(module, HeadEmbeddingAddAttention)
     key = _one_map(module, maps, metric)
@@ -183,7 +183,7 @@ def _head_embedding_add(module: Attention, maps: HeadMaps, metric: Metric) -> No
     _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
 
 
-def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
+def _single_head(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """The heads' mean, as scores and as outputs."""
     assert isinstance(module, SingleHeadAttention)
     _one_map(module, maps, metric)
@@ -196,7 +196,7 @@ def _single_head(module: Attention, maps: HeadMaps, metric: Metric) -> None:
     _set_values(module, _Values(value[None], (output / copies).expand(copies, -1, -1), bias))
 
 
-def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
+def _one_map(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> Tensor:
     """Set queries and keys to the heads' mean map; returns the key rows."""
     assert isinstance(module, OneHeadAttention)
     mean = torch.einsum("n,nrd,nrk->dk", _shares(maps), maps.query, maps.key)  # (d + 1, kdim)
@@ -209,7 +209,7 @@ def _one_map(module: Attention, maps: HeadMaps, metric: Metric) -> Tensor:
     return key[0]
 
 
-def _shares(maps: HeadMaps) -> Tensor:
+def _shares(maps: HeadMatrices) -> Tensor:
     """Shares (n) of the heads in their mean: alike for all that add something to the output."""
     sizes = maps.output.square().sum((1, 2)) * maps.value.square().sum((1, 2))
     counts = (sizes > 0.0).to(sizes)
@@ -235,7 +235,9 @@ def _mixed(
     return _undo(factors[0], query_root), _undo(factors[1], key_root), factors[2]
 
 
-def _shared_keys(maps: HeadMaps, metric: Metric, groups: int, width: int) -> tuple[Tensor, Tensor]:
+def _shared_keys(
+    maps: HeadMatrices, metric: InputStatistics, groups: int, width: int
+) -> tuple[Tensor, Tensor]:
     """Queries (n, width, d + 1) of heads, and keys (groups, width, kdim) that groups share."""
     left, right = maps.query @ metric.query, maps.key @ metric.key
     size = maps.num_heads // groups
@@ -250,7 +252,7 @@ def _shared_keys(maps: HeadMaps, metric: Metric, groups: int, width: int) -> tup
     return torch.cat(queries), torch.cat(keys)
 
 
-def _shared_values(maps: HeadMaps, metric: Metric, groups: int, width: int) -> _Values:
+def _shared_values(maps: HeadMatrices, metric: InputStatistics, groups: int, width: int) -> _Values:
     inward, outward = maps.value @ metric.value, maps.output.mT
     size = maps.num_heads // groups
     values, outputs = [], []
@@ -266,18 +268,20 @@ def _shared_values(maps: HeadMaps, metric: Metric, groups: int, width: int) -> _
     return _Values(value, output, maps.bias + _constant(lost, metric))
 
 
-def largest_heads(maps: HeadMaps, metric: Metric, count: int) -> Tensor:
+def largest_heads(maps: HeadMatrices, metric: InputStatistics, count: int) -> Tensor:
     """Those heads whose outputs vary most."""
     left, right = maps.output.mT, maps.value @ metric.value
     sizes = ((left @ left.mT) * (right @ right.mT)).sum((1, 2))
     return sizes.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def only_heads(maps: HeadMaps, metric: Metric, kept: Tensor) -> tuple[HeadMaps, Metric]:
+def only_heads(
+    maps: HeadMatrices, metric: InputStatistics, kept: Tensor
+) -> tuple[HeadMatrices, InputStatistics]:
     """Some heads, and their metric; what the others give on average goes to the bias."""
     lost = maps.output @ maps.value
     lost[kept] = 0.0
-    few = HeadMaps(
+    few = HeadMatrices(
         query=maps.query[kept],
         key=maps.key[kept],
         value=maps.value[kept],
@@ -287,7 +291,7 @@ def only_heads(maps: HeadMaps, metric: Metric, kept: Tensor) -> tuple[HeadMaps, 
     return few, replace(metric, value_mean=metric.value_mean[kept])
 
 
-def _constant(lost: Tensor, metric: Metric) -> Tensor:
+def _constant(lost: Tensor, metric: InputStatistics) -> Tensor:
     """What maps (n, d, vdim) that were given up make of the mean."""
     return torch.einsum("ndv,nv->d", lost, metric.value_mean)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nas_attn.conversion import Call, Errors, convert_attention, recorded, warn_without_data
+from nas_attn.conversion import Errors, RecordedCall, convert_attention, recorded, warn_without_data
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.checkpoints import check_out, save_checkpoint, without_training
 from nas_attn.fairseq_tools.trained import (
@@ -144,7 +144,7 @@ def convert_checkpoint(
 def convert_trained(
     trained: TrainedModel,
     plan: AttentionPlan,
-    calls: Mapping[str, Sequence[Call]],
+    calls: Mapping[str, Sequence[RecordedCall]],
     *,
     force: bool = False,
     refit: bool = True,
@@ -198,7 +198,7 @@ def convert_trained(
 
 
 @torch.no_grad()
-def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[Call]]:
+def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[RecordedCall]]:
     """What the attention modules are called with on some of the training side.
 
     Raises:

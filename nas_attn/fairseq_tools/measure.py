@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nas_attn.attention.counting import count_model
-from nas_attn.conversion import Call
+from nas_attn.conversion import RecordedCall
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.convert import (
@@ -45,7 +45,7 @@ class Calibration:
         losses: of the trained model.
     """
 
-    calls: dict[str, list[Call]]
+    calls: dict[str, list[RecordedCall]]
     losses: Losses
 
 
@@ -71,7 +71,7 @@ def load_calibration(path: Path) -> Calibration:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         calls = {
-            place: [Call(**fields) for fields in of_module]
+            place: [RecordedCall(**fields) for fields in of_module]
             for place, of_module in state["calls"].items()
         }
         return Calibration(calls, Losses(**state["losses"]))
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report_validation(0, parameters, {METRIC: losses.mean, CHANGE: change, ERROR: deviation})
 
 
-def _fields(call: Call) -> dict[str, Any]:
+def _fields(call: RecordedCall) -> dict[str, Any]:
     return {name: getattr(call, name) for name in call.__dataclass_fields__}
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from nas_attn.attention import Attention, build_attention
-from nas_attn.attention.functional import FORMS, Call, Form, attend, choose_form
+from nas_attn.attention.functional import FORMS, AttentionCall, Form, attend, choose_form
 from nas_attn.attention.masks import causal_mask
 from tests.helpers.attention import EMBED_DIM, NUM_HEADS, Choose, every_case, inputs, make
 
@@ -153,9 +153,9 @@ def test_which_form_is_chosen(
     query, past = torch.zeros(1, time, 512), torch.zeros(1, 512 if time == 1 else time, 512)
     keys, values = module.keys(past), module.values(past)
     many = [t.expand(batch, -1, -1, -1) for t in (module.queries(query), keys, values)]
-    call = Call(scale=1.0, shifts=module.query_shifts())
+    call = AttentionCall(scale=1.0, shifts=module.query_shifts())
     assert choose_form(*many, call) == expected
-    weights = Call(scale=1.0, shifts=module.query_shifts(), need_weights=True)
+    weights = AttentionCall(scale=1.0, shifts=module.query_shifts(), need_weights=True)
     assert choose_form(*many, weights) == "explicit"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention, build_attention
-from nas_attn.conversion import Call, convert_attention, recorded
+from nas_attn.conversion import RecordedCall, convert_attention, recorded
 from nas_attn.conversion.factors import collaborative_factors, shared_rows
 from nas_attn.conversion.maps import maps_of
 from nas_attn.errors import PlanError
@@ -55,7 +55,7 @@ def trained(
     return module.double().eval()
 
 
-def make_call(kdim: int = WIDTH, seed: int = 1, batch: int = 24) -> Call:
+def make_call(kdim: int = WIDTH, seed: int = 1, batch: int = 24) -> RecordedCall:
     """Inputs that use few directions, around a mean; some keys are padding."""
     generator = torch.Generator().manual_seed(7)
     loud = torch.linspace(2.0, 0.05, 40, dtype=torch.float64)
@@ -67,10 +67,10 @@ def make_call(kdim: int = WIDTH, seed: int = 1, batch: int = 24) -> Call:
     )
     padding = torch.zeros(batch, 12, dtype=torch.bool)
     padding[::3, 8:] = True
-    return Call(query, key, key, key_padding_mask=padding)
+    return RecordedCall(query, key, key, key_padding_mask=padding)
 
 
-def output(module: Attention, call: Call) -> Tensor:
+def output(module: Attention, call: RecordedCall) -> Tensor:
     with torch.no_grad():
         out: Tensor = module(
             call.query, call.key, call.value, call.key_padding_mask, need_weights=False
@@ -78,14 +78,14 @@ def output(module: Attention, call: Call) -> Tensor:
     return out
 
 
-def distance(module: Attention, reference: Attention, call: Call) -> float:
+def distance(module: Attention, reference: Attention, call: RecordedCall) -> float:
     wanted = output(reference, call)
     return float((output(module, call) - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("calls", [[], [make_call()]], ids=["weights", "data"])
 @pytest.mark.parametrize("choice", EXACT, ids=str)
-def test_what_holds_all_heads_is_exact(choice: AttentionChoice, calls: list[Call]) -> None:
+def test_what_holds_all_heads_is_exact(choice: AttentionChoice, calls: list[RecordedCall]) -> None:
     reference = trained()
     converted = convert_attention(reference, choice, calls).module
     assert distance(converted, reference, make_call(seed=2)) < 1e-10

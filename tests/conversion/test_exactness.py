@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention, build_attention
-from nas_attn.conversion import Call, convert_attention, schemes
+from nas_attn.conversion import RecordedCall, convert_attention, schemes
 from nas_attn.conversion.exact import common_eigenvectors, known_factors
 from nas_attn.conversion.factors import collaborative_factors
 from nas_attn.conversion.maps import maps_of
@@ -65,7 +65,7 @@ def build(
     return module.double().eval()
 
 
-def make_call(module: Attention, batch: int = 3, seed: int = 5) -> Call:
+def make_call(module: Attention, batch: int = 3, seed: int = 5) -> RecordedCall:
     generator = torch.Generator().manual_seed(seed)
 
     def some(width: int, time: int) -> Tensor:
@@ -75,11 +75,11 @@ def make_call(module: Attention, batch: int = 3, seed: int = 5) -> Call:
     value = key if module.kdim == module.vdim else some(module.vdim, 9)
     padding = torch.zeros(batch, 9, dtype=torch.bool)
     padding[0, 6:] = True
-    return Call(some(module.embed_dim, 7), key, value, key_padding_mask=padding)
+    return RecordedCall(some(module.embed_dim, 7), key, value, key_padding_mask=padding)
 
 
 @torch.no_grad()
-def distance(one: Attention, other: Attention, call: Call) -> float:
+def distance(one: Attention, other: Attention, call: RecordedCall) -> float:
     outputs = [
         m(call.query, call.key, call.value, call.key_padding_mask, need_weights=False)[0]
         for m in (one, other)
@@ -254,7 +254,9 @@ def test_unequal_inputs_that_never_vary_are_no_reason_to_fail() -> None:
     """All keys of a sequence alike: attention is their mean, whatever the scores."""
     source = build(of("multi_head"), 24, 4, 24, 24)
     call = make_call(source)
-    same = Call(call.query, call.key[:, :1].expand(-1, 9, -1), call.value[:, :1].expand(-1, 9, -1))
+    same = RecordedCall(
+        call.query, call.key[:, :1].expand(-1, 9, -1), call.value[:, :1].expand(-1, 9, -1)
+    )
     found = convert_attention(source, of("multi_query"), [same]).module
     assert distance(source, found, same) < 1.0
 
