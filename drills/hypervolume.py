@@ -120,7 +120,7 @@ def main() -> None:
     study = load_study(options.study, overrides=options.set, runs=options.runs)
     searches = [read_search(study, name, options.runs) for name in options.searches]
     baseline = searches[0].trials[0]
-    weak = first_validation(baseline, study.objectives.loss)
+    weak = first_validation(baseline, study.objectives.metric)
     if weak is None:
         raise NasAttnError(f"{searches[0].name}: the log of its baseline is gone")
     reference = (float(baseline.cost or 0), weak)
@@ -130,7 +130,7 @@ def main() -> None:
         return hypervolume([(float(t.cost or 0), t.loss or 0.0) for t in reached], reference)
 
     best = volume(searches[0].trials)
-    print(f"reference {reference[0]:,.0f} {study.objectives.axis}, loss {weak:.4f}")
+    print(f"reference {reference[0]:,.0f} {study.objectives.primary_cost}, loss {weak:.4f}")
     print(f"shares of the hypervolume that {searches[0].name} ended with, after so many trainings")
     print(" " * 28 + "".join(f"{mark:>8}" for mark in MARKS) + "     end  reaches all of it after")
     for search in searches:

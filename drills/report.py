@@ -39,7 +39,7 @@ SHAPES = {
     site: SiteShape(num_layers=3, embed_dim=256, num_heads=4)
     for site in ("encoder_self", "decoder_self", "encoder_decoder")
 }
-OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
 
 
 @cache

@@ -121,7 +121,7 @@ def main() -> None:
         print(f"{about}  {pair.plan}")
     print(agreement.verdict)
     say_predictions(study, TrialStore(names[0], storage, study.objectives), cold)
-    weak = first_validation(trained[0], study.objectives.loss)
+    weak = first_validation(trained[0], study.objectives.metric)
     if weak is None:
         sys.exit("the log of the baseline is gone")
     compare(trained, cold, weak)

@@ -26,7 +26,7 @@ from tests.helpers.forked import run_module
 from tests.helpers.paths import ROOT
 from tests.helpers.studies import write
 
-OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
 
 
 def test_help_names_every_command() -> None:

@@ -39,8 +39,8 @@ from nas_attn.workflows.export import best_within, comparison_text, export_trial
 from tests.helpers.cli import invoke, run
 from tests.helpers.studies import write
 
-OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
-BLEU = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
+BLEU = Objectives(metric="bleu", maximise=True, costs=("total",), limits={})
 
 
 def trial(

@@ -157,10 +157,11 @@ def _check_comparable(searches: Sequence[RunSummary]) -> None:
     folders = [search.folder.resolve() for search in searches]
     for search, folder in zip(searches, folders, strict=True):
         own = search.objectives
-        if (own.loss, own.axis) != (first.loss, first.axis):
+        if (own.metric, own.primary_cost) != (first.metric, first.primary_cost):
             raise UsageError(
-                f"{search.name} weighs {own.loss} against {own.axis}, but {searches[0].name} "
-                f"weighs {first.loss} against {first.axis}: compare studies of the same objectives"
+                f"{search.name} weighs {own.metric} against {own.primary_cost}, but "
+                f"{searches[0].name} weighs {first.metric} against {first.primary_cost}: compare "
+                "studies of the same objectives"
             )
         if folders.count(folder) > 1:
             raise UsageError(f"{search.name} is given twice; name each study once")

@@ -28,7 +28,7 @@ def confirmation_rows(trials: Trials, numbers: Mapping[AttentionPlan, int]) -> l
         trials: Trials of the confirmation.
         numbers: Numbers of the search's trials, by plan.
     """
-    baseline, loss = trials.baseline, trials.objectives.loss
+    baseline, loss = trials.baseline, trials.objectives.metric
     rows = []
     for trial in sorted(trials.trained, key=lambda t: (t.cost or 0, t.number)):
         reference: dict[str, list[float]] = {}

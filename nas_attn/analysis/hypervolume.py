@@ -72,8 +72,8 @@ def reference_of(trials: Trials) -> CurveReference | None:
     shown = -weak if objectives.maximise else weak
     return CurveReference(
         (weak, *baseline.point[1:]),
-        f"the baseline's costs, and the worst {objectives.loss} on the front made worse by a tenth "
-        f"of what the front spans ({shown:.4f})",
+        f"the baseline's costs, and the worst {objectives.metric} on the front made worse by a "
+        f"tenth of what the front spans ({shown:.4f})",
     )
 
 

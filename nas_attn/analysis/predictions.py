@@ -65,14 +65,14 @@ class Predictions:
     ) -> None:
         self.target = target
         self.searched = searched
-        self.axis = axis or target.objectives.axis
+        self.axis = axis or target.objectives.primary_cost
         counted = target.costs.known(target.baseline)
         if self.axis not in counted:
             raise SearchError(
                 f"the study does not count {self.axis}; it has {', '.join(counted)} (flops once "
                 "they are among objectives.costs)"
             )
-        objectives = Objectives(loss=METRIC, maximise=False, costs=("total",), limits={})
+        objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         name = f"{searched.name} (sensitivity)"
         self.record = TrialStore(name, searched.storage, objectives, create=create)

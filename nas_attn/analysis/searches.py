@@ -108,7 +108,7 @@ def open_run_folder(folder: Path) -> TrialStore:
     if "loss" not in kept or None in costs:
         raise UsageError(f"{folder} has no objectives on record; name the study file instead")
     maximise = maximises(kept["loss"])
-    objectives = Objectives(loss=kept["loss"], maximise=maximise, costs=tuple(costs), limits={})
+    objectives = Objectives(metric=kept["loss"], maximise=maximise, costs=tuple(costs), limits={})
     return TrialStore(names[0], storage, objectives)
 
 
@@ -181,7 +181,7 @@ def early_reference_of(search: RunSummary) -> ReferencePoint:
         UsageError: the baseline is not trained, or its first validation is not known.
     """
     baseline = _baseline_of(search)
-    weak = first_validation(baseline, search.objectives.loss, search.folder)
+    weak = first_validation(baseline, search.objectives.metric, search.folder)
     if weak is None:
         raise UsageError(
             f"the first validation of {search.name}'s baseline is gone: {ASK_FOR_REFERENCE}"

@@ -100,7 +100,7 @@ class SearchDisplay:
         return grid
 
     def _running(self, snapshot: Snapshot) -> PlanTable:
-        axis, loss = self.objectives.axis, self.objectives.loss
+        axis, loss = self.objectives.primary_cost, self.objectives.metric
         rows = []
         for trial in snapshot.running[:MAX_RUNNING_ROWS]:
             last = trial.last
@@ -187,7 +187,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
         updates = max(trial.curve, default=None)
         cells = [
             str(trial.number),
-            cost_text(objectives.axis, trial.cost),
+            cost_text(objectives.primary_cost, trial.cost),
             "" if trial.started is None else duration(status.now - trial.started),
             "" if updates is None else f"{updates:,}",
             "" if updates is None else f"{trial.curve[updates]:.4f}",
@@ -195,7 +195,13 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
         driver = running.driver or "unknown"
         about = f"  by {driver}" if running.is_alive else f"  interrupted; its driver was {driver}"
         rows.append((cells, plain(trial.text).append(plain(about).plain, style="dim")))
-    columns = ("trial", words(objectives.axis), "begun ago", "updates", words(objectives.loss))
+    columns = (
+        "trial",
+        words(objectives.primary_cost),
+        "begun ago",
+        "updates",
+        words(objectives.metric),
+    )
     shown = "" if len(rows) == len(status.unfinished) else f" ({len(status.unfinished)} trials)"
     title = "running" if status.running else "interrupted"
     return PlanTable(title=f"{title}{shown}", columns=columns, rows=rows)

@@ -98,7 +98,7 @@ def confirm(
         done = confirm_study(
             loaded, seeds=seeds, trials=trial or (), address=address, events=TerminalEvents()
         )
-    console.print(confirmation_table(done.rows, loaded.objectives.axis))
+    console.print(confirmation_table(done.rows, loaded.objectives.primary_cost))
     for failed in done.failed:
         say_failure(failed)
     say(f"report: {done.page}")

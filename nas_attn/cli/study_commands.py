@@ -115,7 +115,7 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
     if config.data.folder.is_dir():
         loaded.check_limits()
         low, high = loaded.axis_range()
-        console.print(f"{loaded.objectives.axis}: {low:,} to {high:,}")
+        console.print(f"{loaded.objectives.primary_cost}: {low:,} to {high:,}")
         advise(loaded)
 
 

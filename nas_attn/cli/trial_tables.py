@@ -73,9 +73,9 @@ def front_plot(
     left_out = f" ({far} far worse left out)" if far else ""
     return TextPlot(
         series=series,
-        x_name=cost_words(objectives.axis),
+        x_name=cost_words(objectives.primary_cost),
         y_name=plain(f"{objectives.quality}{left_out}").plain,
-        x_text=lambda value: cost_text(objectives.axis, value),
+        x_text=lambda value: cost_text(objectives.primary_cost, value),
         y_text=lambda value: f"{value:.4f}",
     )
 
@@ -109,14 +109,14 @@ def latest_table(trials: Sequence[TrialRecord], objectives: Objectives) -> PlanT
         cells = [
             str(trial.number),
             "finished" if trial.is_trained else state_text(trial),
-            cost_text(objectives.axis, trial.cost),
+            cost_text(objectives.primary_cost, trial.cost),
             "" if trial.loss is None else f"{trial.loss:.4f}",
             duration(trial.seconds),
         ]
         has_reason = trial.reason is not None and not trial.is_trained
         reason = f"\n{brief_reason(trial.reason or '', trial)}" if has_reason else ""
         rows.append((cells, plain(trial.text + reason)))
-    columns = ("trial", "", words(objectives.axis), words(objectives.loss), "trained for")
+    columns = ("trial", "", words(objectives.primary_cost), words(objectives.metric), "trained for")
     return PlanTable(title="last trials", columns=columns, rows=rows)
 
 
@@ -131,8 +131,8 @@ def front_table(
     title = "front so far" if len(rows) == len(front) else f"front so far ({len(front)} points)"
     effective = any(trial.effective is not None for trial in rows)
     further = objectives.costs[1:]
-    columns = ["trial", objectives.axis, "change", *(["effective"] if effective else [])]
-    columns += [*further, objectives.loss, "change"]
+    columns = ["trial", objectives.primary_cost, "change", *(["effective"] if effective else [])]
+    columns += [*further, objectives.metric, "change"]
     lines = []
     for trial in rows:
         smaller = worse = ""

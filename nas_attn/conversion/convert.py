@@ -18,9 +18,9 @@ from nas_attn.conversion.metric import InputStatistics, RecordedCall, attention_
 from nas_attn.conversion.schemes import (
     cannot_inherit,
     largest_heads,
+    mean_pool,
     only_heads,
     write,
-    write_means,
 )
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
@@ -94,7 +94,7 @@ def convert_attention(
         )
     maps, metric = _what_to_write(module, reference, calls)
     if means:
-        write_means(module.eval(), reference)
+        mean_pool(module.eval(), reference)
     elif not _copied(module.eval(), reference):
         write(module, maps, metric)
     errors = None
@@ -204,7 +204,7 @@ def errors_of(module: Attention, reference: Attention, calls: Sequence[RecordedC
     scores = torch.zeros(2, dtype=torch.float64)
     outputs = torch.zeros(2, dtype=torch.float64)
     for call in calls:
-        counts = call.queries_that_count
+        counts = call.valid_queries
         wanted = run(reference, call)[counts]
         outputs += torch.stack(
             [((run(module, call)[counts] - wanted) ** 2).sum(), (wanted**2).sum()]
@@ -235,7 +235,7 @@ def refit_output(module: Attention, reference: Attention, calls: Sequence[Record
     targets = torch.zeros(2, size, module.embed_dim, dtype=torch.float64)
     for call in calls:
         joined, output, sequence = _joined(module, call)
-        lost = run(reference, call)[call.queries_that_count] - output
+        lost = run(reference, call)[call.valid_queries] - output
         for half in range(2):
             rows = sequence % 2 == half
             some = joined[rows, :size]
@@ -308,11 +308,11 @@ def _joined(module: Attention, call: RecordedCall) -> tuple[Tensor, Tensor, Tens
     seen: list[Tensor] = []
     hook = module.out_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        output = run(module, call)[call.queries_that_count]
+        output = run(module, call)[call.valid_queries]
     finally:
         hook.remove()
-    joined = seen[0][call.queries_that_count]  # (N, width)
-    sequence = call.queries_that_count.nonzero()[:, 0]
+    joined = seen[0][call.valid_queries]  # (N, width)
+    sequence = call.valid_queries.nonzero()[:, 0]
     return torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1), output, sequence
 
 
@@ -324,7 +324,7 @@ def _seen_by_softmax(scores: Tensor, call: RecordedCall) -> Tensor:
     else:
         allowed = mask if mask.dtype == torch.bool else mask > -math.inf
         seen = allowed.expand_as(scores).to(scores)
-    seen = seen * call.queries_that_count[:, None, :, None]
+    seen = seen * call.valid_queries[:, None, :, None]
     mean = (scores * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1.0)
     return (scores - mean) * seen
 

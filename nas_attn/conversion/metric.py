@@ -47,7 +47,7 @@ class RecordedCall:
     query_padding_mask: Tensor | None = None
 
     @property
-    def queries_that_count(self) -> Tensor:
+    def valid_queries(self) -> Tensor:
         """Bool (B, T)."""
         if self.query_padding_mask is not None:
             return ~self.query_padding_mask
@@ -68,7 +68,7 @@ class RecordedCall:
         """The same with inputs of another type, on the CPU; 0 where they do not count, for padding
         may be no number."""
         moved = {}
-        counts = {"query": self.queries_that_count, "key": self.keys_that_count}
+        counts = {"query": self.valid_queries, "key": self.keys_that_count}
         for name in ("query", "key", "value"):
             ignored = ~counts.get(name, counts["key"])[..., None]
             moved[name] = getattr(self, name).detach().masked_fill(ignored, 0.0).to("cpu", dtype)
@@ -223,7 +223,7 @@ class _Sums:
         self.keys = 0
 
     def add(self, call: RecordedCall) -> None:
-        queries = call.query[call.queries_that_count]
+        queries = call.query[call.valid_queries]
         queries = torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)
         self.query += queries.t() @ queries
         self.queries += len(queries)
@@ -236,7 +236,7 @@ class _Sums:
         with torch.no_grad():
             weights = attention_weights(self.probe, call)
             for head in range(weights.size(1)):
-                averages = (weights[:, head] @ call.value)[call.queries_that_count]
+                averages = (weights[:, head] @ call.value)[call.valid_queries]
                 self.value += averages.t() @ averages
                 self.value_mean[head] += averages.sum(0)
 

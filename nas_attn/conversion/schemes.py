@@ -95,7 +95,7 @@ def _grouped(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> 
     _set_values(module, _shared_values(maps, metric, groups, module.head_dim))
 
 
-def write_means(module: Attention, trained: Attention) -> None:
+def mean_pool(module: Attention, trained: Attention) -> None:
     """Set keys and values of groups to the means of what was trained (Ainslie et al. 2023).
 
     It depends on the bases that heads happen to have; `write` does better.

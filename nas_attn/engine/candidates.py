@@ -135,7 +135,7 @@ class Proposer:
         self.config = config
         self.baseline = baseline
         self.queue = tuple(queue)
-        limit = objectives.limits.get(objectives.axis)
+        limit = objectives.limits.get(objectives.primary_cost)
         self._stratified = StratifiedSampler(space, self._axis, config.seed, limit)
         self._distributions = distributions_of(space)
         self.forget()
@@ -252,7 +252,7 @@ class Proposer:
         return None if self._has_told else tuple(sorted(self._running))
 
     def _axis(self, plan: AttentionPlan) -> float:
-        return expected_costs(self.costs, plan)[0][self.objectives.axis]
+        return expected_costs(self.costs, plan)[0][self.objectives.primary_cost]
 
     def _asks_sampler(self) -> bool:
         is_start = self._counted - 1 < self.config.startup_trials

@@ -189,7 +189,7 @@ class SearchLoop:
             logger.warning("trial %d was taken over by another driver", number)
             return
         # What runs on another node tells no updates where it is stopped.
-        result = checked(result, self.costs, self.record.objectives.loss)
+        result = checked(result, self.costs, self.record.objectives.metric)
         updates = max(result.updates, running.last.num_updates if running.last else 0)
         spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}
         self.record.annotate(number, spent)
@@ -369,14 +369,21 @@ class SearchLoop:
         costs = costs_after(result, trial.costs, self.costs)
         self.record.annotate(number, result_entry(result, costs))
         self._failures.clear()
-        excess = self.record.objectives.excess(costs, when="after pruning, ")
+        excess = self.record.objectives.violated_limit(costs, when="after pruning, ")
         if excess is not None and result.plans:
             self.record.stop(number, excess)
             logger.info("trial %d: %s", number, excess)
             return
         self.record.complete(number, result.loss, costs)
-        axis = self.record.objectives.axis
-        about = (number, self.record.objectives.loss, result.loss, costs[axis], axis, running.plan)
+        axis = self.record.objectives.primary_cost
+        about = (
+            number,
+            self.record.objectives.metric,
+            result.loss,
+            costs[axis],
+            axis,
+            running.plan,
+        )
         logger.info("trial %d: %s %.4f, %s %s, %s", *about[:3], f"{about[3]:,}", *about[4:])
 
     def _retries(self, trial: TrialRecord, result: TrialResult) -> bool:

@@ -15,13 +15,13 @@ class Objectives:
     """The objectives of a study.
 
     Args:
-        loss: the metric of quality.
+        metric: the metric of quality.
         maximise: whether it is better when higher (BLEU, accuracy).
         costs: names of the costs, all minimised; the first is known before training.
         limits: the most that a plan may cost, by name.
     """
 
-    loss: str
+    metric: str
     maximise: bool
     costs: tuple[str, ...]
     limits: Mapping[str, float]
@@ -29,21 +29,21 @@ class Objectives:
     @classmethod
     def of(cls, config: ObjectivesConfig, *, maximise: bool) -> Objectives:
         return cls(
-            loss=config.loss,
+            metric=config.loss,
             maximise=maximise,
             costs=tuple(config.costs),
             limits={str(name): limit for name, limit in config.limits.items()},
         )
 
     @property
-    def axis(self) -> str:
+    def primary_cost(self) -> str:
         """The cost that trials are spread over."""
         return self.costs[0]
 
     @property
     def quality(self) -> str:
         """The measure of quality in words."""
-        return f"validation {self.loss}" + (" (higher is better)" if self.maximise else "")
+        return f"validation {self.metric}" + (" (higher is better)" if self.maximise else "")
 
     @property
     def directions(self) -> tuple[StudyDirection, ...]:
@@ -59,7 +59,7 @@ class Objectives:
         quality = -loss if self.maximise else loss
         return (quality, *(float(costs.get(name, 0.0)) for name in self.costs))
 
-    def excess(self, costs: Mapping[str, float], *, when: str = "") -> str | None:
+    def violated_limit(self, costs: Mapping[str, float], *, when: str = "") -> str | None:
         """Which limit a plan breaks, in words; None if it keeps them all.
 
         Args:

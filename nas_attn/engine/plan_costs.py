@@ -36,4 +36,4 @@ def certain_excess(costs: PlanCosts, objectives: Objectives, plan: AttentionPlan
         return None
     _, certain = expected_plan(plan, costs.shapes)
     when = "" if certain else "pruned as far as can be, "
-    return objectives.excess(least_costs(costs, plan), when=when)
+    return objectives.violated_limit(least_costs(costs, plan), when=when)

@@ -153,7 +153,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
     attrs = trial.user_attrs
     size = size_on_record(attrs[SIZE]) if SIZE in attrs else None
     costs = {**({} if size is None else size._asdict()), **attrs.get(COSTS, {})}
-    axis = objectives.axis
+    axis = objectives.primary_cost
     effective = size.acting(axis) if size is not None and axis in ModelSize._fields else None
     values = trial.values if trial.state == TrialState.COMPLETE else None
     proposal = attrs.get(PROPOSAL)

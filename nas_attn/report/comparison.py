@@ -62,8 +62,8 @@ def reference_text(comparison: Comparison) -> str:
     """The reference and its origin, as a sentence."""
     objectives, reference = comparison.searches[0].objectives, comparison.reference
     return (
-        f"Reference of the hypervolume: {reference.cost:,.10g} {cost_words(objectives.axis)}, "
-        f"validation {objectives.loss} {reference.loss:.4f} ({reference.origin})."
+        f"Reference of the hypervolume: {reference.cost:,.10g} "
+        f"{cost_words(objectives.primary_cost)}, validation {objectives.metric} {reference.loss:.4f} ({reference.origin})."
     )
 
 
@@ -119,8 +119,8 @@ def _write_figure(comparison: Comparison, folder: Path) -> None:
             label=_label(search.name),
         )
     better = " (higher is better)" if objectives.maximise else ""
-    axes.set_xlabel(cost_words(objectives.axis))
-    axes.set_ylabel(f"validation {objectives.loss}{better}".replace("$", r"\$"))
+    axes.set_xlabel(cost_words(objectives.primary_cost))
+    axes.set_ylabel(f"validation {objectives.metric}{better}".replace("$", r"\$"))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.locator_params(axis="x", nbins=6)
     axes.grid(alpha=0.25)

@@ -31,7 +31,7 @@ def plot_front(trials: Trials, x: str | None = None, ax: Axes | None = None) -> 
         UsageError: no trial has such a cost.
     """
     objectives = trials.objectives
-    name = objectives.axis if x is None else x
+    name = objectives.primary_cost if x is None else x
     table = trials.to_frame()
     if table.empty or name not in table:
         known = dict.fromkeys(cost for trial in trials for cost in trial.costs)

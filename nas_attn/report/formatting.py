@@ -33,7 +33,7 @@ def cost_labels(objectives: Objectives) -> dict[str, str]:
 
 def counts_parameters(objectives: Objectives) -> bool:
     """Whether the first cost counts parameters, of which the effective ones are part."""
-    return objectives.axis in ModelSize._fields
+    return objectives.primary_cost in ModelSize._fields
 
 
 def cost_text(name: str, value: float | None) -> str:

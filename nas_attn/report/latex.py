@@ -28,5 +28,5 @@ def latex_table(trials: Trials) -> str:
             }
         )
     objectives = trials.objectives
-    axis = cost_words(objectives.axis)
-    return render_latex("front.tex", rows=rows, axis=axis, loss=objectives.loss)
+    axis = cost_words(objectives.primary_cost)
+    return render_latex("front.tex", rows=rows, axis=axis, loss=objectives.metric)

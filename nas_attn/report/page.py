@@ -149,9 +149,9 @@ def _labels(objectives: Objectives) -> dict[str, Any]:
     axis, *further = costs.values()
     columns = [("number", "trial", ""), ("state", "state", ""), ("codes", "plan", "")]
     columns += [(name, words, "number") for name, words in costs.items()]
-    columns += [("loss", objectives.loss, "number"), ("seconds", "seconds", "number")]
+    columns += [("loss", objectives.metric, "number"), ("seconds", "seconds", "number")]
     return {
-        "loss": objectives.loss,
+        "loss": objectives.metric,
         "quality": objectives.quality,
         "maximise": objectives.maximise,
         "axis": axis,

@@ -46,7 +46,7 @@ def page_data(
     labels = cost_labels(objectives)
     on_front = {trial.number for trial in best}
     data = {
-        "loss": objectives.loss,
+        "loss": objectives.metric,
         "quality": objectives.quality,
         "maximise": objectives.maximise,
         "costs": [{"name": name, "words": words} for name, words in labels.items()],
@@ -125,7 +125,7 @@ def parallel_of(trials: Trials, context: ReportContext) -> list[dict[str, Any]]:
         {"label": words, "values": [trial.costs.get(name) for trial in best]}
         for name, words in cost_labels(trials.objectives).items()
     ]
-    dimensions.append({"label": trials.objectives.loss, "values": [trial.loss for trial in best]})
+    dimensions.append({"label": trials.objectives.metric, "values": [trial.loss for trial in best]})
     for site, shape in context.shapes.items():
         for layer in range(shape.num_layers):
             schemes = [

@@ -73,7 +73,7 @@ def _write_front_json(trials: Trials, study: str, path: Path) -> None:
     data = {
         "schema": SCHEMA,
         "study": study,
-        "loss": objectives.loss,
+        "loss": objectives.metric,
         "costs": list(objectives.costs),
         "noise": None if noise is None else noise.pooled,
         "front": points,

@@ -201,7 +201,7 @@ def target_of_checkpoint(
         costs=CostModel.of(
             arguments, load_dictionaries(prepared, task), with_flops=cost == "flops"
         ),
-        objectives=Objectives(loss=METRIC, maximise=False, costs=(cost,), limits={}),
+        objectives=Objectives(metric=METRIC, maximise=False, costs=(cost,), limits={}),
         task=task,
         data=prepared,
         seed=1,

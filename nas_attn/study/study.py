@@ -223,7 +223,7 @@ class Study:
 
     def axis_range(self) -> tuple[float, float]:
         """The least and the most that a plan can come to, on the objectives' axis."""
-        return self._range(self.objectives.axis)
+        return self._range(self.objectives.primary_cost)
 
     def check_limits(self) -> None:
         """See that the data set suits the model, and that limits leave anything to search.

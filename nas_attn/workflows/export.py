@@ -86,7 +86,7 @@ def best_within(trials: Trials, budget: float) -> TrialRecord:
     within = [trial for trial in trained if _cost(trial) <= budget]
     if not within:
         least = min(trained, key=lambda trial: (_cost(trial), trial.point, trial.number))
-        axis = cost_words(trials.objectives.axis)
+        axis = cost_words(trials.objectives.primary_cost)
         raise UsageError(
             f"no trained trial is within {budget:,.0f} {axis}: the smallest is trial "
             f"{least.number} with {_cost(least):,}"
@@ -96,7 +96,7 @@ def best_within(trials: Trials, budget: float) -> TrialRecord:
 
 def comparison_text(trial: TrialRecord, trials: Trials) -> str:
     """A trial's loss and first cost, and how they compare with the baseline's, as a sentence."""
-    loss, axis = f"validation {trials.objectives.loss}", trials.objectives.axis
+    loss, axis = f"validation {trials.objectives.metric}", trials.objectives.primary_cost
     has = f"{loss} {trial.loss:.4f} with {cost_text(axis, trial.cost)} {cost_words(axis)}"
     baseline = trials.baseline
     if baseline is None:

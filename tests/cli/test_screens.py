@@ -114,7 +114,7 @@ def test_nothing_is_markup(status: Status) -> None:
     unfinished = [replace(running, driver=EVIL) for running in evil.unfinished]
     beside = [Beside(name=EVIL, finished=1, running=0, failed=0, drivers=())]
     evil = replace(evil, unfinished=unfinished, beside=beside)
-    objectives = Objectives(loss="[bold]loss[/]", maximise=False, costs=("total",), limits={})
+    objectives = Objectives(metric="[bold]loss[/]", maximise=False, costs=("total",), limits={})
     text = render(status_screen(evil, objectives), 200)
     assert f"{SHOWN}: 11 of 20 finished" in text
     assert f"beside, {SHOWN}: 1 finished" in text

@@ -192,7 +192,7 @@ def test_cold_trials_wait_for_nobody(tmp_path: Path) -> None:
 
 def test_limits_are_kept(tmp_path: Path) -> None:
     limits = {"total": 80_000}
-    objectives = Objectives(loss="loss", maximise=False, costs=("total",), limits=limits)
+    objectives = Objectives(metric="loss", maximise=False, costs=("total",), limits=limits)
     loop = make_loop(tmp_path, objectives=objectives, trials=14)
     FakeExecutor().run(loop)
     trials = loop.record.trials()
@@ -215,7 +215,7 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
     """Plans that pruning can bring under it are trained; those over it after all say so."""
     whole = make_sizer().size(BASELINE).total
     objectives = Objectives(
-        loss="loss", maximise=False, costs=("total",), limits={"total": whole - 10_000}
+        metric="loss", maximise=False, costs=("total",), limits={"total": whole - 10_000}
     )
     space = make_space("site", GROUPED)
 
@@ -259,7 +259,7 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
 
 
 def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
-    objectives = Objectives(loss="bleu", maximise=True, costs=("total", "cache_bytes"), limits={})
+    objectives = Objectives(metric="bleu", maximise=True, costs=("total", "cache_bytes"), limits={})
     loop = make_loop(tmp_path, objectives=objectives, trials=12)
     FakeExecutor().run(loop)
     trials = loop.record.trials()

@@ -131,6 +131,6 @@ def test_a_trial_is_written_in_one_step(tmp_path: Path) -> None:
 def test_other_directions_are_another_study(tmp_path: Path) -> None:
     storage = open_storage(None, tmp_path)
     TrialStore("one", storage, OBJECTIVES, create=True)
-    other = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
+    other = Objectives(metric="bleu", maximise=True, costs=("total",), limits={})
     with pytest.raises(SearchError, match="has the directions minimize, minimize, but"):
         TrialStore("one", storage, other)

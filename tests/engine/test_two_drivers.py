@@ -24,7 +24,7 @@ from tests.helpers.cli import COMMAND, run
 from tests.helpers.servers import GrpcProxy, Postgres, close
 from tests.helpers.studies import write
 
-OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
 TRIALS = 20
 SECONDS = 120.0
 """What a search gets on a loaded machine."""

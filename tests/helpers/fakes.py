@@ -38,7 +38,7 @@ def make_space(decide: str = "site", schemes: object = SPACE) -> SearchSpace:
     return SearchSpace(SpaceConfig.model_validate({"schemes": schemes, "decide": decide}), SHAPES)
 
 
-OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="loss", maximise=False, costs=("total",), limits={})
 BASELINE = AttentionPlan.uniform(AttentionChoice("multi_head"), tuple(SHAPES))
 WARM = {"warm_start": {"source": "baseline"}}
 """Settings of a search whose trials start from the trained baseline."""

@@ -53,8 +53,8 @@ from nas_attn.report.comparison import (
 )
 from tests.helpers.fakes import FakeExecutor, make_loop
 
-OBJECTIVES = Objectives(loss="nll_loss", maximise=False, costs=("total",), limits={})
-BLEU = Objectives(loss="bleu", maximise=True, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
+BLEU = Objectives(metric="bleu", maximise=True, costs=("total",), limits={})
 HOSTILE = "_<script>|`$x$`"
 
 
@@ -201,7 +201,7 @@ def test_what_is_refused() -> None:
         compare([one, one])
     with pytest.raises(UsageError, match="empty has no trained trial yet"):
         compare([one, searched("empty", [])])
-    other = replace(OBJECTIVES, loss="ppl")
+    other = replace(OBJECTIVES, metric="ppl")
     with pytest.raises(UsageError, match="two weighs ppl against total, but one weighs nll_loss"):
         compare([one, searched("two", one.trials, other)])
     other = replace(OBJECTIVES, costs=("attention", "total"))

@@ -52,6 +52,6 @@ def test_a_cost_that_no_trial_has_is_refused(trials: Trials) -> None:
 def test_a_loss_with_a_dollar_is_no_mathematics(trials: Trials) -> None:
     from matplotlib import pyplot
 
-    odd = Trials(trials, replace(OBJECTIVES, loss="$x", maximise=True))
+    odd = Trials(trials, replace(OBJECTIVES, metric="$x", maximise=True))
     assert plot_front(odd).get_ylabel() == r"validation \$x (higher is better)"
     pyplot.close("all")

@@ -118,7 +118,7 @@ def test_the_page_runs_nothing_from_outside(trials: Trials, tmp_path: Path) -> N
 
 
 def test_summaries_show_texts_as_they_are(trials: Trials) -> None:
-    odd = Trials(trials, replace(OBJECTIVES, loss="a|b"))
+    odd = Trials(trials, replace(OBJECTIVES, metric="a|b"))
     text = summary_text(odd, context(name=HOSTILE))
     assert "<script>" not in text
     columns = {line.replace("\\|", "").count("|") for line in text.splitlines() if "|" in line[:1]}

@@ -19,7 +19,7 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.same_data import DATA, keep_data
 from tests.helpers.studies import write
 
-OBJECTIVES = Objectives(loss="loss", maximise=False, costs=("total",), limits={})
+OBJECTIVES = Objectives(metric="loss", maximise=False, costs=("total",), limits={})
 
 
 def test_data_made_again_under_the_same_path_are_refused(
