@@ -228,14 +228,14 @@ def read_back(study: Path, runs: Path) -> tuple[Study, list[TrialRecord]]:
 def faults_of(whole: list[TrialRecord], broken: list[TrialRecord], replayed: bool) -> list[str]:
     """What was lost, done twice, or came out otherwise."""
     faults = []
-    left = [t for t in whole if t.counts]
-    right = [t for t in broken if t.counts]
+    left = [t for t in whole if t.uses_budget]
+    right = [t for t in broken if t.uses_budget]
     if len(left) != len(right):
         faults.append(f"{len(left)} trials undisturbed, but {len(right)} under kills")
     for trial in broken:
         if not trial.state.is_finished():
             faults.append(f"trial {trial.number} is not over")
-        if trial.counts and trial.state.name == "FAIL":
+        if trial.uses_budget and trial.state.name == "FAIL":
             faults.append(f"trial {trial.number} failed: {trial.reason}")
     for one, other in zip(left, right, strict=False):
         if (one.plan, one.losses, one.state) != (other.plan, other.losses, other.state):
@@ -350,7 +350,7 @@ def main() -> int:
     if server is not None:
         server.stop()
     attempts = sum(len(trial.attempts) for trial in after)
-    counted = [trial for trial in after if trial.counts]
+    counted = [trial for trial in after if trial.uses_budget]
     states = Counter(trial.state.name.lower() for trial in counted)
     print(
         f"seed {options.seed}: {options.backend}, {options.executor}, {options.storage}, "

@@ -315,7 +315,7 @@ def faults_of(drill: Drill, whole: Path) -> list[str]:
                           f"{other.state.name} {other.losses} {other.plan}")  # fmt: skip
     if [(t.cost, t.loss) for t in front(left)] != [(t.cost, t.loss) for t in front(right)]:
         faults.append("the fronts differ")
-    notes = TrialStore("fake", open_storage(None, drill.record), OBJECTIVES).notes()
+    notes = TrialStore("fake", open_storage(None, drill.record), OBJECTIVES).metadata()
     for told in drill.folder.glob("*.told"):
         names = told.read_text().splitlines()
         drill.counts["notes"] += len(names)

@@ -62,7 +62,7 @@ def make_trial(number: int, plan: AttentionPlan, chance: random.Random) -> Trial
         plan=plan,
         size=size,
         costs=size._asdict(),
-        certain=True,
+        cost_is_exact=True,
         pruned=(),
         losses=(loss,) if is_complete else (),
         loss=loss if is_complete else None,

@@ -195,8 +195,8 @@ def test_a_real_search_survives_kill_9(
     run(*arguments)
     record = TrialStore("small", open_storage(None, runs / "small"), OBJECTIVES)
     trials = record.trials()
-    assert [trial.state.name for trial in trials if trial.counts] == ["COMPLETE"] * 3
-    assert len({trial.plan for trial in trials if trial.counts}) == 3
+    assert [trial.state.name for trial in trials if trial.uses_budget] == ["COMPLETE"] * 3
+    assert len({trial.plan for trial in trials if trial.uses_budget}) == 3
     assert trials[0].is_baseline
     table = pd.read_csv(runs / "small" / "report" / "trials.csv")
     assert (table["state"] == "complete").all()
@@ -260,8 +260,8 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     run("search", str(path), "--runs", str(tmp_path / "runs"))
     record = TrialStore("small", open_storage(None, tmp_path / "runs" / "small"), OBJECTIVES)
     baseline, trial = record.trials()
-    assert baseline.certain
-    assert not trial.certain
+    assert baseline.cost_is_exact
+    assert not trial.cost_is_exact
     assert trial.cost is not None
     assert baseline.cost is not None
     assert trial.folder is not None

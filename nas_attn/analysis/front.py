@@ -39,7 +39,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
             "within_noise": trial.number in tied,
             "plan": trial.text,
             "cost": trial.cost,
-            "cost_certain": trial.certain,
+            "cost_certain": trial.cost_is_exact,
             "effective_cost": trial.effective,
             **{name: trial.costs.get(name) for name in names},
             "loss": trial.loss,

@@ -103,7 +103,7 @@ def progress_of(trials: Trials, reference: CurveReference | None = None) -> Hype
         reference: Reference point; None takes that of these trials.
     """
     reference = reference or reference_of(trials)
-    paid = [trial for trial in trials if trial.counts and (trial.is_trained or trial.seconds)]
+    paid = [trial for trial in trials if trial.uses_budget and (trial.is_trained or trial.seconds)]
     if reference is None or not paid:
         return None
     has_updates = all(trial.updates for trial in paid if trial.is_trained)

@@ -165,7 +165,7 @@ def rate_text(status: Status) -> str:
 
 def _counts(status: Status) -> Text:
     lines = [f"{status.name}: {status_line(status)}"]
-    others = Counter(state_text(trial) for trial in status.trials if not trial.counts)
+    others = Counter(state_text(trial) for trial in status.trials if not trial.uses_budget)
     about = [rate_text(status), f"{len(status.trials)} trials in all"]
     about[-1] += "".join(f", {number} {state}" for state, number in sorted(others.items()))
     lines.append("; ".join(about))

@@ -68,7 +68,7 @@ def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[
         trials: all of the record.
     """
     for trial, running in zip(trials, running_then(trials), strict=True):
-        if trial.proposal is not None and not trial.is_withdrawn:
+        if trial.proposal is not None and not trial.is_superseded:
             # A driver that knows every trial before its own knows all that their drivers knew.
             for ended in sorted(proposer.running - running):
                 proposer.close(trials[ended])

@@ -51,7 +51,7 @@ class Proposal:
         running: trials that were not over when it was proposed, as the first proposal of a driver
             keeps them; None for later ones.
         over: trials that have ended since the driver's proposal before.
-        twin: the trial that has the plan already.
+        duplicate_of: the trial that has the plan already.
         excess: the limit that the plan breaks, however much of it is pruned.
     """
 
@@ -63,7 +63,7 @@ class Proposal:
     system: Mapping[str, Any]
     running: tuple[int, ...] | None
     over: tuple[int, ...]
-    twin: int | None = None
+    duplicate_of: int | None = None
     excess: str | None = None
 
     def origin(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Proposer:
             system=system,
             running=self._running_told(),
             over=tuple(self._over),
-            twin=None if not self._baselines else self._known.get(plan.dumps()),
+            duplicate_of=None if not self._baselines else self._known.get(plan.dumps()),
             excess=None if is_baseline else self._excess(plan),
         )
 
@@ -299,9 +299,9 @@ class Proposer:
 
     def _register(self, trial: TrialRecord) -> None:
         self._running.add(trial.number)
-        is_refusal = trial.duplicate_of is not None or trial.is_refused
+        is_refusal = trial.duplicate_of is not None or trial.is_infeasible
         self._refusals = self._refusals + 1 if is_refusal else 0
-        if trial.counts and trial.plan is not None:
+        if trial.uses_budget and trial.plan is not None:
             self._counted += 1
             self._known.setdefault(trial.plan.dumps(), trial.number)
             if trial.is_baseline:

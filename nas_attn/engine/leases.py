@@ -114,7 +114,7 @@ class TrialLeases:
         """A stopped driver lives, so its trials are waited for, and that may be for ever."""
         if time.monotonic() < self._say_at:
             return
-        told = _drivers(self.record.notes())
+        told = _drivers(self.record.metadata())
         for driver in sorted({owner_of(trial, claims) or "" for trial in trials} - {self.driver}):
             pid = _pid(driver)
             if told.get(driver, {}).get("machine") == machine() and is_stopped(pid):
@@ -130,7 +130,7 @@ class TrialLeases:
                 )
 
     def _alive(self) -> set[str]:
-        drivers = _drivers(self.record.notes())
+        drivers = _drivers(self.record.metadata())
         alive = {driver for driver, told in drivers.items() if self._is_alive(driver, told)}
         return alive | {self.driver}
 
@@ -155,7 +155,7 @@ class TrialLeases:
 
     def _beat(self, *, ended: bool = False) -> None:
         self._beats += 1
-        self.record.note(
+        self.record.set_metadata(
             PREFIX + self.driver,
             {
                 "beats": self._beats,

@@ -226,15 +226,17 @@ class SearchLoop:
 
     def _begin(self, proposal: Proposal) -> TrialJob | None:
         """Write a proposal down; returns its job if it is one to be run."""
-        twin = None if proposal.twin is None else self.record.known[proposal.twin]
+        original = (
+            None if proposal.duplicate_of is None else self.record.cached[proposal.duplicate_of]
+        )
         attributes = proposal_entry(proposal, self.leases.driver)
         state, values, job = TrialState.RUNNING, None, None
-        if twin is not None:
-            attributes[fields.DUPLICATE] = twin.number
-            state, values = TrialState.COMPLETE, twin.values
+        if original is not None:
+            attributes[fields.DUPLICATE] = original.number
+            state, values = TrialState.COMPLETE, original.values
             if values is None:
                 state = TrialState.FAIL
-                attributes[fields.REASON] = f"repeats trial {twin.number}, which has no result"
+                attributes[fields.REASON] = f"repeats trial {original.number}, which has no result"
         elif proposal.excess is not None:
             state, attributes[fields.REASON] = TrialState.PRUNED, proposal.excess
         else:
@@ -262,7 +264,7 @@ class SearchLoop:
             return None
         self.proposer.written()
         self._follow()
-        trial = self.record.known[number]
+        trial = self.record.cached[number]
         if fields.FAILURE in attributes:
             self._count_failure(trial, FailureKind.TRAINING, attributes[fields.REASON])
         if job is None:
@@ -328,8 +330,8 @@ class SearchLoop:
 
     def _follow(self) -> None:
         """Bring history and sums up to what is known of the record."""
-        self.proposer.update(self.record.known, self.record.over)
-        self._tally.update(self.record.known, self.record.over)
+        self.proposer.update(self.record.cached, self.record.finished_numbers)
+        self._tally.update(self.record.cached, self.record.finished_numbers)
 
     def _look(self) -> None:
         """Look for trials that nobody runs, such as those of a driver that died."""
@@ -344,14 +346,14 @@ class SearchLoop:
         mine = [trial for trial in strange if self.leases.owns(trial)]
         taken = self.leases.claim_abandoned(strange)
         for number in sorted(trial.number for trial in (*mine, *taken)):
-            trial = self.record.now(number)
+            trial = self.record.refresh(number)
             if not trial.state.is_finished():
                 self._adopt(trial)
 
     def _adopt(self, trial: TrialRecord) -> None:
         if trial.plan is None:
             self.record.fail(trial.number, "the driver died before the trial was planned")
-        elif trial.is_withdrawn:
+        elif trial.is_superseded:
             self.record.fail(trial.number, "withdrawn: another driver's proposal came first")
         else:
             self._waiting.append((0.0, trial))
@@ -406,7 +408,7 @@ class SearchLoop:
             len(attempts),
             self.retries,
         )
-        self._waiting.append((time.monotonic() + pause, self.record.now(trial.number)))
+        self._waiting.append((time.monotonic() + pause, self.record.refresh(trial.number)))
         self._tell()
         return True
 

@@ -27,15 +27,15 @@ def note_start(record: TrialStore, versions: Mapping[str, str], machine: str) ->
         versions: of the libraries, by name.
         machine: in words.
     """
-    starts = starts_of(record.notes())
+    starts = starts_of(record.metadata())
     now = {VERSIONS: dict(versions), MACHINE: machine}
     if starts and {name: starts[-1].get(name) for name in now} == now:
         return
     if not starts:
-        record.note(VERSIONS, dict(versions))
-        record.note(MACHINE, machine)
+        record.set_metadata(VERSIONS, dict(versions))
+        record.set_metadata(MACHINE, machine)
     # Neither time nor process would do: starts can share a tick of the clock, containers a number.
-    record.note(f"{START}{uuid.uuid4().hex}", {"at": time.time(), **now})
+    record.set_metadata(f"{START}{uuid.uuid4().hex}", {"at": time.time(), **now})
 
 
 def starts_of(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def check_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
     Raises:
         SearchError: something differs; says what.
     """
-    kept = record.notes().get(PROPOSING)
+    kept = record.metadata().get(PROPOSING)
     different = sorted(differences(kept, proposing)) if kept and record.trials() else []
     if different:
         raise SearchError(
@@ -92,8 +92,8 @@ def keep_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
         SearchError: something differs; says what.
     """
     check_proposing(record, proposing)
-    if record.notes().get(PROPOSING) != proposing:
-        record.note(PROPOSING, dict(proposing))
+    if record.metadata().get(PROPOSING) != proposing:
+        record.set_metadata(PROPOSING, dict(proposing))
 
 
 def differences(left: Any, right: Any, key: str = "") -> list[str]:

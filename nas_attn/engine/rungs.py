@@ -69,7 +69,7 @@ class Rungs:
         Args:
             mine: numbers of this driver's trials, which enter themselves.
         """
-        trials = self.record.known
+        trials = self.record.cached
         self._unread.update(range(self._begun, len(trials)))
         self._begun = len(trials)
         for trial in [trials[number] for number in self._unread]:

@@ -98,7 +98,7 @@ class Tally:
         self.read = len(over)
 
     def _add(self, trial: TrialRecord) -> None:
-        if not trial.counts:
+        if not trial.uses_budget:
             return
         self.seconds += trial.seconds
         self.latest.append(trial)

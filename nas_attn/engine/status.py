@@ -80,7 +80,7 @@ class Status:
     @property
     def over(self) -> list[TrialRecord]:
         """The trials that count and are over, the last one at the end."""
-        found = [t for t in self.trials if t.counts and t.state.is_finished()]
+        found = [t for t in self.trials if t.uses_budget and t.state.is_finished()]
         return sorted(found, key=lambda trial: (trial.ended or 0.0, trial.number))
 
     @property
@@ -157,13 +157,13 @@ def read_status(record: TrialStore, *, trials: int, grace_seconds: float) -> Sta
     Raises:
         SearchError: the storage has not answered for long.
     """
-    now, notes = time.time(), record.notes()
+    now, notes = time.time(), record.metadata()
     drivers = live_drivers(notes, now=now, grace_seconds=grace_seconds)
     known = list(record.trials())
     claims = record.claims()
     unfinished = []
-    for trial in [trial for trial in known if trial.counts and not trial.state.is_finished()]:
-        known[trial.number] = latest = record.now(trial.number)
+    for trial in [trial for trial in known if trial.uses_budget and not trial.state.is_finished()]:
+        known[trial.number] = latest = record.refresh(trial.number)
         if not latest.state.is_finished():
             driver = owner_of(latest, claims)
             unfinished.append(
@@ -172,13 +172,13 @@ def read_status(record: TrialStore, *, trials: int, grace_seconds: float) -> Sta
     return Status(
         name=record.name,
         now=now,
-        budget=max(notes.get(BUDGET, trials), sum(trial.counts for trial in known)),
+        budget=max(notes.get(BUDGET, trials), sum(trial.uses_budget for trial in known)),
         trials=known,
         unfinished=unfinished,
         drivers=drivers,
         beside=[
             _read_beside(name, states, kept, now=now, grace_seconds=grace_seconds)
-            for name, states, kept in record.beside()
+            for name, states, kept in record.children()
         ],
     )
 

@@ -73,7 +73,7 @@ class TrialStore:
             )
 
     @property
-    def known(self) -> Sequence[TrialRecord]:
+    def cached(self) -> Sequence[TrialRecord]:
         """All trials by number, as far as they were read, with what was written here.
 
         Of those that are not over, what is as it was when they began, apart from their rungs.
@@ -81,7 +81,7 @@ class TrialStore:
         return self._trials
 
     @property
-    def over(self) -> Sequence[int]:
+    def finished_numbers(self) -> Sequence[int]:
         """Numbers of the known trials that are over, in the order in which that was seen."""
         return self._over
 
@@ -99,7 +99,7 @@ class TrialStore:
             self._note_begin(trial)
         return self._trials
 
-    def now(self, number: int) -> TrialRecord:
+    def refresh(self, number: int) -> TrialRecord:
         """A trial with all that is on record, over or not."""
         frozen = self._call(self.storage.get_trial, self._id(number))
         return parse_trial(frozen, self.objectives)
@@ -138,20 +138,20 @@ class TrialStore:
         self.annotate(number, {REASON: reason, **({} if kind is None else {FAILURE: kind})})
         self._close(number, TrialState.FAIL)
 
-    def note(self, name: str, value: Any) -> None:
+    def set_metadata(self, name: str, value: Any) -> None:
         """Keep a fact about the search, such as versions; the last one stays."""
         self._call(self.storage.set_study_user_attr, self._study, name, value)
 
-    def notes(self) -> dict[str, Any]:
-        """What `note` kept."""
-        notes: dict[str, Any] = self._call(self.storage.get_study_user_attrs, self._study)
-        return notes
+    def metadata(self) -> dict[str, Any]:
+        """What `set_metadata` kept."""
+        metadata: dict[str, Any] = self._call(self.storage.get_study_user_attrs, self._study)
+        return metadata
 
     def settings(self) -> dict[str, Any]:
         """The settings that the study was started with; none before they are noted."""
-        return settings_on_record(self.notes().get(SETTINGS, {}))
+        return settings_on_record(self.metadata().get(SETTINGS, {}))
 
-    def beside(self) -> list[tuple[str, list[TrialState], dict[str, Any]]]:
+    def children(self) -> list[tuple[str, list[TrialState], dict[str, Any]]]:
         """What else is on record for this study, such as its confirmation.
 
         Returns:

@@ -35,7 +35,8 @@ class TrialRecord:
         plan: the plan; None in records of old in which the driver died before it was planned.
         size: exact parameters; of what pruning left once the trial is complete, mean over seeds.
         costs: all that is known of what the plan costs, by name, parameters among the rest.
-        certain: whether costs were known before training; not so if a vote decides what stays.
+        cost_is_exact: whether costs were known before training; not so if a vote decides what
+            stays.
         pruned: what pruning made of the plan, for each seed.
         losses: best validation loss of each seed; empty unless complete.
         loss: mean of `losses`, the first objective; None unless complete.
@@ -47,7 +48,7 @@ class TrialRecord:
         is_warm: whether it started from the trained baseline, converted.
         is_baseline: whether it is the multi-head baseline.
         duplicate_of: number of the trial whose result this proposal took over.
-        is_withdrawn: another driver's proposal came first, so this one never ran.
+        is_superseded: another driver's proposal came first, so this one never ran.
         reason: why it failed or was stopped.
         failure: kind of the failure (see `nas_attn.trials.failures.FailureKind`).
         attempts: faults after which the trial was continued.
@@ -72,7 +73,7 @@ class TrialRecord:
     plan: AttentionPlan | None
     size: ModelSize | None
     costs: Mapping[str, float]
-    certain: bool
+    cost_is_exact: bool
     pruned: tuple[AttentionPlan, ...]
     losses: tuple[float, ...]
     loss: float | None
@@ -84,7 +85,7 @@ class TrialRecord:
     is_warm: bool
     is_baseline: bool
     duplicate_of: int | None
-    is_withdrawn: bool
+    is_superseded: bool
     reason: str | None
     failure: str | None
     attempts: tuple[Mapping[str, str], ...]
@@ -121,14 +122,14 @@ class TrialRecord:
         return self.is_complete and self.duplicate_of is None
 
     @property
-    def is_refused(self) -> bool:
+    def is_infeasible(self) -> bool:
         """Proposed, but over a limit, so it was not trained."""
         return self.state == TrialState.PRUNED and not self.rungs and not self.folder
 
     @property
     def is_over_limit(self) -> bool:
         """Refused, or trained and over a limit by what pruning left of it."""
-        return self.is_refused or (self.state == TrialState.PRUNED and bool(self.pruned))
+        return self.is_infeasible or (self.state == TrialState.PRUNED and bool(self.pruned))
 
     @property
     def was_stopped(self) -> bool:
@@ -136,11 +137,11 @@ class TrialRecord:
         return self.state == TrialState.PRUNED and not self.is_over_limit
 
     @property
-    def counts(self) -> bool:
+    def uses_budget(self) -> bool:
         """Whether the trial was paid for, or is being."""
         if self.plan is None or self.duplicate_of is not None:
             return False
-        return not self.is_withdrawn and not self.is_refused
+        return not self.is_superseded and not self.is_infeasible
 
 
 def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
@@ -163,7 +164,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         plan=AttentionPlan.from_json(attrs[PLAN]) if PLAN in attrs else None,
         size=size,
         costs=costs,
-        certain=attrs.get(CERTAIN, True),
+        cost_is_exact=attrs.get(CERTAIN, True),
         pruned=tuple(AttentionPlan.from_json(plan) for plan in attrs.get(PRUNED, ())),
         losses=tuple(attrs.get(LOSSES, ())),
         loss=None if values is None else values[0],
@@ -175,7 +176,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         is_warm=bool(attrs.get(WARM, False)),
         is_baseline=bool(attrs.get(BASELINE, False)),
         duplicate_of=attrs.get(DUPLICATE),
-        is_withdrawn=proposal is not None and proposal["number"] != trial.number,
+        is_superseded=proposal is not None and proposal["number"] != trial.number,
         reason=attrs.get(REASON),
         failure=attrs.get(FAILURE),
         attempts=tuple(attrs.get(ATTEMPTS, ())),

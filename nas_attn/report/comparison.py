@@ -63,7 +63,8 @@ def reference_text(comparison: Comparison) -> str:
     objectives, reference = comparison.searches[0].objectives, comparison.reference
     return (
         f"Reference of the hypervolume: {reference.cost:,.10g} "
-        f"{cost_words(objectives.primary_cost)}, validation {objectives.metric} {reference.loss:.4f} ({reference.origin})."
+        f"{cost_words(objectives.primary_cost)}, validation {objectives.metric} "
+        f"{reference.loss:.4f} ({reference.origin})."
     )
 
 

@@ -47,7 +47,7 @@ def state_text(trial: TrialRecord) -> str:
     """How a trial stands, in words."""
     if trial.duplicate_of is not None:
         return "repeated"
-    if trial.is_withdrawn:
+    if trial.is_superseded:
         return "withdrawn"
     if trial.is_over_limit:
         return "over a limit"

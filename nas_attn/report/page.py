@@ -136,9 +136,9 @@ def _facts(trials: Trials, codes: Mapping[AttentionChoice, str]) -> dict[str, An
             "front": len(best),
             "trained": len(trials.trained),
             "stopped": sum(trial.was_stopped for trial in trials),
-            "over": sum(trial.is_over_limit and trial.counts for trial in trials),
+            "over": sum(trial.is_over_limit and trial.uses_budget for trial in trials),
             "failed": len(_failed(trials)),
-            "refused": sum(trial.is_refused for trial in trials),
+            "refused": sum(trial.is_infeasible for trial in trials),
         },
     }
 
@@ -180,7 +180,7 @@ def _failures(trials: Trials) -> dict[str, Any]:
 
 
 def _failed(trials: Trials) -> list[TrialRecord]:
-    return [trial for trial in trials if trial.state.name == "FAIL" and trial.counts]
+    return [trial for trial in trials if trial.state.name == "FAIL" and trial.uses_budget]
 
 
 def _shown(trials: Trials) -> list[TrialRecord]:

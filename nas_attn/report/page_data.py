@@ -76,7 +76,7 @@ def series_of(
     is_sampled = search.get("sampler", "stratified_random") != "stratified_random"
     if not is_sampled or "sensitivity" in (search.get("strategy"), search.get("enqueue")):
         return series
-    startup = [trial for trial in trials if trial.counts][: 1 + search["startup_trials"]]
+    startup = [trial for trial in trials if trial.uses_budget][: 1 + search["startup_trials"]]
     spread = progress_of(Trials(startup, trials.objectives), progress.reference)
     if spread is not None:
         share = [part * spread.final / progress.final for part in spread.share]

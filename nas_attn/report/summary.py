@@ -39,7 +39,7 @@ def summary_text(trials: Trials, context: ReportContext) -> str:
         time=time_text(trials),
         on_front=len(trials.front),
         stopped=sum(trial.was_stopped for trial in trials),
-        over=sum(trial.is_over_limit and trial.counts for trial in trials),
+        over=sum(trial.is_over_limit and trial.uses_budget for trial in trials),
         columns=[axis, "change", *effective, *further, objectives.metric, "change"],
         rows=[_row(row, trials) for row in trials.front_frame().to_dict("records")],
         noise=_noise(trials),

@@ -31,7 +31,7 @@ def keep_data(record: TrialStore, data: PreparedData) -> None:
         UsageError: the study was searched with other data; names what differs.
     """
     found = identify(data.folder, data.languages)
-    kept = record.notes().get(DATA)
+    kept = record.metadata().get(DATA)
     if kept is not None:
         _refuse(record.name, data, differences(kept, found))
         return
@@ -42,7 +42,7 @@ def keep_data(record: TrialStore, data: PreparedData) -> None:
             as_it_was = {"languages": list(trained), "files": {}}
             _refuse(record.name, data, differences(as_it_was, found))
             break
-    record.note(DATA, found)
+    record.set_metadata(DATA, found)
     if trials:
         logger.info(
             "the record of %s did not say which data it was searched with; from now on it says "

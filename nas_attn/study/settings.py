@@ -23,7 +23,7 @@ def keep_settings(record: TrialStore, settings: Mapping[str, Any]) -> None:
     """
     kept = record.settings()
     if not kept:
-        record.note(SETTINGS, dict(settings))
+        record.set_metadata(SETTINGS, dict(settings))
         return
     different = sorted(differences(_without_idle(kept), _without_idle(settings)))
     if different:

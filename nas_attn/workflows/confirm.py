@@ -70,7 +70,7 @@ def confirm(
     if study.config.replay is None:
         examples = check_split(study.data_set, "test")
         session.events.on_message(f"the test split has {examples:,} examples")
-    record.note(CONFIRMED, seeds)
+    record.set_metadata(CONFIRMED, seeds)
     confirmed = confirmation_record(study, record, seeds, create=True)
     baselines = (trial for trial in record.trials() if trial.is_baseline and trial.is_trained)
     chosen = {point.number for point in (*points, *baselines)}

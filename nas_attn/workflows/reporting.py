@@ -65,7 +65,7 @@ def write_study_report(
     trials = Trials.of(record, study.folder)
     if not trials.trained:
         raise NasAttnError("no trial is complete yet, so there is nothing to report")
-    parts, notes = _Parts(troubles), record.notes()
+    parts, notes = _Parts(troubles), record.metadata()
     is_replayed = study.config.replay is not None
     context = ReportContext(
         name=study.config.name,
@@ -101,7 +101,7 @@ def confirmation_record(
 
 def confirmed_rows(study: Study, record: TrialStore) -> list[dict[str, Any]]:
     """What the last confirmation has given; empty if there was none."""
-    seeds = record.notes().get(CONFIRMED)
+    seeds = record.metadata().get(CONFIRMED)
     if seeds is None:
         return []
     numbers = {t.plan: t.number for t in record.trials() if t.plan is not None and t.is_trained}

@@ -45,7 +45,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     session = Session.begin(study, address=address, events=events)
     keep_proposing(session.record, study.proposing())
     session.note_start()
-    session.record.note(BUDGET, study.config.search.trials)
+    session.record.set_metadata(BUDGET, study.config.search.trials)
     failure: NasAttnError | None = None
     try:
         _run(session)
@@ -146,7 +146,7 @@ def _is_guide(session: Session, findings: SensitivityFindings) -> bool:
 
 
 def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
-    session.record.note(QUEUE, [plan.to_json() for plan in queue])
+    session.record.set_metadata(QUEUE, [plan.to_json() for plan in queue])
 
 
 def _train_cold(session: Session) -> None:

@@ -103,7 +103,7 @@ class Trainer:
     ) -> SearchLoop:
         """Train plans whole, as far as the record does not hold them; arguments as for `run`."""
         record = record or self.record
-        known = [trial for trial in record.trials() if trial.counts]
+        known = [trial for trial in record.trials() if trial.uses_budget]
         new = set(plans) - {trial.plan for trial in known if trial.state.name != "FAIL"}
         changes = {
             "stopping": StoppingConfig(),
@@ -244,7 +244,7 @@ def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> Tr
 
 def queue_of(record: TrialStore) -> list[AttentionPlan]:
     """Plans that were put before the sampler's."""
-    return [AttentionPlan.from_json(plan) for plan in record.notes().get(QUEUE, ())]
+    return [AttentionPlan.from_json(plan) for plan in record.metadata().get(QUEUE, ())]
 
 
 def prepare_once(study: Study, events: Events) -> None:

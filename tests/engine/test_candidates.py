@@ -46,7 +46,7 @@ def test_a_queue_over_a_limit_is_passed_over(tmp_path: Path) -> None:
     FakeExecutor(workers=1).run(loop)
     trials = loop.record.trials()
     assert [trial.plan for trial in trials[1 : 1 + len(allowed)]] == allowed
-    assert sum(trial.counts for trial in trials) == 6
+    assert sum(trial.uses_budget for trial in trials) == 6
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "stratified_random"])

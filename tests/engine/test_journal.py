@@ -48,7 +48,7 @@ def test_a_damaged_end_is_cut_off_before_writing(
         file.write(end)
     assert notes(tmp_path) == {"first": 1}
     assert path.read_bytes().endswith(end)
-    TrialStore("one", open_storage(None, tmp_path), OBJECTIVES).note("second", 2)
+    TrialStore("one", open_storage(None, tmp_path), OBJECTIVES).set_metadata("second", 2)
     assert "is cut off" in caplog.text or "are cut off" in caplog.text
     assert notes(tmp_path) == {"first": 1, "second": 2}
     kept = json.loads((tmp_path / f"{JOURNAL}.damaged").read_text())
@@ -62,8 +62,8 @@ def test_a_driver_that_runs_cuts_off_what_another_left(tmp_path: Path) -> None:
     record = begin(tmp_path)
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(ENDS["NUL bytes with an end"])
-    record.note("second", 2)
-    assert record.notes() == notes(tmp_path) == {"first": 1, "second": 2}
+    record.set_metadata("second", 2)
+    assert record.metadata() == notes(tmp_path) == {"first": 1, "second": 2}
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match=words):
         open_storage(None, tmp_path)
     with pytest.raises(SearchError, match=words):
-        record.note("second", 2)
+        record.set_metadata("second", 2)
     with pytest.raises(SearchError, match=words):
-        record.notes()
+        record.metadata()
     assert path.read_bytes() == before
 
 
@@ -114,10 +114,10 @@ def test_a_record_that_is_gone_is_said(tmp_path: Path) -> None:
     record = begin(tmp_path)
     (tmp_path / JOURNAL).write_bytes(b"")
     with pytest.raises(SearchError, match="has become shorter while in use"):
-        record.note("second", 2)
+        record.set_metadata("second", 2)
     (tmp_path / JOURNAL).unlink()
     with pytest.raises(SearchError, match="was removed while in use"):
-        record.note("second", 2)
+        record.set_metadata("second", 2)
 
 
 WRITER = """
@@ -166,7 +166,7 @@ def test_optunas_own_backend_writes_at_the_same_time(tmp_path: Path) -> None:
     found = notes(tmp_path)
     for index, kind in enumerate(kinds):
         assert sum(name.startswith(f"{kind}{index} ") for name in found) == count
-    assert record.notes() == found
+    assert record.metadata() == found
     assert not (tmp_path / f"{JOURNAL}.lock").is_symlink()
     assert not (tmp_path / f"{JOURNAL}.damaged").exists()
 
@@ -193,7 +193,7 @@ def test_a_shared_folder_that_is_away_is_waited_for(
 
     monkeypatch.setattr(module, name, fail)
     with caplog.at_level(logging.WARNING):
-        record.note("second", 2)
+        record.set_metadata("second", 2)
     assert os.strerror(number) in caplog.text
     assert notes(tmp_path) == {"first": 1, "second": 2}
 
@@ -218,4 +218,4 @@ def test_a_folder_without_leave_to_write(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(SearchError, match=r"cannot write the record .*: Permission denied"):
-        record.note("second", 2)
+        record.set_metadata("second", 2)

@@ -63,7 +63,7 @@ def test_a_trial_that_was_taken_over_is_not_trained_on(tmp_path: Path) -> None:
         news = Validation(seed=1, num_updates=5, loss=1.0)
         assert not first.progress(job.number, news)
         first.finish(job.number, TrialResult(seconds=1.0))
-        assert second.record.now(job.number).curve == {}
+        assert second.record.refresh(job.number).curve == {}
 
 
 def test_two_drivers_share_the_work(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_two_drivers_share_the_work(tmp_path: Path) -> None:
     assert len({trial.plan for trial in done}) == 20
     assert {index for index, _ in ran} == {0, 1}
     assert all(trial.state.is_finished() for trial in trials)
-    assert all(trial.reason for trial in trials if trial.is_withdrawn)
+    assert all(trial.reason for trial in trials if trial.is_superseded)
 
 
 def test_of_two_claims_the_first_holds(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_driver_that_was_slower_withdraws(tmp_path: Path) -> None:
     assert number == 0
     FakeExecutor().run(loop)
     trials = record.trials()
-    assert trials[0].is_withdrawn
+    assert trials[0].is_superseded
     assert trials[0].state == TrialState.FAIL
     assert len(trained(trials)) == 12
 
@@ -131,12 +131,12 @@ def test_a_repeat_that_came_second_is_over_already(tmp_path: Path) -> None:
     FakeExecutor().run(loop)
     proposal = loop.proposer.propose()
     assert proposal is not None
-    late = replace(proposal, plan=BASELINE, twin=0, number=proposal.number - 1)
+    late = replace(proposal, plan=BASELINE, duplicate_of=0, number=proposal.number - 1)
     assert loop._begin(late) is None
     trial = loop.record.trials()[proposal.number]
-    assert trial.is_withdrawn
+    assert trial.is_superseded
     assert trial.duplicate_of == 0
-    assert not trial.counts
+    assert not trial.uses_budget
 
 
 def test_a_stopped_driver_that_keeps_trials_is_named(
@@ -169,7 +169,7 @@ def test_where_locks_do_not_work_drivers_are_heard(
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refuse)
-        told = record.notes()
+        told = record.metadata()
         at = told[f"driver {driver.driver}"]["at"]
         assert live_drivers(told, now=at + 10, grace_seconds=60) == [driver.driver]
         assert live_drivers(told, now=at + 70, grace_seconds=60) == []

@@ -33,7 +33,7 @@ def test_a_live_lock_of_optuna_is_waited_for(kind: Any, tmp_path: Path) -> None:
     lock = kind(str(tmp_path / JOURNAL))
     lock.acquire()
     size = (tmp_path / JOURNAL).stat().st_size
-    write = threading.Thread(target=record.note, args=("second", 2))
+    write = threading.Thread(target=record.set_metadata, args=("second", 2))
     write.start()
     write.join(0.3)
     assert write.is_alive()
@@ -50,7 +50,7 @@ def test_a_lock_that_optuna_left_behind_ends(
     record = begin(tmp_path)
     monkeypatch.setattr(optuna_lock, "STALE_SECONDS", 0.3)
     kind(str(tmp_path / JOURNAL)).acquire()
-    record.note("second", 2)
+    record.set_metadata("second", 2)
     assert "was left behind by a process that died" in caplog.text
     assert notes(tmp_path)["second"] == 2
 
@@ -60,7 +60,7 @@ def test_a_lock_that_points_nowhere_ends(tmp_path: Path, monkeypatch: pytest.Mon
     record = begin(tmp_path)
     monkeypatch.setattr(optuna_lock, "STALE_SECONDS", 0.3)
     (tmp_path / f"{JOURNAL}.lock").symlink_to(f"runs/one/{JOURNAL}")
-    record.note("second", 2)
+    record.set_metadata("second", 2)
     assert notes(tmp_path)["second"] == 2
 
 
@@ -72,7 +72,7 @@ def test_a_lock_of_our_dead_is_removed_at_once(tmp_path: Path) -> None:
     OptunaLock(path, dead).acquire()
     dead.release()  # as the kernel does
     began = time.monotonic()
-    record.note("second", 2)
+    record.set_metadata("second", 2)
     assert time.monotonic() - began < 5
 
 
@@ -85,7 +85,7 @@ def test_a_lock_of_ours_on_another_machine_is_not_broken_at_once(
     OptunaLock(path, FileLock(path.with_name(path.name + ".flock"), "it")).acquire()
     path.with_name(path.name + ".flock").write_text("17 elsewhere 0-0")
     began = time.monotonic()
-    record.note("second", 2)
+    record.set_metadata("second", 2)
     assert time.monotonic() - began > 0.5
 
 
@@ -115,11 +115,11 @@ def test_without_links_a_file_is_the_lock(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    record.note("second", 2)
+    record.set_metadata("second", 2)
     assert not (tmp_path / f"{JOURNAL}.lock").exists()
     monkeypatch.setattr(optuna_lock, "STALE_SECONDS", 0.2)
     JournalFileOpenLock(str(tmp_path / JOURNAL)).acquire()
-    record.note("third", 3)
+    record.set_metadata("third", 3)
     assert notes(tmp_path).keys() == {"first", "second", "third"}
 
 
@@ -144,7 +144,7 @@ def test_a_stopped_process_is_named(
         assert holder.stdout is not None
         holder.stdout.readline()
         holder.send_signal(signal.SIGSTOP)
-        write = threading.Thread(target=record.note, args=("second", 2))
+        write = threading.Thread(target=record.set_metadata, args=("second", 2))
         write.start()
         deadline = time.monotonic() + 20
         while "is stopped" not in caplog.text and time.monotonic() < deadline:

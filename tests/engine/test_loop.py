@@ -98,10 +98,10 @@ def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
     for trial in trials:
         assert trial.plan is not None
         if trial.is_baseline:
-            assert trial.certain
+            assert trial.cost_is_exact
             assert trial.pruned == ()
             continue
-        assert trial.certain == ("pillars" in str(trial.plan))
+        assert trial.cost_is_exact == ("pillars" in str(trial.plan))
         assert trial.cost == wanted
         assert trial.text.endswith(
             "; left (first seed): encoder_self 1 heads, decoder_self 1 heads, "
@@ -124,7 +124,7 @@ def test_an_interrupted_search_goes_on(die_after: int, tmp_path: Path) -> None:
     assert left <= set(executor.ran)
     kill_drivers()
     assert len(executor.ran) == 12 - die_after  # what was finished did not run again
-    assert [t.state for t in trials if t.counts] == [TrialState.COMPLETE] * 12
+    assert [t.state for t in trials if t.uses_budget] == [TrialState.COMPLETE] * 12
     assert len(trained(trials)) == 12
     third = make_loop(tmp_path)
     assert third.next_job() is None
@@ -176,7 +176,7 @@ def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     assert loop.next_job() is None
     assert not loop.is_over()
     loop.progress(first.number, Validation(seed=1, num_updates=70, loss=9.0, is_start=True))
-    assert loop.record.now(first.number).curve == {}, "a start is not the trial's curve"
+    assert loop.record.refresh(first.number).curve == {}, "a start is not the trial's curve"
     loop.finish(first.number, TrialResult(losses=(0.5,), seconds=1.0, updates=80))
     assert loop.record.trials()[0].updates == 80
     assert loop.next_job() is not None
@@ -199,7 +199,7 @@ def test_limits_are_kept(tmp_path: Path) -> None:
     done = trained(trials)
     assert len(done) == 14
     assert all(t.cost is not None and (t.cost <= 80_000 or t.is_baseline) for t in done)
-    refused = [trial for trial in trials if trial.is_refused]
+    refused = [trial for trial in trials if trial.is_infeasible]
     assert all("more than the limit of 80,000" in (trial.reason or "") for trial in refused)
     starts = sorted(t.cost or 0 for t in trials[1:6])
     assert starts[0] < 55_000
@@ -234,12 +234,12 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
     FakeExecutor(prune=prune).run(loop)
     loop.outcome()
     trials = loop.record.trials()
-    refused = [trial for trial in trials if trial.is_refused]
+    refused = [trial for trial in trials if trial.is_infeasible]
     for trial in refused:
         assert trial.plan is not None
         assert all(dict(c.options)["vote_threshold"] == 0.0 for _, (c,) in trial.plan)
         assert (trial.reason or "").startswith(f"pruned as far as can be, {whole:,} total are")
-    over = [trial for trial in trials if trial.is_over_limit and not trial.is_refused]
+    over = [trial for trial in trials if trial.is_over_limit and not trial.is_infeasible]
     under = [trial for trial in trained(trials) if not trial.is_baseline]
     assert over and under
     assert all((trial.cost or 0) <= whole - 10_000 for trial in under)
@@ -249,7 +249,7 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
             f"after pruning, {whole:,} total are more than the limit of {whole - 10_000:,}"
         )
         assert state_text(trial) == "over a limit"
-        assert trial.counts and not trial.was_stopped
+        assert trial.uses_budget and not trial.was_stopped
     assert not {trial.number for trial in over} & {trial.number for trial in front(trials)}
     assert loop.snapshot().over_limit == len(over)
     assert loop.snapshot().stopped == 0

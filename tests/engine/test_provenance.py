@@ -37,7 +37,7 @@ def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     note_start(record, {"torch": "2.12", "optuna": "5.0"}, "a")
     note_start(record, {"torch": "2.13", "optuna": "5.0"}, "a")
     note_start(record, {"torch": "2.12", "optuna": "5.0"}, "b")
-    notes = record.notes()
+    notes = record.metadata()
     assert len(starts_of(notes)) == 3
     assert versions_of(notes) == {"torch": "2.12, then 2.13", "optuna": "5.0"}
     assert machine_of(notes) == "a, then b"
@@ -47,14 +47,14 @@ def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_records_of_old_know_one_start(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    assert versions_of(record.notes()) == {}
-    assert machine_of(record.notes()) == ""
-    record.note("versions", {"torch": "2.11"})
-    record.note("machine", "old")
-    assert machine_of(record.notes()) == "old"
+    assert versions_of(record.metadata()) == {}
+    assert machine_of(record.metadata()) == ""
+    record.set_metadata("versions", {"torch": "2.11"})
+    record.set_metadata("machine", "old")
+    assert machine_of(record.metadata()) == "old"
     note_start(record, {"torch": "2.12"}, "new")
-    assert versions_of(record.notes()) == {"torch": "2.11, then 2.12"}
-    assert machine_of(record.notes()) == "old, then new"
+    assert versions_of(record.metadata()) == {"torch": "2.11, then 2.12"}
+    assert machine_of(record.metadata()) == "old, then new"
 
 
 def proposing(folder: Path, data: PreparedData, **changes: Any) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def test_a_lost_creation_keeps_its_number(folder: Path, lost: int) -> None:
     after = trials(folder)
     assert after[lost].plan is None
     assert after[lost].state.name == "FAIL"
-    assert not after[lost].counts
+    assert not after[lost].uses_budget
     for one, other in zip(before, after, strict=True):
         if one.number != lost:
             assert said(other) == said(one)
@@ -171,7 +171,7 @@ def test_what_was_written_behind_half_a_line_stays(folder: Path) -> None:
     done = repair(folder)
     assert len(done.dropped) == 1
     record = TrialStore("fake", open_storage(None, folder), OBJECTIVES)
-    assert record.notes()["note"] == 2
+    assert record.metadata()["note"] == 2
     assert [said(trial) for trial in record.trials()] == [said(trial) for trial in before]
 
 
@@ -234,7 +234,7 @@ def test_no_repair_beside_a_driver(folder: Path) -> None:
 
 def test_no_repair_beside_a_driver_elsewhere(folder: Path) -> None:
     now = {"beats": 3, "at": 4e9, "machine": "elsewhere 0", "lock": "/x", "ended": False}
-    TrialStore("fake", open_storage(None, folder), OBJECTIVES).note("driver far-1-a", now)
+    TrialStore("fake", open_storage(None, folder), OBJECTIVES).set_metadata("driver far-1-a", now)
     damage(folder, 5)
     with pytest.raises(SearchError, match="far-1-a is at work"):
         repair(folder)

@@ -80,7 +80,7 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
 
 def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
     record = make_loop(tmp_path).record
-    record.note(BUDGET, 40)
+    record.set_metadata(BUDGET, 40)
     assert read(record).budget == 40
 
 

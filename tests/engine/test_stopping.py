@@ -91,7 +91,7 @@ def test_stopped_trials_are_pruned_with_values_and_reason(tmp_path: Path) -> Non
     for trial in stopped:
         assert trial.loss is None
         assert not trial.is_trained
-        assert trial.counts
+        assert trial.uses_budget
         assert (trial.reason or "").startswith("stopped after validation")
         assert len(trial.curve) in (1, 3)
         assert all(math.isfinite(loss) for loss in trial.curve.values())
@@ -117,7 +117,7 @@ def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
             )
             goes_on = loop.progress(job.number, news)
             assert goes_on or not news.is_last
-    ended = loop.record.now(jobs[-1].number)
+    ended = loop.record.refresh(jobs[-1].number)
     assert ended.rungs["9"]["better"] >= 4, "it is the worst there, and went on"
 
 

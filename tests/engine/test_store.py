@@ -37,7 +37,7 @@ def test_half_a_line_is_dropped(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver waits until there is room; what was there stays readable."""
     record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
-    record.note("first", 1)
+    record.set_metadata("first", 1)
     size = (tmp_path / JOURNAL).stat().st_size
     original, calls = os.fsync, []
 
@@ -50,10 +50,10 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
-    record.note("second", 2)
+    record.set_metadata("second", 2)
     assert len(calls) == 2
     fresh = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES)
-    assert {"first": 1, "second": 2}.items() <= fresh.notes().items()
+    assert {"first": 1, "second": 2}.items() <= fresh.metadata().items()
 
 
 class Absent(InMemoryStorage):
@@ -77,8 +77,8 @@ def test_a_storage_that_comes_back_is_waited_for(
     monkeypatch.setattr(patience.time, "sleep", pauses.append)
     record = TrialStore("one", Absent(failures=4), OBJECTIVES, create=True)
     with caplog.at_level(logging.WARNING):
-        record.note("name", 1)
-    assert record.notes()["name"] == 1
+        record.set_metadata("name", 1)
+    assert record.metadata()["name"] == 1
     assert pauses == [0.5, 1.0, 2.0, 4.0]
     assert "the storage does not answer, waiting: the server closed" in caplog.text
 
@@ -88,7 +88,7 @@ def test_a_storage_that_stays_away_ends_the_search(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1.0)
     record = TrialStore("one", Absent(failures=9), OBJECTIVES, create=True)
     with pytest.raises(SearchError, match=r"has not answered .* the same command goes on"):
-        record.note("name", 1)
+        record.set_metadata("name", 1)
 
 
 def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Search:
         for driver in self.drivers:
             assert driver.wait(SECONDS) == 0, self.log.read_text()
         trials = self.trials()
-        counted = [trial for trial in trials if trial.counts]
+        counted = [trial for trial in trials if trial.uses_budget]
         assert [trial.state for trial in counted] == [TrialState.COMPLETE] * TRIALS
         assert len({trial.plan for trial in counted}) == TRIALS
         assert all(trial.state.is_finished() for trial in trials)
@@ -153,7 +153,9 @@ def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
     left = [
         trial.number
         for trial in search.trials()
-        if trial.counts and not trial.state.is_finished() and search.driver_of(trial) == victim.pid
+        if trial.uses_budget
+        and not trial.state.is_finished()
+        and search.driver_of(trial) == victim.pid
     ]
     search.drivers.remove(victim)
     trials = search.end()

@@ -175,13 +175,13 @@ class FakeExecutor:
 def begin(folder: Path) -> TrialStore:
     """A record with one note, in the journal of a run folder."""
     record = TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
-    record.note("first", 1)
+    record.set_metadata("first", 1)
     return record
 
 
 def notes(folder: Path) -> dict[str, Any]:
     """What is noted on such a record."""
-    return TrialStore("one", open_storage(None, folder), OBJECTIVES).notes()
+    return TrialStore("one", open_storage(None, folder), OBJECTIVES).metadata()
 
 
 def fail_trial_3(job: TrialJob) -> str | None:

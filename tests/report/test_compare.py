@@ -275,7 +275,7 @@ def test_run_folders_from_the_command(tmp_path: Path) -> None:
         loop = make_loop(tmp_path / name, trials=trials)
         FakeExecutor().run(loop)
         settings = {"objectives": {"loss": "loss", "costs": ["total"]}}
-        loop.record.note(SETTINGS, settings)
+        loop.record.set_metadata(SETTINGS, settings)
     record = open_run_folder(tmp_path / "second")
     assert record.name == "fake"
     assert len(read_searched(record, tmp_path / "second").trained) == 12

@@ -68,7 +68,7 @@ def test_a_record_of_old_takes_the_data_on(
     reverse = PreparedData(folder=tiny_translation.folder, languages=("tgt", "src"))
     with pytest.raises(NasAttnError, match=r"the languages \(were src-tgt, now tgt-src\)"):
         keep_data(record, reverse)
-    assert DATA not in record.notes()
+    assert DATA not in record.metadata()
     with caplog.at_level(logging.INFO):
         keep_data(record, tiny_translation)
     assert "did not say which data" in caplog.text

@@ -16,7 +16,7 @@ from tests.helpers.fakes import OBJECTIVES
 def test_records_of_old_are_read(tmp_path: Path) -> None:
     record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     old = {"objectives": {"loss": "nll_loss", "parameters": "total"}, "training": {"lr": 0.1}}
-    record.note("settings", old)
+    record.set_metadata("settings", old)
     now = {"objectives": {"loss": "nll_loss", "costs": ["total"]}, "training": {"lr": 0.1}}
     keep_settings(record, now)
 
