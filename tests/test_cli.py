@@ -228,7 +228,7 @@ def _convert(trial: Path, data: Path, folder: Path) -> None:
     assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", text)
     assert re.search(r"validation loss, bits a token: ([\d.]+) -> [\d.]+", text)
     assert "exists; remove it" in run(*command, status=2)
-    means = run(*command, "--calibrate", str(data), "--replace", "--means")
+    means = run(*command, "--calibrate", str(data), "--replace", "--mean-pool")
     assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", means)
     run(*command, "--calibrate", str(data), "--replace")
     bad = json.dumps({"decoder_self": {"scheme": "multi_query", "shared_dim": 4}})
@@ -362,7 +362,7 @@ def test_a_language_model_search(
             },
         },
         "space": space,
-        "objectives": {"loss": "loss", "costs": ["attention", "flops"]},
+        "objectives": {"metric": "loss", "costs": ["attention", "flops"]},
         "search": {"trials": 2, "startup_trials": 0, "sampler": "random"},
     }
     path = tmp_path / "language.yaml"

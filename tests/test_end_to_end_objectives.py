@@ -161,7 +161,7 @@ def test_bleu_against_cache_and_operations_where_all_but_the_baseline_fails(
     """Embeddings so large that no gradient is finite: the search ends, says why, and reports."""
     schemes = {"multi_head": {}, "head_embedding_mul": {"embedding_std": [1e20, 1e25, 1e30]}}
     changes: dict[str, Any] = {
-        "objectives": {"loss": "bleu", "costs": ["cache_bytes", "flops"]},
+        "objectives": {"metric": "bleu", "costs": ["cache_bytes", "flops"]},
         "training/arguments/max-epoch": 2,
         "space": {"decide": "model", "schemes": schemes},
         "search": {"trials": 4, "give_up_after": 2},

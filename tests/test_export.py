@@ -196,7 +196,7 @@ def modelling(tmp_path_factory: pytest.TempPathFactory, tiny_language: PreparedD
     }
     changes = {
         "training": {"task": "language_modeling", "arguments": arguments},
-        "objectives": {"loss": "loss"},
+        "objectives": {"metric": "loss"},
         "search/trials": 1,
     }
     return search(tmp_path_factory.mktemp("modelling"), tiny_language, changes)
@@ -350,7 +350,7 @@ def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -
     out.mkdir()  # an empty folder is as good as none
     text = invoke(*modelling.arguments, "--best-under", "9M", "--out", str(out))
     assert "it is the multi-head baseline" in text
-    assert "--no-test-side leaves it out" in text
+    assert "--no-test-split leaves it out" in text
     assert {path.name for path in out.iterdir()} == {
         "README.md", "checkpoint.pt", "plan.json", "dict.txt", "sentencepiece.model",
         "test.bin", "test.idx",
@@ -358,7 +358,7 @@ def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -
     (evaluate,) = commands(out)
     shell(evaluate, out)
     without = tmp_path / "without"
-    invoke(*modelling.arguments, "--trial", "0", "--no-test-side", "--out", str(without))
+    invoke(*modelling.arguments, "--trial", "0", "--no-test-split", "--out", str(without))
     assert not list(without.glob("test.*"))
     (evaluate,) = commands(without)
     assert evaluate.startswith("fairseq-eval-lm DATA ")

@@ -12,6 +12,8 @@ import nas_attn.api as nas_attn
 from nas_attn.workflows.proposals import check_proposals
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.filterwarnings("ignore:the key objectives.loss:FutureWarning")
+
 RECORDED = ROOT / "tests" / "fixtures" / "recorded_study"
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from nas_attn._deprecated import warn_renamed
 from nas_attn.cli.console import console, say, say_error
 from nas_attn.cli.options import SetOption
 from nas_attn.errors import NasAttnError
@@ -246,14 +247,15 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Also to schemes that cannot inherit trained heads.")
     ] = False,
-    means: Annotated[
+    mean_pool: Annotated[
         bool,
         typer.Option(
-            "--means",
+            "--mean-pool",
             help="To grouped_query and multi_query by means of heads (Ainslie et al. 2023), which "
             "is worse: only to compare with.",
         ),
     ] = False,
+    means: Annotated[bool, typer.Option("--means", hidden=True)] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Write over a file that is there.")
     ] = False,
@@ -267,6 +269,8 @@ def convert(
     from nas_attn.cli.tables import converted_table
     from nas_attn.workflows.models import convert as convert_model
 
+    if means:
+        warn_renamed("option", "--means", "--mean-pool")
     found = convert_model(
         checkpoint,
         plan,
@@ -274,7 +278,7 @@ def convert(
         data=calibrate,
         refit=refit,
         force=force,
-        means=means,
+        mean_pool=mean_pool or means,
         replace=replace,
     )
     console.print(converted_table(found))

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from nas_attn._deprecated import warn_renamed
 from nas_attn.cli.console import console, interruptible, say
 from nas_attn.cli.options import RunsOption, SetOption, StudyArgument
 
@@ -158,10 +159,11 @@ def export(
             show_default=False,
         ),
     ] = None,
-    test_side: Annotated[
+    test_split: Annotated[
         bool,
-        typer.Option(help="Put the data set's binarised test side in, to repeat its evaluation."),
+        typer.Option(help="Put the data set's binarised test split in, to repeat its evaluation."),
     ] = True,
+    test_side: Annotated[bool | None, typer.Option(hidden=True)] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
 ) -> None:
@@ -175,16 +177,19 @@ def export(
     """
     from nas_attn import api
 
+    if test_side is not None:
+        warn_renamed("option", "--test-side", "--test-split")
+        test_split = test_side
     results = api.open_study(study, overrides=set_, runs=runs)
     chosen = results.choose(trial=trial, best_under=best_under)
     for line in (f"trial {chosen.number}: {chosen.text}", results.comparison_text(chosen)):
         console.print(Text(line), soft_wrap=True)
     with interruptible():
-        made = results.export(out, trial=chosen.number, with_test=test_side)
+        made = results.export(out, trial=chosen.number, with_test=test_split)
     if made.test_bytes:
         say(
-            f"the test side of the data set is in it ({made.test_bytes:,} bytes); "
-            "--no-test-side leaves it out"
+            f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
+            "--no-test-split leaves it out"
         )
     files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"
     say(f"written: {made.folder} ({files})")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from nas_attn._deprecated import renamed_key
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import ConfigModel, Scalar
 from nas_attn.errors import UsageError
@@ -33,7 +34,7 @@ def _total() -> list[Cost]:
 class ObjectivesConfig(ConfigModel):
     """What is weighed against what: one measure of quality, and one or two costs."""
 
-    loss: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "nll_loss"
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "nll_loss"
     """A validation metric that fairseq logs: nll_loss (bits), ppl, loss; bleu, accuracy (higher is
     better)."""
     costs: list[Cost] = Field(default_factory=_total, min_length=1, max_length=2)
@@ -48,6 +49,11 @@ class ObjectivesConfig(ConfigModel):
     """Times that the validation side is translated for `decoding_seconds`; the median counts."""
     bleu_tokenizer: BleuTokenizer = DEFAULT
     """sacreBLEU's tokenizer of every BLEU; 13a cuts no language that is written without spaces."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_keys(cls, data: Any) -> Any:
+        return renamed_key(data, "loss", "metric", section="objectives")
 
     @field_validator("costs")
     @classmethod
@@ -203,7 +209,7 @@ class ExecutionConfig(ConfigModel):
     holds it; a journal file in the run folder by default."""
     transfer: Literal["shared_folder", "object_store"] = "shared_folder"
     """How data reach other Ray nodes, and checkpoints come back."""
-    warm: bool = True
+    fork_server: bool = True
     """Fork trainings from a process that has imported fairseq, which saves seconds a trial."""
     retries: Annotated[int, Field(ge=0)] = 2
     """Times that a trial is continued after a fault that may not come again."""
@@ -214,6 +220,11 @@ class ExecutionConfig(ConfigModel):
     grace_seconds: Annotated[float, Field(gt=0)] = 120
     """A driver on another machine that is silent for so long has died; its trials are taken
     over."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_keys(cls, data: Any) -> Any:
+        return renamed_key(data, "warm", "fork_server", section="execution")
 
     @model_validator(mode="after")
     def _grace_is_longer(self) -> ExecutionConfig:

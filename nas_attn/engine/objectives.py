@@ -29,7 +29,7 @@ class Objectives:
     @classmethod
     def of(cls, config: ObjectivesConfig, *, maximise: bool) -> Objectives:
         return cls(
-            metric=config.loss,
+            metric=config.metric,
             maximise=maximise,
             costs=tuple(config.costs),
             limits={str(name): limit for name, limit in config.limits.items()},

@@ -174,7 +174,7 @@ def check_metric(config: TrainingConfig, metric: str) -> list[ConfigIssue]:
     A name that a criterion which is not in `LOGGED` may log passes.
     """
     message = _refused_metric(config, metric)
-    return [ConfigIssue("objectives.loss", message)] if message else []
+    return [ConfigIssue("objectives.metric", message)] if message else []
 
 
 def _refused_metric(config: TrainingConfig, metric: str) -> str:

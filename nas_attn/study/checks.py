@@ -132,7 +132,7 @@ def _without_refused(config: StudyConfig) -> StudyConfig:
 
 def _check_objectives(config: StudyConfig) -> list[ConfigIssue]:
     """Objectives that this training does not have."""
-    faults = check_metric(config.training, config.objectives.loss)
+    faults = check_metric(config.training, config.objectives.metric)
     faults += check_bleu(config.training, config.objectives.bleu_tokenizer)
     there_are = available_costs(config.training.task)
     named = {"objectives.costs": config.objectives.costs}
@@ -146,9 +146,9 @@ def _check_objectives(config: StudyConfig) -> list[ConfigIssue]:
         if "decoding_seconds" in config.objectives.costs:
             message = "nothing is decoded where learning curves are replayed"
             faults.append(ConfigIssue("objectives.costs", message))
-        if config.objectives.loss not in ("loss", "nll_loss"):
+        if config.objectives.metric not in ("loss", "nll_loss"):
             faults.append(
-                ConfigIssue("objectives.loss", "replayed curves have loss and nll_loss only")
+                ConfigIssue("objectives.metric", "replayed curves have loss and nll_loss only")
             )
     elif config.execution.executor == "simulated":
         message = "simulated trials replay learning curves: add the section replay"

@@ -109,7 +109,7 @@ class TrialJobs:
             self.data,
             plan,
             seed=seed,
-            metric=objectives.loss,
+            metric=objectives.metric,
             save_dir=save_dir,
             bleu_tokenizer=objectives.bleu_tokenizer,
         )
@@ -158,8 +158,8 @@ class TrialJobs:
         return TrialJob(
             number=number,
             folder=str(folder),
-            metric=config.objectives.loss,
-            maximise=maximises(config.objectives.loss),
+            metric=config.objectives.metric,
+            maximise=maximises(config.objectives.metric),
             parameters=self.sizer.size(plan).total,
             runs=tuple(runs),
             threads=config.resources.cpus,
@@ -180,7 +180,7 @@ class TrialJobs:
         evaluation: Sequence[str] = ()
         test_loss: Sequence[str] = ()
         if test:
-            checkpoint, metric = Path(CHECKPOINT), config.objectives.loss
+            checkpoint, metric = Path(CHECKPOINT), config.objectives.metric
             evaluation = evaluation_of(config, self.data, checkpoint)
             test_loss = loss_command(config.training, self.data, checkpoint, metric, "test")
         runs = []

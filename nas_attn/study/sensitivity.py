@@ -135,7 +135,7 @@ def target_of_study(
     # fairseq logs cross entropy that is not smoothed as loss only.
     criterion = str(config.training.arguments.get("criterion", "cross_entropy"))
     is_smoothed = "label_smoothed" in criterion
-    loss = config.objectives.loss
+    loss = config.objectives.metric
     return SensitivityTarget(
         name=config.name,
         runs=study.runs,

@@ -127,7 +127,7 @@ class Study:
     def objectives(self) -> Objectives:
         """What is weighed."""
         config = self.config.objectives
-        return Objectives.of(config, maximise=maximises(config.loss))
+        return Objectives.of(config, maximise=maximises(config.metric))
 
     @property
     def baseline(self) -> AttentionPlan:
@@ -273,8 +273,9 @@ class Study:
         if text is not None and text["character_coverage"] == 1:
             del text["character_coverage"]  # records of old do not hold it
         objectives = config["objectives"]
-        kept["objectives"] = {name: objectives[name] for name in ("loss", "costs")}
-        if objectives["loss"] == "bleu" and objectives["bleu_tokenizer"] != DEFAULT:
+        # Records keep the metric under the name that it had first.
+        kept["objectives"] = {"loss": objectives["metric"], "costs": objectives["costs"]}
+        if objectives["metric"] == "bleu" and objectives["bleu_tokenizer"] != DEFAULT:
             kept["objectives"]["bleu_tokenizer"] = objectives["bleu_tokenizer"]
         if "flops" in objectives["costs"]:
             kept["objectives"]["sentence_length"] = objectives["sentence_length"]

@@ -120,7 +120,7 @@ def convert(
     data: Path | None = None,
     refit: bool = True,
     force: bool = False,
-    means: bool = False,
+    mean_pool: bool = False,
     replace: bool = False,
 ) -> Converted:
     """Turn a trained checkpoint into one with another attention plan.
@@ -133,7 +133,7 @@ def convert(
             change is measured.
         refit: With data, solve the output projections again.
         force: Also to schemes that cannot inherit trained heads.
-        means: To grouped_query and multi_query by means of heads (Ainslie et al. 2023).
+        mean_pool: To grouped_query and multi_query by means of heads (Ainslie et al. 2023).
         replace: Write over a file that is there.
 
     Raises:
@@ -145,7 +145,7 @@ def convert(
     try:
         wanted = AttentionPlan.read(plan)
         return convert_checkpoint(
-            checkpoint, wanted, out, data=data, refit=refit, force=force, means=means
+            checkpoint, wanted, out, data=data, refit=refit, force=force, means=mean_pool
         )
     except PlanError as error:
         raise UsageError(str(error)) from None

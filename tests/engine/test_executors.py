@@ -146,7 +146,7 @@ def test_trials_see_their_gpus(
     monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
     loop = make_loop(tmp_path, trials=5)
     loop.build_job = telling_jobs(tmp_path)
-    config = ExecutionConfig(warm=False, workers=None if each else 2)
+    config = ExecutionConfig(fork_server=False, workers=None if each else 2)
     LocalExecutor(config, ResourcesConfig(gpus=each)).run(loop)
     assert [trial.is_trained for trial in loop.record.trials()] == [True] * 5
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
@@ -166,7 +166,7 @@ def test_a_search_runs_beside_the_main_thread(
     monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
     loop = make_loop(tmp_path, trials=3)
     loop.build_job = telling_jobs(tmp_path)
-    executor = LocalExecutor(ExecutionConfig(warm=False, workers=2), ResourcesConfig())
+    executor = LocalExecutor(ExecutionConfig(fork_server=False, workers=2), ResourcesConfig())
     with ThreadPoolExecutor(1) as threads:
         threads.submit(executor.run, loop).result(timeout=120)
     assert loop.outcome().finished == 3

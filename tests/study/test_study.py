@@ -128,7 +128,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         "search.stopping.rule",
         "the rule of ASHA ranks by one objective",
     ),
-    ({"objectives": {"loss": "accuraccy"}}, "objectives.loss", "does not log 'accuraccy'"),
+    ({"objectives": {"metric": "accuraccy"}}, "objectives.metric", "does not log 'accuraccy'"),
     ({"objectives": {"costs": ["params"]}}, "objectives.costs.0", "'flops'"),
     ({"objectives": {"costs": []}}, "objectives.costs", "at least 1 item"),
     (
@@ -188,7 +188,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"data/folder": "a:b"}, "data.folder", "at which fairseq would cut it"),
     ({"data/folder": "a\nb"}, "data.folder", "must be one line"),
     ({"data/text": {"folder": "é" * 200}}, "data.text.folder", "more than 255 bytes"),
-    ({"objectives": {"loss": "--user-dir=x"}}, "objectives.loss", "should match pattern"),
+    ({"objectives": {"metric": "--user-dir=x"}}, "objectives.metric", "should match pattern"),
     ({"objectives": {"limits": {"total": "20 k"}}}, "objectives.limits.total", "is no amount"),
     ({"objectives": {"limits": {"total": float("nan")}}}, "objectives.limits.total", "finite"),
     ({"execution": {"hang_minutes": float("inf")}}, "execution.hang_minutes", "finite number"),

@@ -38,7 +38,7 @@ class LocalExecutor:
 
     def run(self, loop: SearchLoop) -> None:
         """Run until the search is over. An exception stops all trials first."""
-        launcher: Launcher = ForkServer() if self.config.warm else ColdLauncher()
+        launcher: Launcher = ForkServer() if self.config.fork_server else ColdLauncher()
         running: dict[int, TrialRun] = {}
         try:
             while running or not loop.is_over():

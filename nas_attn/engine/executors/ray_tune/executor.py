@@ -128,12 +128,14 @@ class RayExecutor:
 
     def _trainable(self) -> Any:
         if self.config.transfer == "shared_folder":
-            return tune.with_parameters(TrainTrial, warm=self.config.warm)
+            return tune.with_parameters(TrainTrial, warm=self.config.fork_server)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(FileSync)
         sync = actor.options(num_cpus=0, scheduling_strategy=here).remote(self.runs)
         parcel = DatasetArchive.pack(self.data)
-        return tune.with_parameters(TrainTrial, warm=self.config.warm, parcel=parcel, sync=sync)
+        return tune.with_parameters(
+            TrainTrial, warm=self.config.fork_server, parcel=parcel, sync=sync
+        )
 
     def _places(self) -> int:
         """Trials at a time on the nodes there are now."""
