@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from drills.transformers_sweep import build, far_from_the_start, judge
+from benchmarks.transformers_sweep import build, far_from_the_start, judge
 from nas_attn.attention import Attention, build_attention
 from nas_attn.conversion import convert_model
 from nas_attn.errors import PlanError

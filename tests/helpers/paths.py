@@ -11,7 +11,7 @@ LONGEST = (
     "test_end_to_end_sensitivity.py",
     "test_cli.py",
     "engine/test_two_drivers.py",
-    "test_drills.py",
+    "test_stress.py",
     "engine/test_ray_cluster.py",
     "test_end_to_end_objectives.py",
     "test_export.py",

@@ -1,7 +1,7 @@
 """Seconds from a chosen trial to its first update: a process from nothing against a warm start.
 
-    python drills/start_up.py                 # 10 rounds, each a cold and a warm start
-    python drills/start_up.py --rounds 3 --threads 2
+    python benchmarks/start_up.py                 # 10 rounds, each a cold and a warm start
+    python benchmarks/start_up.py --rounds 3 --threads 2
 
 Trials train a tiny Transformer on the demo's corpus and are stopped after the first update, so all
 that is measured is what comes before: imports, or a fork, then reading data and building the model.

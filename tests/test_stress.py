@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from drills.faults import faults_of
+from stress.faults import faults_of
 from tests.helpers.fakes import FakeExecutor, make_loop
 from tests.helpers.servers import find_postgres
 
-DRILL = Path(__file__).resolve().parent.parent / "drills" / "faults.py"
+DRILL = Path(__file__).resolve().parent.parent / "stress" / "faults.py"
 KILLS = 2
 
 

@@ -1,6 +1,6 @@
 """How long a report takes, and how large its page is, at 200, 2,000 and 20,000 trials.
 
-    python drills/report.py [COUNT ...]
+    python benchmarks/report.py [COUNT ...]
 
 Trials are made up: random per-layer plans of a 3+3-layer model of width 256, with their exact
 parameters, and losses that grow as these shrink. Where Playwright and Chromium are there, the page

@@ -1,9 +1,9 @@
 """Kill what a search consists of, at random times, and see whether any work is lost.
 
-    python drills/faults.py        # 30 replayed trials, killing the driver and trainings
-    python drills/faults.py --storage postgres --kill driver worker postgres
-    python drills/faults.py --executor ray --kill driver worker node head
-    python drills/faults.py --backend fairseq --trials 8 --every 12
+    python stress/faults.py        # 30 replayed trials, killing the driver and trainings
+    python stress/faults.py --storage postgres --kill driver worker postgres
+    python stress/faults.py --executor ray --kill driver worker node head
+    python stress/faults.py --backend fairseq --trials 8 --every 12
 
 A search runs once undisturbed and once under kill -9; the broken one is started again with the same
 command whenever its driver is gone. At the end every trial must be complete exactly once, no

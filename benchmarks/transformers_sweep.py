@@ -1,6 +1,6 @@
 """convert_model over every family of models of the installed transformers, at tiny sizes.
 
-    python drills/transformers_sweep.py [MODEL ...]
+    python benchmarks/transformers_sweep.py [MODEL ...]
 
 A base model of each configuration is built (on torch's meta device first, which needs no memory),
 converted and compared: by the plan multi_head and by grouped-query attention with a group a head,

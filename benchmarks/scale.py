@@ -1,7 +1,7 @@
 """How a search grows: driver seconds and bytes a trial, seconds of a report and of a restart.
 
-    python drills/scale.py                              # 200, 2,000 and 20,000 trials, 1,000
-    workers python drills/scale.py --trials 200 2000 --sampler tpe
+    python benchmarks/scale.py                              # 200, 2,000 and 20,000 trials, 1,000
+    workers python benchmarks/scale.py --trials 200 2000 --sampler tpe
 
 Trials replay made-up learning curves in virtual time, so all that is measured is the driver:
 proposals, record, stopping rule. Every size runs in a process of its own.

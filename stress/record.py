@@ -1,7 +1,7 @@
 """Try to destroy a record: two kinds of writers, kill -9, torn writes, a full disk.
 
-    python drills/record.py                      # 60 trials, about two minutes
-    python drills/record.py --trials 8 --kills 6 --tears 3
+    python stress/record.py                      # 60 trials, about two minutes
+    python stress/record.py --trials 8 --kills 6 --tears 3
 
 A search runs once undisturbed and once beside writers that nobody asked for: processes with our own
 storage, and with Optuna's own `JournalFileBackend`, as a notebook or optuna-dashboard has it. All

@@ -3,7 +3,7 @@
     nas-attn search STUDY --set name=cold --set search.strategy=sampler \\
         --set search.warm_start.source=nothing --set search.trials=61
     nas-attn search STUDY --set name=predicted
-    python drills/hypervolume.py STUDY cold predicted
+    python benchmarks/hypervolume.py STUDY cold predicted
 
 Searches are named as their run folders are, the first is what others are measured by; `NAME (cold)`
 are the trials that `search.warm_start.rank_agreement` has trained from nothing, with that search's

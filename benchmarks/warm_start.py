@@ -1,7 +1,7 @@
 """What a warm start is worth: hypervolume against updates, warm beside cold, on the same plans.
 
     nas-attn search multi30k_warm_start --set data.folder=DATA
-    python drills/warm_start.py multi30k_warm_start --set data.folder=DATA
+    python benchmarks/warm_start.py multi30k_warm_start --set data.folder=DATA
 
 The study is one that has been searched with `search.warm_start.rank_agreement`; `nas-attn
 sensitivity` on it adds how predictions order the plans. The cold search is

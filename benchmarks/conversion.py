@@ -1,7 +1,7 @@
 """What a conversion costs: seconds against tensorly's, and loss on the validation side.
 
-    python drills/conversion.py speed checkpoint_best.pt
-    python drills/conversion.py damage checkpoint_best.pt data-bin/multi30k
+    python benchmarks/conversion.py speed checkpoint_best.pt
+    python benchmarks/conversion.py damage checkpoint_best.pt data-bin/multi30k
 
 The checkpoint is of a trained fairseq transformer with multi-head attention. `speed` decomposes one
 module's score maps, tensorly's parafac by the settings of the collaborative-attention paper's code
