@@ -104,7 +104,7 @@ def test_attention_spaces_and_conversion_work_without_extras(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "package",
-    ["analysis", "benchmark", "cli", "fairseq_tools", "report", "search", "study", "workflows"],
+    ["analysis", "benchmark", "cli", "fairseq_tools", "report", "engine", "study", "workflows"],
 )
 def test_what_needs_an_extra_names_it(package: str) -> None:
     done = run(f"import nas_attn.{package}")
