@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.predictions import PlanConstraints
-from nas_attn.analysis.searches import read_searched
+from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.config import ExecutionConfig
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
@@ -97,7 +98,9 @@ def search(
         address=address,
     )  # fmt: skip
     session = run_search(load(study, changes, runs), address=address, events=events)
-    return Results(session.study, session.record, address=address, events=events)
+    return Results(
+        session.study, session.record, session.study.folder, address=address, events=events
+    )
 
 
 def open_study(
@@ -111,7 +114,8 @@ def open_study(
     """Open what a study has found so far; its search may be running, here or elsewhere.
 
     Args:
-        study: File, shipped name, dict or config of the study.
+        study: File, shipped name, dict or config of the study; or a run folder such as
+            `runs/demo`, which may have been moved, and is enough for tables, figure and comparison.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders.
         address: Address of a running Ray cluster, for what is trained from here on.
@@ -121,8 +125,13 @@ def open_study(
         ConfigError: The study is refused; lists everything wrong with it, by key path.
         NasAttnError: No search has run.
     """
+    if isinstance(study, str | Path) and is_run_folder(Path(study)):
+        if overrides:
+            raise UsageError("a run folder has nothing to override; open the study by its file")
+        return Results(None, open_run_folder(Path(study)), Path(study))
     loaded = load(study, overrides, runs, is_read_only=True)
-    return Results(loaded, open_record(loaded), address=address, events=events)
+    record = open_record(loaded)
+    return Results(loaded, record, loaded.folder, address=address, events=events)
 
 
 def predict_front(
@@ -198,22 +207,25 @@ class Results:
     """What a study has found; read from its record at every call, also while a search runs.
 
     Args:
-        study: The study.
+        study: The study; None if only its run folder is known.
         record: Its trials.
+        folder: Its run folder.
         address: Address of a running Ray cluster, for what is trained from here on.
         events: Told how far that is.
     """
 
     def __init__(
         self,
-        study: Study,
+        study: Study | None,
         record: TrialStore,
+        folder: Path,
         *,
         address: str | None = None,
         events: Events | None = None,
     ) -> None:
-        self.study = study
         self.record = record
+        self.folder = folder
+        self._study = study
         self._address = address
         self._events = events
 
@@ -225,9 +237,18 @@ class Results:
         )
 
     @property
-    def folder(self) -> Path:
-        """The study's run folder."""
-        return self.study.folder
+    def study(self) -> Study:
+        """The study.
+
+        Raises:
+            UsageError: Only its run folder is known.
+        """
+        if self._study is None:
+            raise UsageError(
+                f"{self.folder} is a run folder, which does not hold its study: open the study by "
+                "its file or name"
+            )
+        return self._study
 
     def front(self) -> pd.DataFrame:
         """The front, what is within its noise, and the baseline: the columns of front.csv."""
@@ -252,7 +273,9 @@ class Results:
 
     def status(self) -> Status:
         """Counts, what runs, rate and time left."""
-        config = self.study.config
+        if self._study is None:
+            return read_status(self.record, trials=0, grace_seconds=ExecutionConfig().grace_seconds)
+        config = self._study.config
         return read_status(
             self.record,
             trials=config.search.trials,

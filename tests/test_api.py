@@ -117,6 +117,20 @@ def test_a_search_goes_on_and_a_study_is_opened_while_it_may_run(
     assert len(opened.trials()) == 4
 
 
+def test_a_run_folder_is_enough_for_its_tables_wherever_it_is(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    losses = nas_attn.search(config, trials=3, runs=tmp_path).trials()["loss"].tolist()
+    (tmp_path / "small").rename(tmp_path / "moved")
+    opened = nas_attn.open_study(tmp_path / "moved")
+    assert opened.trials()["loss"].tolist() == losses
+    assert set(opened.front()["loss"]) <= set(losses)
+    assert repr(opened).startswith("<Results of small: 3 of 3 trials finished, ")
+    pyplot.close(opened.plot_front().figure)
+    with pytest.raises(UsageError, match="open the study by its file or name"):
+        opened.report()
+
+
 def test_a_search_beside_the_main_thread_sets_no_signal_handler(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
