@@ -1,4 +1,4 @@
-"""What a conversion costs: seconds against tensorly's, and loss on the validation side.
+"""What a conversion costs: seconds against tensorly's, and loss on the validation split.
 
     python benchmarks/conversion.py speed checkpoint_best.pt
     python benchmarks/conversion.py damage checkpoint_best.pt data-bin/multi30k

@@ -159,7 +159,7 @@ def inputs_of(model: Any, padded: bool) -> dict[str, Any]:
 
 
 def far_from_the_start(model: nn.Module) -> nn.Module:
-    """Weights and biases as large as training makes them, so that nothing is nearly nought."""
+    """Weights and biases as large as training makes them, so that nothing is nearly zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -148,7 +148,7 @@ def test_what_cannot_be_confirmed(searched: Searched) -> None:
     gone = searched.data / "test.src-tgt.tgt.idx"
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(NasAttnError, match=r"not the one that .*: the test side \(gone\)"):
+    with pytest.raises(NasAttnError, match=r"not the one that .*: the test split \(gone\)"):
         searched.command("confirm", "--trial", "1")
     gone.write_bytes(kept)
     with pytest.raises(SearchError, match=re.escape("training.arguments.lr (0.003, now 0.1)")):

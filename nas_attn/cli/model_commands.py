@@ -139,7 +139,7 @@ def prepare(
     ] = 1000,
     set_: SetOption = [],  # noqa: B006  typer copies it
 ) -> None:
-    """Make a binarised fairseq data set with a SentencePiece model of the training side.
+    """Make a binarised fairseq data set with a SentencePiece model of the training split.
 
     If the files are named train.LANGUAGE and valid.LANGUAGE and test.LANGUAGE lie beside them,
     those are used, and refused if they are not complete and aligned. Where there are none, evenly
@@ -176,7 +176,7 @@ def prune(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Vote now, on the validation side of this data set: for a training that held no "
+            help="Vote now, on the validation split of this data set: for a training that held no "
             "vote, also one with multi_head attention.",
         ),
     ] = None,
@@ -237,8 +237,8 @@ def convert(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="A binarised data set: what its training side says decides what is kept, and its "
-            "validation side tells what is lost.",
+            help="A binarised data set: what its training split says decides what is kept, and its "
+            "validation split tells what is lost.",
         ),
     ] = None,
     refit: Annotated[

@@ -80,11 +80,11 @@ def confirm(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Train the front's points and the baseline again, with fresh seeds, and open the test side.
+    """Train the front's points and the baseline again, with fresh seeds, and open the test split.
 
-    A search picks what looked best on the validation side, which flatters it. Here nothing is
+    A search picks what looked best on the validation split, which flatters it. Here nothing is
     picked any more: every point is trained from nothing to its end, with seeds that the search did
-    not use, and the study's loss and BLEU are measured on the test side, which nothing else reads.
+    not use, and the study's loss and BLEU are measured on the test split, which nothing else reads.
     It goes on where it was interrupted, and more seeds can be asked for later.
     """
     from nas_attn import api

@@ -46,7 +46,7 @@ class ObjectivesConfig(ConfigModel):
     sentence_length: Annotated[int, Field(ge=1)] = 25
     """Tokens of the sentence that `flops` counts."""
     decoding_runs: Annotated[int, Field(ge=1)] = 3
-    """Times that the validation side is translated for `decoding_seconds`; the median counts."""
+    """Times that the validation split is translated for `decoding_seconds`; the median counts."""
     bleu_tokenizer: BleuTokenizer = DEFAULT
     """sacreBLEU's tokenizer of every BLEU; 13a cuts no language that is written without spaces."""
 

@@ -54,7 +54,7 @@ class Objectives:
     def point(self, loss: float, costs: Mapping[str, float]) -> tuple[float, ...]:
         """A trial as a point of which every coordinate is better when lower.
 
-        A cost that is not known yet is left out of the comparison by being nought for all.
+        A cost that is not known yet is left out of the comparison by being zero for all.
         """
         quality = -loss if self.maximise else loss
         return (quality, *(float(costs.get(name, 0.0)) for name in self.costs))

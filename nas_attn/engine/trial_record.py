@@ -54,7 +54,7 @@ class TrialRecord:
         attempts: faults after which the trial was continued.
         rungs: what the stopping rule decided, by number of validations.
         curve: validation loss of the first seed by number of updates.
-        tests: scores on the test side for each seed, if it was opened.
+        tests: scores on the test split for each seed, if it was opened.
         commands: the fairseq-train command of each seed.
         starts: the command of each seed that makes what its training starts from, if there is one.
         threads: CPU threads of a training.

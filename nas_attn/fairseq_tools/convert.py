@@ -26,7 +26,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 8192
-"""Of the training side, of source and target each about so many."""
+"""Of the training split, of source and target each about so many."""
 BATCH_TOKENS = 2048
 
 
@@ -64,7 +64,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross-entropy of the validation side's targets, sequence by sequence.
+    """Cross-entropy of the validation split's targets, sequence by sequence.
 
     Args:
         sums: in bits.
@@ -115,7 +115,7 @@ def convert_checkpoint(
         path: the trained checkpoint.
         plan: sites that it leaves out stay as they are.
         out: where the converted one goes.
-        data: binarised data; the training side calibrates, the validation side is the judge.
+        data: binarised data; the training split calibrates, the validation split is the judge.
         force: also convert to schemes that cannot inherit.
         refit: with data, solve output projections anew.
         means: share keys and values as means of heads, to compare with.
@@ -199,7 +199,7 @@ def convert_trained(
 
 @torch.no_grad()
 def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[RecordedCall]]:
-    """What the attention modules are called with on some of the training side.
+    """What the attention modules are called with on some of the training split.
 
     Raises:
         NasAttnError: the data do not fit the model.

@@ -1,4 +1,4 @@
-"""Text in, binarised fairseq data set out, with a SentencePiece model of the training side."""
+"""Text in, binarised fairseq data set out, with a SentencePiece model of the training split."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def _check_corpus(corpus: Corpus, subword: str) -> None:
         raise DataError(f"subword must be one of {', '.join(get_args(Subword))}, not {subword!r}")
     for split in SPLITS:
         if not all(any(line.strip() for line in side) for side in corpus[split]):
-            raise DataError(f"the {split} side holds no text")
+            raise DataError(f"the {split} split holds no text")
     for remark in remarks_on(corpus):
         logger.warning("%s", remark)
 

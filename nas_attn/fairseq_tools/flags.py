@@ -204,7 +204,7 @@ GENERATION = _names(
     sampling_topk sampling_topp temperature unkpen unnormalized
     """
 )
-"""What translating the validation side can be told."""
+"""What translating the validation split can be told."""
 
 ALLOWED: tuple[tuple[Judge, str], ...] = (
     (

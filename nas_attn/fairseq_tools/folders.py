@@ -1,7 +1,7 @@
 """What a binarised fairseq data set holds: its pairs of languages, its files, and which data it is.
 
 A data set is known by its content, not by its path: two folders with the same dictionaries and the
-same binarised sides are the same data.
+same binarised splits are the same data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCKS, BLOCK_BYTES = 64, 2**19
 
 
 def language_pairs(folder: Path) -> list[tuple[str, str]]:
-    """The pairs of languages in a folder, as fairseq-preprocess named the training sides.
+    """The pairs of languages in a folder, as fairseq-preprocess named the training splits.
 
     Either direction of a pair can be trained. Names of languages may hold hyphens, as in zh-CN.
     """
@@ -118,7 +118,7 @@ def split_files(folder: Path, languages: Sequence[str], split: str) -> list[Path
 
 
 def missing_splits(folder: Path, languages: Sequence[str]) -> list[str]:
-    """Which of the sides that every training reads are not there, or not whole."""
+    """Which of the splits that every training reads are not there, or not whole."""
     wanted = 2 * max(1, len(languages))
     return [s for s in ("train", "valid") if len(split_files(folder, languages, s)) < wanted]
 
@@ -150,7 +150,7 @@ def identify(folder: Path, languages: Sequence[str]) -> dict[str, Any]:
 def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """In which parts a data set is not the one that was kept, in words; empty if it is the same.
 
-    A side that was not there before, such as a test side made later, is no difference.
+    A side that was not there before, such as a test split made later, is no difference.
     """
     words = []
     if kept["languages"] != found["languages"]:
@@ -162,7 +162,7 @@ def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         if is_gone or digest != found["files"][name]:
             split = re.match(r"[a-z]+", name)
             is_text = split is not None and split[0] in SPLITS
-            part = f"the {split[0]} side" if split and is_text else f"the dictionary {name}"
+            part = f"the {split[0]} split" if split and is_text else f"the dictionary {name}"
             parts[part] = parts.get(part, True) and is_gone
     return words + [f"{part} ({'gone' if gone else 'changed'})" for part, gone in parts.items()]
 

@@ -46,7 +46,7 @@ def vote_on_data(
         refit: also solve the output projections anew, by least squares, so that the heads that stay
             give what all heads gave.
         num_batches: of the subset, at most; short and long sentences.
-        subset: side of the data set.
+        subset: split of the data set.
 
     Returns:
         Plan and state dictionary of the masked model.

@@ -241,7 +241,7 @@ def _check_data(data: DataConfig, task: str) -> list[ConfigIssue]:
             return [ConfigIssue("data.folder", f"{data.folder} is no data set for {task}")]
         missing = missing_splits(data.folder, prepared.languages)
         if missing:
-            message = f"{data.folder} lacks the binarised side {', '.join(missing)}"
+            message = f"{data.folder} lacks the binarised split {', '.join(missing)}"
             return [ConfigIssue("data.folder", f"{message}: make it with fairseq-preprocess")]
         made_from = read_manifest(data.folder).get("origin") or data.origin
         if data.origin and made_from != data.origin:

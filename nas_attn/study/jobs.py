@@ -45,7 +45,7 @@ def fine_tuning_of(config: StudyConfig, data: PreparedData) -> TrainingConfig:
 
 
 def evaluation_of(config: StudyConfig, data: PreparedData, checkpoint: Path) -> list[str]:
-    """The command that evaluates a checkpoint on the test side of a data set."""
+    """The command that evaluates a checkpoint on the test split of a data set."""
     tokenizer = config.objectives.bleu_tokenizer
     return evaluation_command(config.training, data, checkpoint, "test", tokenizer)
 
@@ -95,7 +95,7 @@ class TrialJobs:
         return self._with_start(job, plan, None)
 
     def confirmation(self, number: int, plan: AttentionPlan, seeds: Sequence[int]) -> TrialJob:
-        """A training of a plan with other seeds, which opens the test side."""
+        """A training of a plan with other seeds, which opens the test split."""
         # By plan: another confirmation, with more seeds or other points, finds what is trained.
         folder = self.folder / "confirm" / plan.digest
         return self._job(number, plan, folder, seeds, test=True)
@@ -175,7 +175,7 @@ class TrialJobs:
     def _runs(
         self, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
     ) -> list[SeedRun]:
-        """A training for each seed, with the commands that open the test side if wanted."""
+        """A training for each seed, with the commands that open the test split if wanted."""
         config = self.config
         evaluation: Sequence[str] = ()
         test_loss: Sequence[str] = ()

@@ -91,9 +91,8 @@ class TrialRun:
                 self._start_next()
             else:
                 code = activity.running.poll()
-                news = self._reports.news(
-                    activity.step
-                )  # after the poll, or the last ones are missed
+                # After the poll, or the last ones are missed.
+                news = self._reports.news(activity.step)
                 self._look_at(activity, code)
         except Exception as error:  # ends this trial, and never the search
             self._fail_by(error)

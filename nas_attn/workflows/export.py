@@ -43,7 +43,7 @@ class Exported:
         folder: where it is.
         plan: of the exported model; with what pruning left, where it pruned.
         bytes: of the checkpoint.
-        test_bytes: of the data set's test side; 0 if it is not there.
+        test_bytes: of the data set's test split; 0 if it is not there.
     """
 
     folder: Path
@@ -124,7 +124,7 @@ def export_trial(
 
     It holds the best checkpoint of the first seed without what training masked, without the
     optimiser's state and without the paths of this machine; the plan; the dictionaries and the
-    SentencePiece model of the data set; the test side of the data set; and a README with the
+    SentencePiece model of the data set; the test split of the data set; and a README with the
     commands. It is made beside `out` and moved there once it is whole.
 
     Args:
@@ -132,7 +132,7 @@ def export_trial(
         trial: a trained one.
         trials: of the study, for its baseline.
         out: the folder; one that is there must be empty.
-        with_test: also export the binarised test side, which the command that evaluates needs.
+        with_test: also export the binarised test split, which the command that evaluates needs.
 
     Raises:
         UsageError: the study replays curves, the checkpoint or a dictionary is gone, `out` is no
@@ -202,7 +202,7 @@ def readme_text(
         trial: that is exported.
         trials: of the study, for its baseline.
         exported: the folder, as the data set that the commands name.
-        has_test: whether the test side is in the folder.
+        has_test: whether the test split is in the folder.
     """
     seeds = study.config.training.seeds
     about = comparison_text(trial, trials)
@@ -230,10 +230,10 @@ def readme_text(
         )
     command = _text(study.evaluation(exported, checkpoint), exported.folder)
     if has_test:
-        lines += _command_lines("Evaluate it on the test side of its data set:", command)
+        lines += _command_lines("Evaluate it on the test split of its data set:", command)
     else:
         command = command.replace(" . ", f" {OWN_DATA} ", 1)
-        what = f"the test side of a data set {OWN_DATA}, binarised with the dictionaries here:"
+        what = f"the test split of a data set {OWN_DATA}, binarised with the dictionaries here:"
         lines += _command_lines(f"Evaluate it on {what}", command)
     return "\n".join(lines) + "\n"
 

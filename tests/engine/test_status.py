@@ -96,7 +96,7 @@ def test_what_is_trained_beside(tmp_path: Path) -> None:
 
 
 def ended(trials: Sequence[TrialRecord], ends: Sequence[float]) -> Status:
-    """A status at 10 hours of trials that began at nought and ended at these hours."""
+    """A status at 10 hours of trials that began at zero and ended at these hours."""
     chosen = [trial for trial in trials if trial.is_trained][: len(ends)]
     over = [replace(t, started=0.0, ended=end * HOUR) for t, end in zip(chosen, ends, strict=True)]
     running = RunningStatus(trial=trials[-1], driver="one", is_alive=True)

@@ -116,7 +116,7 @@ def test_bad_text_is_refused(tmp_path: Path) -> None:
 
 def test_preparing_fails_whole(tmp_path: Path) -> None:
     corpus = {split: [["   "]] for split in ("train", "valid", "test")}
-    with pytest.raises(DataError, match="the train side holds no text"):
+    with pytest.raises(DataError, match="the train split holds no text"):
         prepare(corpus, (), tmp_path / "set", vocab_size=100)
     with pytest.raises(DataError, match=r"SentencePiece: .*Vocabulary size is smaller"):
         prepare({split: [["abcdefgh"]] for split in corpus}, (), tmp_path / "set", vocab_size=4)

@@ -68,7 +68,7 @@ def test_a_direction_that_is_not_there(
         load_prepared(tiny_language.folder, ["en", "de"])
     for path in plain.glob("valid.*.bin"):
         path.unlink()
-    with pytest.raises(ConfigError, match="lacks the binarised side valid: make it with"):
+    with pytest.raises(ConfigError, match="lacks the binarised split valid: make it with"):
         load_study(str(write(tmp_path, plain)))
 
 
@@ -133,7 +133,7 @@ def test_which_data_it_is(plain: Path, tiny_translation: PreparedData) -> None:
     found = identify(plain, ("tgt", "src"))
     assert differences(kept, found) == [
         "the languages (were src-tgt, now tgt-src)", "the dictionary dict.tgt.txt (changed)",
-        "the valid side (changed)", "the test side (gone)",
+        "the valid split (changed)", "the test split (gone)",
     ]  # fmt: skip
     without_test = identify(plain, languages)
     shutil.copytree(tiny_translation.folder, plain, dirs_exist_ok=True)
@@ -151,6 +151,6 @@ def test_large_text_is_known_by_blocks(
     changed = bytearray(1400)
     changed[place] = 1
     (tmp_path / "train.bin").write_bytes(changed)
-    assert differences(kept, identify(tmp_path, ())) == ["the train side (changed)"]
+    assert differences(kept, identify(tmp_path, ())) == ["the train split (changed)"]
     (tmp_path / "train.bin").write_bytes(bytes(1401))
-    assert differences(kept, identify(tmp_path, ())) == ["the train side (changed)"]
+    assert differences(kept, identify(tmp_path, ())) == ["the train split (changed)"]

@@ -45,7 +45,7 @@ def test_data_made_again_under_the_same_path_are_refused(
     with pytest.raises(UsageError) as caught:
         run("search")
     for words in (
-        "the dictionary dict.src.txt (changed), the valid side (changed)",
+        "the dictionary dict.src.txt (changed), the valid split (changed)",
         "Restore the data",
         "another name",
     ):
