@@ -74,7 +74,7 @@ def make_trial(number: int, plan: AttentionPlan, chance: random.Random) -> Trial
         is_warm=False,
         is_baseline=number == 0,
         duplicate_of=None,
-        is_withdrawn=False,
+        is_superseded=False,
         reason="loss is not finite" if state == TrialState.FAIL else None,
         failure=None,
         attempts=(),

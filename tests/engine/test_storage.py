@@ -20,7 +20,7 @@ OPENER = """
 import sys
 from pathlib import Path
 from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import Record
+from nas_attn.engine.store import TrialStore
 from tests.helpers.fakes import OBJECTIVES
 print("ready", flush=True)
 sys.stdin.readline()

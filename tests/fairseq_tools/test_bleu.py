@@ -67,7 +67,7 @@ def test_unknown_tokens_stay_whole() -> None:
 
 
 def test_validations_and_evaluations_score_alike(japanese: PreparedData, tmp_path: Path) -> None:
-    objectives = {"loss": "bleu", "bleu_tokenizer": "char"}
+    objectives = {"metric": "bleu", "bleu_tokenizer": "char"}
     study = load_study(str(write(tmp_path, japanese.folder, {"objectives": objectives})))
     run = study.jobs.confirmation(1, study.baseline, [1]).runs[0]
 
