@@ -15,6 +15,6 @@ LONGEST = (
     "engine/test_ray_cluster.py",
     "test_end_to_end_objectives.py",
     "test_export.py",
-    "plugin/test_grouped.py",
+    "plugin/test_votes.py",
 )
 """Files that take minutes come first, so that none keeps one of two cores waiting at the end."""

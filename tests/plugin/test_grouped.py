@@ -3,101 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fairseq import options, tasks
+from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
-from nas_attn.attention import build_attention
 from nas_attn.attention.collaborative import CollaborativeAttention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouping import constraint_terms, group_heads
 from nas_attn.attention.pruning import Phase
 from nas_attn.attention.voting import count_votes
-from nas_attn.errors import NasAttnError, PlanError
+from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import count_architecture
-from nas_attn.fairseq_tools.prune import load_checkpoint, prune_checkpoint, prune_model
-from nas_attn.fairseq_tools.run_fairseq import run_fairseq
-from nas_attn.fairseq_tools.vote import refit_output, vote_on_data
+from nas_attn.fairseq_tools.prune import load_checkpoint, prune_model
 from nas_attn.plan import AttentionPlan
-from tests.helpers.forked import fork_server
+from tests.helpers.grouped import GROUPED, LAYERS, SMALL, TRAINING, Bench, buffers, weights_of
 
 pytestmark = [  # fairseq's training step and its loader of batches warn so
     pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.cuda.amp.autocast:FutureWarning"),
     pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning"),
 ]
-
-SMALL = [
-    "--encoder-layers=2", "--decoder-layers=2", "--encoder-embed-dim=32", "--decoder-embed-dim=32",
-    "--encoder-ffn-embed-dim=32", "--decoder-ffn-embed-dim=32", "--encoder-attention-heads=8",
-    "--decoder-attention-heads=8", "--share-all-embeddings",
-]  # fmt: skip
-TRAINING = [
-    "--optimizer=adam", "--lr=0.003", "--max-tokens=512", "--num-workers=0", "--seed=1",
-    "--required-batch-size-multiple=1", "--log-format=json", "--update-epoch-batch-itr=True",
-]  # fmt: skip
-GROUPED = "grouped_label_smoothed_cross_entropy"
-LAYERS = 6
-"""Attention modules of the small model."""
-
-
-class Bench:
-    """A task, a model and a criterion as fairseq-train would build them."""
-
-    def __init__(self, data: PreparedData, *flags: str, arch: str = "grouped_head") -> None:
-        parser = options.get_training_parser()
-        argv = [str(data.folder), f"--arch={arch}_transformer", *SMALL, *TRAINING, *flags]
-        args = options.parse_args_and_arch(parser, [*argv, "--dropout=0"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of hydra
-            cfg = convert_namespace_to_omegaconf(args)
-        torch.manual_seed(1)
-        self.task = tasks.setup_task(cfg.task)
-        self.model = self.task.build_model(cfg.model)
-        self.criterion = self.task.build_criterion(cfg.criterion)
-        self.config = cfg.criterion
-        self.task.load_dataset("train")
-        self.data = self.task.dataset("train")
-        self.modules = [m for m in self.model.modules() if isinstance(m, GroupedHeadAttention)]
-        self.stepped = 0
-        self.ask_for_batches()
-
-    def ask_for_batches(self, **more: int) -> None:
-        """As fairseq's trainer does before an epoch."""
-        self.batches = self.task.get_batch_iterator(
-            dataset=self.data, max_tokens=512, required_batch_size_multiple=1, seed=1,
-            update_epoch_batch_itr=True, **more,
-        )  # fmt: skip
-
-    def sample(self, *lines: int) -> dict[str, Any]:
-        found: dict[str, Any] = self.data.collater([self.data[line] for line in lines])
-        return found
-
-    def loss(self, sample: dict[str, Any], training: bool = True) -> Tensor:
-        self.model.train(training)
-        loss: Tensor = self.criterion(self.model, sample)[0]
-        return loss
-
-    def update(self, number: int, *lines: int) -> None:
-        """One update as fairseq's trainer makes it, with a step that only counts."""
-        self.model.zero_grad()
-        self.loss(self.sample(*lines)).backward()
-        self.task.optimizer_step(self, model=self.model, update_num=number)
-
-    def step(self) -> None:
-        self.stepped += 1
 
 
 def constraint(bench: Bench) -> Tensor:
@@ -486,199 +422,3 @@ def test_operations_of_the_paper() -> None:
     assert million_operations(shared_dim=512) == pytest.approx(2054, abs=1)
     assert million_operations(heads=2, ffn=1024) == pytest.approx(1181, abs=1)
     assert million_operations(width=1024, ffn=4096, heads=16) == pytest.approx(6635, abs=1)
-
-
-def train(data: PreparedData, folder: Path, *flags: str) -> str:
-    done = run_fairseq(
-        "train",
-        [
-            str(data.folder), "--arch=grouped_head_transformer", f"--criterion={GROUPED}", *SMALL,
-            *TRAINING, "--dropout=0.1", "--keep=pillars", "--vote-at-epoch=2", "--max-epoch=4",
-            f"--save-dir={folder}", *flags,
-        ],
-        folder / "train.log",
-        launcher=fork_server(),
-    )  # fmt: skip
-    assert done.status == 0, done.output[-3000:]
-    return done.output
-
-
-def weights_of(checkpoint: Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = load_checkpoint(checkpoint)["model"]
-    return weights
-
-
-def buffers(weights: dict[str, Tensor], name: str) -> list[list[int]]:
-    return [tensor.tolist() for key, tensor in weights.items() if key.endswith(f".{name}")]
-
-
-def average(models: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """As fairseq's script averages: sums, whole numbers divided as such."""
-    sums = {name: sum(model[name] for model in models) for name in models[0]}
-    return {
-        name: total / len(models) if total.is_floating_point() else total // len(models)
-        for name, total in sums.items()
-        if isinstance(total, Tensor)
-    }
-
-
-@pytest.fixture(scope="module")
-def unbroken(tiny_translation: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a whole training, with a checkpoint for each epoch."""
-    folder = tmp_path_factory.mktemp("grouped") / "unbroken"
-    train(tiny_translation, folder)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_training_to_a_smaller_checkpoint(
-    tiny_translation: PreparedData, unbroken: Path, tmp_path: Path
-) -> None:
-    """Unbroken and interrupted in the vote and after it: one result; pruned: the same outputs."""
-    output = (unbroken / "train.log").read_text()
-    logs = [json.loads(found) for found in re.findall(r"\| train \| (\{.*\})", output)]
-    constrained = [log["train_group_within"] is not None for log in logs]
-    assert constrained == [True, False, False, False]
-    steps = [int(log["train_num_updates"]) for log in logs]
-    assert steps == [steps[0] * epoch for epoch in range(1, 5)]
-    assert "of each attention module stay [2, 2, 2, 2, 2, 2]" in output
-    one, two, three, four = (
-        weights_of(unbroken / f"checkpoint{epoch}.pt") for epoch in range(1, 5)
-    )
-    settled = [schedule[0] == Phase.SETTLED for schedule in buffers(two, "schedule")]
-    assert not any(schedule[0] for schedule in buffers(one, "schedule")) and all(settled)
-    assert buffers(three, "kept") == buffers(four, "kept")
-    assert [sum(kept) for kept in buffers(four, "kept")] == [2] * LAYERS
-    assert buffers(average([three, four]), "kept") == buffers(four, "kept")
-
-    broken = tmp_path / "broken"
-    for stop in (steps[0], steps[1] + 1):  # just before the vote, and after it
-        train(tiny_translation, broken, f"--max-update={stop}")
-    train(tiny_translation, broken)
-    resumed = weights_of(broken / "checkpoint4.pt")
-    for name, expected in four.items():
-        assert torch.equal(resumed[name], expected), name
-
-    small = tmp_path / "small.pt"
-    best = unbroken / "checkpoint_best.pt"
-    pruned = prune_checkpoint(best, small)
-    assert set(pruned.parts.values()) == {(2, 8)}
-    removed = LAYERS * 6 * (4 * 32 * 4 + 3 * 4)
-    assert pruned.parameters[0] - pruned.parameters[1] == removed
-    assert small.stat().st_size < best.stat().st_size
-    outputs = []
-    for checkpoint in (best, small):
-        arguments = [str(tiny_translation.folder), f"--path={checkpoint}", "--beam=3"]
-        arguments += ["--required-batch-size-multiple=1"]
-        done = run_fairseq(
-            "generate",
-            [*arguments, "--max-len-b=12"],
-            tmp_path / "generate.log",
-            launcher=fork_server(),
-        )
-        assert done.status == 0, done.output[-3000:]
-        outputs.append(re.findall(r"^D-.*$", done.output, re.MULTILINE))
-    assert [line.split("\t")[2] for line in outputs[0]] == [
-        line.split("\t")[2] for line in outputs[1]
-    ]
-    assert len(outputs[0]) == 61
-
-    with pytest.raises(NasAttnError, match=r"the vote is not over \(training\)"):
-        prune_checkpoint(unbroken / "checkpoint1.pt", tmp_path / "no.pt")
-    with pytest.raises(NasAttnError, match="there is no checkpoint"):
-        prune_checkpoint(tmp_path / "absent.pt", tmp_path / "no.pt")
-    assert not (tmp_path / "no.pt").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "side", "task", "criterion"),
-    [
-        ("transformer_lm", "decoder", "language_modeling", "grouped_adaptive_loss"),
-        ("roberta", "encoder", "masked_lm", "grouped_masked_lm"),
-    ],
-)
-def test_other_tasks(
-    model: str, side: str, task: str, criterion: str, tiny_language: PreparedData, tmp_path: Path
-) -> None:
-    """Constraint, vote and pruning with the loss of any task, in the authors' weight and mean."""
-    flags = [str(tiny_language.folder), f"--arch=grouped_head_{model}", f"--task={task}"]
-    flags += [f"--criterion={criterion}", f"--{side}-layers=2", f"--{side}-embed-dim=32"]
-    flags += [f"--{side}-ffn-embed-dim=32", f"--{side}-attention-heads=4", "--group-loss=mean"]
-    flags += ["--tokens-per-sample=32", "--keep=threshold", "--vote-threshold=0.5"]
-    flags += ["--feature=attention", "--metric=cosine", "--vote-at-update=3", "--vote-updates=3"]
-    if criterion == "grouped_adaptive_loss":
-        flags += ["--adaptive-softmax-cutoff=20,40", "--adaptive-input", "--ddp-backend=legacy_ddp"]
-        flags += ["--adaptive-input-cutoff=20,40", f"--{side}-input-dim=32"]
-    last = tmp_path / "checkpoint_last.pt"
-    flags += [*TRAINING, "--max-update=9", f"--save-dir={tmp_path}", "--no-epoch-checkpoints"]
-    done = run_fairseq("train", flags, tmp_path / "train.log", launcher=fork_server())
-    assert done.status == 0, done.output[-3000:]
-    assert "group_within" in done.output
-    assert Phase(buffers(weights_of(last), "schedule")[0][0]) == Phase.SETTLED
-    pruned = prune_checkpoint(last, tmp_path / "small.pt")
-    assert sorted(pruned.parts) == [f"{side}_self.0", f"{side}_self.1"]
-
-
-@pytest.mark.slow
-def test_voting_on_a_trained_model(
-    tiny_translation: PreparedData, unbroken: Path, tmp_path: Path
-) -> None:
-    """Without training: refitted output projections stay nearer to what all heads gave."""
-    trained, data = unbroken / "checkpoint1.pt", tiny_translation.folder
-    whole, small, refitted = (
-        Bench(tiny_translation, "--criterion=cross_entropy", "--attention-plan", plan.dumps())
-        for plan in (
-            AttentionPlan.parse(load_checkpoint(trained)["cfg"]["model"].attention_plan),
-            *(
-                prune_checkpoint(
-                    trained,
-                    tmp_path / f"{refit}.pt",
-                    vote_on_data(trained, data, {"keep": "pillars", "num_groups": 3}, refit=refit),
-                ).plan
-                for refit in (False, True)
-            ),
-        )
-    )
-    paths = (trained, tmp_path / "False.pt", tmp_path / "True.pt")
-    for bench, path in zip((whole, small, refitted), paths, strict=True):
-        bench.model.load_state_dict(weights_of(path))
-        bench.model.eval()
-    assert {module.num_heads for module in refitted.modules} == {3}
-    assert torch.equal(small.modules[0].v_proj.weight, refitted.modules[0].v_proj.weight)
-    sample = whole.sample(*range(20))
-    with torch.no_grad():
-        outputs = [bench.model(**sample["net_input"])[0] for bench in (whole, small, refitted)]
-    far, near = ((output - outputs[0]).norm() for output in outputs[1:])
-    assert near < 0.8 * far
-    with pytest.raises(NasAttnError, match="has voted already"):
-        vote_on_data(unbroken / "checkpoint_best.pt", data, {}, refit=False)
-
-
-def test_refitting_is_least_squares() -> None:
-    torch.manual_seed(2)
-    module = build_attention("grouped_head", 16, 4).double()
-    assert isinstance(module, GroupedHeadAttention)
-    module.kept.copy_(torch.tensor([1, 0, 1, 1]))
-    inputs = torch.randn(200, 16, dtype=torch.double) @ torch.randn(16, 16, dtype=torch.double)
-    nn.init.normal_(module.out_proj.bias)
-    with torch.no_grad():
-        wanted = module.out_proj(inputs)
-    ones = torch.cat([inputs, torch.ones(200, 1, dtype=torch.double)], dim=1)
-    refit_output(module, ones.t() @ ones)
-    columns = module.kept.repeat_interleave(4).bool()
-    left = torch.cat([inputs[:, columns], ones[:, -1:]], dim=1)
-    solved = torch.linalg.lstsq(left, wanted).solution
-    with torch.no_grad():
-        found = module.out_proj(inputs * columns)
-    torch.testing.assert_close(found, left @ solved, rtol=1e-3, atol=1e-3)
-
-
-def test_a_model_without_pruning_is_refused(tiny_translation: PreparedData) -> None:
-    bench = Bench(tiny_translation, f"--criterion={GROUPED}", arch="multi_head")
-    plan = AttentionPlan.parse('{"encoder_self": "multi_head", "decoder_self": "multi_head", '
-                               '"encoder_decoder": "multi_head"}')  # fmt: skip
-    with pytest.raises(NasAttnError, match="no scheme of its plan prunes"):
-        prune_model(plan, bench.model.state_dict())
-    assert isinstance(bench.model, nn.Module)
