@@ -224,7 +224,7 @@ def test_another_node_goes_on_where_a_killed_one_was(
     nodes.kill(first)
     assert checkpoint_is_whole(last)
     nodes.add("second")
-    assert driver.wait(120) == 0, log.read_text()
+    assert driver.wait(240) == 0, log.read_text()
 
     trials = trials_of(study, runs)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2

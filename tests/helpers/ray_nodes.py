@@ -126,7 +126,7 @@ def log_of(study: Path) -> Path:
 
 def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path) -> None:
     """Wait while a driver works."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not happened():
         assert time.monotonic() < deadline, log.read_text()
         assert driver.poll() is None, log.read_text()
