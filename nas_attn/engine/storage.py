@@ -7,7 +7,7 @@ driver says of a failed connection repeats the password. So databases are opened
 and masked errors, and the journal is our own (`nas_attn.engine.journal`).
 
 What hangs on Optuna beyond its documented interface, so that a new version of it is tried with
-tests/search before it is allowed:
+tests/engine before it is allowed:
 
 - `BaseStorage`, as the store calls it. Optuna documents its methods for those who write storages;
   without them the store would go through `optuna.Study`, which writes a trial in many steps.

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from nas_attn.errors import NasAttnError, PlanError
@@ -21,6 +20,7 @@ from nas_attn.fairseq_tools.convert import (
 )
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from tests.helpers.checkpoints import written
 
 WIDTH, HEADS = 16, 4
 SIDE = {"embed-dim": WIDTH, "ffn-embed-dim": 24, "attention-heads": HEADS, "layers": 2}
@@ -67,24 +67,7 @@ def save_stock(arch: str, data: Path, path: Path) -> nn.Module:
         for name, parameter in model.named_parameters():
             if "_attn" in name:
                 nn.init.normal_(parameter, std=0.3)
-    state = {
-        "args": None,
-        "cfg": OmegaConf.to_container(config, resolve=True, enum_to_str=True),
-        "model": model.state_dict(),
-        "criterion": None,
-        "optimizer_history": [
-            {
-                "criterion_name": "CrossEntropyCriterion",
-                "optimizer_name": "Adam",
-                "lr_scheduler_state": {"best": 3.0},
-                "num_updates": 10,
-            }
-        ],
-        "task_state": {},
-        "extra_state": {"best": 3.0},
-        "last_optimizer_state": {"much": torch.zeros(1000)},
-    }
-    torch.save(state, path)
+    torch.save(written(config, model), path)
     return model.eval()
 
 

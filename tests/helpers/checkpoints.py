@@ -55,6 +55,11 @@ def state_of(
         for name, parameter in model.named_parameters():
             if "_attn" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return written(config, model)
+
+
+def written(config: Any, model: torch.nn.Module) -> State:
+    """What fairseq-train writes of a model, after ten updates."""
     return {
         "args": None,
         "cfg": OmegaConf.to_container(config, resolve=True, enum_to_str=True),

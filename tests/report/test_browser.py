@@ -16,7 +16,7 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report import ReportContext, write_report
 from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_loop, make_space
 from tests.helpers.paths import ROOT
-from tests.report.test_report import HOSTILE, VERSIONS
+from tests.helpers.reports import HOSTILE, VERSIONS
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

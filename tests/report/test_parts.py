@@ -28,7 +28,7 @@ from nas_attn.report.pictures import (
 )
 from nas_attn.report.rendering import latex_text
 from tests.helpers.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_loop
-from tests.report.test_report import context
+from tests.helpers.reports import context
 
 HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
 QUERIES = AttentionChoice.of("grouped_query", num_groups=2)

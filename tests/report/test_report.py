@@ -20,12 +20,9 @@ from nas_attn.analysis.trials import Trials
 from nas_attn.curves import recorded_curves
 from nas_attn.engine.trial_record import SIZE, TrialRecord, parse_trial
 from nas_attn.pareto import non_dominated
-from nas_attn.report import ReportContext, summary_text, write_report
+from nas_attn.report import summary_text, write_report
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
-
-HOSTILE = "<script>alert(1)</script>|`rm`"
-
-VERSIONS = dict.fromkeys(("nas-attn", "torch", "optuna", "fairseq-fixed"), "1.0")
+from tests.helpers.reports import HOSTILE, context
 
 
 @pytest.fixture
@@ -34,18 +31,6 @@ def trials(tmp_path: Path) -> Trials:
     executor = FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None)
     executor.run(loop)
     return Trials(loop.record.trials(), OBJECTIVES)
-
-
-def context(name: str = "fake") -> ReportContext:
-    return ReportContext(
-        name=name,
-        description=HOSTILE,
-        seeds=1,
-        settings={"name": HOSTILE},
-        versions=VERSIONS,
-        machine="2 CPUs",
-        evaluate={0: "fairseq-generate DATA"},
-    )
 
 
 class Outline(html.parser.HTMLParser):
