@@ -23,12 +23,15 @@ with warnings.catch_warnings():
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared, prepare
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 from nas_attn.fairseq_tools.pieces import Corpus
+from tests.helpers.devices import skip_without_cuda
 from tests.helpers.paths import LONGEST, ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
+    for item in items:
+        skip_without_cuda(item)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -22,6 +22,7 @@ from tests.helpers.attention import (
     inputs,
     make,
 )
+from tests.helpers.devices import needs_cuda
 from tests.helpers.naive_attention import NAIVE, naive_attention
 
 
@@ -269,7 +270,7 @@ def test_half_precision(scheme: str, choose: Choose, dtype: torch.dtype) -> None
         assert all(g is not None and g.isfinite().all() for g in grads)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_cuda
 @every_case
 def test_cuda_agrees_with_cpu(scheme: str, choose: Choose) -> None:
     module = make(scheme, choose(EMBED_DIM, NUM_HEADS))

@@ -17,6 +17,7 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.self_test import TASKS, StepOutcome, examine
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from tests.helpers.devices import needs_cuda
 from tests.helpers.forked import run_module
 from tests.helpers.paths import ROOT
 
@@ -32,7 +33,6 @@ TRAINING = [
     "--no-epoch-checkpoints", "--required-batch-size-multiple=1", "--log-format=json",
 ]  # fmt: skip
 TRANSLATION = ["--criterion=label_smoothed_cross_entropy", *COMMON, *TRAINING]
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="fairseq wants a GPU for it")
 EVERY = [AttentionChoice(scheme) for scheme in SCHEMES]
 MIXED = AttentionPlan.of(
     {"encoder_self": EVERY, "decoder_self": EVERY[1:] + EVERY[:1], "encoder_decoder": EVERY[::-1]}
@@ -89,7 +89,7 @@ def test_every_task(scheme: str, findings: list[StepOutcome]) -> None:
     "precision",
     [
         "memory-efficient-fp16",
-        pytest.param("fp16", marks=needs_gpu),  # --bf16 means a TPU: see test_hydra
+        pytest.param("fp16", marks=needs_cuda),  # --bf16 means a TPU: see test_hydra
     ],
 )
 def test_training_in_half_precision_and_interactive(
