@@ -8,7 +8,7 @@ import torch
 needs_cuda = pytest.mark.cuda
 """Of a test, of a value (`pytest.param("cuda", marks=needs_cuda)`) or of a file (`pytestmark`)."""
 
-every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 """Gives a test `device`, first cpu, then cuda."""
 
 
