@@ -76,6 +76,27 @@ def renamed_option(old: str, new: str, given: Value | None, value: Value | None)
     return given
 
 
+def renamed_argument(old: str, new: str, given: Value, value: Value | None) -> Value:
+    """Accept a former argument of a function.
+
+    Args:
+        old: The former name.
+        new: The name.
+        given: What was given by the former name.
+        value: What was given by the name; None if nothing was.
+
+    Returns:
+        What was given by the former name.
+
+    Raises:
+        ValueError: Both were given.
+    """
+    if value is not None:
+        raise ValueError(f"{old} is the former name of {new}: give one of them")
+    warn_renamed("argument", old, new, stacklevel=3)
+    return given
+
+
 def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """Accept former names of a module.
 

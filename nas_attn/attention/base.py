@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NoReturn, TypedDict
 import torch
 from torch import Tensor, nn
 
-from nas_attn.attention.functional import Form, attend
+from nas_attn._deprecated import warn_renamed
+from nas_attn.attention.functional import Implementation, attend
 from nas_attn.attention.masks import merge_masks, with_causal_mask
 from nas_attn.attention.observer import AttentionObserver, ObservedQuery
 from nas_attn.errors import PlanError
@@ -83,8 +84,19 @@ class Attention(FastPathAnswers, nn.Module):
     reference: ClassVar[str]
     """Paper and equation that the scheme follows."""
 
-    form: Form | None = None
+    implementation: Implementation | None = None
     """How attention is computed; None takes the fastest way for shapes and device."""
+
+    @property
+    def form(self) -> Implementation | None:
+        """Former name of `implementation`."""
+        warn_renamed("attribute", "form", "implementation")
+        return self.implementation
+
+    @form.setter
+    def form(self, implementation: Implementation | None) -> None:
+        warn_renamed("attribute", "form", "implementation")
+        self.implementation = implementation
 
     observer: AttentionObserver | None = None
     """Gets the inputs of every call; set by `observer.observed`."""
@@ -180,7 +192,7 @@ class Attention(FastPathAnswers, nn.Module):
 
         Raises:
             ValueError: `attn_mask` has another mask for each head, but the scheme has one map; or
-                `form` cannot do what is asked.
+                `implementation` cannot do what is asked.
         """
         if self.observer is not None:
             self.observer.on_attend(
@@ -211,7 +223,7 @@ class Attention(FastPathAnswers, nn.Module):
             is_causal=is_causal,
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
-            form=self.form,
+            implementation=self.implementation,
         )
         joined = self.mix_values(heads).transpose(1, 2).flatten(2)  # (B, T, joined width)
         output: Tensor = self.out_proj(joined)

@@ -1,8 +1,9 @@
 """Scaled dot-product attention over heads that may share keys and values.
 
 `attend` is the one place that decides how attention is computed; schemes only say what is
-attended. Each way of computing it is a *form*. All forms are exact: they differ in the order of
-operations, in time and in memory. `choose_form` picks the fastest by shapes, device and type.
+attended. Each way of computing it is an *implementation*. All are exact: they differ in the order
+of operations, in time and in memory. `choose_implementation` picks the fastest by shapes, device
+and type.
 
 Shape legend: B batch, n query heads, T query length, S key length, g_k key heads, g_v value heads,
 d_k key width, d_v value width.
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_attn._deprecated import renamed_argument, renamed_names
 from nas_attn.attention.blockwise import attend_blockwise
 from nas_attn.attention.masks import causal_mask, rows_without_keys
 
-Form = Literal["fused", "rows", "explicit", "blockwise", "shared_scores"]
+Implementation = Literal["fused", "rows", "explicit", "blockwise", "shared_scores"]
 """How attention is computed:
 
 `fused`: torch's fused kernel for every head; unequal widths are padded with zeros.
@@ -30,7 +32,12 @@ Form = Literal["fused", "rows", "explicit", "blockwise", "shared_scores"]
 `shared_scores`: for queries that are one query shifted for each head, one softmax for all heads.
 """
 
-FORMS: tuple[Form, ...] = get_args(Form)
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+
+__getattr__ = renamed_names(
+    __name__,
+    {"Form": "Implementation", "FORMS": "IMPLEMENTATIONS", "choose_form": "choose_implementation"},
+)
 
 EXPLICIT_MAX_SCORES = 192 * 192
 """Most scores of a head for which computing all at once is faster than block by block (CPU)."""
@@ -48,7 +55,7 @@ least share of a weight that can be lost, and float32 and bfloat16 hold e^-87.""
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """What is asked of a form: `attend`'s arguments besides queries, keys and values."""
+    """What is asked of an implementation: `attend`'s arguments besides queries, keys and values."""
 
     scale: float
     shifts: Tensor | None = None
@@ -69,7 +76,8 @@ def attend(
     is_causal: bool = False,
     dropout: float = 0.0,
     need_weights: bool = False,
-    form: Form | None = None,
+    implementation: Implementation | None = None,
+    form: Implementation | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with every query head; heads of keys and values are shared evenly among query heads.
 
@@ -85,13 +93,14 @@ def attend(
         is_causal: Whether position t attends to keys 0..t; needs T = S and no `mask`.
         dropout: Probability of dropping an attention weight.
         need_weights: Whether to return the weights too.
-        form: Way of computing it; the fastest by `choose_form` if left out.
+        implementation: Way of computing it; the fastest by `choose_implementation` if left out.
+        form: Former name of `implementation`.
 
     Returns:
         Head outputs (B, n, T, d_v), and the weights (B, n, T, S) after dropout or None.
 
     Raises:
-        ValueError: the form does not do what is asked.
+        ValueError: the implementation does not do what is asked.
     """
     call = AttentionCall(
         scale=scale,
@@ -101,35 +110,43 @@ def attend(
         dropout=dropout,
         need_weights=need_weights,
     )
-    if form is None:
-        form = choose_form(queries, keys, values, call)
+    if form is not None:
+        implementation = renamed_argument("form", "implementation", form, implementation)
+    if implementation is None:
+        implementation = choose_implementation(queries, keys, values, call)
     else:
-        refusal = _refusal(form, queries, keys, values, call)
+        refusal = _refusal(implementation, queries, keys, values, call)
         if refusal:
-            raise ValueError(f"attention of the form {form} {refusal}")
-    return _attend_in_form(form, queries, keys, values, call)
+            raise ValueError(f"the attention implementation {implementation} {refusal}")
+    return _attend_by(implementation, queries, keys, values, call)
 
 
-def _attend_in_form(
-    form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
+def _attend_by(
+    implementation: Implementation,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    call: AttentionCall,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend in a form that is known to do what is asked."""
-    if form == "shared_scores":
+    """Attend by an implementation that is known to do what is asked."""
+    if implementation == "shared_scores":
         return _attend_with_shared_scores(queries, keys, values, call), None
     if call.shifts is not None:
         queries = queries + call.shifts[:, None]  # (B, n, T, d_k)
-    if form == "explicit":
+    if implementation == "explicit":
         return _attend_explicitly(queries, keys, values, call)
-    if form == "blockwise":
+    if implementation == "blockwise":
         how = (call.mask, call.is_causal, call.scale)
         return attend_blockwise(queries, keys, values, *how), None
-    if form == "rows":
+    if implementation == "rows":
         return _attend_with_rows(queries, keys, values, call), None
     return _attend_fused(queries, keys, values, call), None
 
 
-def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Form:
-    """The fastest form that does what is asked without losing precision.
+def choose_implementation(
+    queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
+) -> Implementation:
+    """The fastest implementation that does what is asked without losing precision.
 
     Thresholds were measured by `nas-attn bench attention` on CPUs; elsewhere torch's fused kernels
     are taken. What looks at numbers or is differentiated by hand is left to eager execution.
@@ -153,7 +170,7 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCa
         if stackable and not _refusal("rows", queries, keys, values, call):
             return "rows"
         return "fused"
-    # An exported graph serves all lengths, so its form may not depend on how long this input is.
+    # An exported graph serves all lengths, so this choice may not depend on the input's.
     few = not _lengths_are_open() and num_queries * num_keys <= EXPLICIT_MAX_SCORES
     if on_cpu and (few or call.dropout > 0.0):
         return "explicit"
@@ -162,16 +179,22 @@ def choose_form(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCa
     return "fused"
 
 
-def _refusal(form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> str:
-    """Why a form cannot do what is asked; empty if it can."""
-    if form == "explicit":
+def _refusal(
+    implementation: Implementation,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    call: AttentionCall,
+) -> str:
+    """Why an implementation cannot do what is asked; empty if it can."""
+    if implementation == "explicit":
         return ""
     if call.need_weights:
-        return "forms no weights"
-    if form == "fused":
+        return "returns no weights"
+    if implementation == "fused":
         return ""
     mask = call.mask
-    if form == "rows":
+    if implementation == "rows":
         if keys.size(1) != values.size(1) or keys.size(-1) != values.size(-1):
             return "needs as many value heads as key heads, and as wide"
         row_masks = mask is not None and (mask.size(1) > 1 or mask.size(2) > 1)
@@ -180,7 +203,7 @@ def _refusal(form: Form, queries: Tensor, keys: Tensor, values: Tensor, call: At
         return "drops no weights"
     if mask is not None and mask.requires_grad:
         return "does not differentiate masks"
-    if form == "shared_scores":
+    if implementation == "shared_scores":
         if call.shifts is None:
             return "needs one query that heads shift"
         if mask is not None and mask.size(1) > 1:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
-from nas_attn.attention.functional import FORMS, Form
+from nas_attn.attention.functional import IMPLEMENTATIONS, Implementation
 from nas_attn.fairseq_tools.models import fairseq_attention, stock_attention
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ PHASES = ("forward", "forward_backward", "decode", "reorder")
 BASELINE, STOCK = "torch sdpa", "fairseq"
 
 LONGEST_EXPLICIT = 2048
-"""Tokens up to which forms that hold all scores of all heads are tried."""
+"""Tokens up to which implementations that hold all scores of all heads are tried."""
 
 DECODING_STEPS = 6
 """Steps in a row, as a decoder takes them; the first, which makes room, is left out."""
@@ -48,7 +48,7 @@ class Shape(NamedTuple):
         """Read BATCHxLENGTH.
 
         Raises:
-            ValueError: the text is not of that form.
+            ValueError: the text is not written so.
         """
         batch, cross, length = text.partition("x")
         if not (cross and batch.isdecimal() and length.isdecimal() and int(batch) and int(length)):
@@ -170,12 +170,12 @@ class StockModule(nn.Module):
 
 
 class SchemeModule(nn.Module):
-    """A scheme, in the form that it chooses itself or in a given one."""
+    """A scheme, computed as it chooses itself or by a given implementation."""
 
-    def __init__(self, attention: Attention, form: Form | None) -> None:
+    def __init__(self, attention: Attention, implementation: Implementation | None) -> None:
         super().__init__()
         self.attention = attention
-        attention.form = form
+        attention.implementation = implementation
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         output: Tensor = self.attention(x, x, x, need_weights=False, is_causal=causal)[0]
@@ -224,14 +224,15 @@ def usual_schemes(setting: Setting) -> dict[str, Callable[[], Attention]]:
 
 
 def contenders(
-    setting: Setting, schemes: Sequence[str] = (), *, forms: bool = False
+    setting: Setting, schemes: Sequence[str] = (), *, implementations: bool = False
 ) -> dict[str, nn.Module]:
     """Who takes turns: the stock attentions and the schemes.
 
     Args:
         setting: Setting of the run.
         schemes: Names of schemes; all if empty.
-        forms: Whether to try each scheme in every form as well, and as its paper writes it.
+        implementations: Whether to time each scheme by every implementation as well, and as its
+            paper writes it.
     """
     width, heads = setting.embed_dim, setting.num_heads
     found: dict[str, nn.Module] = {
@@ -243,8 +244,11 @@ def contenders(
         if schemes and name.split()[0] not in schemes:
             continue
         found[name] = SchemeModule(build(), None)
-        if forms:
-            found |= {f"{name}: {form}": SchemeModule(build(), form) for form in FORMS}
+        if implementations:
+            found |= {
+                f"{name}: {implementation}": SchemeModule(build(), implementation)
+                for implementation in IMPLEMENTATIONS
+            }
             found[f"{name}: reference"] = ReferenceModule(build())
     return {name: module.to(setting.device, setting.dtype) for name, module in found.items()}
 
@@ -255,20 +259,21 @@ def time_attention(
     decoding_shapes: Sequence[Shape] = DECODING_SHAPES,
     schemes: Sequence[str] = (),
     *,
-    forms: bool = False,
+    implementations: bool = False,
 ) -> Iterator[Timing]:
-    """Time all contenders, shape by shape; a form that cannot do a scheme is left out.
+    """Time all contenders, shape by shape; an implementation that cannot do a scheme is left out.
 
     Args:
         setting: Setting of the run.
         shapes: Shapes for forward and forward_backward.
         decoding_shapes: Shapes for decode and reorder.
         schemes: Names of schemes; all if empty.
-        forms: Whether to try each scheme in every form as well, and as its paper writes it.
+        implementations: Whether to time each scheme by every implementation as well, and as its
+            paper writes it.
     """
     torch.set_num_threads(setting.threads)
     torch.manual_seed(1)
-    field = contenders(setting, schemes, forms=forms)
+    field = contenders(setting, schemes, implementations=implementations)
     for shape in shapes:
         x, gradient = (setting.tensor(*shape, setting.embed_dim) for _ in range(2))
         able = {

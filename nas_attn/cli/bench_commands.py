@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nas_attn._deprecated import warn_renamed
 from nas_attn.cli.console import console
 from nas_attn.cli.options import Device, Dtype
 
@@ -32,10 +33,13 @@ def bench_attention(
             show_default="16x512",
         ),
     ] = None,
-    forms: Annotated[
+    implementations: Annotated[
         bool,
-        typer.Option(help="Time each scheme in every form too, and as its paper writes it."),
+        typer.Option(
+            help="Time each scheme by every implementation too, and as its paper writes it."
+        ),
     ] = False,
+    forms: Annotated[bool | None, typer.Option("--forms/--no-forms", hidden=True)] = None,
     causal: Annotated[bool, typer.Option(help="Attend to earlier positions only.")] = False,
     embed_dim: Annotated[int, typer.Option(min=1, help="Width.")] = 512,
     num_heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 8,
@@ -61,11 +65,14 @@ def bench_attention(
     from nas_attn.cli.tables import timings_tables
     from nas_attn.workflows.bench import bench_attention as bench
 
+    if forms is not None:
+        warn_renamed("option", "--forms", "--implementations")
+        implementations = forms
     timings = bench(
         schemes=scheme or (),
         shapes=shape or (),
         decoding_shapes=decoding_shape or (),
-        forms=forms,
+        implementations=implementations,
         causal=causal,
         embed_dim=embed_dim,
         num_heads=num_heads,

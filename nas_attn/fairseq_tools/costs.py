@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_on_meta, count_cache
-from nas_attn.attention.functional import Form
+from nas_attn.attention.functional import Implementation
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.models import Sizer, build_model
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
@@ -25,7 +25,7 @@ KNOWN_COSTS = ("attention", "non_embedding", "total", "effective", "cache_bytes"
 MEASURED_COSTS = ("decoding_seconds",)
 """Measured on the trained model."""
 
-COUNTED_FORM: Form = "explicit"
+COUNTED_IMPLEMENTATION: Implementation = "explicit"
 """Computes scores and weighted values as plain products of matrices, the same on every machine.
 
 The counter sees nothing of torch's fused kernel on CPUs, and padding where widths are unequal.
@@ -136,10 +136,10 @@ class CostModel:
         """Floating-point operations of one forward pass: two for each product in matrix products.
 
         The pass is over one sentence of `sentence_length` tokens, which are all given (a
-        translation's target has as many), in evaluation. Attention is computed in `COUNTED_FORM`,
-        the products that a causal mask hides included. It is a property of the model, not of a
-        machine: faster forms may do less. What only the loss computes, such as an adaptive softmax,
-        is left out.
+        translation's target has as many), in evaluation. Attention is computed by
+        `COUNTED_IMPLEMENTATION`, the products that a causal mask hides included. It is a property
+        of the model, not of a machine: faster implementations may do less. What only the loss
+        computes, such as an adaptive softmax, is left out.
         """
         shapes = self.sizer.shapes
         return (self.rest_flops or 0) + sum(
@@ -163,7 +163,7 @@ def count_choice_flops(choice: AttentionChoice, shape: SiteShape, queries: int, 
         PlanError: the choice does not fit the shape.
     """
     module = build_on_meta(choice, shape).eval()
-    module.form = COUNTED_FORM
+    module.implementation = COUNTED_IMPLEMENTATION
     query = torch.empty(1, queries, shape.embed_dim, device="meta")
     source = torch.empty(1, keys, shape.kdim or shape.embed_dim, device="meta")
     # Without gradients the softmax asks for autocast, which the meta device does not know.
@@ -175,13 +175,13 @@ def count_forward(model: nn.Module, token: int, length: int) -> int:
     """Operations of a forward pass of a fairseq model over one sentence (see `CostModel.flops`).
 
     Args:
-        model: in evaluation, with weights; its attention is left in `COUNTED_FORM`.
+        model: in evaluation, with weights; its attention is left by `COUNTED_IMPLEMENTATION`.
         token: that the sentence is made of, in either language; anything but padding.
         length: tokens of the sentence.
     """
     for module in model.modules():
         if isinstance(module, Attention):
-            module.form = COUNTED_FORM
+            module.implementation = COUNTED_IMPLEMENTATION
     tokens = torch.full((1, length), token)
     inputs = [tokens]
     if hasattr(model, "encoder") and hasattr(model, "decoder"):

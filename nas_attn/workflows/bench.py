@@ -32,7 +32,7 @@ def bench_attention(
     schemes: Sequence[str],
     shapes: Sequence[str],
     decoding_shapes: Sequence[str],
-    forms: bool,
+    implementations: bool,
     causal: bool,
     embed_dim: int,
     num_heads: int,
@@ -49,7 +49,7 @@ def bench_attention(
         schemes: Names; all if empty.
         shapes: `BATCHxTOKENS` texts; the usual ones if empty.
         decoding_shapes: Likewise, for a step of decoding after so many tokens.
-        forms: Time each scheme in every form too, and as its paper writes it.
+        implementations: Time each scheme by every implementation too, and as its paper writes it.
         causal: Attend to earlier positions only.
         embed_dim: Width.
         num_heads: Heads.
@@ -84,7 +84,9 @@ def bench_attention(
         f"torch {torch.__version__}; {machine_text()}; {threads} thread(s), {clock}; "
         f"width {embed_dim}, {num_heads} heads, {dtype}"
     )
-    timings = list(time_attention(setting, at, decoding_at, schemes, forms=forms))
+    timings = list(
+        time_attention(setting, at, decoding_at, schemes, implementations=implementations)
+    )
     out.mkdir(parents=True, exist_ok=True)
     common = {"device": device, "dtype": dtype, "threads": threads, "torch": torch.__version__}
     common |= {"embed_dim": embed_dim, "num_heads": num_heads}

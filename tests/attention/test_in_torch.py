@@ -133,6 +133,6 @@ def test_exported_for_all_lengths(scheme: str, choose: Choose) -> None:
     module = Calls(make(scheme, choose(WIDTH, NUM_HEADS)))
     lengths = {1: torch.export.Dim("length", min=2, max=1024)}
     exported = torch.export.export(module, padded(), dynamic_shapes=(lengths, lengths)).module()
-    for time in (2, 40, 200):  # fewer and more than `choose_form` computes in one piece
+    for time in (2, 40, 200):  # fewer and more than `choose_implementation` computes in one piece
         given = padded(3, time)
         torch.testing.assert_close(exported(*given), module(*given))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nas_attn.attention.functional import FORMS
+from nas_attn.attention.functional import IMPLEMENTATIONS
 from nas_attn.benchmark.attention import (
     BASELINE,
     ReferenceModule,
@@ -19,13 +19,15 @@ from nas_attn.benchmark.attention import (
 )
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.fairseq_tools.data import PreparedData
-from tests.helpers.cli import run
+from tests.helpers.cli import invoke, run
 
 SMALL = ["--embed-dim=16", "--num-heads=4", "--seconds=0", "--decoding-shape=2x5"]
 
 
 def test_attention_table_and_figure(tmp_path: Path) -> None:
-    text = run("bench", "attention", *SMALL, "--shape=2x6", "--forms", "--out", str(tmp_path))
+    text = run(
+        "bench", "attention", *SMALL, "--shape=2x6", "--implementations", "--out", str(tmp_path)
+    )
     assert "5 rounds" in text
     table = pd.read_csv(tmp_path / "attention.csv")
     assert set(table["phase"]) == {"forward", "forward_backward", "decode", "reorder"}
@@ -41,17 +43,19 @@ def test_attention_table_and_figure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_contenders_compute_what_they_are_named_for(causal: bool) -> None:
-    """The reference of a scheme and its forms agree, and all stock attentions with one another."""
+    """A scheme's reference and implementations agree, and all stock attentions do."""
     torch.manual_seed(1)
     setting = Setting(embed_dim=16, num_heads=4, dtype=torch.float64)
-    field = contenders(setting, forms=True)
+    field = contenders(setting, implementations=True)
     x = setting.tensor(2, 7, 16)
     for name, module in field.items():
         if not isinstance(module, ReferenceModule):
             continue
         expected = module(x, causal)
-        for form in (None, *FORMS):
-            twin = field[name.replace(": reference", "" if form is None else f": {form}")]
+        for implementation in (None, *IMPLEMENTATIONS):
+            twin = field[
+                name.replace(": reference", "" if implementation is None else f": {implementation}")
+            ]
             assert isinstance(twin, SchemeModule)
             twin.attention.load_state_dict(module.attention.state_dict())
             try:
@@ -98,6 +102,14 @@ def test_shapes_are_read() -> None:
     for text in ("16", "x3", "0x4", "3x-1"):
         with pytest.raises(ValueError, match="a shape is"):
             Shape.parse(text)
+
+
+def test_the_former_flag_is_taken_and_hidden(tmp_path: Path) -> None:
+    command = ["bench", "attention", *SMALL, "--scheme=multi_query", "--shape=2x6"]
+    with pytest.warns(FutureWarning, match="the option --forms is called --implementations now"):
+        invoke(*command, "--forms", "--out", str(tmp_path))
+    assert "multi_query: rows" in (tmp_path / "attention.csv").read_text()
+    assert "--forms" not in invoke("bench", "attention", "--help")
 
 
 @pytest.mark.slow

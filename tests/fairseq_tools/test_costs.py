@@ -72,7 +72,7 @@ def count_built(family: str, plan: AttentionPlan, *flags: str, length: int = 25)
     model = build_model(args, dictionaries(family)).eval()
     for module in model.modules():
         if isinstance(module, Attention):
-            module.form = "explicit"
+            module.implementation = "explicit"
     tokens = torch.arange(4, 4 + length)[None] % 50
     inputs = {"src_tokens": tokens}
     if family == "transformer":
@@ -111,7 +111,7 @@ def test_flops_where_decoders_look_at_the_encoder_themselves() -> None:
 def test_flops_of_a_module_without_storage_equal_those_of_a_real_one(scheme: str) -> None:
     shape = SiteShape(num_layers=1, embed_dim=16, num_heads=4, kdim=12)
     module = build_attention(scheme, 16, 4, kdim=12, vdim=12).eval()
-    module.form = "explicit"
+    module.implementation = "explicit"
     query, source = torch.randn(1, 5, 16), torch.randn(1, 7, 12)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(query, source, source, need_weights=False)

@@ -1,4 +1,4 @@
-"""Every form of attention against the explicit one, and which form is taken when."""
+"""Every implementation of attention against the explicit one, and which is taken when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from nas_attn.attention import Attention, build_attention
-from nas_attn.attention.functional import FORMS, AttentionCall, Form, attend, choose_form
+from nas_attn.attention import Attention, build_attention, functional
+from nas_attn.attention.functional import (
+    IMPLEMENTATIONS,
+    AttentionCall,
+    Implementation,
+    attend,
+    choose_implementation,
+)
 from nas_attn.attention.masks import causal_mask
 from tests.helpers.attention import EMBED_DIM, NUM_HEADS, Choose, every_case, inputs, make
 
@@ -42,9 +48,11 @@ def masked(kind: str, batch: int, time: int) -> dict[str, object]:
     return {}
 
 
-def outcome(module: Attention, form: Form | None, x: Tensor, arguments: dict) -> list[Tensor]:
+def outcome(
+    module: Attention, implementation: Implementation | None, x: Tensor, arguments: dict
+) -> list[Tensor]:
     """Output, and gradients of the input and of all parameters."""
-    module.form = form
+    module.implementation = implementation
     module.zero_grad()
     x = x.clone().requires_grad_()
     output, _ = module(x, x, x, need_weights=False, **arguments)
@@ -56,10 +64,10 @@ def outcome(module: Attention, form: Form | None, x: Tensor, arguments: dict) ->
 
 @every_case
 @pytest.mark.parametrize("kind", MASKS)
-def test_all_forms_agree(
+def test_all_implementations_agree(
     scheme: str, choose: Choose, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs and gradients, float64, to 1e-10, or the form says what it does not do."""
+    """Outputs and gradients, float64, to 1e-10, or the implementation says what it does not do."""
     monkeypatch.setattr("nas_attn.attention.blockwise.BLOCK_ROWS", 3)
     monkeypatch.setattr("nas_attn.attention.functional.EXPLICIT_MAX_SCORES", 20)
     if scheme == "single_head" and kind == "heads":
@@ -69,11 +77,11 @@ def test_all_forms_agree(
     arguments = masked(kind, 2, 8)
     expected = outcome(module, "explicit", x, arguments)
     tried = 0
-    for form in (None, *FORMS):
+    for implementation in (None, *IMPLEMENTATIONS):
         try:
-            found = outcome(module, form, x, arguments)
+            found = outcome(module, implementation, x, arguments)
         except ValueError as refusal:
-            assert f"attention of the form {form} " in str(refusal)
+            assert f"the attention implementation {implementation} " in str(refusal)
             continue
         tried += 1
         assert len(found) == len(expected)
@@ -85,21 +93,23 @@ def test_all_forms_agree(
 
 
 @pytest.mark.parametrize(
-    ("form", "dtype", "tolerance"),
+    ("implementation", "dtype", "tolerance"),
     [
         ("blockwise", torch.float32, 2e-6),
         ("shared_scores", torch.float32, 2e-6),
         ("shared_scores", torch.bfloat16, 2e-2),
     ],
 )
-def test_error_of_fast_forms(form: Form, dtype: torch.dtype, tolerance: float) -> None:
+def test_error_of_fast_implementations(
+    implementation: Implementation, dtype: torch.dtype, tolerance: float
+) -> None:
     """Largest error over the largest output, against float64 from the same rounded weights."""
     torch.manual_seed(4)
     module = build_attention("head_embedding_add", 64, 8).to(dtype).eval()
     x = torch.randn(2, 300, 64).to(dtype)
     exact = build_attention("head_embedding_add", 64, 8).double().eval()
     exact.load_state_dict(module.state_dict())
-    exact.form, module.form = "explicit", form
+    exact.implementation, module.implementation = "explicit", implementation
     x64 = x.double()
     expected, _ = exact(x64, x64, x64, need_weights=False, is_causal=True)
     found, _ = module(x, x, x, need_weights=False, is_causal=True)
@@ -118,11 +128,11 @@ def test_shared_scores_fall_back_before_they_underflow(monkeypatch: pytest.Monke
     tensors = (queries, keys, values)
     how = {"scale": 1.0, "shifts": shifts}
     exact = [t.double() for t in tensors]
-    expected, _ = attend(*exact, scale=1.0, shifts=shifts.double(), form="explicit")
-    guarded, _ = attend(*tensors, **how, form="shared_scores")
+    expected, _ = attend(*exact, scale=1.0, shifts=shifts.double(), implementation="explicit")
+    guarded, _ = attend(*tensors, **how, implementation="shared_scores")
     torch.testing.assert_close(guarded.double(), expected, rtol=0, atol=1e-4)
     monkeypatch.setattr("nas_attn.attention.functional.MAX_KEY_BIAS_SPREAD", 1e9)
-    careless, _ = attend(*tensors, **how, form="shared_scores")
+    careless, _ = attend(*tensors, **how, implementation="shared_scores")
     assert not torch.allclose(careless.double(), expected, atol=1e-2)
 
 
@@ -145,8 +155,8 @@ def test_shared_scores_fall_back_before_they_underflow(monkeypatch: pytest.Monke
         ("reduced_key", {}, 4, 512, "blockwise"),
     ],
 )
-def test_which_form_is_chosen(
-    scheme: str, options: dict[str, int], batch: int, time: int, expected: Form
+def test_which_implementation_is_chosen(
+    scheme: str, options: dict[str, int], batch: int, time: int, expected: Implementation
 ) -> None:
     """At width 512 with 8 heads on a CPU; a time of 1 is a decoding step after 512 tokens."""
     module = build_attention(scheme, 512, 8, **options)
@@ -154,21 +164,23 @@ def test_which_form_is_chosen(
     keys, values = module.keys(past), module.values(past)
     many = [t.expand(batch, -1, -1, -1) for t in (module.queries(query), keys, values)]
     call = AttentionCall(scale=1.0, shifts=module.query_shifts())
-    assert choose_form(*many, call) == expected
+    assert choose_implementation(*many, call) == expected
     weights = AttentionCall(scale=1.0, shifts=module.query_shifts(), need_weights=True)
-    assert choose_form(*many, weights) == "explicit"
+    assert choose_implementation(*many, weights) == "explicit"
 
 
-def test_a_form_that_cannot_says_why() -> None:
+def test_an_implementation_that_cannot_says_why() -> None:
     tensor = torch.zeros(1, 4, 3, 2)
-    for form, arguments, reason in (
+    for implementation, arguments, reason in (
         ("shared_scores", {}, "needs one query that heads shift"),
         ("blockwise", {"dropout": 0.5}, "drops no weights"),
         ("rows", {"is_causal": True}, "needs a mask that is one for all rows"),
-        ("fused", {"need_weights": True}, "forms no weights"),
+        ("fused", {"need_weights": True}, "returns no weights"),
     ):
-        with pytest.raises(ValueError, match=f"attention of the form {form} {reason}"):
-            attend(tensor, tensor, tensor, scale=1.0, form=form, **arguments)
+        with pytest.raises(
+            ValueError, match=f"the attention implementation {implementation} {reason}"
+        ):
+            attend(tensor, tensor, tensor, scale=1.0, implementation=implementation, **arguments)
 
 
 def saved_numbers(module: nn.Module, x: Tensor, **arguments: object) -> int:
@@ -187,17 +199,17 @@ def saved_numbers(module: nn.Module, x: Tensor, **arguments: object) -> int:
 @pytest.mark.parametrize("scheme", ["collaborative", "head_embedding_add"])
 def test_memory_grows_with_the_length_and_not_its_square(scheme: str) -> None:
     module = build_attention(scheme, 64, 8)
-    module.form = "blockwise" if scheme == "collaborative" else "shared_scores"
+    module.implementation = "blockwise" if scheme == "collaborative" else "shared_scores"
     short, long = (saved_numbers(module, torch.randn(1, t, 64)) for t in (512, 1024))
     assert long < 2.2 * short
-    module.form = "explicit"
+    module.implementation = "explicit"
     assert saved_numbers(module, torch.randn(1, 1024, 64)) > 8 * 1024 * 1024
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("scheme", ["collaborative", "head_embedding_add"])
-def test_transforms_and_compilers_get_forms_that_they_can_follow(scheme: str) -> None:
-    """Long sequences take fast forms in eager execution only."""
+def test_transforms_and_compilers_get_implementations_that_they_can_follow(scheme: str) -> None:
+    """Long sequences take fast implementations in eager execution only."""
     torch.manual_seed(6)
     module = build_attention(scheme, 64, 8).eval()
     x = torch.randn(3, 600, 64)
@@ -218,3 +230,22 @@ def test_transforms_and_compilers_get_forms_that_they_can_follow(scheme: str) ->
 def test_causal_mask_hides_later_positions() -> None:
     mask = causal_mask(2, 3, torch.device("cpu"))
     assert mask.tolist() == [[False, True, True], [False, False, True]]
+
+
+def test_former_names_are_taken() -> None:
+    queries, keys, values = torch.randn(3, 1, 4, 3, 2).unbind(0)
+    expected, _ = attend(queries, keys, values, scale=1.0, implementation="explicit")
+    with pytest.warns(FutureWarning, match="the argument form is called implementation now"):
+        found, _ = attend(queries, keys, values, scale=1.0, form="explicit")
+    assert torch.equal(found, expected)
+    both = {"form": "explicit", "implementation": "fused"}
+    with pytest.raises(ValueError, match="form is the former name of implementation"):
+        attend(queries, keys, values, scale=1.0, **both)
+    module = build_attention("multi_head", 8, 2)
+    with pytest.warns(FutureWarning, match="the attribute form is called implementation now"):
+        module.form = "explicit"
+    assert module.implementation == "explicit"
+    with pytest.warns(FutureWarning, match="the attribute form is called"):
+        assert module.form == "explicit"
+    with pytest.warns(FutureWarning, match=r"functional\.FORMS is called"):
+        assert functional.FORMS == IMPLEMENTATIONS
