@@ -77,14 +77,14 @@ def read_search(study: Study, name: str, runs: Path) -> Search:
     """Read a search's record, which must be there."""
     base = name.removesuffix(COLD)
     storage = open_storage(study.config.execution.storage, runs / base)
-    record = TrialStore(base, storage, study.objectives)
-    trials, measured, predicted = record.trials(), 0.0, None
+    store = TrialStore(base, storage, study.objectives)
+    trials, measured, predicted = store.trials(), 0.0, None
     if name != base:
         trials = [trials[0], *TrialStore(name, storage, study.objectives).trials()]
     else:
         with contextlib.suppress(NasAttnError):
-            predictions = Predictions(target_of_study(study, None), record)
-            measured = sum(t.seconds for t in predictions.record.trials())
+            predictions = Predictions(target_of_study(study, None), store)
+            measured = sum(t.seconds for t in predictions.store.trials())
             predicted = predictions.model()
     spending = [trial for trial in trials if trial.updates]
     if not spending or not spending[0].is_baseline:

@@ -87,11 +87,11 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
 
     def loop() -> SearchLoop:
         storage = open_storage(None, study.folder)
-        record = TrialStore("scale", storage, study.objectives, create=True)
+        store = TrialStore("scale", storage, study.objectives, create=True)
         beats = {"heartbeat_seconds": 20.0, "grace_seconds": 120.0}
         return SearchLoop(
-            record=record,
-            leases=TrialLeases(record, study.folder, **beats),
+            store=store,
+            leases=TrialLeases(store, study.folder, **beats),
             proposer=study.proposer(),
             config=study.config.search,
             build_job=study.jobs.search_trial,
@@ -121,7 +121,7 @@ def measure(trials: int, workers: int, sampler: str, folder: Path) -> dict[str, 
     again = loop()
     assert again.next_job() is None
     restart = time.perf_counter() - began
-    trials_read = Trials(again.record.trials(), study.objectives)
+    trials_read = Trials(again.store.trials(), study.objectives)
     again.leases.close()
 
     context = ReportContext(

@@ -38,13 +38,13 @@ from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
 
 
-def say_predictions(study: Study, record: TrialStore, cold: Sequence[TrialRecord]) -> None:
+def say_predictions(study: Study, store: TrialStore, cold: Sequence[TrialRecord]) -> None:
     """Print how single conversions order the plans that were trained, if they were measured."""
     try:
-        predictions = Predictions(target_of_study(study, None), record)
+        predictions = Predictions(target_of_study(study, None), store)
     except NasAttnError:
         return  # nas-attn sensitivity STUDY measures them
-    model, trials = predictions.model(), record.trials()
+    model, trials = predictions.model(), store.trials()
     for words, trained in (
         ("fine-tuned", [trial for trial in trials if trial.is_warm and trial.is_trained]),
         ("trained from nothing", [trial for trial in cold if trial.is_trained]),

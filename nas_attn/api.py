@@ -47,7 +47,7 @@ from nas_attn.workflows.export import (
 from nas_attn.workflows.reporting import write_study_report
 from nas_attn.workflows.search import search as run_search
 from nas_attn.workflows.sensitivity import PredictedFront
-from nas_attn.workflows.session import Session, open_record
+from nas_attn.workflows.session import Session, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ def search(
     )  # fmt: skip
     session = run_search(load(study, changes, runs), address=address, events=events)
     return Results(
-        session.study, session.record, session.study.folder, address=address, events=events
+        session.study, session.store, session.study.folder, address=address, events=events
     )
 
 
@@ -130,8 +130,8 @@ def open_study(
             raise UsageError("a run folder has nothing to override; open the study by its file")
         return Results(None, open_run_folder(Path(study)), Path(study))
     loaded = load(study, overrides, runs, is_read_only=True)
-    record = open_record(loaded)
-    return Results(loaded, record, loaded.folder, address=address, events=events)
+    store = open_store(loaded)
+    return Results(loaded, store, loaded.folder, address=address, events=events)
 
 
 def predict_front(
@@ -208,7 +208,7 @@ class Results:
 
     Args:
         study: The study; None if only its run folder is known.
-        record: Its trials.
+        store: Trials of the study.
         folder: Its run folder.
         address: Address of a running Ray cluster, for what is trained from here on.
         events: Told how far that is.
@@ -217,13 +217,13 @@ class Results:
     def __init__(
         self,
         study: Study | None,
-        record: TrialStore,
+        store: TrialStore,
         folder: Path,
         *,
         address: str | None = None,
         events: Events | None = None,
     ) -> None:
-        self.record = record
+        self.store = store
         self.folder = folder
         self._study = study
         self._address = address
@@ -269,15 +269,15 @@ class Results:
 
     def read(self) -> Trials:
         """The trials as a collection, with the folders in which their files are today."""
-        return Trials.of(self.record, self.folder)
+        return Trials.of(self.store, self.folder)
 
     def status(self) -> Status:
         """Counts, what runs, rate and time left."""
         if self._study is None:
-            return read_status(self.record, trials=0, grace_seconds=ExecutionConfig().grace_seconds)
+            return read_status(self.store, trials=0, grace_seconds=ExecutionConfig().grace_seconds)
         config = self._study.config
         return read_status(
-            self.record,
+            self.store,
             trials=config.search.trials,
             grace_seconds=config.execution.grace_seconds,
         )
@@ -295,7 +295,7 @@ class Results:
             NasAttnError: No trial is complete yet.
         """
         folder = self.folder / "report" if out is None else Path(out)
-        return write_study_report(self.study, self.record, folder)
+        return write_study_report(self.study, self.store, folder)
 
     def confirm(self, seeds: int = confirming.SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
         """Train the front and the baseline again with fresh seeds, and open the test split.
@@ -386,13 +386,13 @@ class Results:
         Raises:
             UsageError: They cannot be compared; says why.
         """
-        searches = [read_searched(self.record, self.folder)]
+        searches = [read_searched(self.store, self.folder)]
         for other in others:
             if isinstance(other, str | Path):
                 searches.append(find_search(other, Path(runs)))
             else:
                 found = other if isinstance(other, Results) else open_study(other, runs=runs)
-                searches.append(read_searched(found.record, found.folder))
+                searches.append(read_searched(found.store, found.folder))
         return compare_studies(searches, None if out is None else Path(out), reference)
 
 

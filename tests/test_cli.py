@@ -193,8 +193,8 @@ def test_a_real_search_survives_kill_9(
         driver.wait()
     assert journal.is_file()
     run(*arguments)
-    record = TrialStore("small", open_storage(None, runs / "small"), OBJECTIVES)
-    trials = record.trials()
+    store = TrialStore("small", open_storage(None, runs / "small"), OBJECTIVES)
+    trials = store.trials()
     assert [trial.state.name for trial in trials if trial.uses_budget] == ["COMPLETE"] * 3
     assert len({trial.plan for trial in trials if trial.uses_budget}) == 3
     assert trials[0].is_baseline
@@ -258,8 +258,8 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     }
     path = write(tmp_path, tiny_translation.folder, changes)
     run("search", str(path), "--runs", str(tmp_path / "runs"))
-    record = TrialStore("small", open_storage(None, tmp_path / "runs" / "small"), OBJECTIVES)
-    baseline, trial = record.trials()
+    store = TrialStore("small", open_storage(None, tmp_path / "runs" / "small"), OBJECTIVES)
+    baseline, trial = store.trials()
     assert baseline.cost_is_exact
     assert not trial.cost_is_exact
     assert trial.cost is not None

@@ -145,8 +145,8 @@ class Searched:
     @property
     def trials(self) -> Trials:
         storage = open_storage(None, self.runs / self.study.config.name)
-        record = TrialStore(self.study.config.name, storage, self.study.objectives)
-        return Trials.of(record, self.runs / self.study.config.name)
+        store = TrialStore(self.study.config.name, storage, self.study.objectives)
+        return Trials.of(store, self.runs / self.study.config.name)
 
 
 def search(folder: Path, data: PreparedData, changes: dict[str, Any]) -> Searched:

@@ -53,7 +53,7 @@ def test_its_report_says_the_same_numbers(study: str) -> None:
 
 def test_its_proposals_are_derived_again(study: str) -> None:
     results = nas_attn.open_study(study)
-    assert check_proposals(results.study, results.record) == 7
+    assert check_proposals(results.study, results.store) == 7
 
 
 @pytest.mark.slow
@@ -64,4 +64,4 @@ def test_its_search_goes_on(study: str) -> None:
     before = reported("trials.csv")
     losses = trials.set_index("trial")["loss"]
     assert list(losses[before["trial"]].fillna(0)) == list(before["loss"].fillna(0))
-    assert check_proposals(results.study, results.record) == len(trials)
+    assert check_proposals(results.study, results.store) == len(trials)

@@ -22,7 +22,7 @@ from nas_attn.study.study import Study
 from nas_attn.workflows import reporting
 from nas_attn.workflows import search as searching
 from nas_attn.workflows.events import LogEvents
-from nas_attn.workflows.session import Session, open_record
+from nas_attn.workflows.session import Session, open_store
 from tests.helpers.studies import write
 
 REPLAYED: dict[str, Any] = {
@@ -67,11 +67,11 @@ def test_what_fails_after_a_search_does_not_lose_its_report(
     assert 'role="alert"' not in (report / "index.html").read_text()
 
 
-def end(record: TrialStore, study: Study, plan: AttentionPlan, value: float | None) -> None:
+def end(store: TrialStore, study: Study, plan: AttentionPlan, value: float | None) -> None:
     """Write down a trial that is over."""
     costs = study.costs.known(plan)
     sizes = study.costs.sizer.size(plan)._asdict()
-    number = len(record.trials())
+    number = len(store.trials())
     attributes = {
         fields.PLAN: plan.to_json(),
         fields.SIZE: sizes,
@@ -81,16 +81,16 @@ def end(record: TrialStore, study: Study, plan: AttentionPlan, value: float | No
     }
     values = None if value is None else [value, *(costs[name] for name in study.objectives.costs)]
     state = TrialState.FAIL if value is None else TrialState.COMPLETE
-    record.create(NewTrial(attributes=attributes, state=state, values=values))
+    store.create(NewTrial(attributes=attributes, state=state, values=values))
 
 
 def test_a_failed_baseline_is_trained_again_whatever_ended_meanwhile(study: Study) -> None:
-    record = open_record(study, create=True)
-    end(record, study, study.baseline, None)
+    store = open_store(study, create=True)
+    end(store, study, study.baseline, None)
     other = AttentionPlan.uniform(AttentionChoice("multi_query"), tuple(study.space.shapes))
-    end(record, study, other, 3.0)
-    session = Session(study, record, None, LogEvents())
+    end(store, study, other, 3.0)
+    session = Session(study, store, None, LogEvents())
     trained = session.train_baseline()
     assert trained.is_baseline and trained.is_trained
-    assert len(record.trials()) == 3
+    assert len(store.trials()) == 3
     assert session.train_baseline().number == trained.number

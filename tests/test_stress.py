@@ -65,7 +65,7 @@ def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> N
     for name in ("whole", "broken"):
         loop = make_loop(tmp_path / name, sampler="stratified_random", trials=6)
         FakeExecutor().run(loop)
-        trials.append(loop.record.trials())
+        trials.append(loop.store.trials())
     whole, broken = trials
     assert faults_of(whole, broken, replayed=False) == []
     lost = faults_of(whole, broken[:-1], replayed=False)

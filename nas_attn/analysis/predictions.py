@@ -75,7 +75,7 @@ class Predictions:
         objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         name = f"{searched.name} (sensitivity)"
-        self.record = TrialStore(name, searched.storage, objectives, create=create)
+        self.store = TrialStore(name, searched.storage, objectives, create=create)
 
     @cached_property
     def changes(self) -> list[UnitChange]:
@@ -92,7 +92,7 @@ class Predictions:
         """All that was measured so far, by plan."""
         return {
             trial.plan: Measured(trial.costs[CHANGE], trial.costs[ERROR])
-            for trial in self.record.trials()
+            for trial in self.store.trials()
             if trial.plan is not None and trial.is_trained
         }
 

@@ -117,17 +117,17 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / JOURNAL).is_file()
 
 
-def read_searched(record: TrialStore, folder: Path) -> RunSummary:
+def read_searched(store: TrialStore, folder: Path) -> RunSummary:
     """Read what a search has done so far.
 
     Args:
-        record: of the search.
+        store: Trials of the search.
         folder: its run folder, after which it is called.
     """
     return RunSummary(
         name=folder.resolve().name,
-        trials=Trials.of(record, folder),
-        settings=record.settings(),
+        trials=Trials.of(store, folder),
+        settings=store.settings(),
         folder=folder,
     )
 

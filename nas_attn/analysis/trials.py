@@ -21,23 +21,23 @@ class Trials(Sequence[TrialRecord]):
     """The trials of a study, by number, with the objectives that they are weighed by.
 
     Args:
-        records: Trials of the study.
+        trials: Trials of the study.
         objectives: Objectives of the study.
     """
 
-    def __init__(self, records: Iterable[TrialRecord], objectives: Objectives) -> None:
-        self._records = tuple(records)
+    def __init__(self, trials: Iterable[TrialRecord], objectives: Objectives) -> None:
+        self._trials = tuple(trials)
         self.objectives = objectives
 
     @classmethod
-    def of(cls, record: TrialStore, folder: Path) -> Trials:
+    def of(cls, store: TrialStore, folder: Path) -> Trials:
         """Read all trials of a study, with the folders in which their files are today.
 
         Args:
-            record: Record of the study.
+            store: Trials of the study.
             folder: Run folder of the study, which may have been moved since.
         """
-        return cls((_located(trial, folder) for trial in record.trials()), record.objectives)
+        return cls((_located(trial, folder) for trial in store.trials()), store.objectives)
 
     @overload
     def __getitem__(self, place: int) -> TrialRecord: ...
@@ -45,11 +45,11 @@ class Trials(Sequence[TrialRecord]):
     def __getitem__(self, place: slice) -> Trials: ...
     def __getitem__(self, place: int | slice) -> TrialRecord | Trials:
         if isinstance(place, slice):
-            return Trials(self._records[place], self.objectives)
-        return self._records[place]
+            return Trials(self._trials[place], self.objectives)
+        return self._trials[place]
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._trials)
 
     @cached_property
     def trained(self) -> Trials:

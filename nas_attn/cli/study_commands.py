@@ -37,10 +37,10 @@ def proposals(
 
     results = api.open_study(study, overrides=set_, runs=runs)
     if check_:
-        count = check_proposals(results.study, results.record)
+        count = check_proposals(results.study, results.store)
         console.print(f"{count} proposals, all as on record", highlight=False)
         return
-    trials = results.record.trials()
+    trials = results.store.trials()
     table = Table("trial", "state", "driver", "running then", "plan", box=None)
     for trial, running in zip(trials, running_then(trials), strict=True):
         row = [str(trial.number), state_text(trial), trial.driver or ""]

@@ -47,16 +47,16 @@ class TrialLeases:
     """One driver among those of a study.
 
     Args:
-        record: of the study.
+        store: Trials of the study.
         folder: the run folder, for the locked file.
         heartbeat_seconds: between two beats.
         grace_seconds: how long a driver on another machine may be silent.
     """
 
     def __init__(
-        self, record: TrialStore, folder: Path, *, heartbeat_seconds: float, grace_seconds: float
+        self, store: TrialStore, folder: Path, *, heartbeat_seconds: float, grace_seconds: float
     ) -> None:
-        self.record = record
+        self.store = store
         self.heartbeat_seconds = heartbeat_seconds
         self.grace_seconds = grace_seconds
         self.driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -82,7 +82,7 @@ class TrialLeases:
 
     def owner(self, trial: TrialRecord) -> str | None:
         """The driver that runs a trial, or ran it last."""
-        return owner_of(trial, self.record.claims())
+        return owner_of(trial, self.store.claims())
 
     def owns(self, trial: TrialRecord) -> bool:
         """Whether this driver runs a trial, and no other has taken it over."""
@@ -97,15 +97,15 @@ class TrialLeases:
         Returns:
             Those that are this driver's now, and were not before.
         """
-        alive, claims = self._alive(), self.record.claims()
+        alive, claims = self._alive(), self.store.claims()
         self._say_who_is_stopped(trials, claims)
         abandoned = [trial for trial in trials if owner_of(trial, claims) not in alive]
         for trial in abandoned:
             generation = sum(claim["trial"] == trial.number for claim in claims)
-            self.record.claim(
+            self.store.claim(
                 {"trial": trial.number, "generation": generation, "driver": self.driver}
             )
-        claims = self.record.claims() if abandoned else claims
+        claims = self.store.claims() if abandoned else claims
         return [trial for trial in abandoned if owner_of(trial, claims) == self.driver]
 
     def _say_who_is_stopped(
@@ -114,7 +114,7 @@ class TrialLeases:
         """A stopped driver lives, so its trials are waited for, and that may be for ever."""
         if time.monotonic() < self._say_at:
             return
-        told = _drivers(self.record.metadata())
+        told = _drivers(self.store.metadata())
         for driver in sorted({owner_of(trial, claims) or "" for trial in trials} - {self.driver}):
             pid = _pid(driver)
             if told.get(driver, {}).get("machine") == machine() and is_stopped(pid):
@@ -130,7 +130,7 @@ class TrialLeases:
                 )
 
     def _alive(self) -> set[str]:
-        drivers = _drivers(self.record.metadata())
+        drivers = _drivers(self.store.metadata())
         alive = {driver for driver, told in drivers.items() if self._is_alive(driver, told)}
         return alive | {self.driver}
 
@@ -155,7 +155,7 @@ class TrialLeases:
 
     def _beat(self, *, ended: bool = False) -> None:
         self._beats += 1
-        self.record.set_metadata(
+        self.store.set_metadata(
             PREFIX + self.driver,
             {
                 "beats": self._beats,

@@ -55,7 +55,7 @@ class SearchLoop:
     """Decides what to run and writes down what came out.
 
     Args:
-        record: of the study.
+        store: Trials of the study.
         leases: of this driver.
         proposer: of plans, with an empty history.
         config: budget and stopping rule.
@@ -64,7 +64,7 @@ class SearchLoop:
         on_change: called with a function that makes a snapshot whenever something happened.
     """
 
-    record: TrialStore
+    store: TrialStore
     leases: TrialLeases
     proposer: Proposer
     config: SearchConfig
@@ -82,7 +82,7 @@ class SearchLoop:
     _read_again: float = 0.0
 
     def __post_init__(self) -> None:
-        self._rungs = Rungs(self.record, self.config.stopping)
+        self._rungs = Rungs(self.store, self.config.stopping)
         self._failures = FailuresInARow(self.config.give_up_after)
         self._look()
 
@@ -175,7 +175,7 @@ class SearchLoop:
             return False
         goes_on = True
         if news.seed_index == 0 and not news.is_start:
-            self.record.validated(number, news.num_updates, news.loss)
+            self.store.validated(number, news.num_updates, news.loss)
             if news.settled and self.config.stopping.rule == "halving":
                 goes_on = self._at_rung(number, news)
         self._tell()
@@ -189,14 +189,14 @@ class SearchLoop:
             logger.warning("trial %d was taken over by another driver", number)
             return
         # What runs on another node tells no updates where it is stopped.
-        result = checked(result, self.costs, self.record.objectives.metric)
+        result = checked(result, self.costs, self.store.objectives.metric)
         updates = max(result.updates, running.last.num_updates if running.last else 0)
         spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}
-        self.record.annotate(number, spent)
+        self.store.annotate(number, spent)
         if result.losses:
             self._complete(number, running, trial, result)
         elif was_stopped(decisions):
-            self.record.stop(number, reason_of(decisions))
+            self.store.stop(number, reason_of(decisions))
             self._failures.clear()
             logger.info("trial %d: %s", number, reason_of(decisions))
         elif self._retries(trial, result):
@@ -220,14 +220,14 @@ class SearchLoop:
         if self._abort is not None:
             raise SearchError(self._abort)
         if self._exhausted:
-            within = " within the limits" if self.record.objectives.limits else ""
+            within = " within the limits" if self.store.objectives.limits else ""
             logger.info("every plan of the space%s has been tried", within)
         return self.snapshot()
 
     def _begin(self, proposal: Proposal) -> TrialJob | None:
         """Write a proposal down; returns its job if it is one to be run."""
         original = (
-            None if proposal.duplicate_of is None else self.record.cached[proposal.duplicate_of]
+            None if proposal.duplicate_of is None else self.store.cached[proposal.duplicate_of]
         )
         attributes = proposal_entry(proposal, self.leases.driver)
         state, values, job = TrialState.RUNNING, None, None
@@ -258,13 +258,13 @@ class SearchLoop:
             state=state,
             values=values,
         )
-        number = self.record.create(new)
+        number = self.store.create(new)
         if number != proposal.number:
             self._withdraw(number, is_over=new.state.is_finished())
             return None
         self.proposer.written()
         self._follow()
-        trial = self.record.cached[number]
+        trial = self.store.cached[number]
         if fields.FAILURE in attributes:
             self._count_failure(trial, FailureKind.TRAINING, attributes[fields.REASON])
         if job is None:
@@ -283,7 +283,7 @@ class SearchLoop:
     def _withdraw(self, number: int, *, is_over: bool) -> None:
         """Another driver was faster, so the proposal was made from a history of yesterday."""
         if not is_over:
-            self.record.fail(number, "withdrawn: another driver's proposal came first")
+            self.store.fail(number, "withdrawn: another driver's proposal came first")
         self.proposer.forget()
         self._look()
 
@@ -293,7 +293,7 @@ class SearchLoop:
         if not self.leases.owns(trial):
             return None
         if was_stopped(trial.rungs):
-            self.record.stop(trial.number, reason_of(trial.rungs))
+            self.store.stop(trial.number, reason_of(trial.rungs))
             self._follow()
             return None
         logger.info("trial %d goes on where it was interrupted", trial.number)
@@ -322,7 +322,7 @@ class SearchLoop:
         began = time.monotonic()
         if began < self._read_again:
             return
-        self.record.trials()
+        self.store.trials()
         self._follow()
         self._rungs.read(self._mine)
         now = time.monotonic()
@@ -330,13 +330,13 @@ class SearchLoop:
 
     def _follow(self) -> None:
         """Bring history and sums up to what is known of the record."""
-        self.proposer.update(self.record.cached, self.record.finished_numbers)
-        self._tally.update(self.record.cached, self.record.finished_numbers)
+        self.proposer.update(self.store.cached, self.store.finished_numbers)
+        self._tally.update(self.store.cached, self.store.finished_numbers)
 
     def _look(self) -> None:
         """Look for trials that nobody runs, such as those of a driver that died."""
         self._looked = time.monotonic()
-        trials = self.record.trials()
+        trials = self.store.trials()
         self._follow()
         self._rungs.read(self._mine)
         known = {*self._mine, *(trial.number for _, trial in self._waiting)}
@@ -346,15 +346,15 @@ class SearchLoop:
         mine = [trial for trial in strange if self.leases.owns(trial)]
         taken = self.leases.claim_abandoned(strange)
         for number in sorted(trial.number for trial in (*mine, *taken)):
-            trial = self.record.refresh(number)
+            trial = self.store.refresh(number)
             if not trial.state.is_finished():
                 self._adopt(trial)
 
     def _adopt(self, trial: TrialRecord) -> None:
         if trial.plan is None:
-            self.record.fail(trial.number, "the driver died before the trial was planned")
+            self.store.fail(trial.number, "the driver died before the trial was planned")
         elif trial.is_superseded:
-            self.record.fail(trial.number, "withdrawn: another driver's proposal came first")
+            self.store.fail(trial.number, "withdrawn: another driver's proposal came first")
         else:
             self._waiting.append((0.0, trial))
 
@@ -369,18 +369,18 @@ class SearchLoop:
         self, number: int, running: RunningTrial, trial: TrialRecord, result: TrialResult
     ) -> None:
         costs = costs_after(result, trial.costs, self.costs)
-        self.record.annotate(number, result_entry(result, costs))
+        self.store.annotate(number, result_entry(result, costs))
         self._failures.clear()
-        excess = self.record.objectives.violated_limit(costs, when="after pruning, ")
+        excess = self.store.objectives.violated_limit(costs, when="after pruning, ")
         if excess is not None and result.plans:
-            self.record.stop(number, excess)
+            self.store.stop(number, excess)
             logger.info("trial %d: %s", number, excess)
             return
-        self.record.complete(number, result.loss, costs)
-        axis = self.record.objectives.primary_cost
+        self.store.complete(number, result.loss, costs)
+        axis = self.store.objectives.primary_cost
         about = (
             number,
-            self.record.objectives.metric,
+            self.store.objectives.metric,
             result.loss,
             costs[axis],
             axis,
@@ -396,7 +396,7 @@ class SearchLoop:
         if len(attempts) >= self.retries:
             return False
         attempts.append({"failure": str(result.failure), "reason": result.error or ""})
-        self.record.annotate(trial.number, {fields.ATTEMPTS: attempts})
+        self.store.annotate(trial.number, {fields.ATTEMPTS: attempts})
         # A disk is not emptied at once.
         late = len(attempts) - (result.failure is not FailureKind.DISK_FULL)
         pause = RETRY_SECONDS[min(late, len(RETRY_SECONDS) - 1)]
@@ -408,14 +408,14 @@ class SearchLoop:
             len(attempts),
             self.retries,
         )
-        self._waiting.append((time.monotonic() + pause, self.record.refresh(trial.number)))
+        self._waiting.append((time.monotonic() + pause, self.store.refresh(trial.number)))
         self._tell()
         return True
 
     def _fail(self, number: int, trial: TrialRecord, result: TrialResult) -> None:
         assert result.error is not None
         kind = result.failure or FailureKind.TRAINING
-        self.record.fail(number, result.error, str(kind))
+        self.store.fail(number, result.error, str(kind))
         self._count_failure(trial, kind, result.error)
 
     def _count_failure(self, trial: TrialRecord, kind: FailureKind, error: str) -> None:

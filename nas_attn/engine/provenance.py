@@ -19,23 +19,23 @@ PROPOSING = "proposing"
 """Under this name the record keeps the settings that proposals hang on."""
 
 
-def note_start(record: TrialStore, versions: Mapping[str, str], machine: str) -> None:
+def note_start(store: TrialStore, versions: Mapping[str, str], machine: str) -> None:
     """Keep what a search is run with, unless its last start was run with the same.
 
     Args:
-        record: of the search.
+        store: Trials of the search.
         versions: of the libraries, by name.
         machine: in words.
     """
-    starts = starts_of(record.metadata())
+    starts = starts_of(store.metadata())
     now = {VERSIONS: dict(versions), MACHINE: machine}
     if starts and {name: starts[-1].get(name) for name in now} == now:
         return
     if not starts:
-        record.set_metadata(VERSIONS, dict(versions))
-        record.set_metadata(MACHINE, machine)
+        store.set_metadata(VERSIONS, dict(versions))
+        store.set_metadata(MACHINE, machine)
     # Neither time nor process would do: starts can share a tick of the clock, containers a number.
-    record.set_metadata(f"{START}{uuid.uuid4().hex}", {"at": time.time(), **now})
+    store.set_metadata(f"{START}{uuid.uuid4().hex}", {"at": time.time(), **now})
 
 
 def starts_of(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -66,18 +66,18 @@ def _one_after_another(words: list[str]) -> str:
     return ", then ".join(dict.fromkeys(word for word in words if word))
 
 
-def check_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
+def check_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
     """See that proposals hang on what they hung on before; records of old do not say on what.
 
     Args:
-        record: of the search.
+        store: Trials of the search.
         proposing: the settings that they hang on, by key path.
 
     Raises:
         SearchError: something differs; says what.
     """
-    kept = record.metadata().get(PROPOSING)
-    different = sorted(differences(kept, proposing)) if kept and record.trials() else []
+    kept = store.metadata().get(PROPOSING)
+    different = sorted(differences(kept, proposing)) if kept and store.trials() else []
     if different:
         raise SearchError(
             "the trials on record were proposed with other settings, on which all further ones "
@@ -85,15 +85,15 @@ def check_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
         )
 
 
-def keep_proposing(record: TrialStore, proposing: Mapping[str, Any]) -> None:
+def keep_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
     """Write down what proposals hang on, at the first start; later it must be the same.
 
     Raises:
         SearchError: something differs; says what.
     """
-    check_proposing(record, proposing)
-    if record.metadata().get(PROPOSING) != proposing:
-        record.set_metadata(PROPOSING, dict(proposing))
+    check_proposing(store, proposing)
+    if store.metadata().get(PROPOSING) != proposing:
+        store.set_metadata(PROPOSING, dict(proposing))
 
 
 def differences(left: Any, right: Any, key: str = "") -> list[str]:

@@ -19,12 +19,12 @@ class Rungs:
     """Decides for the trials of one driver, knowing what others decided for theirs.
 
     Args:
-        record: of the study.
+        store: Trials of the study.
         config: the stopping rule.
     """
 
-    def __init__(self, record: TrialStore, config: StoppingConfig) -> None:
-        self.record = record
+    def __init__(self, store: TrialStore, config: StoppingConfig) -> None:
+        self.store = store
         self._halving = Halving(config)
         self._decisions: dict[int, dict[str, dict[str, Any]]] = {}
         self._best: dict[int, float] = {}
@@ -60,7 +60,7 @@ class Rungs:
             if trial.is_baseline or news.is_last:  # which is compared with, or has nothing to save
                 decision = replace(decision, goes_on=True)
             kept[key] = decision.to_json()
-            self.record.annotate(number, {fields.RUNGS: kept})
+            self.store.annotate(number, {fields.RUNGS: kept})
         return key not in kept or bool(kept[key]["goes_on"])
 
     def read(self, mine: Container[int]) -> None:
@@ -69,7 +69,7 @@ class Rungs:
         Args:
             mine: numbers of this driver's trials, which enter themselves.
         """
-        trials = self.record.cached
+        trials = self.store.cached
         self._unread.update(range(self._begun, len(trials)))
         self._begun = len(trials)
         for trial in [trials[number] for number in self._unread]:
@@ -81,7 +81,7 @@ class Rungs:
                 self._unread.discard(trial.number)
 
     def _costs(self, trial: TrialRecord) -> tuple[float, ...]:
-        return self.record.objectives.point(0.0, trial.costs)[1:]
+        return self.store.objectives.point(0.0, trial.costs)[1:]
 
     def _sign(self, loss: float) -> float:
-        return -loss if self.record.objectives.maximise else loss
+        return -loss if self.store.objectives.maximise else loss

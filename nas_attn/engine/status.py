@@ -146,31 +146,31 @@ class Status:
         return left / rate * 3600.0
 
 
-def read_status(record: TrialStore, *, trials: int, grace_seconds: float) -> Status:
+def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Status:
     """Read where a study stands.
 
     Args:
-        record: of the study.
+        store: Trials of the study.
         trials: wanted, if the record does not say so.
         grace_seconds: how long a driver on another machine may be silent.
 
     Raises:
         SearchError: the storage has not answered for long.
     """
-    now, notes = time.time(), record.metadata()
+    now, notes = time.time(), store.metadata()
     drivers = live_drivers(notes, now=now, grace_seconds=grace_seconds)
-    known = list(record.trials())
-    claims = record.claims()
+    known = list(store.trials())
+    claims = store.claims()
     unfinished = []
     for trial in [trial for trial in known if trial.uses_budget and not trial.state.is_finished()]:
-        known[trial.number] = latest = record.refresh(trial.number)
+        known[trial.number] = latest = store.refresh(trial.number)
         if not latest.state.is_finished():
             driver = owner_of(latest, claims)
             unfinished.append(
                 RunningStatus(trial=latest, driver=driver, is_alive=driver in drivers)
             )
     return Status(
-        name=record.name,
+        name=store.name,
         now=now,
         budget=max(notes.get(BUDGET, trials), sum(trial.uses_budget for trial in known)),
         trials=known,
@@ -178,7 +178,7 @@ def read_status(record: TrialStore, *, trials: int, grace_seconds: float) -> Sta
         drivers=drivers,
         beside=[
             _read_beside(name, states, kept, now=now, grace_seconds=grace_seconds)
-            for name, states, kept in record.children()
+            for name, states, kept in store.children()
         ],
     )
 

@@ -17,37 +17,37 @@ DATA = "data_set"
 """Under this name the record keeps which data these are (see `identify`)."""
 
 
-def keep_data(record: TrialStore, data: PreparedData) -> None:
+def keep_data(store: TrialStore, data: PreparedData) -> None:
     """Write down at the first start which data a study is searched with; later they must be these.
 
     A record of old, which does not say, takes on those that are there now, if its trials were
     trained with the same languages.
 
     Args:
-        record: of the study.
+        store: Trials of the study.
         data: its data set.
 
     Raises:
         UsageError: the study was searched with other data; names what differs.
     """
     found = identify(data.folder, data.languages)
-    kept = record.metadata().get(DATA)
+    kept = store.metadata().get(DATA)
     if kept is not None:
-        _refuse(record.name, data, differences(kept, found))
+        _refuse(store.name, data, differences(kept, found))
         return
-    trials = record.trials()
+    trials = store.trials()
     for trial in trials:
         trained = _trained_languages(trial.commands[0]) if trial.commands else ()
         if trained:
             as_it_was = {"languages": list(trained), "files": {}}
-            _refuse(record.name, data, differences(as_it_was, found))
+            _refuse(store.name, data, differences(as_it_was, found))
             break
-    record.set_metadata(DATA, found)
+    store.set_metadata(DATA, found)
     if trials:
         logger.info(
             "the record of %s did not say which data it was searched with; from now on it says "
             "those in %s",
-            record.name,
+            store.name,
             data.folder,
         )
 

@@ -11,19 +11,19 @@ from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.flags import without_idle
 
 
-def keep_settings(record: TrialStore, settings: Mapping[str, Any]) -> None:
+def keep_settings(store: TrialStore, settings: Mapping[str, Any]) -> None:
     """Write the settings down at the first start; later they must be the same.
 
     Args:
-        record: of the study.
+        store: Trials of the study.
         settings: that trials can be compared by.
 
     Raises:
         SearchError: the study was started with others; names what differs.
     """
-    kept = record.settings()
+    kept = store.settings()
     if not kept:
-        record.set_metadata(SETTINGS, dict(settings))
+        store.set_metadata(SETTINGS, dict(settings))
         return
     different = sorted(differences(_without_idle(kept), _without_idle(settings)))
     if different:

@@ -18,7 +18,7 @@ from nas_attn.analysis.searches import (
 from nas_attn.report.comparison import write_comparison
 from nas_attn.study.loading import load_study
 from nas_attn.study.shipped import shipped_names
-from nas_attn.workflows.session import open_record
+from nas_attn.workflows.session import open_store
 
 
 def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
@@ -31,7 +31,7 @@ def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
     if Path(name).is_dir() and str(name) not in shipped_names("studies"):
         open_run_folder(Path(name))  # says what it lacks
     study = load_study(str(name), runs=runs, is_read_only=True)
-    return read_searched(open_record(study), study.folder)
+    return read_searched(open_store(study), study.folder)
 
 
 def compare_studies(

@@ -14,7 +14,7 @@ from nas_attn.study.study import Study
 from nas_attn.workflows.events import Events
 from nas_attn.workflows.reporting import (
     CONFIRMED,
-    confirmation_record,
+    confirmation_store,
     confirmed_rows,
     write_study_report,
 )
@@ -63,16 +63,16 @@ def confirm(
             test split.
     """
     session = Session.resume(study, address=address, events=events)
-    record = session.record
-    points = _points(record.trials(), trials)
+    store = session.store
+    points = _points(store.trials(), trials)
     plans = [point.plan for point in points if point.plan is not None]
     fresh = _fresh_seeds(study.config.training.seeds, seeds)
     if study.config.replay is None:
         examples = check_split(study.data_set, "test")
         session.events.on_message(f"the test split has {examples:,} examples")
-    record.set_metadata(CONFIRMED, seeds)
-    confirmed = confirmation_record(study, record, seeds, create=True)
-    baselines = (trial for trial in record.trials() if trial.is_baseline and trial.is_trained)
+    store.set_metadata(CONFIRMED, seeds)
+    confirmed = confirmation_store(study, store, seeds, create=True)
+    baselines = (trial for trial in store.trials() if trial.is_baseline and trial.is_trained)
     chosen = {point.number for point in (*points, *baselines)}
     session.events.on_message(
         f"trials {', '.join(map(str, sorted(chosen)))} of the search, each trained again with "
@@ -80,18 +80,18 @@ def confirm(
     )
     loop = session.run_plans(
         [study.baseline, *plans],
-        record=confirmed,
+        store=confirmed,
         build_job=lambda number, plan, _: study.jobs.confirmation(number, plan, fresh),
-        title=f"{record.name}, confirmed",
+        title=f"{store.name}, confirmed",
     )
-    page = write_study_report(study, record, study.folder / "report")
+    page = write_study_report(study, store, study.folder / "report")
     failure = None
     try:
         loop.outcome()
     except NasAttnError as error:
         failure = error
     return Confirmation(
-        rows=confirmed_rows(study, record),
+        rows=confirmed_rows(study, store),
         failed=[trial for trial in confirmed.trials() if trial.failure is not None],
         page=page,
         failure=failure,

@@ -10,7 +10,7 @@ from nas_attn.study.study import Study
 from nas_attn.workflows.session import queue_of
 
 
-def check_proposals(study: Study, record: TrialStore) -> int:
+def check_proposals(study: Study, store: TrialStore) -> int:
     """Derive every proposal again by the study as it is now, and compare.
 
     Returns:
@@ -20,8 +20,8 @@ def check_proposals(study: Study, record: TrialStore) -> int:
         SearchError: Settings that proposals hang on have changed.
         NasAttnError: One comes out otherwise.
     """
-    check_proposing(record, study.proposing())
-    derived = list(derive_again(study.proposer(queue_of(record)), record.trials()))
+    check_proposing(store, study.proposing())
+    derived = list(derive_again(study.proposer(queue_of(store)), store.trials()))
     for derivation in derived:
         if not derivation.agrees:
             other = f"trial {derivation.trial.number}: the history gives {derivation.plan}"

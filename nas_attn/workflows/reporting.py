@@ -46,13 +46,13 @@ class _Parts:
 
 
 def write_study_report(
-    study: Study, record: TrialStore, out: Path, troubles: Sequence[str] = ()
+    study: Study, store: TrialStore, out: Path, troubles: Sequence[str] = ()
 ) -> Path:
     """Write what there is to report; what cannot be told is left out, and the report says why.
 
     Args:
         study: Whose report it is.
-        record: Its trials.
+        store: Trials of the study.
         out: Folder of the report.
         troubles: What is to be said beforehand, in sentences.
 
@@ -62,27 +62,27 @@ def write_study_report(
     Raises:
         NasAttnError: No trial is complete.
     """
-    trials = Trials.of(record, study.folder)
+    trials = Trials.of(store, study.folder)
     if not trials.trained:
         raise NasAttnError("no trial is complete yet, so there is nothing to report")
-    parts, notes = _Parts(troubles), record.metadata()
+    parts, notes = _Parts(troubles), store.metadata()
     is_replayed = study.config.replay is not None
     context = ReportContext(
         name=study.config.name,
         description=study.config.description,
         seeds=len(study.config.training.seeds),
-        settings=record.settings() | {"search": study.config.search.model_dump(mode="json")},
+        settings=store.settings() | {"search": study.config.search.model_dump(mode="json")},
         versions=dict.fromkeys(library_versions(), "(not on record)") | versions_of(notes),
         machine=machine_of(notes),
         evaluate={}
         if is_replayed
         else parts.make("Commands of evaluation are", lambda: study.evaluation_texts(trials), {}),
-        confirmed=parts.make("What was confirmed is", lambda: confirmed_rows(study, record), []),
+        confirmed=parts.make("What was confirmed is", lambda: confirmed_rows(study, store), []),
         fine_tuning=parts.make("Fine-tuning is", lambda: _fine_tuning_updates(study), None),
         agreement=parts.make(
-            "The agreement of warm and cold is", lambda: _agreement(study, record), None
+            "The agreement of warm and cold is", lambda: _agreement(study, store), None
         ),
-        findings=parts.make("What was predicted is", lambda: _findings(study, record), None),
+        findings=parts.make("What was predicted is", lambda: _findings(study, store), None),
         troubles=parts.troubles,
         shapes=study.space.shapes if _fit(study, trials) else {},
         study=() if is_replayed else study.typed,
@@ -90,48 +90,48 @@ def write_study_report(
     return write_report(trials, context, out)
 
 
-def confirmation_record(
-    study: Study, record: TrialStore, seeds: int, *, create: bool = False
+def confirmation_store(
+    study: Study, store: TrialStore, seeds: int, *, create: bool = False
 ) -> TrialStore:
     """The record of a confirmation, in the storage of its search."""
     # Names of studies hold no spaces, so this can be no other study's.
-    name = f"{record.name} (confirmed with {seeds} seeds)"
-    return TrialStore(name, record.storage, study.objectives, create=create)
+    name = f"{store.name} (confirmed with {seeds} seeds)"
+    return TrialStore(name, store.storage, study.objectives, create=create)
 
 
-def confirmed_rows(study: Study, record: TrialStore) -> list[dict[str, Any]]:
+def confirmed_rows(study: Study, store: TrialStore) -> list[dict[str, Any]]:
     """What the last confirmation has given; empty if there was none."""
-    seeds = record.metadata().get(CONFIRMED)
+    seeds = store.metadata().get(CONFIRMED)
     if seeds is None:
         return []
-    numbers = {t.plan: t.number for t in record.trials() if t.plan is not None and t.is_trained}
-    confirmed = confirmation_record(study, record, seeds).trials()
+    numbers = {t.plan: t.number for t in store.trials() if t.plan is not None and t.is_trained}
+    confirmed = confirmation_store(study, store, seeds).trials()
     return confirmation_rows(Trials(confirmed, study.objectives), numbers)
 
 
-def cold_record(study: Study, record: TrialStore, *, create: bool = False) -> TrialStore:
+def cold_store(study: Study, store: TrialStore, *, create: bool = False) -> TrialStore:
     """The record of what was trained from nothing beside warm trials, in the search's storage."""
     # Names of studies hold no spaces, so this can be no other study's.
-    return TrialStore(f"{record.name} (cold)", record.storage, study.objectives, create=create)
+    return TrialStore(f"{store.name} (cold)", store.storage, study.objectives, create=create)
 
 
-def _agreement(study: Study, record: TrialStore) -> Agreement | None:
+def _agreement(study: Study, store: TrialStore) -> Agreement | None:
     """What is known of the rank agreement of warm and cold trials."""
     if not study.config.search.warm_start.is_on:
         return None
     try:
-        cold = cold_record(study, record).trials()
+        cold = cold_store(study, store).trials()
     except SearchError:
         return None  # never asked for
-    return agreement_of(record.trials(), cold)
+    return agreement_of(store.trials(), cold)
 
 
-def _findings(study: Study, record: TrialStore) -> SensitivityFindings | None:
+def _findings(study: Study, store: TrialStore) -> SensitivityFindings | None:
     """What single conversions of the study's baseline predict; None if none was measured."""
     if study.config.replay is not None:
         return None
     try:
-        predictions = Predictions(target_of_study(study, None), record)
+        predictions = Predictions(target_of_study(study, None), store)
     except SearchError:
         return None
     findings = predictions.findings()

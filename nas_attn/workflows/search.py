@@ -18,7 +18,7 @@ from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
 from nas_attn.workflows.events import Events, LogEvents
-from nas_attn.workflows.reporting import cold_record, write_study_report
+from nas_attn.workflows.reporting import cold_store, write_study_report
 from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
 from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
 
@@ -43,9 +43,9 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     study.check_limits()
     advise(study)
     session = Session.begin(study, address=address, events=events)
-    keep_proposing(session.record, study.proposing())
+    keep_proposing(session.store, study.proposing())
     session.note_start()
-    session.record.set_metadata(BUDGET, study.config.search.trials)
+    session.store.set_metadata(BUDGET, study.config.search.trials)
     failure: NasAttnError | None = None
     try:
         _run(session)
@@ -53,10 +53,10 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
         raise  # nothing was started
     except NasAttnError as error:
         failure = error
-    is_trained = any(trial.is_trained for trial in session.record.trials())
+    is_trained = any(trial.is_trained for trial in session.store.trials())
     if is_trained:
         troubles = [] if failure is None else [f"The last search ended early: {failure}"]
-        page = write_study_report(study, session.record, study.folder / "report", troubles)
+        page = write_study_report(study, session.store, study.folder / "report", troubles)
         events.on_message(f"report: {page}")
     if failure is not None:
         raise failure
@@ -97,7 +97,7 @@ def _by_predictions(session: Session) -> SearchLoop:
     if len(queue) >= first and not is_strategy:
         return _by_sampler(session, queue=queue)
     checkpoint = study.trained_checkpoint(session.train_baseline())
-    predictions = Predictions(target_of_study(study, checkpoint), session.record, create=True)
+    predictions = Predictions(target_of_study(study, checkpoint), session.store, create=True)
     if not (is_strategy or predictions.changes):
         logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
         return _by_sampler(session)
@@ -113,7 +113,7 @@ def _by_predictions(session: Session) -> SearchLoop:
         return _by_sampler(session, queue=queue)
     loop = _by_sampler(session, queue=queue, trials=1 + min(len(queue), wanted))
     if not loop.has_given_up and len(queue) < wanted:
-        trained = [trial for trial in session.record.trials() if trial.is_trained]
+        trained = [trial for trial in session.store.trials() if trial.is_trained]
         reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
         queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
         _keep_queue(session, queue)
@@ -146,14 +146,14 @@ def _is_guide(session: Session, findings: SensitivityFindings) -> bool:
 
 
 def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
-    session.record.set_metadata(QUEUE, [plan.to_json() for plan in queue])
+    session.store.set_metadata(QUEUE, [plan.to_json() for plan in queue])
 
 
 def _train_cold(session: Session) -> None:
     """Train some warm trials from nothing too, to see whether the order is the same."""
-    study, record = session.study, session.record
+    study, store = session.study, session.store
     wanted = study.config.search.warm_start.rank_agreement
-    chosen = spread_evenly(record.trials(), wanted)
+    chosen = spread_evenly(store.trials(), wanted)
     if len(chosen) < wanted:
         session.events.on_message(
             f"the rank agreement is wanted of {wanted} warm trials, but only {len(chosen)} are "
@@ -165,9 +165,9 @@ def _train_cold(session: Session) -> None:
     )
     loop = session.run_plans(
         [trial.plan for trial in chosen if trial.plan is not None],
-        record=cold_record(study, record, create=True),
+        store=cold_store(study, store, create=True),
         build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan),
-        title=f"{record.name}, from nothing",
+        title=f"{store.name}, from nothing",
     )
     if loop.has_given_up:
         loop.outcome()

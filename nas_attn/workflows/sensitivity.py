@@ -26,7 +26,7 @@ from nas_attn.study.spaces import space_folder, space_over
 from nas_attn.study.study import Study
 from nas_attn.trials.layout import CALIBRATION_FILE
 from nas_attn.workflows.events import Events, LogEvents
-from nas_attn.workflows.session import Session, Trainer, open_record
+from nas_attn.workflows.session import Session, Trainer, open_store
 
 CHECKS, POINTS = 40, 8
 """Plans that test predictions, and that are recommended."""
@@ -57,7 +57,7 @@ def target_session(
     checkpoint = study.trained_checkpoint(session.train_baseline())
     other = None if space is None else space_over(space, study.space.shapes)
     target = target_of_study(study, checkpoint, other)
-    return Trainer(target, session.record, address, session.events)
+    return Trainer(target, session.store, address, session.events)
 
 
 def checkpoint_session(
@@ -94,12 +94,12 @@ def checkpoint_session(
     # Earlier versions gave every checkpoint of a folder's name the same run folder.
     earlier = replace(target, name=plain_name(checkpoint))
     with contextlib.suppress(NasAttnError):
-        if open_record(earlier).settings() == target.settings:
+        if open_store(earlier).settings() == target.settings:
             target = earlier
-    record = open_record(target, create=True)
-    keep_settings(record, target.settings)
-    keep_data(record, target.data)
-    return Trainer(target, record, address, events or LogEvents())
+    store = open_store(target, create=True)
+    keep_settings(store, target.settings)
+    keep_data(store, target.data)
+    return Trainer(target, store, address, events or LogEvents())
 
 
 def predict_front(
@@ -125,7 +125,7 @@ def predict_front(
         NasAttnError: Nothing can inherit, or nothing could be measured.
     """
     assert isinstance(trainer.subject, SensitivityTarget)
-    predictions = Predictions(trainer.subject, trainer.record, axis=cost, create=True)
+    predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
     measure_predictions(trainer, predictions, limits=limits, checks=checks)
     findings = predictions.findings(limits, points)
     if not findings.front:
@@ -163,12 +163,12 @@ def measure_predictions(
     )
 
     def measure(plans: Sequence[AttentionPlan], title: str) -> None:
-        loop = Trainer(target, predictions.record, trainer.address, events).run_plans(
+        loop = Trainer(target, predictions.store, trainer.address, events).run_plans(
             plans,
             build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
             title=f"{target.name}, {title}",
         )
-        for trial in predictions.record.trials():
+        for trial in predictions.store.trials():
             if trial.failure is not None:
                 events.on_failure(trial)
         loop.outcome()

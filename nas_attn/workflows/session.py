@@ -37,13 +37,13 @@ class Trainer:
 
     Args:
         subject: What is trained or measured.
-        record: Its trials.
+        store: Trials of the study.
         address: Address of a running Ray cluster, for the executor `ray`; None starts one here.
         events: Told what happens.
     """
 
     subject: Study | SensitivityTarget
-    record: TrialStore
+    store: TrialStore
     address: str | None
     events: Events
 
@@ -53,7 +53,7 @@ class Trainer:
         proposer: Proposer,
         config: SearchConfig,
         build_job: JobBuilder,
-        record: TrialStore | None = None,
+        store: TrialStore | None = None,
         title: str | None = None,
     ) -> SearchLoop:
         """Run trials as one of the study's drivers, to the end of the budget.
@@ -62,7 +62,7 @@ class Trainer:
             proposer: Source of plans.
             config: Budget and stopping rule.
             build_job: Makes a trial's job.
-            record: Where results go; the search's own record if left out.
+            store: Where results go; the search's own record if left out.
             title: What is run, for people; with a title it is no search, and no front is shown.
 
         Returns:
@@ -71,16 +71,16 @@ class Trainer:
         Raises:
             KeyboardInterrupt: Its trainings were stopped in order; the next run goes on with them.
         """
-        record, execution = record or self.record, self.subject.execution
+        store, execution = store or self.store, self.subject.execution
         leases = TrialLeases(
-            record,
+            store,
             self.subject.folder,
             heartbeat_seconds=execution.heartbeat_seconds,
             grace_seconds=execution.grace_seconds,
         )
         try:
             loop = SearchLoop(
-                record=record,
+                store=store,
                 leases=leases,
                 proposer=proposer,
                 config=config,
@@ -99,11 +99,11 @@ class Trainer:
         *,
         build_job: JobBuilder,
         title: str,
-        record: TrialStore | None = None,
+        store: TrialStore | None = None,
     ) -> SearchLoop:
         """Train plans whole, as far as the record does not hold them; arguments as for `run`."""
-        record = record or self.record
-        known = [trial for trial in record.trials() if trial.uses_budget]
+        store = store or self.store
+        known = [trial for trial in store.trials() if trial.uses_budget]
         new = set(plans) - {trial.plan for trial in known if trial.state.name != "FAIL"}
         changes = {
             "stopping": StoppingConfig(),
@@ -111,7 +111,7 @@ class Trainer:
             "trials": len(known) + len(new),
         }
         return self.run(
-            record=record,
+            store=store,
             proposer=self.subject.given_plans(plans),
             config=self.subject.search.model_copy(update=changes),
             build_job=build_job,
@@ -168,7 +168,7 @@ class Session(Trainer):
         """
         events = events or LogEvents()
         prepare_once(study, events)
-        return cls._kept(study, open_record(study, create=True), address, events)
+        return cls._kept(study, open_store(study, create=True), address, events)
 
     @classmethod
     def resume(
@@ -180,15 +180,13 @@ class Session(Trainer):
             NasAttnError: No search has run.
             SearchError: Settings or data are not those of the trials on record.
         """
-        return cls._kept(study, open_record(study), address, events or LogEvents())
+        return cls._kept(study, open_store(study), address, events or LogEvents())
 
     @classmethod
-    def _kept(
-        cls, study: Study, record: TrialStore, address: str | None, events: Events
-    ) -> Session:
-        keep_settings(record, study.settings())
-        keep_data(record, study.data_set)
-        return cls(study, record, address, events)
+    def _kept(cls, study: Study, store: TrialStore, address: str | None, events: Events) -> Session:
+        keep_settings(store, study.settings())
+        keep_data(store, study.data_set)
+        return cls(study, store, address, events)
 
     @property
     def study(self) -> Study:
@@ -198,11 +196,11 @@ class Session(Trainer):
     @property
     def queue(self) -> list[AttentionPlan]:
         """Plans that come before the sampler's."""
-        return queue_of(self.record)
+        return queue_of(self.store)
 
     def note_start(self) -> None:
         """Write down the versions of the libraries and the machine."""
-        note_start(self.record, library_versions(), machine_text())
+        note_start(self.store, library_versions(), machine_text())
 
     def train_baseline(self) -> TrialRecord:
         """The trained baseline; it is trained if it is not there."""
@@ -220,10 +218,10 @@ class Session(Trainer):
         return baseline
 
     def _baseline(self) -> TrialRecord | None:
-        return next((t for t in self.record.trials() if t.is_baseline and t.is_trained), None)
+        return next((t for t in self.store.trials() if t.is_baseline and t.is_trained), None)
 
 
-def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> TrialStore:
+def open_store(study: Study | SensitivityTarget, *, create: bool = False) -> TrialStore:
     """Open a study's record.
 
     Raises:
@@ -242,9 +240,9 @@ def open_record(study: Study | SensitivityTarget, *, create: bool = False) -> Tr
     return TrialStore(study.name, storage, study.objectives, create=create)
 
 
-def queue_of(record: TrialStore) -> list[AttentionPlan]:
+def queue_of(store: TrialStore) -> list[AttentionPlan]:
     """Plans that were put before the sampler's."""
-    return [AttentionPlan.from_json(plan) for plan in record.metadata().get(QUEUE, ())]
+    return [AttentionPlan.from_json(plan) for plan in store.metadata().get(QUEUE, ())]
 
 
 def prepare_once(study: Study, events: Events) -> None:

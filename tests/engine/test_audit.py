@@ -29,7 +29,7 @@ def test_all_proposals_of_many_workers_can_be_derived_again(sampler: str, tmp_pa
     loop = make_loop(tmp_path, **settings)
     FakeExecutor(workers=4, error=lambda job: "broken" if job.number in (4, 9) else None).run(loop)
     fresh = make_loop(tmp_path / "fresh", **settings)
-    derived = list(derive_again(fresh.proposer, loop.record.trials()))
+    derived = list(derive_again(fresh.proposer, loop.store.trials()))
     assert len(derived) >= trials
     assert all(derivation.agrees for derivation in derived)
 
@@ -48,7 +48,7 @@ def test_proposals_of_several_drivers_can_be_derived_again(tmp_path: Path) -> No
         if running and generator.random() < 0.5:
             ran_by, job = running.pop(generator.randrange(len(running)))
             ran_by.finish(job.number, TrialResult(losses=(loss_of(job),), seconds=1.0))
-    trials = drivers[0].record.trials()
+    trials = drivers[0].store.trials()
     assert len({trial.driver for trial in trials}) == 3
     fresh = make_loop(tmp_path / "fresh", **settings)
     derived = list(derive_again(fresh.proposer, trials))
@@ -60,7 +60,7 @@ def test_a_proposal_that_was_tampered_with_is_noticed(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=12, seed=1)
     FakeExecutor(workers=3).run(loop)
     other = make_loop(tmp_path / "other", trials=12, seed=2)
-    derived = list(derive_again(other.proposer, loop.record.trials()))
+    derived = list(derive_again(other.proposer, loop.store.trials()))
     assert not all(derivation.agrees for derivation in derived)
 
 

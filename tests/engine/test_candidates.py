@@ -30,8 +30,8 @@ def test_an_interruption_changes_no_proposal(sampler: str, tmp_path: Path) -> No
     again = make_loop(tmp_path / "broken", trials=20, sampler=sampler)
     FakeExecutor(workers=1).run(again)
     kill_drivers()
-    assert [t.plan for t in whole.record.trials()] == [t.plan for t in again.record.trials()]
-    assert [t.loss for t in whole.record.trials()] == [t.loss for t in again.record.trials()]
+    assert [t.plan for t in whole.store.trials()] == [t.plan for t in again.store.trials()]
+    assert [t.loss for t in whole.store.trials()] == [t.loss for t in again.store.trials()]
 
 
 def test_a_queue_over_a_limit_is_passed_over(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_queue_over_a_limit_is_passed_over(tmp_path: Path) -> None:
     assert 1 < len(allowed) < len(plans)
     loop.proposer = Proposer(space, costs, objectives, loop.config, BASELINE, queue=plans)
     FakeExecutor(workers=1).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [trial.plan for trial in trials[1 : 1 + len(allowed)]] == allowed
     assert sum(trial.uses_budget for trial in trials) == 6
 
@@ -60,7 +60,7 @@ def test_a_queue_comes_first_and_is_derived_again(sampler: str, tmp_path: Path) 
     queue = [every[0], BASELINE, *every[1:]]
     loop.proposer = Proposer(*arguments, BASELINE, queue)
     FakeExecutor(workers=2).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [trial.plan for trial in trials[:4]] == [BASELINE, *every]
     assert all(trial.params for trial in trials[1:4]), "the sampler learns from them"
     assert len([trial for trial in trials if trial.is_trained]) == 9
@@ -89,6 +89,6 @@ def test_given_plans_that_failed_are_proposed_again_by_the_next_search(tmp_path:
         loop._look()
         FakeExecutor(workers=1, error=fail_the_second).run(loop)
         kill_drivers()
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert trials[3].plan == trials[2].plan == wanted[1]

@@ -148,7 +148,7 @@ def test_trials_see_their_gpus(
     loop.build_job = telling_jobs(tmp_path)
     config = ExecutionConfig(fork_server=False, workers=None if each else 2)
     LocalExecutor(config, ResourcesConfig(gpus=each)).run(loop)
-    assert [trial.is_trained for trial in loop.record.trials()] == [True] * 5
+    assert [trial.is_trained for trial in loop.store.trials()] == [True] * 5
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert len(told) == 5
     for seen, began, ended in told:
@@ -190,7 +190,7 @@ def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) ->
 
     loop.build_job = build
     SimulatedExecutor(1).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [trial.failure for trial in trials] == [
         None,
         "not_finite",

@@ -59,16 +59,16 @@ def test_a_damaged_end_is_cut_off_before_writing(
 
 
 def test_a_driver_that_runs_cuts_off_what_another_left(tmp_path: Path) -> None:
-    record = begin(tmp_path)
+    store = begin(tmp_path)
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(ENDS["NUL bytes with an end"])
-    record.set_metadata("second", 2)
-    assert record.metadata() == notes(tmp_path) == {"first": 1, "second": 2}
+    store.set_metadata("second", 2)
+    assert store.metadata() == notes(tmp_path) == {"first": 1, "second": 2}
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     """Reading and writing say which, and do nothing else."""
-    record = begin(tmp_path)
+    store = begin(tmp_path)
     path = tmp_path / JOURNAL
     with path.open("ab") as file:
         file.write(b"\0" * 9 + b"\n" + path.read_bytes().splitlines(keepends=True)[1])
@@ -77,9 +77,9 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match=words):
         open_storage(None, tmp_path)
     with pytest.raises(SearchError, match=words):
-        record.set_metadata("second", 2)
+        store.set_metadata("second", 2)
     with pytest.raises(SearchError, match=words):
-        record.metadata()
+        store.metadata()
     assert path.read_bytes() == before
 
 
@@ -111,13 +111,13 @@ def test_a_journal_whose_first_line_was_torn(content: bytes, tmp_path: Path) -> 
 
 
 def test_a_record_that_is_gone_is_said(tmp_path: Path) -> None:
-    record = begin(tmp_path)
+    store = begin(tmp_path)
     (tmp_path / JOURNAL).write_bytes(b"")
     with pytest.raises(SearchError, match="has become shorter while in use"):
-        record.set_metadata("second", 2)
+        store.set_metadata("second", 2)
     (tmp_path / JOURNAL).unlink()
     with pytest.raises(SearchError, match="was removed while in use"):
-        record.set_metadata("second", 2)
+        store.set_metadata("second", 2)
 
 
 WRITER = """
@@ -141,7 +141,7 @@ for number in range(count):
 
 
 def test_optunas_own_backend_writes_at_the_same_time(tmp_path: Path) -> None:
-    record, count = begin(tmp_path), 120
+    store, count = begin(tmp_path), 120
     kinds = ["ours", "ours", "default", "open"]
     writers = [
         subprocess.Popen(
@@ -166,7 +166,7 @@ def test_optunas_own_backend_writes_at_the_same_time(tmp_path: Path) -> None:
     found = notes(tmp_path)
     for index, kind in enumerate(kinds):
         assert sum(name.startswith(f"{kind}{index} ") for name in found) == count
-    assert record.metadata() == found
+    assert store.metadata() == found
     assert not (tmp_path / f"{JOURNAL}.lock").is_symlink()
     assert not (tmp_path / f"{JOURNAL}.damaged").exists()
 
@@ -180,7 +180,7 @@ def test_a_shared_folder_that_is_away_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    record = begin(tmp_path)
+    store = begin(tmp_path)
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     module, name = {"lock": (fcntl, "flock"), "write": (os, "write"), "open": (os, "open")}[where]
     original, failures = getattr(module, name), [1, 1, 1]
@@ -193,7 +193,7 @@ def test_a_shared_folder_that_is_away_is_waited_for(
 
     monkeypatch.setattr(module, name, fail)
     with caplog.at_level(logging.WARNING):
-        record.set_metadata("second", 2)
+        store.set_metadata("second", 2)
     assert os.strerror(number) in caplog.text
     assert notes(tmp_path) == {"first": 1, "second": 2}
 
@@ -211,11 +211,11 @@ def test_a_shared_folder_that_stays_away(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_folder_without_leave_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = begin(tmp_path)
+    store = begin(tmp_path)
 
     def refuse(*arguments: Any) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(SearchError, match=r"cannot write the record .*: Permission denied"):
-        record.set_metadata("second", 2)
+        store.set_metadata("second", 2)

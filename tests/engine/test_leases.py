@@ -42,7 +42,7 @@ def test_one_driver_leaves_and_another_goes_on_without_a_pause(tmp_path: Path) -
     assert taken.number == job.number
     first.finish(job.number, TrialResult(losses=(0.1,), seconds=1.0))
     second.finish(job.number, TrialResult(losses=(0.2,), seconds=1.0))
-    trials = second.record.trials()
+    trials = second.store.trials()
     assert trials[job.number].loss == 0.2, "what a driver says of a trial it has lost is ignored"
 
 
@@ -63,7 +63,7 @@ def test_a_trial_that_was_taken_over_is_not_trained_on(tmp_path: Path) -> None:
         news = Validation(seed=1, num_updates=5, loss=1.0)
         assert not first.progress(job.number, news)
         first.finish(job.number, TrialResult(seconds=1.0))
-        assert second.record.refresh(job.number).curve == {}
+        assert second.store.refresh(job.number).curve == {}
 
 
 def test_two_drivers_share_the_work(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_two_drivers_share_the_work(tmp_path: Path) -> None:
                 TrialResult(losses=(1.0 / job.number if job.number else 2.0,), seconds=1.0),
             )
         waiting.clear()
-    trials = drivers[0].record.trials()
+    trials = drivers[0].store.trials()
     done = trained(trials)
     assert len(done) == len(ran) == 20
     assert len({trial.plan for trial in done}) == 20
@@ -115,12 +115,12 @@ def test_warm_trials_wait_for_another_driver_s_baseline(tmp_path: Path) -> None:
 
 def test_a_driver_that_was_slower_withdraws(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
-    record = loop.record
+    store = loop.store
     late = {PLAN: BASELINE.to_json(), DRIVER: "other", "proposal": {"number": 7, "running": []}}
-    number = record.create(NewTrial(attributes=late))
+    number = store.create(NewTrial(attributes=late))
     assert number == 0
     FakeExecutor().run(loop)
-    trials = record.trials()
+    trials = store.trials()
     assert trials[0].is_superseded
     assert trials[0].state == TrialState.FAIL
     assert len(trained(trials)) == 12
@@ -133,7 +133,7 @@ def test_a_repeat_that_came_second_is_over_already(tmp_path: Path) -> None:
     assert proposal is not None
     late = replace(proposal, plan=BASELINE, duplicate_of=0, number=proposal.number - 1)
     assert loop._begin(late) is None
-    trial = loop.record.trials()[proposal.number]
+    trial = loop.store.trials()[proposal.number]
     assert trial.is_superseded
     assert trial.duplicate_of == 0
     assert not trial.uses_budget
@@ -161,15 +161,15 @@ def test_where_locks_do_not_work_drivers_are_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without locks nobody seems dead, nor alive for ever."""
-    record = begin(tmp_path)
-    driver = TrialLeases(record, tmp_path, heartbeat_seconds=60, grace_seconds=180)
+    store = begin(tmp_path)
+    driver = TrialLeases(store, tmp_path, heartbeat_seconds=60, grace_seconds=180)
 
     def refuse(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refuse)
-        told = record.metadata()
+        told = store.metadata()
         at = told[f"driver {driver.driver}"]["at"]
         assert live_drivers(told, now=at + 10, grace_seconds=60) == [driver.driver]
         assert live_drivers(told, now=at + 70, grace_seconds=60) == []

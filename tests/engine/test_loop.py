@@ -37,7 +37,7 @@ def test_a_whole_search(sampler: str, tmp_path: Path) -> None:
     loop = make_loop(tmp_path, sampler=sampler, trials=15)
     executor = FakeExecutor()
     executor.run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     done = trained(trials)
     assert len(done) == len(executor.ran) == 15
     assert len({trial.plan for trial in done}) == 15  # nothing is trained twice
@@ -60,7 +60,7 @@ def test_the_baseline_comes_first_even_if_the_space_lacks_it(tmp_path: Path) -> 
     space = make_space(schemes={"collaborative": {"shared_dim": [2, 4, 8, 16]}})
     loop = make_loop(tmp_path, space, trials=6)
     FakeExecutor().run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [t.is_baseline for t in trials] == [True] + [False] * 5
     assert all("multi_head" not in str(trial.plan) for trial in trials[1:])
 
@@ -93,7 +93,7 @@ def test_what_pruning_left_is_the_objective(tmp_path: Path) -> None:
         sizer.size(AttentionPlan.uniform(left)).total
         + sizer.size(AttentionPlan.uniform(more)).total
     ) / 2
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert len(trials) == 5
     for trial in trials:
         assert trial.plan is not None
@@ -116,11 +116,11 @@ def test_an_interrupted_search_goes_on(die_after: int, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         FakeExecutor(die_after=die_after).run(make_loop(tmp_path))
     again = make_loop(tmp_path)
-    left = {t.number for t in again.record.trials() if t.state == TrialState.RUNNING}
+    left = {t.number for t in again.store.trials() if t.state == TrialState.RUNNING}
     assert len(left) == 2
     executor = FakeExecutor()
     executor.run(again)
-    trials = again.record.trials()
+    trials = again.store.trials()
     assert left <= set(executor.ran)
     kill_drivers()
     assert len(executor.ran) == 12 - die_after  # what was finished did not run again
@@ -136,7 +136,7 @@ def test_more_trials_extend_a_finished_search(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=9)
     executor.run(loop)
     assert len(executor.ran) == 4
-    assert len(trained(loop.record.trials())) == 9
+    assert len(trained(loop.store.trials())) == 9
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "stratified_random"])
@@ -146,9 +146,9 @@ def test_a_small_space_ends_when_it_is_empty(sampler: str, tmp_path: Path) -> No
     executor = FakeExecutor()
     executor.run(loop)
     assert len(executor.ran) == space.size == 11
-    for trial in loop.record.trials():
+    for trial in loop.store.trials():
         if trial.duplicate_of is not None and trial.is_complete:
-            twin = loop.record.trials()[trial.duplicate_of]
+            twin = loop.store.trials()[trial.duplicate_of]
             assert (trial.loss, trial.cost) == (twin.loss, twin.cost)
 
 
@@ -157,7 +157,7 @@ def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
     for name in "ab":
         loop = make_loop(tmp_path / name, seed=5)
         FakeExecutor(workers=1).run(loop)
-        plans.append([trial.plan for trial in loop.record.trials()])
+        plans.append([trial.plan for trial in loop.store.trials()])
     assert plans[0] == plans[1]
 
 
@@ -176,9 +176,9 @@ def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     assert loop.next_job() is None
     assert not loop.is_over()
     loop.progress(first.number, Validation(seed=1, num_updates=70, loss=9.0, is_start=True))
-    assert loop.record.refresh(first.number).curve == {}, "a start is not the trial's curve"
+    assert loop.store.refresh(first.number).curve == {}, "a start is not the trial's curve"
     loop.finish(first.number, TrialResult(losses=(0.5,), seconds=1.0, updates=80))
-    assert loop.record.trials()[0].updates == 80
+    assert loop.store.trials()[0].updates == 80
     assert loop.next_job() is not None
     assert loop.next_job() is not None
     assert told == [None, first.folder, first.folder]
@@ -195,7 +195,7 @@ def test_limits_are_kept(tmp_path: Path) -> None:
     objectives = Objectives(metric="loss", maximise=False, costs=("total",), limits=limits)
     loop = make_loop(tmp_path, objectives=objectives, trials=14)
     FakeExecutor().run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     done = trained(trials)
     assert len(done) == 14
     assert all(t.cost is not None and (t.cost <= 80_000 or t.is_baseline) for t in done)
@@ -233,7 +233,7 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, space, objectives=objectives, trials=12)
     FakeExecutor(prune=prune).run(loop)
     loop.outcome()
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     refused = [trial for trial in trials if trial.is_infeasible]
     for trial in refused:
         assert trial.plan is not None
@@ -255,14 +255,14 @@ def test_a_limit_is_judged_by_what_is_left(tmp_path: Path) -> None:
     assert loop.snapshot().stopped == 0
     again = make_loop(tmp_path, space, objectives=objectives, trials=12)
     FakeExecutor(prune=prune).run(again)
-    assert len(again.record.trials()) == len(trials)
+    assert len(again.store.trials()) == len(trials)
 
 
 def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
     objectives = Objectives(metric="bleu", maximise=True, costs=("total", "cache_bytes"), limits={})
     loop = make_loop(tmp_path, objectives=objectives, trials=12)
     FakeExecutor().run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     done = trained(trials)
     points = {t.number: (-(t.loss or 0), t.costs["total"], t.costs["cache_bytes"]) for t in done}
     on_front = {t.number for t in front(trials)}
@@ -274,6 +274,6 @@ def test_three_objectives_and_one_that_is_maximised(tmp_path: Path) -> None:
 def test_expected_costs_are_kept_with_a_trial(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=3)
     FakeExecutor().run(loop)
-    for trial in loop.record.trials():
+    for trial in loop.store.trials():
         assert trial.plan is not None
         assert dict(trial.costs) == dict(FakeCosts().known(trial.plan))

@@ -28,20 +28,20 @@ from tests.helpers.fakes import (
 def test_a_trial_that_was_never_planned_is_closed(tmp_path: Path) -> None:
     """Records of old hold such trials; now a trial has its plan from the beginning."""
     loop = make_loop(tmp_path)
-    number = loop.record.create(NewTrial(attributes={}))
+    number = loop.store.create(NewTrial(attributes={}))
     kill_drivers()
     again = make_loop(tmp_path)
-    trial = again.record.trials()[number]
+    trial = again.store.trials()[number]
     assert trial.state == TrialState.FAIL
     assert trial.reason == "the driver died before the trial was planned"
     FakeExecutor().run(again)
-    assert len(trained(again.record.trials())) == 12
+    assert len(trained(again.store.trials())) == 12
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     FakeExecutor(error=lambda job: "out of memory" if job.number in (3, 5) else None).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [(t.number, t.reason) for t in trials if t.reason] == [
         (3, "out of memory"),
         (5, "out of memory"),
@@ -55,10 +55,10 @@ def test_a_failed_baseline_ends_the_search_and_is_tried_again(tmp_path: Path) ->
     FakeExecutor(workers=1, error=lambda job: "no such file").run(loop)
     with pytest.raises(SearchError, match=r"the baseline \(trial 0\) failed.*no such file"):
         loop.outcome()
-    assert len(loop.record.trials()) == 1
+    assert len(loop.store.trials()) == 1
     again = make_loop(tmp_path)
     FakeExecutor().run(again)
-    baseline = [t for t in again.record.trials() if t.is_baseline and t.is_trained]
+    baseline = [t for t in again.store.trials() if t.is_baseline and t.is_trained]
     assert len(baseline) == 1
 
 
@@ -77,7 +77,7 @@ def test_a_fault_that_may_not_come_again_is_tried_again(
 
     loop = make_loop(tmp_path, trials=6)
     FakeExecutor(error=error).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert len(trained(trials)) == 6
     assert [attempt["failure"] for attempt in trials[3].attempts] == [kind, kind]
 
@@ -90,8 +90,8 @@ def test_a_baseline_that_failed_is_trained_by_the_next_search(tmp_path: Path) ->
     kill_drivers()
     again = make_loop(tmp_path, trials=4, **WARM)
     FakeExecutor().run(again)
-    assert [t.is_baseline for t in again.record.trials()] == [True, True, False, False]
-    assert len(trained(again.record.trials())) == 3
+    assert [t.is_baseline for t in again.store.trials()] == [True, True, False, False]
+    assert len(trained(again.store.trials())) == 3
 
 
 def test_retries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_retries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = make_loop(tmp_path, trials=6)
     executor = FakeExecutor(error=lambda job: broken if job.number == 3 else None)
     executor.run(loop)
-    trial = loop.record.trials()[3]
+    trial = loop.store.trials()[3]
     assert executor.ran.count(3) == 3
     assert (trial.state, trial.failure, trial.reason) == (TrialState.FAIL, "disk_full", "no room")
 
@@ -111,7 +111,7 @@ def test_what_would_fail_again_is_not_tried_again(tmp_path: Path) -> None:
     executor = FakeExecutor(error=lambda job: nan if job.number == 3 else None)
     executor.run(loop)
     assert executor.ran.count(3) == 1
-    assert loop.record.trials()[3].failure == "not_finite"
+    assert loop.store.trials()[3].failure == "not_finite"
 
 
 def test_a_study_in_which_everything_fails_ends_early(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_study_in_which_everything_fails_ends_early(tmp_path: Path) -> None:
         SearchError, match=r"[45] trials in a row failed \(. training_error\).*module"
     ):
         loop.outcome()
-    assert len(loop.record.trials()) <= 9
+    assert len(loop.store.trials()) <= 9
 
 
 def test_proposals_that_come_to_nothing_end(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_proposals_that_come_to_nothing_end(tmp_path: Path) -> None:
     FakeExecutor(workers=1).run(loop)
     with pytest.raises(SearchError, match=r"80 proposals in a row repeated .* over a limit"):
         loop.outcome()
-    assert len(loop.record.trials()) == 81
+    assert len(loop.store.trials()) == 81
 
 
 def test_a_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
     odd = {3: (0.5, math.inf), 4: (math.nan,)}
     told = {number: TrialResult(losses=losses, seconds=1.0) for number, losses in odd.items()}
     FakeExecutor(error=lambda job: told.get(job.number)).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [(t.state, t.failure) for t in trials[3:5]] == [(TrialState.FAIL, "not_finite")] * 2
     assert trials[3].reason == "the loss is 0.5, inf"
     assert len(trained(trials)) == 4
@@ -159,7 +159,7 @@ def test_a_pruned_plan_that_is_none_is_a_failed_trial(tmp_path: Path) -> None:
     plans = ({"encoder_self": [{"scheme": "multi_head"}] * 7},)
     odd = TrialResult(losses=(0.5,), plans=plans, seconds=1.0)
     FakeExecutor(error=lambda job: odd if job.number == 3 else None).run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert (trials[3].state, trials[3].failure) == (TrialState.FAIL, "damaged_files")
     assert len(trained(trials)) == 5
 
@@ -175,7 +175,7 @@ def test_a_trial_that_cannot_be_built_is_a_failed_one(tmp_path: Path) -> None:
 
     loop.build_job = fail
     FakeExecutor().run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [t.number for t in trained(trials)] == [0, 1, 4]
     assert trials[2].reason == "no curve for trial 2" and trials[2].failure == "training_error"
     assert len(trials) == 6 and loop.is_over()
@@ -213,7 +213,7 @@ def test_without_what_trials_start_from_none_is_begun(
 
     executor.error = lose_it
     executor.run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3, "none has failed"
     with pytest.raises(SearchError) as error:
         loop.outcome()
@@ -224,4 +224,4 @@ def test_without_what_trials_start_from_none_is_begun(
     kill_drivers()
     again = make_loop(tmp_path, trials=9, **WARM)
     FakeExecutor().run(again)
-    assert len(trained(again.record.trials())) == 9
+    assert len(trained(again.store.trials())) == 9

@@ -26,18 +26,18 @@ from tests.helpers.fakes import OBJECTIVES
 from tests.helpers.studies import write
 
 
-def make_record(folder: Path) -> TrialStore:
+def make_store(folder: Path) -> TrialStore:
     return TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
 
 
 def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nas_attn.engine.provenance.time.time", lambda: 1.0)  # all in one tick
-    record = make_record(tmp_path)
-    note_start(record, {"torch": "2.12", "optuna": "5.0"}, "a")
-    note_start(record, {"torch": "2.12", "optuna": "5.0"}, "a")
-    note_start(record, {"torch": "2.13", "optuna": "5.0"}, "a")
-    note_start(record, {"torch": "2.12", "optuna": "5.0"}, "b")
-    notes = record.metadata()
+    store = make_store(tmp_path)
+    note_start(store, {"torch": "2.12", "optuna": "5.0"}, "a")
+    note_start(store, {"torch": "2.12", "optuna": "5.0"}, "a")
+    note_start(store, {"torch": "2.13", "optuna": "5.0"}, "a")
+    note_start(store, {"torch": "2.12", "optuna": "5.0"}, "b")
+    notes = store.metadata()
     assert len(starts_of(notes)) == 3
     assert versions_of(notes) == {"torch": "2.12, then 2.13", "optuna": "5.0"}
     assert machine_of(notes) == "a, then b"
@@ -46,15 +46,15 @@ def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_records_of_old_know_one_start(tmp_path: Path) -> None:
-    record = make_record(tmp_path)
-    assert versions_of(record.metadata()) == {}
-    assert machine_of(record.metadata()) == ""
-    record.set_metadata("versions", {"torch": "2.11"})
-    record.set_metadata("machine", "old")
-    assert machine_of(record.metadata()) == "old"
-    note_start(record, {"torch": "2.12"}, "new")
-    assert versions_of(record.metadata()) == {"torch": "2.11, then 2.12"}
-    assert machine_of(record.metadata()) == "old, then new"
+    store = make_store(tmp_path)
+    assert versions_of(store.metadata()) == {}
+    assert machine_of(store.metadata()) == ""
+    store.set_metadata("versions", {"torch": "2.11"})
+    store.set_metadata("machine", "old")
+    assert machine_of(store.metadata()) == "old"
+    note_start(store, {"torch": "2.12"}, "new")
+    assert versions_of(store.metadata()) == {"torch": "2.11, then 2.12"}
+    assert machine_of(store.metadata()) == "old, then new"
 
 
 def proposing(folder: Path, data: PreparedData, **changes: Any) -> dict[str, Any]:
@@ -78,18 +78,18 @@ def proposing(folder: Path, data: PreparedData, **changes: Any) -> dict[str, Any
 def test_what_proposals_hang_on_stays(
     changes: dict[str, Any], words: str, tmp_path: Path, tiny_translation: PreparedData
 ) -> None:
-    record = make_record(tmp_path)
+    store = make_store(tmp_path)
     before = proposing(tmp_path, tiny_translation)
     after = proposing(tmp_path, tiny_translation, **changes)
-    keep_proposing(record, before)
-    keep_proposing(record, after)  # no trial yet
-    keep_proposing(record, before)
-    record.create(NewTrial(attributes={}))
+    keep_proposing(store, before)
+    keep_proposing(store, after)  # no trial yet
+    keep_proposing(store, before)
+    store.create(NewTrial(attributes={}))
     with pytest.raises(SearchError, match=f"other settings, .*{words}. Restore them, or give the"):
-        keep_proposing(record, after)
+        keep_proposing(store, after)
     with pytest.raises(SearchError, match="on which all further ones hang"):
-        check_proposing(record, after)
-    keep_proposing(record, before)
+        check_proposing(store, after)
+    keep_proposing(store, before)
 
 
 def test_a_study_may_be_extended(tmp_path: Path, tiny_translation: PreparedData) -> None:
@@ -114,9 +114,9 @@ def test_the_startup_of_a_search_that_only_spreads(
 
 
 def test_records_of_old_do_not_say(tmp_path: Path, tiny_translation: PreparedData) -> None:
-    record = make_record(tmp_path)
-    record.create(NewTrial(attributes={}))
+    store = make_store(tmp_path)
+    store.create(NewTrial(attributes={}))
     now = proposing(tmp_path, tiny_translation)
-    keep_proposing(record, now)
+    keep_proposing(store, now)
     with pytest.raises(SearchError, match=r"search\.seed \(1, now 5\)"):
-        keep_proposing(record, now | {"search.seed": 5})
+        keep_proposing(store, now | {"search.seed": 5})

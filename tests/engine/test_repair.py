@@ -170,9 +170,9 @@ def test_what_was_written_behind_half_a_line_stays(folder: Path) -> None:
         open_storage(None, folder)
     done = repair(folder)
     assert len(done.dropped) == 1
-    record = TrialStore("fake", open_storage(None, folder), OBJECTIVES)
-    assert record.metadata()["note"] == 2
-    assert [said(trial) for trial in record.trials()] == [said(trial) for trial in before]
+    store = TrialStore("fake", open_storage(None, folder), OBJECTIVES)
+    assert store.metadata()["note"] == 2
+    assert [said(trial) for trial in store.trials()] == [said(trial) for trial in before]
 
 
 def test_an_inserted_line_moves_nothing(folder: Path) -> None:

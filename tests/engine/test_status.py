@@ -25,21 +25,21 @@ def _drivers_end() -> Iterator[None]:
     kill_drivers()
 
 
-def read(record: TrialStore) -> Status:
-    return read_status(record, trials=12, grace_seconds=60.0)
+def read(store: TrialStore) -> Status:
+    return read_status(store, trials=12, grace_seconds=60.0)
 
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> Sequence[TrialRecord]:
     loop = make_loop(tmp_path_factory.mktemp("search"))
     FakeExecutor(error=fail_trial_3).run(loop)
-    return list(loop.record.trials())
+    return list(loop.store.trials())
 
 
 def test_counts_of_a_search_that_has_ended(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, stopping={"rule": "halving"})
     FakeExecutor(error=fail_trial_3).run(loop)
-    status, snapshot = read(loop.record), loop.snapshot()
+    status, snapshot = read(loop.store), loop.snapshot()
     assert status.budget == 12
     assert len(status.over) == 12
     assert len(status.finished) == snapshot.finished
@@ -63,7 +63,7 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
     job = loop.next_job()
     assert job is not None
     loop.progress(job.number, Validation(seed=1, num_updates=5, loss=2.5))
-    watcher = TrialStore("fake", loop.record.storage, OBJECTIVES)
+    watcher = TrialStore("fake", loop.store.storage, OBJECTIVES)
     status = read(watcher)
     assert [running.trial.number for running in status.running] == [job.number]
     assert status.running[0].driver == loop.leases.driver
@@ -79,19 +79,19 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
-    record = make_loop(tmp_path).record
-    record.set_metadata(BUDGET, 40)
-    assert read(record).budget == 40
+    store = make_loop(tmp_path).store
+    store.set_metadata(BUDGET, 40)
+    assert read(store).budget == 40
 
 
 def test_what_is_trained_beside(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     FakeExecutor().run(loop)
-    assert not read(loop.record).beside
-    TrialStore("fake (cold)", loop.record.storage, OBJECTIVES, create=True)
-    TrialStore("fake (claims)", loop.record.storage, OBJECTIVES, create=True)
-    TrialStore("faker (cold)", loop.record.storage, OBJECTIVES, create=True)
-    beside = read(loop.record).beside
+    assert not read(loop.store).beside
+    TrialStore("fake (cold)", loop.store.storage, OBJECTIVES, create=True)
+    TrialStore("fake (claims)", loop.store.storage, OBJECTIVES, create=True)
+    TrialStore("faker (cold)", loop.store.storage, OBJECTIVES, create=True)
+    beside = read(loop.store).beside
     assert [(one.name, one.finished, one.running) for one in beside] == [("cold", 0, 0)]
 
 

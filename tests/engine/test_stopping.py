@@ -85,7 +85,7 @@ def test_rules_for_one_objective_are_refused(rule: str) -> None:
 def test_stopped_trials_are_pruned_with_values_and_reason(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=40, stopping={"rule": "halving"})
     FakeExecutor().run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     stopped = [trial for trial in trials if trial.state == TrialState.PRUNED]
     assert len(stopped) > 5
     for trial in stopped:
@@ -117,7 +117,7 @@ def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
             )
             goes_on = loop.progress(job.number, news)
             assert goes_on or not news.is_last
-    ended = loop.record.refresh(jobs[-1].number)
+    ended = loop.store.refresh(jobs[-1].number)
     assert ended.rungs["9"]["better"] >= 4, "it is the worst there, and went on"
 
 
@@ -134,7 +134,7 @@ def test_decisions_after_a_restart_are_those_of_an_unbroken_search(
     again = make_loop(tmp_path / "broken", **settings)
     FakeExecutor(workers=1).run(again)
     kill_drivers()
-    pairs = zip(whole.record.trials(), again.record.trials(), strict=True)
+    pairs = zip(whole.store.trials(), again.store.trials(), strict=True)
     for left, right in pairs:
         assert left.plan == right.plan
         assert left.rungs == right.rungs

@@ -24,20 +24,20 @@ from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_loo
 def test_half_a_line_is_dropped(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=4)
     FakeExecutor().run(loop)
-    before = [(t.number, t.state, t.loss) for t in loop.record.trials()]
+    before = [(t.number, t.state, t.loss) for t in loop.store.trials()]
     kill_drivers()
     with (tmp_path / JOURNAL).open("a") as journal:
         journal.write('{"op_code":4,"wor')
     again = make_loop(tmp_path, trials=7)
-    assert [(t.number, t.state, t.loss) for t in again.record.trials()] == before
+    assert [(t.number, t.state, t.loss) for t in again.store.trials()] == before
     FakeExecutor().run(again)
-    assert sum(trial.is_trained for trial in again.record.trials()) == 7
+    assert sum(trial.is_trained for trial in again.store.trials()) == 7
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver waits until there is room; what was there stays readable."""
-    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
-    record.set_metadata("first", 1)
+    store = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    store.set_metadata("first", 1)
     size = (tmp_path / JOURNAL).stat().st_size
     original, calls = os.fsync, []
 
@@ -50,7 +50,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
-    record.set_metadata("second", 2)
+    store.set_metadata("second", 2)
     assert len(calls) == 2
     fresh = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES)
     assert {"first": 1, "second": 2}.items() <= fresh.metadata().items()
@@ -75,10 +75,10 @@ def test_a_storage_that_comes_back_is_waited_for(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(patience.time, "sleep", pauses.append)
-    record = TrialStore("one", Absent(failures=4), OBJECTIVES, create=True)
+    store = TrialStore("one", Absent(failures=4), OBJECTIVES, create=True)
     with caplog.at_level(logging.WARNING):
-        record.set_metadata("name", 1)
-    assert record.metadata()["name"] == 1
+        store.set_metadata("name", 1)
+    assert store.metadata()["name"] == 1
     assert pauses == [0.5, 1.0, 2.0, 4.0]
     assert "the storage does not answer, waiting: the server closed" in caplog.text
 
@@ -86,9 +86,9 @@ def test_a_storage_that_comes_back_is_waited_for(
 def test_a_storage_that_stays_away_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", -1.0)
-    record = TrialStore("one", Absent(failures=9), OBJECTIVES, create=True)
+    store = TrialStore("one", Absent(failures=9), OBJECTIVES, create=True)
     with pytest.raises(SearchError, match=r"has not answered .* the same command goes on"):
-        record.set_metadata("name", 1)
+        store.set_metadata("name", 1)
 
 
 def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -
 
     loop = make_loop(tmp_path, storage=Deaf(), trials=8)
     FakeExecutor().run(loop)
-    trials = loop.record.trials()
+    trials = loop.store.trials()
     done = [trial for trial in trials if trial.is_trained]
     assert len(done) == 8
     assert all(trial.state.is_finished() for trial in trials)
@@ -114,12 +114,12 @@ def test_a_trial_that_was_written_although_the_answer_was_lost(tmp_path: Path) -
 
 
 def test_a_trial_is_written_in_one_step(tmp_path: Path) -> None:
-    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    store = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     lines = len((tmp_path / JOURNAL).read_text().splitlines())
     params: Sequence[str] = ("a", "b")
     from optuna.distributions import IntDistribution
 
-    record.create(
+    store.create(
         NewTrial(
             attributes={"plan": {}, "driver": "x"},
             params={name: (1, IntDistribution(0, 3)) for name in params},

@@ -201,8 +201,8 @@ def nodes(tmp_path: Path) -> Iterator[RayNodes]:
 
 def trials_of(study: Path, runs: Path) -> list[TrialRecord]:
     loaded = load_study(str(study), runs=runs)
-    record = TrialStore(loaded.config.name, open_storage(None, loaded.folder), loaded.objectives)
-    return record.trials()
+    store = TrialStore(loaded.config.name, open_storage(None, loaded.folder), loaded.objectives)
+    return store.trials()
 
 
 @pytest.mark.slow

@@ -81,11 +81,11 @@ def make_loop(
             number=number, folder=str(trial), metric="loss", parameters=total, runs=(run,)
         )
 
-    record = TrialStore("fake", storage or open_storage(None, folder), objectives, create=True)
-    leases = TrialLeases(record, folder, heartbeat_seconds=60, grace_seconds=180)
+    store = TrialStore("fake", storage or open_storage(None, folder), objectives, create=True)
+    leases = TrialLeases(store, folder, heartbeat_seconds=60, grace_seconds=180)
     DRIVERS.append(leases)
     return SearchLoop(
-        record=record,
+        store=store,
         leases=leases,
         proposer=Proposer(space or make_space(), FakeCosts(), objectives, config, BASELINE),
         config=config,
@@ -174,9 +174,9 @@ class FakeExecutor:
 
 def begin(folder: Path) -> TrialStore:
     """A record with one note, in the journal of a run folder."""
-    record = TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
-    record.set_metadata("first", 1)
-    return record
+    store = TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
+    store.set_metadata("first", 1)
+    return store
 
 
 def notes(folder: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
     folder = tmp_path_factory.mktemp("run")
     loop = make_loop(folder, make_space("layer"), trials=40)
     FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None).run(loop)
-    return loop.record.trials()
+    return loop.store.trials()
 
 
 @pytest.fixture(scope="module")

@@ -275,10 +275,10 @@ def test_run_folders_from_the_command(tmp_path: Path) -> None:
         loop = make_loop(tmp_path / name, trials=trials)
         FakeExecutor().run(loop)
         settings = {"objectives": {"loss": "loss", "costs": ["total"]}}
-        loop.record.set_metadata(SETTINGS, settings)
-    record = open_run_folder(tmp_path / "second")
-    assert record.name == "fake"
-    assert len(read_searched(record, tmp_path / "second").trained) == 12
+        loop.store.set_metadata(SETTINGS, settings)
+    store = open_run_folder(tmp_path / "second")
+    assert store.name == "fake"
+    assert len(read_searched(store, tmp_path / "second").trained) == 12
 
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["compare", *arguments], catch_exceptions=False)

@@ -20,7 +20,7 @@ matplotlib.use("agg")
 def trials(tmp_path: Path) -> Trials:
     loop = make_loop(tmp_path / "run", trials=14)
     FakeExecutor().run(loop)
-    return Trials(loop.record.trials(), OBJECTIVES)
+    return Trials(loop.store.trials(), OBJECTIVES)
 
 
 def test_the_front_is_drawn_for_a_notebook(trials: Trials) -> None:

@@ -38,7 +38,7 @@ QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
 def trials(tmp_path: Path) -> Trials:
     loop = make_loop(tmp_path / "run", trials=14)
     FakeExecutor().run(loop)
-    return Trials(loop.record.trials(), OBJECTIVES)
+    return Trials(loop.store.trials(), OBJECTIVES)
 
 
 def test_every_scheme_has_a_look_of_its_own() -> None:

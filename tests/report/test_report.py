@@ -30,7 +30,7 @@ def trials(tmp_path: Path) -> Trials:
     loop = make_loop(tmp_path / "run", trials=14)
     executor = FakeExecutor(error=lambda job: HOSTILE if job.number == 4 else None)
     executor.run(loop)
-    return Trials(loop.record.trials(), OBJECTIVES)
+    return Trials(loop.store.trials(), OBJECTIVES)
 
 
 class Outline(html.parser.HTMLParser):

@@ -54,7 +54,7 @@ def test_data_made_again_under_the_same_path_are_refused(
     assert "report:" in run("report")
 
 
-def record_in(folder: Path) -> TrialStore:
+def store_in(folder: Path) -> TrialStore:
     folder.mkdir(exist_ok=True)
     return TrialStore("s", open_storage(None, folder), OBJECTIVES, create=True)
 
@@ -62,23 +62,23 @@ def record_in(folder: Path) -> TrialStore:
 def test_a_record_of_old_takes_the_data_on(
     tmp_path: Path, tiny_translation: PreparedData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = record_in(tmp_path / "run")
+    store = store_in(tmp_path / "run")
     command = ["fairseq-train", "DATA", "--source-lang", "src", "--target-lang", "tgt"]
-    record.create(NewTrial(attributes={COMMANDS: [command]}))
+    store.create(NewTrial(attributes={COMMANDS: [command]}))
     reverse = PreparedData(folder=tiny_translation.folder, languages=("tgt", "src"))
     with pytest.raises(NasAttnError, match=r"the languages \(were src-tgt, now tgt-src\)"):
-        keep_data(record, reverse)
-    assert DATA not in record.metadata()
+        keep_data(store, reverse)
+    assert DATA not in store.metadata()
     with caplog.at_level(logging.INFO):
-        keep_data(record, tiny_translation)
+        keep_data(store, tiny_translation)
     assert "did not say which data" in caplog.text
     with pytest.raises(NasAttnError, match="the languages"):
-        keep_data(record_in(tmp_path / "run"), reverse)
+        keep_data(store_in(tmp_path / "run"), reverse)
 
 
 def test_a_new_record_says_nothing(
     tmp_path: Path, tiny_translation: PreparedData, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        keep_data(record_in(tmp_path / "run"), tiny_translation)
+        keep_data(store_in(tmp_path / "run"), tiny_translation)
     assert caplog.text == ""
