@@ -51,10 +51,10 @@ class Search:
     """A search that is over.
 
     Args:
-        name: of its record.
-        trials: that spent updates, in order, the baseline first.
-        measured: seconds for single conversions and tests of predictions.
-        predicted: what they predict; None without.
+        name: Name of its study in the storage.
+        trials: Trials that spent updates, in order, the baseline first.
+        measured: Seconds for single conversions and tests of predictions.
+        predicted: Findings of what single conversions predict; None without.
     """
 
     name: str

@@ -68,10 +68,11 @@ class Verdict:
     """What became of one model.
 
     Args:
-        model: name of its class.
-        kind: exact, refused, no attention, not built, not run; or BROKEN, which must not be.
-        classes: of attention in it.
-        words: why.
+        model: Name of its class.
+        kind: Outcome: exact, refused, no attention, not built, not run; or BROKEN, which must not
+            be.
+        classes: Classes of attention in it.
+        words: Reason, in words.
     """
 
     model: str

@@ -60,9 +60,9 @@ def compare(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord], weak_loss:
     """Print what both searches have after each trial.
 
     Args:
-        warm: trials of the search that were trained, in order; the first is the baseline.
-        cold: the same plans, trained from nothing.
-        weak_loss: the loss of the reference point.
+        warm: Trials of the search that were trained, in order; the first is the baseline.
+        cold: Trials of the same plans, trained from nothing.
+        weak_loss: The loss of the reference point.
     """
     baseline = warm[0]
     by_plan = {trial.plan: trial for trial in (*cold, baseline)}

@@ -45,11 +45,11 @@ class VisionTransformer(nn.Module):
     """Patches, positions, torch's encoder layers with another attention, mean, two classes.
 
     Args:
-        scheme: name of the attention scheme.
-        width: of a token.
-        num_heads: of each layer.
-        num_layers: number of encoder layers.
-        options: of the scheme.
+        scheme: Name of the attention scheme.
+        width: Width of a token.
+        num_heads: Number of heads of each layer.
+        num_layers: Number of encoder layers.
+        options: Options of the scheme.
     """
 
     def __init__(

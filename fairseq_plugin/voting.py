@@ -40,7 +40,8 @@ class Voting:
     The phase lies in the modules' buffers and so in every checkpoint.
 
     Args:
-        task: fairseq's; its `get_batch_iterator`, `begin_epoch` and `optimizer_step` are wrapped.
+        task: Task of fairseq, whose `get_batch_iterator`, `begin_epoch` and `optimizer_step` are
+            wrapped.
         criterion: Criterion that computes the loss, and has votes counted while `phase` is VOTING.
         at_epoch: Epoch (from 1) that begins with the vote; 0 for none.
         at_update: Number of updates after which it is held; 0 for none.

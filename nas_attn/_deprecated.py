@@ -17,9 +17,9 @@ def warn_renamed(kind: str, old: str, new: str, *, stacklevel: int = 2) -> None:
     """Say that something has another name now.
 
     Args:
-        kind: What it is, such as "key" or "option".
-        old: Its former name.
-        new: Its name.
+        kind: Kind of thing that was renamed, such as "key" or "option".
+        old: Former name.
+        new: Present name.
         stacklevel: Callers between the warning and whom it concerns, as in `warnings.warn`.
     """
     warnings.warn(
@@ -59,8 +59,8 @@ def renamed_option(old: str, new: str, given: Value | None, value: Value | None)
     Args:
         old: The former flag, such as `--no-test-side`.
         new: The flag.
-        given: What was given by the former flag; None if nothing was.
-        value: What was given by the flag; None if nothing was.
+        given: Value that was given by the former flag; None if none was.
+        value: Value that was given by the flag; None if none was.
 
     Returns:
         What was given by either.

@@ -29,7 +29,7 @@ def require_extra(extra: str, *modules: str) -> None:
 
     Args:
         extra: Name in `EXTRAS`.
-        modules: Those of its modules that are needed; all of them by default.
+        modules: Modules of the extra that are needed; all of them by default.
 
     Raises:
         MissingExtraError: Some are not installed.

@@ -87,7 +87,7 @@ def search(
         storage: URL of an Optuna storage that several drivers share.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders.
-        events: Told how far the search is; left out, it is logged at level INFO.
+        events: Object that is called with the progress; left out, it is logged at level INFO.
 
     Raises:
         ConfigError: The study is refused; lists everything wrong with it, by key path.
@@ -119,7 +119,7 @@ def open_study(
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders.
         address: Address of a running Ray cluster, for what is trained from here on.
-        events: Told how far that is; left out, it is logged at level INFO.
+        events: Object that is called with its progress; left out, it is logged at level INFO.
 
     Raises:
         ConfigError: The study is refused; lists everything wrong with it, by key path.
@@ -154,11 +154,11 @@ def predict_front(
 
     Args:
         study: A study, whose baseline is trained if need be, or a checkpoint (`.pt`).
-        data: For a checkpoint, its binarised data set.
+        data: Binarised data set of a checkpoint.
         space: File or shipped name of the space; the study's own if left out, for a checkpoint
             `inherited_per_layer`.
-        cost: What plans are to save; the study's first cost if left out, for a checkpoint
-            `attention`.
+        cost: Name of the cost that plans are to save; the study's first cost if left out, for a
+            checkpoint `attention`.
         checks: Plans that test predictions, half of them random and half predicted.
         points: Plans that are recommended.
         max_schemes: Schemes in a plan at most; any number if None.
@@ -167,7 +167,7 @@ def predict_front(
         workers: Plans that are measured at a time.
         address: Address of a running Ray cluster; implies `ray`.
         runs: Folder that holds run folders.
-        events: Told how far it is; left out, it is logged at level INFO.
+        events: Object that is called with the progress; left out, it is logged at level INFO.
 
     Raises:
         ConfigError: Study or space is refused; lists everything wrong with it.
@@ -209,9 +209,9 @@ class Results:
     Args:
         study: The study; None if only its run folder is known.
         store: Trials of the study.
-        folder: Its run folder.
+        folder: Run folder of the study.
         address: Address of a running Ray cluster, for what is trained from here on.
-        events: Told how far that is.
+        events: Object that is called with its progress.
     """
 
     def __init__(
@@ -325,7 +325,7 @@ class Results:
         """A trained trial, by its number or by what it may cost.
 
         Args:
-            trial: Its number.
+            trial: Number of the trial.
             best_under: Most that its first cost may be, also as text such as `20M`.
 
         Raises:

@@ -93,10 +93,10 @@ def _read_row(
     """Check a row and add it to its curve.
 
     Args:
-        row: of a DictReader.
-        plans: the texts already checked; grows.
-        points: of each curve so far; grows.
-        line: where the row stands, for errors.
+        row: Row of a DictReader.
+        plans: The texts already checked; grows.
+        points: Points of each curve so far; grows.
+        line: Number of the row's line, for errors.
     """
     if None in row or None in row.values():
         raise DataError(f"{line}: must have {len(COLUMNS)} cells")

@@ -22,9 +22,9 @@ class Item:
     """What may be chosen for a module.
 
     Args:
-        cost: in units of the known objective.
-        loss: in some small unit; may be negative.
-        tie: decides among equals, the smaller the better.
+        cost: Cost in units of the known objective.
+        loss: Loss in some small unit; may be negative.
+        tie: Rank that decides among equals, the smaller the better.
     """
 
     cost: int
@@ -37,9 +37,9 @@ class Solution:
     """One choice of everything that no other dominates.
 
     Args:
-        cost: of all modules together.
-        loss: of all modules together.
-        chosen: the index of each module's option.
+        cost: Cost of all modules together.
+        loss: Loss of all modules together.
+        chosen: The index of each module's option.
     """
 
     cost: int
@@ -51,7 +51,7 @@ def solve(modules: Sequence[Sequence[Item]]) -> list[Solution]:
     """All undominated choices, from cheap to dear; of equal cost and loss that of the least tie.
 
     Args:
-        modules: the options of each; at least one.
+        modules: The options of each; at least one.
     """
     cost = loss = tie = np.zeros(1, np.int64)
     steps: list[tuple[Integers, Integers]] = []

@@ -50,8 +50,8 @@ def parse_count(text: str, option: str) -> int:
     """Read a count: a number above zero, perhaps with k (thousands), M (millions) or G.
 
     Args:
-        text: such as 1.5M; parts of one are dropped.
-        option: that it was given to, for the message.
+        text: Text such as 1.5M; parts of one are dropped.
+        option: Option that it was given to, for the message.
 
     Raises:
         UsageError: the text is no such number.

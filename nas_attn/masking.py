@@ -103,8 +103,8 @@ def hide_typed(words: Sequence[str], environment: Mapping[str, str]) -> dict[str
     """Move storages with passwords from a command line, which all users see, to variables.
 
     Args:
-        words: of the command; changed words are found by `replace_typed`.
-        environment: as it is.
+        words: Words of the command; changed words are found by `replace_typed`.
+        environment: Environment as it is.
 
     Returns:
         The URL by the name of its new variable; empty if no password was typed.

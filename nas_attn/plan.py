@@ -36,7 +36,7 @@ class AttentionChoice:
     """A scheme and the options given to it; options left out keep the scheme's defaults.
 
     Args:
-        scheme: name in the scheme registry, such as `collaborative`.
+        scheme: Name in the scheme registry, such as `collaborative`.
         options: (name, value) pairs, kept sorted by name; `AttentionChoice.of` takes keywords.
             Whole numbers of `FLOAT_OPTIONS` become floats, so that equal choices have one text.
     """
@@ -139,8 +139,8 @@ class AttentionPlan:
         """Read a plan from JSON text, as a checkpoint holds it; no file is opened.
 
         Args:
-            text: refused if it is no string.
-            source: what error messages call it.
+            text: Text to read; refused if it is no string.
+            source: Name of the text in error messages.
 
         Raises:
             PlanError: the text is no JSON, or the plan is malformed.

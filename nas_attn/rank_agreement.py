@@ -20,8 +20,9 @@ class RankAgreement:
     """Kendall's tau-b of two measures.
 
     Args:
-        overall: of all plans.
-        terciles: among the smallest, the middle and the largest third; nan where all are equal.
+        overall: Kendall's tau over all plans.
+        terciles: Kendall's tau among the smallest, the middle and the largest third; nan where all
+            are equal.
     """
 
     overall: float
@@ -51,9 +52,9 @@ def rank_agreement(
     """Compare two measures of the same plans.
 
     Args:
-        costs: the plans' sizes, which make the terciles.
-        first: one measure of each plan.
-        second: the other.
+        costs: The plans' sizes, which make the terciles.
+        first: One measure of each plan.
+        second: Other measure of each plan.
     """
     order = sorted(range(len(costs)), key=lambda index: costs[index])
     cuts = [round(third * len(order) / 3) for third in range(4)]

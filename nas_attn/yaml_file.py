@@ -199,7 +199,7 @@ def override(tree: dict[str, Any], text: str) -> None:
     """Replace one value of a file's data.
 
     Args:
-        tree: changed in place.
+        tree: Sections and values, changed in place.
         text: KEY.PATH=VALUE; the value is YAML.
 
     Raises:

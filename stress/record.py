@@ -61,8 +61,8 @@ class Tear:
     """Decides when a writer dies in the midst of a line.
 
     Args:
-        every: lines between two such deaths, about; 0 for none.
-        log: file in which deaths are counted.
+        every: Lines between two such deaths, about; 0 for none.
+        log: File in which deaths are counted.
     """
 
     def __init__(self, every: int, log: Path) -> None:

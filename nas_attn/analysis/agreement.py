@@ -20,11 +20,11 @@ class Pair:
     """A plan that was trained both ways.
 
     Args:
-        trial: number of the warm trial.
-        plan: in words.
-        cost: on the axis of the objectives.
-        warm: loss of the warm trial.
-        cold: loss of the training from nothing.
+        trial: Number of the warm trial.
+        plan: Plan of both, in words.
+        cost: Cost on the axis of the objectives.
+        warm: Loss of the warm trial.
+        cold: Loss of the training from nothing.
     """
 
     trial: int
@@ -39,10 +39,10 @@ class Agreement:
     """The rank agreement of warm and cold losses.
 
     Args:
-        pairs: from small to large.
-        ranks: of their losses.
-        seconds: that the cold trainings took.
-        updates: that they had.
+        pairs: Compared trials, from small to large.
+        ranks: Agreement of the ranks of their losses.
+        seconds: Time that the cold trainings took, in seconds.
+        updates: Updates of the cold trainings together.
     """
 
     pairs: tuple[Pair, ...]
@@ -75,8 +75,8 @@ def agreement_of(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord]) -> Ag
     """Compare warm trials with trainings of the same plans from nothing; None if there are few.
 
     Args:
-        warm: of the search.
-        cold: of the record of cold trainings.
+        warm: Trials of the search.
+        cold: Trials that were trained from nothing.
     """
     by_plan = {trial.plan: trial for trial in cold if trial.is_trained}
     pairs = [

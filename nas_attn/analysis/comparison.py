@@ -24,15 +24,15 @@ class ComparisonRow:
     """One search among those compared.
 
     Args:
-        study: its name.
-        trials_trained: with a result of their own.
-        front_points: how many of them nothing dominates in first cost and loss.
-        updates: of all trainings, stopped and failed ones too; 0 in records of old.
-        seconds: of all trainings.
-        hypervolume: of first cost and loss, up to the reference.
-        ratio: to the first search's; None where that has none.
-        ratio_low: end of the ratio's 95 % interval; None if it has none, as the first search.
-        ratio_high: its other end.
+        study: Name of the study.
+        trials_trained: Number of trials with a result of their own.
+        front_points: Number of those that nothing dominates in first cost and loss.
+        updates: Updates of all trainings, stopped and failed ones too; 0 in records of old.
+        seconds: Time of all trainings, in seconds.
+        hypervolume: Hypervolume of first cost and loss, up to the reference.
+        ratio: Ratio to the first search's hypervolume; None where that has none.
+        ratio_low: End of the ratio's 95 % interval; None if it has none, as the first search.
+        ratio_high: Other end of that interval.
     """
 
     study: str
@@ -51,11 +51,11 @@ class Comparison:
     """Several searches compared.
 
     Args:
-        searches: in the order given; the first is what others are measured by.
-        reference: common to all.
-        rows: one for each search.
-        interval: what was drawn again, losses by their noise over seeds or trials.
-        notes: what else a reader must know.
+        searches: Searches in the order given; the first is what others are measured by.
+        reference: Reference point, common to all.
+        rows: Rows, one for each search.
+        interval: Description of what was drawn again: losses by their noise over seeds, or trials.
+        notes: Remarks that a reader must know, in sentences.
     """
 
     searches: Sequence[RunSummary]
@@ -78,11 +78,11 @@ def compare(
     (see `nas_attn.analysis.bootstrap`).
 
     Args:
-        searches: two or more, the first of which others are measured by.
-        reference: common to all; None takes that of `reference_of`, "first" the first search's by
-            `early_reference_of`.
-        replicates: of the bootstrap.
-        seed: of the bootstrap; the same gives the same intervals, whatever else is compared.
+        searches: Searches, two or more, the first of which others are measured by.
+        reference: Reference point, common to all; None takes that of `reference_of`, "first" the
+            first search's by `early_reference_of`.
+        replicates: Number of replicates of the bootstrap.
+        seed: Seed of the bootstrap; the same gives the same intervals, whatever else is compared.
 
     Raises:
         UsageError: fewer than two searches, one given twice, other objectives, nothing trained,

@@ -31,8 +31,8 @@ class CurveReference:
     """The point up to which the hypervolume is measured.
 
     Args:
-        point: the objectives, each better when lower, as `TrialRecord.point` has them.
-        words: where it comes from.
+        point: The objectives, each better when lower, as `TrialRecord.point` has them.
+        words: Description of where it comes from.
     """
 
     point: tuple[float, ...]
@@ -44,12 +44,12 @@ class HypervolumeCurve:
     """A search's hypervolume after each of some trials, as a share of the last.
 
     Args:
-        reference: up to which it is measured.
-        trials: how many had ended, stopped and failed ones too.
-        spent: updates until then, or seconds where updates are not known.
-        unit: of `spent`.
-        share: of the final hypervolume.
-        final: hypervolume, in the units of the objectives.
+        reference: Point up to which it is measured.
+        trials: Numbers of trials that had ended, stopped and failed ones too.
+        spent: Updates until then, or seconds where updates are not known.
+        unit: Unit of `spent`.
+        share: Share of the final hypervolume.
+        final: Hypervolume, in the units of the objectives.
     """
 
     reference: CurveReference
@@ -85,8 +85,8 @@ def weak_loss(front: Sequence[Sequence[float]], baseline: Sequence[float]) -> fl
     such as an early one of the baseline, would give them that.
 
     Args:
-        front: points of loss and costs, each better when lower; one at least.
-        baseline: likewise.
+        front: Points of loss and costs, each better when lower; one at least.
+        baseline: Point of the baseline, likewise.
     """
     # What costs more than the baseline lies beyond the reference.
     losses = [p[0] for p in front if all(a <= b for a, b in zip(p[1:], baseline[1:], strict=True))]
@@ -142,9 +142,9 @@ def first_validation(baseline: TrialRecord, metric: str, run: Path | None = None
     """The score of a baseline's first seed after its first validation, before any fine-tuning.
 
     Args:
-        baseline: a trained trial.
-        metric: name of the score.
-        run: the search's run folder, if it may have been moved since.
+        baseline: A trained trial.
+        metric: Name of the score.
+        run: The search's run folder, if it may have been moved since.
     """
     if not any(baseline.starts):
         return baseline.curve[min(baseline.curve)] if baseline.curve else None

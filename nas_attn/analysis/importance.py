@@ -22,10 +22,10 @@ class Effect:
     """What one scheme at one unit goes with.
 
     Args:
-        scheme: its name.
-        count: trials that have it there.
-        mean: of the loss's distance from what the trial's cost predicts; better when lower.
-        error: standard error of that mean; None with one trial.
+        scheme: Name of the scheme.
+        count: Trials that have it there.
+        mean: Mean distance of the loss from what the trial's cost predicts; better when lower.
+        error: Standard error of that mean; None with one trial.
     """
 
     scheme: str
@@ -39,12 +39,12 @@ class Importance:
     """How much one unit matters.
 
     Args:
-        unit: a site, or a layer of it where plans decide layer by layer.
-        share: of the variance that cost leaves, what the unit's scheme explains beyond the average
-            of chance (epsilon squared, 0 at least).
-        chance: the share that the largest of all units reaches in one of twenty cases where schemes
+        unit: A site, or a layer of it where plans decide layer by layer.
+        share: Share of the variance that cost leaves which the unit's scheme explains beyond the
+            average of chance (epsilon squared, 0 at least).
+        chance: The share that the largest of all units reaches in one of twenty cases where schemes
             have no effect at all.
-        effects: of its schemes, from good to bad.
+        effects: Effects of its schemes, from good to bad.
     """
 
     unit: str

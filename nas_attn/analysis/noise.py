@@ -18,8 +18,8 @@ class NoiseLevel:
     """The noise of one trial.
 
     Args:
-        error: standard error of its mean loss over its seeds.
-        degrees: of freedom, of which the error was estimated.
+        error: Standard error of its mean loss over its seeds.
+        degrees: Degrees of freedom of that estimate.
     """
 
     error: float
@@ -32,9 +32,9 @@ class Noise:
     the noise of the trials whose losses are nearest to it.
 
     Args:
-        losses: of the trials with several seeds, ascending; at least one.
-        variances: over the seeds of each.
-        seeds: of each.
+        losses: Losses of the trials with several seeds, ascending; at least one.
+        variances: Variance of the loss over the seeds of each.
+        seeds: Number of seeds of each.
     """
 
     losses: tuple[float, ...]
@@ -100,8 +100,8 @@ def undecided(trials: Sequence[TrialRecord], noise: Noise | None) -> set[int]:
     losses have. Without a known noise there are none.
 
     Args:
-        trials: of the study.
-        noise: of its trials.
+        trials: Trials of the study.
+        noise: Noise of its trials.
     """
     if noise is None:
         return set()

@@ -34,8 +34,8 @@ class PlanConstraints:
     """What plans a user wants.
 
     Args:
-        max_schemes: so many schemes in a plan at most; any number if None.
-        keep_first_layer: the first layer of each site stays as it is.
+        max_schemes: Number of schemes in a plan at most; any number if None.
+        keep_first_layer: The first layer of each site stays as it is.
     """
 
     max_schemes: int | None = None
@@ -46,10 +46,10 @@ class Predictions:
     """What conversions of a trained baseline cost, and what that predicts.
 
     Args:
-        target: with the space that is measured.
-        searched: record of the study, or of the checkpoint's run folder.
-        axis: name of the cost that fronts are about; the target's first if left out.
-        create: make the record of the measurements if it is not there.
+        target: Target with the space that is measured.
+        searched: Record of the study, or of the checkpoint's run folder.
+        axis: Name of the cost that fronts are about; the target's first if left out.
+        create: Whether the measurements' study is made if it is not there.
 
     Raises:
         SearchError: there is none and `create` is false, or the target does not count the cost.
@@ -145,8 +145,8 @@ class Predictions:
         """All that was measured, and what follows.
 
         Args:
-            limits: of the plans on the front.
-            points: that are recommended.
+            limits: Limits of the plans on the front.
+            points: Number of points that are recommended.
         """
         measured, model = self.measured(), self.model()
         front = self._front(model, limits)

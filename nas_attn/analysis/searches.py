@@ -28,10 +28,10 @@ class RunSummary:
     """A search to compare, finished or running.
 
     Args:
-        name: as it is shown.
-        trials: on its record.
-        settings: kept with the trials.
-        folder: its run folder.
+        name: Name as it is shown.
+        trials: Trials on its record.
+        settings: Settings kept with the trials.
+        folder: Run folder.
     """
 
     name: str
@@ -70,9 +70,9 @@ class ReferencePoint:
     """The point up to which hypervolume counts.
 
     Args:
-        cost: on the objectives' axis.
-        loss: as people read it, so high BLEU is good.
-        origin: where it comes from, in words.
+        cost: Cost on the objectives' axis.
+        loss: Loss as people read it, so high BLEU is good.
+        origin: Description of where it comes from.
     """
 
     cost: float
@@ -122,7 +122,7 @@ def read_searched(store: TrialStore, folder: Path) -> RunSummary:
 
     Args:
         store: Trials of the search.
-        folder: its run folder, after which it is called.
+        folder: Run folder of the search, after which it is called.
     """
     return RunSummary(
         name=folder.resolve().name,

@@ -21,12 +21,12 @@ class Outcome:
     """What a trained trial made of a prediction.
 
     Args:
-        trial: its number.
-        plan: of the trial.
-        cost: on the axis.
-        predicted: change of the loss by conversion, before any training, in bits a token.
-        trained: its loss less the baseline's, both trained, in the study's measure.
-        is_warm: whether it started from the converted baseline.
+        trial: Number of the trial.
+        plan: Plan of the trial.
+        cost: Cost on the axis.
+        predicted: Change of the loss by conversion, before any training, in bits a token.
+        trained: Loss of the trial less the baseline's, both trained, in the study's measure.
+        is_warm: Whether it started from the converted baseline.
     """
 
     trial: int
@@ -42,19 +42,19 @@ class SensitivityFindings:
     """All that was measured and predicted.
 
     Args:
-        name: of the study.
-        axis: name of the cost.
-        base_cost: of the baseline.
-        changes: every single change that was measured.
-        costs: of the plans of those.
-        measured: what they did to the loss.
-        front: predicted.
-        checks: plans that were predicted and measured.
-        validity: what these say; None with too few.
-        chosen: of the front, spread over the axis.
-        outcomes: what training made of predictions.
-        is_same_measure: whether their losses are of the measure that is predicted, bits a token;
-            if not, only their order can be compared.
+        name: Name of the study.
+        axis: Name of the cost.
+        base_cost: Cost of the baseline.
+        changes: Every single change that was measured.
+        costs: Costs of the plans of those.
+        measured: Changes of the loss that these plans made.
+        front: Predicted front.
+        checks: Plans that were predicted and measured.
+        validity: Validity of the predictions by these checks; None with too few.
+        chosen: Recommended plans of the front, spread over the axis.
+        outcomes: Trained trials, with what was predicted of them.
+        is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
+            not, only their order can be compared.
     """
 
     name: str

@@ -85,7 +85,7 @@ def watch_status(look: Callable[[], Status], objectives: Objectives, seconds: fl
 
     Args:
         look: Reads the status.
-        objectives: What the study weighs.
+        objectives: Objectives of the study.
         seconds: Between two looks.
     """
     with contextlib.suppress(KeyboardInterrupt), interruptible():

@@ -25,10 +25,10 @@ class Screen:
     """Parts one below the other, in rich's protocol.
 
     Args:
-        parts: by name, the most important first.
-        fits: shorten tables to the lines that the terminal has, leave out the parts that it has no
-            lines for, and name those.
-        is_spaced: with empty lines between the parts, if there is no need to fit.
+        parts: Parts by name, the most important first.
+        fits: Whether tables are shortened to the lines that the terminal has, parts that it has no
+            lines for left out, and those named.
+        is_spaced: Whether empty lines stand between the parts, if there is no need to fit.
     """
 
     parts: Sequence[tuple[str, RenderableType]]
@@ -70,9 +70,9 @@ class PlanTable:
     The plan is the last column, or on a narrow console below its row, so that it is never cut.
 
     Args:
-        title: above the table.
-        columns: titles of the short cells.
-        rows: short cells, and the plan with what else is said of it.
+        title: Title above the table.
+        columns: Titles of the short cells.
+        rows: Short cells, and the plan with what else is said of it.
     """
 
     title: str

@@ -28,11 +28,11 @@ class SearchDisplay:
     """A live view of a search; rich asks for it again and again.
 
     Args:
-        name: of the study.
-        objectives: what is weighed.
-        workers: trials at a time.
-        has_front: whether the best points so far are shown.
-        is_live: whether it is on a terminal, where it also has a plot and the last trials, and
+        name: Name of the study.
+        objectives: Objectives of the study.
+        workers: Trials at a time.
+        has_front: Whether the best points so far are shown.
+        is_live: Whether it is on a terminal, where it also has a plot and the last trials, and
             takes no more lines than there are.
     """
 
@@ -121,9 +121,9 @@ def status_screen(status: Status, objectives: Objectives, *, fits: bool = False)
     """Where a study stands.
 
     Args:
-        status: of the study.
-        objectives: of the study.
-        fits: leave out the parts that the terminal has no lines for.
+        status: Status of the study.
+        objectives: Objectives of the study.
+        fits: Whether the parts that the terminal has no lines for are left out.
     """
     parts: list[tuple[str, RenderableType]] = [("counts", _counts(status))]
     best, baseline = tuple(status.front), status.baseline

@@ -26,8 +26,8 @@ def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
     """What trainings with fresh seeds gave: rows of `confirmation_rows`, each plan once.
 
     Args:
-        rows: to show.
-        axis: name of the cost.
+        rows: Rows to show.
+        axis: Name of the cost.
     """
     table = Table(
         box=box.HORIZONTALS,

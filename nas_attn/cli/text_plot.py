@@ -19,11 +19,11 @@ class Series:
     """Points that are drawn alike.
 
     Args:
-        name: for the legend.
-        points: x and y of each; those that are not finite are not drawn.
-        mark: one character.
-        ascii_mark: the same for terminals that know ASCII only.
-        style: rich's; the plot can be read without it.
+        name: Name for the legend.
+        points: Points as x and y; those that are not finite are not drawn.
+        mark: Mark of a point, one character.
+        ascii_mark: Mark for terminals that know ASCII only.
+        style: Rich's; the plot can be read without it.
     """
 
     name: str
@@ -42,12 +42,12 @@ class TextPlot:
     """A scatter plot as wide as the console, in rich's protocol.
 
     Args:
-        series: to draw; later ones cover earlier ones.
-        x_name: what the horizontal axis shows, with its unit.
-        y_name: what the vertical axis shows, with its unit.
-        x_text: writes a value of the horizontal axis.
-        y_text: writes a value of the vertical axis.
-        rows: lines of the plot itself; names, axis and labels come to three or four more.
+        series: Series to draw; later ones cover earlier ones.
+        x_name: Name of the horizontal axis, with its unit.
+        y_name: Name of the vertical axis, with its unit.
+        x_text: Function that writes a value of the horizontal axis.
+        y_text: Function that writes a value of the vertical axis.
+        rows: Lines of the plot itself; names, axis and labels come to three or four more.
     """
 
     series: Sequence[Series]

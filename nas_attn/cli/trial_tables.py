@@ -20,8 +20,9 @@ def failure_text(trial: TrialRecord, *, brief: bool = False) -> str:
     """Why a trial failed.
 
     Args:
-        trial: that it is about.
-        brief: of a reason of many lines only the first and the last one, and where its logs are.
+        trial: Failed trial.
+        brief: Whether a reason of many lines is cut to the first and the last one, and to where its
+            logs are.
     """
     kind = "" if trial.failure is None else f" ({trial.failure})"
     reason = trial.reason or "no reason on record"
@@ -49,10 +50,10 @@ def front_plot(
     diverged does not hide the rest; how many is said.
 
     Args:
-        trained: the finished trials.
-        front: those of them that no other dominates.
-        baseline: if it is finished.
-        objectives: of the study.
+        trained: The finished trials.
+        front: Finished trials that no other dominates.
+        baseline: Trial of the baseline; None if it is not finished.
+        objectives: Objectives of the study.
     """
     on_front = {trial.number for trial in front}
     best = [*front, *([] if baseline is None else [baseline])]
@@ -101,8 +102,8 @@ def latest_table(trials: Sequence[TrialRecord], objectives: Objectives) -> PlanT
     """Trials that are over, the last one first, with the reason of those without a result.
 
     Args:
-        trials: the last one at the end.
-        objectives: of the study.
+        trials: The last one at the end.
+        objectives: Objectives of the study.
     """
     rows = []
     for trial in reversed(trials):

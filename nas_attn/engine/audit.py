@@ -34,8 +34,8 @@ class Derivation:
     """A proposal on record and the same derived again.
 
     Args:
-        trial: on record.
-        plan: what the history gives; None if it gives nothing.
+        trial: Trial on record.
+        plan: Plan that the history gives; None if it gives none.
     """
 
     trial: TrialRecord
@@ -64,8 +64,8 @@ def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[
     """Derive every proposal of a search from what its driver saw then.
 
     Args:
-        proposer: of the study, with an empty history.
-        trials: all of the record.
+        proposer: Proposer of the study, with an empty history.
+        trials: All trials on record.
     """
     for trial, running in zip(trials, running_then(trials), strict=True):
         if trial.proposal is not None and not trial.is_superseded:

@@ -42,17 +42,17 @@ class Proposal:
     """A plan to be tried.
 
     Args:
-        number: that the trial is to have.
-        plan: what is proposed.
-        costs: that are expected.
-        certain: whether they are known before training.
-        params: the sampler's parameters and their distributions.
-        system: what the sampler keeps on the trial.
-        running: trials that were not over when it was proposed, as the first proposal of a driver
+        number: Number that the trial is to have.
+        plan: Proposed plan.
+        costs: Expected costs.
+        certain: Whether they are known before training.
+        params: The sampler's parameters and their distributions.
+        system: Attributes that the sampler keeps on the trial.
+        running: Trials that were not over when it was proposed, as the first proposal of a driver
             keeps them; None for later ones.
-        over: trials that have ended since the driver's proposal before.
-        duplicate_of: the trial that has the plan already.
-        excess: the limit that the plan breaks, however much of it is pruned.
+        over: Trials that have ended since the driver's proposal before.
+        duplicate_of: The trial that has the plan already.
+        excess: The limit that the plan breaks, however much of it is pruned.
     """
 
     number: int
@@ -112,12 +112,12 @@ class Proposer:
     """Proposes plans for one study.
 
     Args:
-        space: what may be proposed.
-        costs: of plans.
-        objectives: with the axis that plans are spread over, and limits.
-        config: sampler, its start and the seed.
-        baseline: what is proposed first.
-        queue: plans of the space that come next, in this order.
+        space: Space of the plans that may be proposed.
+        costs: Costs of plans.
+        objectives: Objectives, with the axis that plans are spread over, and limits.
+        config: Sampler, its start and the seed.
+        baseline: Plan that is proposed first.
+        queue: Plans of the space that come next, in this order.
     """
 
     def __init__(
@@ -174,8 +174,8 @@ class Proposer:
         """Bring the history up to the record.
 
         Args:
-            trials: all, by number.
-            over: numbers of those that are over; grows at its end only.
+            trials: All trials, by number.
+            over: Numbers of those that are over; grows at its end only.
         """
         for trial in trials[self._length :]:
             self.add(trial)
@@ -313,8 +313,8 @@ class FixedCandidates(Proposer):
     proposed again.
 
     Args:
-        plans: what is proposed.
-        arguments: those of `Proposer`.
+        plans: Plans that are proposed.
+        arguments: Arguments of `Proposer`.
     """
 
     def __init__(self, plans: Sequence[AttentionPlan], *arguments: Any) -> None:

@@ -15,7 +15,7 @@ class FailuresInARow:
     """Counts failed trials until one is a success or a stop.
 
     Args:
-        most: so many end the search.
+        most: Number of failures that end the search.
     """
 
     def __init__(self, most: int) -> None:

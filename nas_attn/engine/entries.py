@@ -22,8 +22,8 @@ def proposal_entry(proposal: Proposal, driver: str) -> dict[str, Any]:
     """Attributes of a trial as it is proposed.
 
     Args:
-        proposal: that becomes the trial.
-        driver: which writes it down.
+        proposal: Proposal that becomes the trial.
+        driver: Name of the driver that writes it down.
     """
     return {
         fields.PLAN: proposal.plan.to_json(),
@@ -57,8 +57,8 @@ def result_entry(result: TrialResult, costs: Mapping[str, float]) -> dict[str, A
     """Attributes for what a training gave.
 
     Args:
-        result: with losses.
-        costs: of the plan, what pruning left and what was measured included.
+        result: Result of the trial, with losses.
+        costs: Costs of the plan, what pruning left and what was measured included.
     """
     found: dict[str, Any] = {fields.LOSSES: list(result.losses)}
     if result.plans:
@@ -80,9 +80,9 @@ def checked(result: TrialResult, costs: PlanCosts, loss: str) -> TrialResult:
     """A result as it is, or a failure if it cannot be one, whichever executor tells it.
 
     Args:
-        result: of a trial.
-        costs: of plans.
-        loss: name of what its losses measure.
+        result: Result of a trial.
+        costs: Costs of plans.
+        loss: Name of what its losses measure.
     """
     if not result.losses:
         return result

@@ -103,7 +103,7 @@ class WholeLines(BaseJournalBackend):
     """A journal that never holds half a line, whatever happened while it was written.
 
     Args:
-        path: of the file, made if it is not there.
+        path: Path of the file, made if it is not there.
     """
 
     def __init__(self, path: Path) -> None:

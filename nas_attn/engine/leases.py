@@ -48,9 +48,9 @@ class TrialLeases:
 
     Args:
         store: Trials of the study.
-        folder: the run folder, for the locked file.
-        heartbeat_seconds: between two beats.
-        grace_seconds: how long a driver on another machine may be silent.
+        folder: The run folder, for the locked file.
+        heartbeat_seconds: Seconds between two heartbeats.
+        grace_seconds: Seconds that a driver on another machine may be silent.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TrialLeases:
         """Take over those trials whose driver has died.
 
         Args:
-            trials: that are not over.
+            trials: Trials that are not over.
 
         Returns:
             Those that are this driver's now, and were not before.
@@ -172,8 +172,8 @@ def owner_of(trial: TrialRecord, claims: Sequence[Mapping[str, Any]]) -> str | N
     """The driver that runs a trial, or ran it last.
 
     Args:
-        trial: that it is about.
-        claims: of the record.
+        trial: Trial that may have been claimed.
+        claims: Claims of the store.
     """
     # Of several claims of one generation the first holds; the others were too late.
     owner, generation = trial.driver, -1
@@ -189,9 +189,9 @@ def live_drivers(notes: Mapping[str, Any], *, now: float, grace_seconds: float) 
     So of other machines their clocks are believed.
 
     Args:
-        notes: of the record.
-        now: in seconds since 1970.
-        grace_seconds: how long a driver on another machine may be silent.
+        notes: Metadata of the study.
+        now: Time, in seconds since 1970.
+        grace_seconds: Seconds that a driver on another machine may be silent.
     """
     alive = []
     for driver, told in _drivers(notes).items():

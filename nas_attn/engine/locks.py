@@ -27,8 +27,8 @@ class FileLock:
     The file says who holds it, or held it last. As a context, it waits for a folder that is away.
 
     Args:
-        path: of the file; it stays.
-        what: it protects, in words.
+        path: Path of the file, which stays.
+        what: Name of what it protects, in words.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -102,7 +102,7 @@ def holder_text(holder: str) -> str:
     """Who holds a lock, in words, with a way out if that process is stopped.
 
     Args:
-        holder: number of the process and its machine, as locked files say it.
+        holder: Number of the process and its machine, as locked files say it.
     """
     pid, _, where = holder.partition(" ")
     if not pid.isdigit():

@@ -56,12 +56,13 @@ class SearchLoop:
 
     Args:
         store: Trials of the study.
-        leases: of this driver.
-        proposer: of plans, with an empty history.
-        config: budget and stopping rule.
-        build_job: makes a trial's job.
-        retries: times that a trial is continued after a fault that may not come again.
-        on_change: called with a function that makes a snapshot whenever something happened.
+        leases: Leases of this driver.
+        proposer: Proposer of plans, with an empty history.
+        config: Budget and stopping rule.
+        build_job: Function that makes a trial's job.
+        retries: Times that a trial is continued after a fault that may not come again.
+        on_change: Function that is called with a function that makes a snapshot, whenever something
+            happened.
     """
 
     store: TrialStore

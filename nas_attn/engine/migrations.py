@@ -34,8 +34,8 @@ def is_same(left: Any, right: Any) -> bool:
     """Whether a setting on record is one of now; older records hold numbers such as 1e-3 as words.
 
     Args:
-        left: on record.
-        right: of now.
+        left: Setting on record.
+        right: Setting of now.
     """
     if isinstance(left, str) and isinstance(right, int | float) and not isinstance(right, bool):
         try:

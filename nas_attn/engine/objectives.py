@@ -15,10 +15,10 @@ class Objectives:
     """The objectives of a study.
 
     Args:
-        metric: the metric of quality.
-        maximise: whether it is better when higher (BLEU, accuracy).
-        costs: names of the costs, all minimised; the first is known before training.
-        limits: the most that a plan may cost, by name.
+        metric: The metric of quality.
+        maximise: Whether it is better when higher (BLEU, accuracy).
+        costs: Names of the costs, all minimised; the first is known before training.
+        limits: The most that a plan may cost, by name.
     """
 
     metric: str
@@ -63,8 +63,8 @@ class Objectives:
         """Which limit a plan breaks, in words; None if it keeps them all.
 
         Args:
-            costs: of the plan.
-            when: put before the words, such as when it costs that.
+            costs: Costs of the plan.
+            when: Text put before the words, such as when it costs that.
         """
         for name, limit in self.limits.items():
             if costs[name] > limit:

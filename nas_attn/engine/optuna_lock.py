@@ -23,8 +23,8 @@ class OptunaLock:
     Whoever holds ours may take this one, so of ours only a dead process can have left it.
 
     Args:
-        journal: the file that it protects.
-        ours: the lock that is taken before.
+        journal: The file that it protects.
+        ours: The lock that is taken before.
     """
 
     def __init__(self, journal: Path, ours: FileLock) -> None:

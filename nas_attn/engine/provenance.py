@@ -24,8 +24,8 @@ def note_start(store: TrialStore, versions: Mapping[str, str], machine: str) -> 
 
     Args:
         store: Trials of the search.
-        versions: of the libraries, by name.
-        machine: in words.
+        versions: Versions of the libraries, by name.
+        machine: Machine in words.
     """
     starts = starts_of(store.metadata())
     now = {VERSIONS: dict(versions), MACHINE: machine}
@@ -71,7 +71,7 @@ def check_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
 
     Args:
         store: Trials of the search.
-        proposing: the settings that they hang on, by key path.
+        proposing: The settings that they hang on, by key path.
 
     Raises:
         SearchError: something differs; says what.

@@ -40,10 +40,10 @@ class Piece:
     """A part of a journal: an operation, or a damaged place.
 
     Args:
-        line: its number, from 1.
-        content: the bytes, without the line's end.
-        log: the operation; None if it is damaged.
-        reason: why it cannot be read.
+        line: Number of the line, from 1.
+        content: The bytes, without the line's end.
+        log: The operation; None if it is damaged.
+        reason: Reason why it cannot be read.
     """
 
     line: int
@@ -57,13 +57,13 @@ class Repair:
     """What became of a journal.
 
     Args:
-        lines: of the new journal.
-        kept: operations that stay.
-        dropped: what was taken out.
-        placeholders: trials that were put in place of lost ones, as study and number.
-        studies: names of studies whose creation was lost.
-        notes: what drivers told of themselves, among the rest of what is noted on studies.
-        backup: a copy of the journal as it was; None if nothing was wrong.
+        lines: Number of lines of the new journal.
+        kept: Operations that stay.
+        dropped: Pieces that were taken out.
+        placeholders: Trials that were put in place of lost ones, as study and number.
+        studies: Names of studies whose creation was lost.
+        notes: Metadata of the studies, what drivers reported of themselves included.
+        backup: Path of the copy of the journal as it was; None if nothing was wrong.
     """
 
     lines: list[bytes] = field(default_factory=list)
@@ -83,10 +83,10 @@ def repair_journal(
     The journal as it was is kept beside it, and what was dropped in a side file.
 
     Args:
-        path: of the journal.
-        study: its main study, in case that its very creation is damaged.
-        directions: of its objectives, as Optuna numbers them.
-        grace_seconds: how long a driver on another machine may be silent.
+        path: Path of the journal.
+        study: Name of its main study, in case that its very creation is damaged.
+        directions: Directions of its objectives, as Optuna numbers them.
+        grace_seconds: Seconds that a driver on another machine may be silent.
 
     Raises:
         SearchError: the file is no journal, or a driver lives.

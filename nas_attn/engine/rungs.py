@@ -20,7 +20,7 @@ class Rungs:
 
     Args:
         store: Trials of the study.
-        config: the stopping rule.
+        config: The stopping rule.
     """
 
     def __init__(self, store: TrialStore, config: StoppingConfig) -> None:
@@ -67,7 +67,7 @@ class Rungs:
         """Enter what an earlier driver or another one decided.
 
         Args:
-            mine: numbers of this driver's trials, which enter themselves.
+            mine: Numbers of this driver's trials, which enter themselves.
         """
         trials = self.store.cached
         self._unread.update(range(self._begun, len(trials)))

@@ -31,10 +31,10 @@ class StratifiedSampler:
     The same seed and index give the same plan.
 
     Args:
-        space: what may be proposed.
-        parameters: exact parameters of a plan, or another cost that adds up over its modules.
-        seed: of the random plans.
-        most: where the axis ends, if not at the largest plan.
+        space: Space of the plans that may be proposed.
+        parameters: Exact parameters of a plan, or another cost that adds up over its modules.
+        seed: Seed of the random plans.
+        most: End of the axis, if not at the largest plan.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class StratifiedSampler:
         """Propose a plan that is not taken.
 
         Args:
-            index: number of the proposal, from 0.
-            taken: canonical texts of the plans to leave out.
-            allows: whether a plan may be proposed.
+            index: Number of the proposal, from 0.
+            taken: Canonical texts of the plans to leave out.
+            allows: Whether a plan may be proposed.
 
         Returns:
             An alternative for each unit; None if no free plan was found.
@@ -129,8 +129,8 @@ def make_sampler(config: SearchConfig, number: int) -> BaseSampler:
     the history alone and not on when a search was interrupted.
 
     Args:
-        config: names the sampler.
-        number: of the trial that is proposed.
+        config: Names the sampler.
+        number: Number of the trial that is proposed.
     """
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
     startup = max(1, config.startup_trials)

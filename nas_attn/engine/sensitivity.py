@@ -38,8 +38,8 @@ class Measured:
     """What a conversion did to the loss.
 
     Args:
-        change: in bits a token.
-        error: its standard error.
+        change: Change of the loss in bits a token.
+        error: Standard error of the change.
     """
 
     change: float
@@ -51,9 +51,9 @@ class UnitChange:
     """One unit of a model with another choice than the baseline's.
 
     Args:
-        unit: its name, such as decoder_self.2.
-        choice: in words.
-        plan: the baseline with that change.
+        unit: Name of the unit, such as decoder_self.2.
+        choice: Choice in words.
+        plan: The baseline with that change.
     """
 
     unit: str
@@ -75,10 +75,10 @@ class Prediction:
     """A plan that no other is predicted to dominate.
 
     Args:
-        plan: of the whole model.
-        cost: on the axis, exact.
-        change: predicted change of the loss in bits a token, a sum.
-        error: standard error of that, those of its terms taken as independent.
+        plan: Plan of the whole model.
+        cost: Exact cost on the axis.
+        change: Predicted change of the loss in bits a token, a sum.
+        error: Standard error of that, those of its terms taken as independent.
     """
 
     plan: AttentionPlan
@@ -93,9 +93,9 @@ def single_changes(
     """Every single change that the space offers and a conversion can make.
 
     Args:
-        space: what may be chosen.
-        baseline: what is changed.
-        inherits: whether a plan can take over what the baseline has learned.
+        space: Space of the plans.
+        baseline: Plan that is changed.
+        inherits: Whether a plan can take over what the baseline has learned.
     """
     found = []
     for unit, alternative, plan in _all_changes(space, baseline):
@@ -130,12 +130,12 @@ class AdditiveModel:
     """What single changes predict for whole plans.
 
     Args:
-        space: what may be chosen.
-        baseline: the plan that was changed.
-        costs: exact costs of a plan; those of units add up.
-        axis: name of the cost on the axis.
-        tie: name of the cost that decides among equals; None if there is none.
-        measured: of each single change; what lacks is not chosen.
+        space: Space of the plans.
+        baseline: The plan that was changed.
+        costs: Exact costs of a plan; those of units add up.
+        axis: Name of the cost on the axis.
+        tie: Name of the cost that decides among equals; None if there is none.
+        measured: Measurement of each single change; what lacks is not chosen.
     """
 
     def __init__(
@@ -197,8 +197,8 @@ class AdditiveModel:
         """The plans that no other is predicted to dominate, from small to large.
 
         Args:
-            max_schemes: how many schemes a plan may have; any number if None.
-            keep_first_layer: the first layer of each site stays as it is; only where the space
+            max_schemes: Number of schemes that a plan may have; any number if None.
+            keep_first_layer: The first layer of each site stays as it is; only where the space
                 decides layer by layer.
         """
         allowed: list[list[int]] = []
@@ -244,12 +244,12 @@ class PredictionCheck:
     """A plan whose loss was predicted and measured.
 
     Args:
-        plan: that changes many units at once.
-        cost: on the axis.
-        kind: random, or predicted to be on the front.
-        predicted: change of the loss.
-        measured: change of the loss.
-        error: standard error of what was measured.
+        plan: Plan that changes many units at once.
+        cost: Cost on the axis.
+        kind: Random, or predicted to be on the front.
+        predicted: Change of the loss.
+        measured: Change of the loss.
+        error: Standard error of what was measured.
     """
 
     plan: AttentionPlan
@@ -265,13 +265,13 @@ class Validity:
     """How far predictions are right.
 
     Args:
-        ranks: of predicted and measured changes.
-        ratio: median of measured over predicted, and its quartiles; of changes that are clear.
-        scale: s in measured = s predicted + c predicted^2, which corrects predictions and keeps
-            their order; 1 where they drift too little to matter.
-        bend: c in the same, at least 0, as strong changes may cost more than their sum.
-        left: median distance of measured over corrected from 1, each check corrected by what
-            the others say; None where nothing is corrected.
+        ranks: Agreement of the ranks of predicted and measured changes.
+        ratio: Median of measured over predicted, and its quartiles; of changes that are clear.
+        scale: Factor s in measured = s predicted + c predicted^2, which corrects predictions and
+            keeps their order; 1 where they drift too little to matter.
+        bend: Factor c in the same, at least 0, as strong changes may cost more than their sum.
+        left: Median distance of measured over corrected from 1, each check corrected by what the
+            others say; None where nothing is corrected.
     """
 
     ranks: RankAgreement
@@ -351,9 +351,9 @@ def largest_steps(
     the other, each by the predicted point whose cost is nearest to its middle.
 
     Args:
-        front: predicted.
-        reached: cost and loss of the points that were trained.
-        count: how many are wanted.
+        front: Predicted front.
+        reached: Cost and loss of the points that were trained.
+        count: Number of points that are wanted.
     """
     best = [reached[index] for index in non_dominated(reached)]
     steps = [

@@ -34,18 +34,19 @@ class Snapshot:
     """The state of a search at one moment, for the display.
 
     Args:
-        budget: trials wanted.
-        finished: trials with a result.
-        stopped: trials that were stopped early.
-        over_limit: trials that were trained, and of which pruning left more than a limit allows.
-        failed: trials without a result.
-        running: what this driver runs.
-        elsewhere: trials that other drivers run.
-        trained: the finished trials.
-        latest: the trials that ended last, the very last at the end.
-        front: those of the finished ones that no other dominates.
-        baseline: if it is finished.
-        mean_trial_seconds: of the trials that are over; None before the first.
+        budget: Trials wanted.
+        finished: Trials with a result.
+        stopped: Trials that were stopped early.
+        over_limit: Trials that were trained, and of which pruning left more than a limit allows.
+        failed: Trials without a result.
+        running: Trials that this driver runs.
+        elsewhere: Trials that other drivers run.
+        trained: The finished trials.
+        latest: The trials that ended last, the very last at the end.
+        front: Finished trials that no other dominates.
+        baseline: Trial of the baseline; None if it is not finished.
+        mean_trial_seconds: Mean time of the trials that are over, in seconds; None before the
+            first.
     """
 
     budget: int

@@ -26,9 +26,9 @@ class RunningStatus:
     """A trial that is not over.
 
     Args:
-        trial: as it is now, its curve included.
-        driver: that runs it, or ran it last.
-        is_alive: whether that driver lives; if not, another one will take the trial over.
+        trial: Trial as it is now, its curve included.
+        driver: Name of the driver that runs it, or ran it last.
+        is_alive: Whether that driver lives; if not, another one will take the trial over.
     """
 
     trial: TrialRecord
@@ -41,11 +41,11 @@ class Beside:
     """What else is trained for a study, such as its confirmation.
 
     Args:
-        name: what it is.
-        finished: trials with a result.
-        running: trials that are not over.
-        failed: trials without a result.
-        drivers: names of the live ones.
+        name: Name of what is trained.
+        finished: Trials with a result.
+        running: Trials that are not over.
+        failed: Trials without a result.
+        drivers: Names of the live ones.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Status:
     """Where a study stands at one moment.
 
     Args:
-        name: of the study.
-        now: the moment, in seconds since 1970.
-        budget: trials wanted.
-        trials: all on record, also those that are not paid for, such as repeated ones.
-        unfinished: those of the trials that count and are not over.
-        drivers: names of the live ones.
-        beside: what else is trained for the study.
+        name: Name of the study.
+        now: The moment, in seconds since 1970.
+        budget: Trials wanted.
+        trials: All trials on record, also those that are not paid for, such as repeated ones.
+        unfinished: Trials that count and are not over.
+        drivers: Names of the live ones.
+        beside: Other trainings for the study.
     """
 
     name: str
@@ -151,8 +151,8 @@ def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Stat
 
     Args:
         store: Trials of the study.
-        trials: wanted, if the record does not say so.
-        grace_seconds: how long a driver on another machine may be silent.
+        trials: Number of trials that are wanted, if the record does not say so.
+        grace_seconds: Seconds that a driver on another machine may be silent.
 
     Raises:
         SearchError: the storage has not answered for long.

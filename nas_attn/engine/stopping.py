@@ -27,12 +27,12 @@ class RungDecision:
     """What becomes of a trial at a rung.
 
     Args:
-        validation: after how many validations.
-        loss: the best up to there.
-        dominated_by: how many trials of the rung dominate it.
-        better: how many are dominated by fewer.
-        of: trials that have come to the rung, itself included.
-        goes_on: whether it is trained on.
+        validation: Number of validations after which it was made.
+        loss: The best up to there.
+        dominated_by: Number of trials of the rung that dominate it.
+        better: Number of those that are dominated by fewer.
+        of: Trials that have come to the rung, itself included.
+        goes_on: Whether it is trained on.
     """
 
     validation: int
@@ -106,7 +106,7 @@ class Halving:
     """The rule, with its rungs.
 
     Args:
-        config: first rung and factor.
+        config: First rung and factor.
     """
 
     def __init__(self, config: StoppingConfig) -> None:
@@ -126,10 +126,10 @@ class Halving:
         """A trial comes to a validation.
 
         Args:
-            number: of the trial.
-            validation: how many it has had.
-            loss: the best so far, better when lower.
-            costs: of its plan, in the order of the objectives.
+            number: Number of the trial.
+            validation: Number of its validations so far.
+            loss: The best so far, better when lower.
+            costs: Costs of its plan, in the order of the objectives.
 
         Returns:
             What becomes of it; None where nothing is decided, or was before.

@@ -47,10 +47,10 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """Open an Optuna storage.
 
     Args:
-        url: of a database (such as postgresql+psycopg://...), grpc://HOST:PORT for Optuna's proxy,
-            env:NAME for an environment variable that holds one, or None for the journal file of a
-            run folder.
-        folder: the run folder.
+        url: URL of a database (such as postgresql+psycopg://...), grpc://HOST:PORT for Optuna's
+            proxy, env:NAME for an environment variable that holds one, or None for the journal file
+            of a run folder.
+        folder: The run folder.
 
     Raises:
         UsageError: there is no such variable.

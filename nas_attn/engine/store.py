@@ -38,10 +38,10 @@ class TrialStore:
     Every call waits for a storage that has gone away, such as a database that is started again.
 
     Args:
-        name: of the study.
-        storage: where it is kept.
-        objectives: of the study.
-        create: make the study if it is not there.
+        name: Name of the study.
+        storage: Optuna storage of the study.
+        objectives: Objectives of the study.
+        create: Whether the study is made if it is not there.
 
     Raises:
         SearchError: there is no such study and `create` is false.

@@ -30,42 +30,43 @@ class TrialRecord:
     """A trial as the record tells it.
 
     Args:
-        number: its number in the study.
+        number: Number in the study.
         state: Optuna's state; PRUNED if it was stopped early or is over a limit.
-        plan: the plan; None in records of old in which the driver died before it was planned.
-        size: exact parameters; of what pruning left once the trial is complete, mean over seeds.
-        costs: all that is known of what the plan costs, by name, parameters among the rest.
-        cost_is_exact: whether costs were known before training; not so if a vote decides what
+        plan: The plan; None in records of old in which the driver died before it was planned.
+        size: Exact parameters; of what pruning left once the trial is complete, mean over seeds.
+        costs: Costs of the plan that are known, by name, parameters among the rest.
+        cost_is_exact: Whether costs were known before training; not so if a vote decides what
             stays.
-        pruned: what pruning made of the plan, for each seed.
-        losses: best validation loss of each seed; empty unless complete.
-        loss: mean of `losses`, the first objective; None unless complete.
-        point: the objectives, each better when lower; None unless complete.
-        cost: the cost that trials are spread over.
-        effective: of `cost`, if it counts parameters, those that are neither dead nor redundant.
-        seconds: training time.
-        updates: of all its trainings; 0 in records of old.
-        is_warm: whether it started from the trained baseline, converted.
-        is_baseline: whether it is the multi-head baseline.
-        duplicate_of: number of the trial whose result this proposal took over.
-        is_superseded: another driver's proposal came first, so this one never ran.
-        reason: why it failed or was stopped.
-        failure: kind of the failure (see `nas_attn.trials.failures.FailureKind`).
-        attempts: faults after which the trial was continued.
-        rungs: what the stopping rule decided, by number of validations.
-        curve: validation loss of the first seed by number of updates.
-        tests: scores on the test split for each seed, if it was opened.
-        commands: the fairseq-train command of each seed.
-        starts: the command of each seed that makes what its training starts from, if there is one.
+        pruned: Plans that pruning left, for each seed.
+        losses: Best validation loss of each seed; empty unless complete.
+        loss: Mean of `losses`, the first objective; None unless complete.
+        point: The objectives, each better when lower; None unless complete.
+        cost: The cost that trials are spread over.
+        effective: Parameters of `cost` that are neither dead nor redundant, if it counts
+            parameters.
+        seconds: Training time.
+        updates: Updates of all its trainings; 0 in records of old.
+        is_warm: Whether it started from the trained baseline, converted.
+        is_baseline: Whether it is the multi-head baseline.
+        duplicate_of: Number of the trial whose result this proposal took over.
+        is_superseded: Whether another driver's proposal came first, so that this one never ran.
+        reason: Reason why it failed or was stopped.
+        failure: Kind of the failure (see `nas_attn.trials.failures.FailureKind`).
+        attempts: Faults after which the trial was continued.
+        rungs: Decisions of the stopping rule, by number of validations.
+        curve: Validation loss of the first seed by number of updates.
+        tests: Scores on the test split for each seed, if it was opened.
+        commands: The fairseq-train command of each seed.
+        starts: The command of each seed that makes what its training starts from, if there is one.
         threads: CPU threads of a training.
-        folder: where its files are.
-        driver: which driver created it.
-        proposal: what it was proposed from (see `nas_attn.engine.candidates`).
-        params: the sampler's parameters.
-        system: what the sampler keeps on the trial.
-        values: the objectives as Optuna has them; None unless complete.
-        started: when it was written down, in seconds since 1970.
-        ended: when it was closed; None if it is not over.
+        folder: Folder of its files.
+        driver: Name of the driver that created it.
+        proposal: History that it was proposed from (see `nas_attn.engine.candidates`).
+        params: The sampler's parameters.
+        system: Attributes that the sampler keeps on the trial.
+        values: The objectives as Optuna has them; None unless complete.
+        started: Time when it was written down, in seconds since 1970.
+        ended: Time when it was closed; None if it is not over.
     """
 
     number: int
@@ -148,8 +149,8 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
     """Read what we wrote on an Optuna trial.
 
     Args:
-        trial: from a study's trials.
-        objectives: of the study.
+        trial: One of a study's trials, as Optuna holds it.
+        objectives: Objectives of the study.
     """
     attrs = trial.user_attrs
     size = size_on_record(attrs[SIZE]) if SIZE in attrs else None
@@ -213,11 +214,11 @@ class NewTrial:
     """A trial to write down.
 
     Args:
-        attributes: user attributes.
-        params: the sampler's parameters and their distributions.
-        system: what the sampler keeps on the trial.
-        state: other than RUNNING if it is over as it begins.
-        values: the objectives, if it is complete.
+        attributes: User attributes.
+        params: The sampler's parameters and their distributions.
+        system: Attributes that the sampler keeps on the trial.
+        state: State other than RUNNING if it is over as it begins.
+        values: The objectives, if it is complete.
     """
 
     attributes: Mapping[str, Any]

@@ -43,8 +43,8 @@ def check_tokenizer(tokenizer: BleuTokenizer, given: Mapping[str, Scalar]) -> li
     """What is wrong with a tokenizer for BLEU.
 
     Args:
-        tokenizer: that is wanted.
-        given: the training's arguments, by dashed name.
+        tokenizer: Name of the wanted tokenizer.
+        given: The training's arguments, by dashed name.
     """
     import sacrebleu
 
@@ -87,7 +87,7 @@ def spaces_per_character(data: PreparedData) -> float:
     """Spaces a character of the target, over lines of the validation split; 1 if there is no text.
 
     Args:
-        data: a translation data set in pieces of SentencePiece.
+        data: A translation data set in pieces of SentencePiece.
     """
     from fairseq.data import Dictionary, data_utils
 

@@ -85,8 +85,9 @@ def without_training(path: Path, state: dict[str, Any]) -> None:
     """Drop from a checkpoint, whose model changes, what belongs to the model as it was.
 
     Args:
-        path: of the checkpoint, for the message.
-        state: changed in place: the optimiser's state and averages of weights go.
+        path: Path of the checkpoint, for the message.
+        state: State of the checkpoint, changed in place: the optimiser's state and averages of
+            weights go.
     """
     state["last_optimizer_state"] = None
     extra = dict(state["extra_state"])
@@ -104,8 +105,8 @@ def check_out(out: Path, *sources: Path) -> None:
     """See, before any work, that a checkpoint can be written.
 
     Args:
-        out: where it is to go; its folder is made.
-        sources: files that it must not replace.
+        out: Path where it is to go; its folder is made.
+        sources: Files that it must not replace.
 
     Raises:
         UsageError: it cannot.

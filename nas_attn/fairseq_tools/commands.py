@@ -55,13 +55,14 @@ def training_command(
     """The fairseq-train command of one training, the one that a person would type.
 
     Args:
-        config: the training section.
-        data: the data set.
-        plan: for all attention.
-        seed: of weights, batches and dropout.
-        metric: of validation, by which the best checkpoint is kept; fairseq is told to log it.
-        save_dir: for checkpoints.
-        bleu_tokenizer: of the metric `bleu`.
+        config: The training section.
+        data: The data set.
+        plan: Plan for all attention.
+        seed: Seed of weights, batches and dropout.
+        metric: Metric of validation, by which the best checkpoint is kept; fairseq is made to log
+            it.
+        save_dir: Folder for checkpoints.
+        bleu_tokenizer: Tokenizer of the metric `bleu`.
     """
     command = ["fairseq-train", str(data.folder)]
     # Paths are words of their own: on another node, and in what is exported, they become others.
@@ -134,8 +135,8 @@ def interactive_command(data: PreparedData, checkpoint: Path) -> list[str]:
     one it must be tokenised as the data set was.
 
     Args:
-        data: a translation data set; of it only dictionaries and the SentencePiece model are read.
-        checkpoint: of a translation model.
+        data: A translation data set; of it only dictionaries and the SentencePiece model are read.
+        checkpoint: Checkpoint of a translation model.
     """
     command = _with_checkpoint("interactive", data, checkpoint)
     return [*command, *_language_flags(data), "--beam=5", *_subword_flags(data)]

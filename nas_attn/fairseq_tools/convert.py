@@ -35,9 +35,9 @@ class Module:
     """What became of one attention module.
 
     Args:
-        place: site and layer, such as decoder_self.2.
-        choice: that it was converted to.
-        errors: on the calibration batch; None without one.
+        place: Site and layer, such as decoder_self.2.
+        choice: Choice that it was converted to.
+        errors: Errors on the calibration batch; None without one.
     """
 
     place: str
@@ -50,10 +50,10 @@ class Converted:
     """What a conversion made of a checkpoint.
 
     Args:
-        plan: of the new model.
-        modules: those that changed.
-        parameters: of the model before and after.
-        losses: validation loss a token before and after, in bits; None without data.
+        plan: Plan of the new model.
+        modules: Modules that changed.
+        parameters: Parameters of the model before and after.
+        losses: Validation loss a token before and after, in bits; None without data.
     """
 
     plan: AttentionPlan
@@ -67,8 +67,8 @@ class Losses:
     """Cross-entropy of the validation split's targets, sequence by sequence.
 
     Args:
-        sums: in bits.
-        tokens: targets of each sequence.
+        sums: Sums of the loss, in bits.
+        tokens: Targets of each sequence.
     """
 
     sums: Sequence[float]
@@ -112,13 +112,13 @@ def convert_checkpoint(
     load it as any other.
 
     Args:
-        path: the trained checkpoint.
-        plan: sites that it leaves out stay as they are.
-        out: where the converted one goes.
-        data: binarised data; the training split calibrates, the validation split is the judge.
-        force: also convert to schemes that cannot inherit.
-        refit: with data, solve output projections anew.
-        means: share keys and values as means of heads, to compare with.
+        path: The trained checkpoint.
+        plan: Sites that it leaves out stay as they are.
+        out: Path of the converted one.
+        data: Binarised data; the training split calibrates, the validation split is the judge.
+        force: Whether schemes that cannot inherit are converted to as well.
+        refit: Whether, with data, output projections are solved anew.
+        means: Whether keys and values are shared as means of heads, to compare with.
 
     Raises:
         NasAttnError: the checkpoint or the data are unfit, or there is no room; nothing is written.
@@ -153,12 +153,12 @@ def convert_trained(
     """Convert a model in place, its checkpoint with it (see `convert_checkpoint`).
 
     Args:
-        trained: changed.
-        plan: sites that it leaves out stay as they are.
-        calls: of its attention modules, by place; empty for conversions by weights alone.
-        force: also convert to schemes that cannot inherit.
-        refit: with calls, solve output projections anew.
-        means: share keys and values as means of heads, to compare with.
+        trained: Trained model, which is changed.
+        plan: Sites that it leaves out stay as they are.
+        calls: Calls of its attention modules, by place; empty for conversions by weights alone.
+        force: Whether schemes that cannot inherit are converted to as well.
+        refit: Whether, with calls, output projections are solved anew.
+        means: Whether keys and values are shared as means of heads, to compare with.
 
     Raises:
         PlanError: the plan does not fit the model.

@@ -50,11 +50,11 @@ class CostModel:
     """Costs of one model for any plan, exactly: those of the rest, and of each attention module.
 
     Args:
-        sizer: counts parameters.
-        sentence_length: tokens of the sentence that `flops` is about, on either side.
-        key_lengths: tokens that attention looks at, for each site.
-        rest_flops: operations of the model without attention; None if they are not counted.
-        bytes_per_number: of the cache.
+        sizer: Counter of parameters.
+        sentence_length: Tokens of the sentence that `flops` is about, on either side.
+        key_lengths: Tokens that attention looks at, for each site.
+        rest_flops: Operations of the model without attention; None if they are not counted.
+        bytes_per_number: Bytes of a number in the cache.
     """
 
     sizer: Sizer
@@ -76,11 +76,11 @@ class CostModel:
         """Measure the model of parsed fairseq arguments.
 
         Args:
-            args: parsed fairseq arguments of one of the plugin's architectures.
-            dictionaries: of the source and the target; one for language models.
-            sentence_length: tokens of a sentence; as many as the model takes, if they are fewer.
-            bytes_per_number: of the cache; 4 for float32.
-            with_flops: count operations, for which the model is built once with random weights.
+            args: Parsed fairseq arguments of one of the plugin's architectures.
+            dictionaries: Dictionaries of the source and the target; one for language models.
+            sentence_length: Tokens of a sentence; as many as the model takes, if they are fewer.
+            bytes_per_number: Bytes of a number in the cache; 4 for float32.
+            with_flops: Count operations, for which the model is built once with random weights.
 
         Raises:
             PlanError: the plan in the arguments does not fit the model.
@@ -154,10 +154,10 @@ def count_choice_flops(choice: AttentionChoice, shape: SiteShape, queries: int, 
     """Operations of one attention module, projections included (see `CostModel.flops`).
 
     Args:
-        choice: the module's scheme and options.
-        shape: sizes of its site.
-        queries: tokens that attend.
-        keys: tokens attended to.
+        choice: The module's scheme and options.
+        shape: Sizes of its site.
+        queries: Tokens that attend.
+        keys: Tokens attended to.
 
     Raises:
         PlanError: the choice does not fit the shape.
@@ -175,9 +175,10 @@ def count_forward(model: nn.Module, token: int, length: int) -> int:
     """Operations of a forward pass of a fairseq model over one sentence (see `CostModel.flops`).
 
     Args:
-        model: in evaluation, with weights; its attention is left by `COUNTED_IMPLEMENTATION`.
-        token: that the sentence is made of, in either language; anything but padding.
-        length: tokens of the sentence.
+        model: Model in evaluation mode, with weights; its attention is left by
+            `COUNTED_IMPLEMENTATION`.
+        token: Token that the sentence is made of, in either language; anything but padding.
+        length: Tokens of the sentence.
     """
     for module in model.modules():
         if isinstance(module, Attention):

@@ -31,8 +31,8 @@ class PreparedData:
     """A binarised data set.
 
     Args:
-        folder: what fairseq commands take as data.
-        languages: source and target language, or none for language modelling.
+        folder: Folder that fairseq commands take as data.
+        languages: Source and target language, or none for language modelling.
     """
 
     folder: Path
@@ -47,8 +47,8 @@ def find_split_files(folder: Path, languages: Sequence[str]) -> dict[str, list[P
     """Find `train.LANGUAGE`, `valid.LANGUAGE` and `test.LANGUAGE`, plain or gzipped.
 
     Args:
-        folder: where the text is.
-        languages: one or two file name endings; `txt` for language modelling.
+        folder: Folder of the text.
+        languages: One or two file name endings; `txt` for language modelling.
 
     Returns:
         For each split, one file a language.
@@ -109,8 +109,8 @@ def splits_beside(paths: Sequence[Path], endings: Sequence[str]) -> dict[str, li
     """The files of all splits that lie beside training files; None if there are no such files.
 
     Args:
-        paths: training files, one a language.
-        endings: of their names.
+        paths: Training files, one a language.
+        endings: Endings of their names.
 
     Raises:
         DataError: some of the validation and test files are there and others are not.
@@ -154,9 +154,9 @@ def hold_out(lines: Sequence[Sequence[str]], valid: int, test: int) -> dict[str,
     """Split aligned text by position: evenly spaced lines become validation and test.
 
     Args:
-        lines: one or two aligned sides.
-        valid: number of validation lines.
-        test: number of test lines.
+        lines: Lines of one side, or of two aligned ones.
+        valid: Number of validation lines.
+        test: Number of test lines.
 
     Raises:
         DataError: fewer than half of the lines would be left to train on.
@@ -192,15 +192,15 @@ def prepare(
     Languages share pieces and dictionary.
 
     Args:
-        corpus: lines of every split and language.
+        corpus: Lines of every split and language.
         languages: (source, target) for translation, () for language modelling.
-        folder: where the data set goes; made with its parents.
-        vocab_size: pieces, at most (small texts give fewer).
-        subword: kind of SentencePiece model.
-        character_coverage: share of the training text's characters, from the most frequent on, that
+        folder: Folder of the data set; made with its parents.
+        vocab_size: Pieces, at most (small texts give fewer).
+        subword: Kind of SentencePiece model.
+        character_coverage: Share of the training text's characters, from the most frequent on, that
             the SentencePiece model knows; others become `<unk>`.
-        workers: processes of fairseq-preprocess.
-        origin: what the text was made from, kept in the manifest.
+        workers: Processes of fairseq-preprocess.
+        origin: Description of what the text was made from, kept in the manifest.
 
     Raises:
         DataError: a split holds no text, or SentencePiece or fairseq-preprocess refused it.
@@ -255,9 +255,9 @@ def prepare_classification(corpus: Corpus, folder: Path, *, vocab_size: int) -> 
     model first.
 
     Args:
-        corpus: for each split the lines and their labels, one word each.
-        folder: where the data set goes; made with its parents.
-        vocab_size: words, at most.
+        corpus: Lines of each split and their labels, one word each.
+        folder: Folder of the data set; made with its parents.
+        vocab_size: Number of words, at most.
 
     Returns:
         The folder.
@@ -288,8 +288,8 @@ def load_prepared(folder: Path, languages: Sequence[str] = ()) -> PreparedData:
     """Open a folder made by `prepare`, or any binarised fairseq data set.
 
     Args:
-        folder: of the data set.
-        languages: source and target that are wanted; empty for those that the data set has.
+        folder: Folder of the data set.
+        languages: Source and target that are wanted; empty for those that the data set has.
 
     Raises:
         DataError: the folder holds no data set, or not of these languages, or of several pairs of
@@ -311,8 +311,8 @@ def point_at(task: Any, folder: Path) -> None:
     fairseq takes whatever pair it finds first where a checkpoint names none.
 
     Args:
-        task: its configuration, as a namespace or OmegaConf's; changed.
-        folder: of the data set.
+        task: Configuration of the task, as a namespace or OmegaConf's; changed.
+        folder: Folder of the data set.
 
     Raises:
         DataError: the data set does not hold these languages, or it holds several pairs and the

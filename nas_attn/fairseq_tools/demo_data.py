@@ -23,8 +23,8 @@ def make_demo_corpus(seed: int, train_sentences: int) -> dict[str, list[list[str
     """Generate the corpus.
 
     Args:
-        seed: the same seed gives the same text.
-        train_sentences: pairs to train on.
+        seed: Seed; the same one gives the same text.
+        train_sentences: Pairs to train on.
 
     Returns:
         For each split the source and the target lines.
@@ -45,8 +45,8 @@ def make_classification_corpus(seed: int, train_sentences: int) -> dict[str, lis
     """Generate sentences that all hold the first two words, and labels.
 
     Args:
-        seed: the same seed gives the same text.
-        train_sentences: sentences to train on.
+        seed: Seed; the same one gives the same text.
+        train_sentences: Sentences to train on.
 
     Returns:
         For each split the sentences and their labels, `before` if the first word of `WORDS` stands

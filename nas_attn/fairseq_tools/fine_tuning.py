@@ -23,10 +23,10 @@ def fine_tuning(
     """A training's arguments for fine-tuning: few updates, and a learning rate that falls to 0.
 
     Args:
-        config: of the training; its arguments are right.
-        updates: of fine-tuning.
-        learning_rate: the highest, a share of the training's.
-        replaced: further arguments, which replace others.
+        config: Configuration of the training, whose arguments are right.
+        updates: Number of updates of fine-tuning.
+        learning_rate: The highest, a share of the training's.
+        replaced: Further arguments, which replace others.
     """
     arguments, replaced = given(config.arguments), given(replaced)
     parsed = training_arguments(config)
@@ -46,9 +46,9 @@ def count_updates(config: TrainingConfig, data: PreparedData, *, gpus: int = 1) 
     """Updates of a training; epochs are taken to be as long as the first.
 
     Args:
-        config: of the training.
-        data: the data set.
-        gpus: that a training has.
+        config: Configuration of the training.
+        data: The data set.
+        gpus: GPUs that a training has.
     """
     from fairseq import tasks, utils
 

@@ -391,8 +391,8 @@ def check_flags(arguments: Mapping[str, Scalar], task: str) -> Iterator[ConfigIs
     """What is wrong with names and values, by themselves; nothing of fairseq is asked.
 
     Args:
-        arguments: of a training.
-        task: such as `translation`.
+        arguments: Arguments of a training.
+        task: Name of the task, such as `translation`.
     """
     seen: dict[str, str] = {}
     for name, value in arguments.items():

@@ -45,9 +45,9 @@ def choose_languages(
     """Which languages of a data set are trained, source first; none for language modelling.
 
     Args:
-        folder: of the data set.
-        wanted: source and target; empty for those that the data set has.
-        kept: what the data set's manifest says; None if it has none.
+        folder: Folder of the data set.
+        wanted: Source and target; empty for those that the data set has.
+        kept: Languages that the data set's manifest says; None if it has none.
 
     Raises:
         DataError: the folder does not hold the languages that are wanted, or it holds several
@@ -85,7 +85,7 @@ def languages_of(task: Any) -> tuple[str, ...]:
     """Source and target that a checkpoint's task names; none if it leaves that to the data set.
 
     Args:
-        task: its configuration, in any of the forms in which fairseq keeps one.
+        task: Configuration of the task, in any of the forms in which fairseq keeps one.
     """
     fields = task if isinstance(task, Mapping) else vars(task)
     found = fields.get("source_lang"), fields.get("target_lang")
@@ -96,9 +96,9 @@ def split_files(folder: Path, languages: Sequence[str], split: str) -> list[Path
     """The binarised files of one split, sorted by name; those of further pairs are left out.
 
     Args:
-        folder: of the data set.
-        languages: source and target, or none for language modelling.
-        split: train, valid or test; its further parts (valid1) count as well.
+        folder: Folder of the data set.
+        languages: Source and target, or none for language modelling.
+        split: Name of the split: train, valid or test; its further parts (valid1) count as well.
     """
     ways = [""]
     if languages:
@@ -131,8 +131,8 @@ def identify(folder: Path, languages: Sequence[str]) -> dict[str, Any]:
     spread evenly from the first byte to the last.
 
     Args:
-        folder: of the data set.
-        languages: that are trained, source first.
+        folder: Folder of the data set.
+        languages: Languages that are trained, source first.
 
     Returns:
         Languages, and the digest of each file by its name.

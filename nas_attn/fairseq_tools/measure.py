@@ -41,8 +41,8 @@ class Calibration:
     """What measurements of one checkpoint share.
 
     Args:
-        calls: recorded calls of the attention modules, by place.
-        losses: of the trained model.
+        calls: Recorded calls of the attention modules, by place.
+        losses: Losses of the trained model.
     """
 
     calls: dict[str, list[RecordedCall]]

@@ -45,8 +45,9 @@ def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
     """Parse flags of fairseq-train for one of the plugin's architectures.
 
     Args:
-        arch: such as collaborative_transformer_wmt_en_de.
-        flags: without a task they are those of the task that the architecture is made for.
+        arch: Name of the architecture, such as collaborative_transformer_wmt_en_de.
+        flags: Flags of fairseq-train; without a task they are those of the task that the
+            architecture is made for.
 
     Raises:
         ValueError: there is no such architecture, or fairseq refuses a flag.
@@ -71,8 +72,8 @@ def build_model(args: argparse.Namespace, dictionaries: Sequence[Any]) -> torch.
     """Build a fairseq model as fairseq-train does, with random weights.
 
     Args:
-        args: parsed fairseq arguments of one of the plugin's architectures.
-        dictionaries: of the source and the target; one for language models.
+        args: Parsed fairseq arguments of one of the plugin's architectures.
+        dictionaries: Dictionaries of the source and the target; one for language models.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -138,9 +139,9 @@ def check_model(
     """Why fairseq cannot build the model of a training section, if so.
 
     Args:
-        args: the section's arguments as fairseq parsed them.
-        dictionaries: of the source and the target, or one.
-        arguments: the section's arguments.
+        args: The section's arguments as fairseq parsed them.
+        dictionaries: Dictionaries of the source and the target, or one.
+        arguments: The section's arguments.
     """
     try:
         build_on_meta(argparse.Namespace(**vars(args)), dictionaries)
@@ -196,8 +197,8 @@ class Sizer:
     """Exact sizes of one model for any plan, by adding what the plan's modules hold.
 
     Args:
-        shapes: the model's sites.
-        rest: the model without attention.
+        shapes: The model's sites.
+        rest: The model without attention.
     """
 
     shapes: dict[str, SiteShape]
@@ -228,10 +229,10 @@ def count_architecture(
     """Count a model by the name of its architecture.
 
     Args:
-        arch: one of the plugin's architectures.
-        vocab: types of the (source) dictionary.
-        target_vocab: types of the target dictionary if it is another one.
-        flags: further flags of fairseq-train.
+        arch: One of the plugin's architectures.
+        vocab: Types of the (source) dictionary.
+        target_vocab: Types of the target dictionary if it is another one.
+        flags: Further flags of fairseq-train.
 
     Raises:
         ValueError: fairseq or a scheme refuses the flags.

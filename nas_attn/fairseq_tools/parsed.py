@@ -22,9 +22,9 @@ def compare_parsed(
     """Where what is parsed is not what was said, and nothing else.
 
     Args:
-        parser: of fairseq, with the flags of all that the arguments choose.
-        own: arguments that nas-attn adds.
-        arguments: of a training; they passed `check_flags`.
+        parser: Parser of fairseq, with the flags of all that the arguments choose.
+        own: Arguments that nas-attn adds.
+        arguments: Arguments of a training, which passed `check_flags`.
     """
     named = given(arguments)
     told = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
@@ -104,8 +104,8 @@ def check_training(
     """What would fail once a training begins, or never come.
 
     Args:
-        args: as fairseq parsed them.
-        arguments: as the study has them.
+        args: Arguments as fairseq parsed them.
+        arguments: Arguments as the study has them.
     """
     told = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
 

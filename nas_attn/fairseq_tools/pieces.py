@@ -34,10 +34,10 @@ def train_pieces(
     """Train a SentencePiece model on every line, however long, and return it as a file holds it.
 
     Args:
-        lines: with text in each.
-        vocab_size: pieces, at most.
-        subword: kind of model.
-        character_coverage: share of all characters, from the most frequent on, that it knows.
+        lines: Lines with text in each.
+        vocab_size: Pieces, at most.
+        subword: Kind of model.
+        character_coverage: Share of all characters, from the most frequent on, that it knows.
 
     Raises:
         DataError: SentencePiece refused.
@@ -103,7 +103,8 @@ def remarks_on(corpus: Corpus) -> list[str]:
     """What is odd about aligned text, though it can be used: empty lines, and lines held out twice.
 
     Args:
-        corpus: two languages; with one, empty lines part paragraphs and common lines are natural.
+        corpus: Texts of two languages; with one, empty lines part paragraphs and common lines are
+            natural.
     """
     if len(corpus["train"]) < 2:
         return []

@@ -40,7 +40,7 @@ def make_portable(state: dict[str, Any]) -> None:
     with, such as those of `encoder_embed_path`, are in the checkpoint.
 
     Args:
-        state: of a fairseq checkpoint.
+        state: State of a fairseq checkpoint.
     """
     defaults = _defaults(state["cfg"])
     for name in ("cfg", "args"):
@@ -97,7 +97,7 @@ def without_paths(model: bytes) -> bytes:
     """A SentencePiece model that does not say from which files it was trained.
 
     Args:
-        model: as its file holds it: a protocol buffer.
+        model: SentencePiece model as its file holds it: a protocol buffer.
 
     Raises:
         NasAttnError: it is no such thing.

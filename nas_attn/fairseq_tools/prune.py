@@ -34,10 +34,10 @@ class Pruned:
     """What pruning made of a checkpoint.
 
     Args:
-        plan: of the smaller model.
-        parts: for each pruned module, its place and how many parts stay of how many.
-        parameters: of the model before and after.
-        bytes: of the files.
+        plan: Plan of the smaller model.
+        parts: Place of each pruned module, and how many parts stay of how many.
+        parameters: Parameters of the model before and after.
+        bytes: Bytes of the files.
     """
 
     plan: AttentionPlan
@@ -71,9 +71,9 @@ def prune_checkpoint(
     fairseq's commands load it as any other.
 
     Args:
-        path: checkpoint of a training whose vote is over.
-        out: where the smaller one goes.
-        masked: plan and state dictionary to take in place of the checkpoint's own (see
+        path: Checkpoint of a training whose vote is over.
+        out: Path of the smaller one.
+        masked: Plan and state dictionary to take in place of the checkpoint's own (see
             `nas_attn.fairseq_tools.vote`).
 
     Raises:
@@ -101,8 +101,8 @@ def prune_model(
     """Cut what is masked out of a fairseq model's state dictionary.
 
     Args:
-        plan: of the model.
-        weights: its state dictionary.
+        plan: Plan of the model.
+        weights: State dictionary of the model.
 
     Returns:
         Plan and state dictionary of the smaller model, and how many parts stay, of how many, at

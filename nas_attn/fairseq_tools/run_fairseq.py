@@ -22,9 +22,9 @@ class Finished:
     """A fairseq command that has ended.
 
     Args:
-        status: exit status; 0 if it worked.
-        output: the end of what it printed, errors among the rest.
-        seconds: from start to exit.
+        status: Exit status; 0 if it worked.
+        output: The end of what it printed, errors among the rest.
+        seconds: Seconds from start to exit.
     """
 
     status: int
@@ -43,11 +43,11 @@ def run_fairseq(
     """Run a fairseq command to its end.
 
     Args:
-        module: of `fairseq_cli`, such as train or generate.
-        arguments: of the command, besides --user-dir.
-        log: file for the command line, as JSON, and what it printed.
-        threads: of PyTorch.
-        launcher: starts the process; a new one from nothing if left out.
+        module: Module of `fairseq_cli`, such as train or generate.
+        arguments: Arguments of the command, besides --user-dir.
+        log: File for the command line, as JSON, and what it printed.
+        threads: Threads of PyTorch.
+        launcher: Launcher that starts the process; a new one from nothing if left out.
     """
     command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments]
     command += ["--user-dir", str(plugin_folder())]

@@ -49,12 +49,12 @@ class StepOutcome:
     """What became of one command.
 
     Args:
-        scheme: name of the scheme, or `MIXED`.
-        task: fairseq's name of the task.
-        step: such as train, resume, generate.
-        seconds: that the command took.
-        shown: figures that the command printed.
-        fault: what is wrong; None if it works.
+        scheme: Name of the scheme, or `MIXED`.
+        task: Name of the task in fairseq.
+        step: Name of the step, such as train, resume, generate.
+        seconds: Seconds that the command took.
+        shown: Figures that the command printed.
+        fault: Description of what is wrong; None if it works.
     """
 
     scheme: str
@@ -85,10 +85,10 @@ def examine(
     would type; each is a process of its own.
 
     Args:
-        schemes: names in the registry, or `MIXED`.
-        tasks: some of `TASKS`.
-        folder: for data, checkpoints and logs; made if it is not there.
-        workers: commands at a time, one thread each.
+        schemes: Names in the registry, or `MIXED`.
+        tasks: Some of `TASKS`.
+        folder: Folder for data, checkpoints and logs; made if it is not there.
+        workers: Commands at a time, one thread each.
 
     Yields:
         A finding for each command, in order. After a fault the rest of the task is left out.

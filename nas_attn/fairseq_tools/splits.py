@@ -13,8 +13,8 @@ def check_split(data: PreparedData, split: str) -> int:
     """Open the index of a split; returns its number of examples.
 
     Args:
-        data: a binarised data set.
-        split: such as `test`.
+        data: A binarised data set.
+        split: Name of the split, such as `test`.
 
     Raises:
         DataError: the split is missing, damaged or empty, or its sides differ in length.

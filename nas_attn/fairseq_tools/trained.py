@@ -45,11 +45,11 @@ class TrainedModel:
     """A model with its attention in our modules, whatever it was trained with.
 
     Args:
-        state: the checkpoint, its model's arguments naming an architecture of the plugin.
-        model: with the checkpoint's weights, in evaluation mode.
-        plan: of its attention.
-        modules: the attention, by (site, layer).
-        is_stock: whether the checkpoint is of fairseq's own attention.
+        state: The checkpoint, its model's arguments naming an architecture of the plugin.
+        model: Model with the checkpoint's weights, in evaluation mode.
+        plan: Plan of its attention.
+        modules: The attention, by (site, layer).
+        is_stock: Whether the checkpoint is of fairseq's own attention.
     """
 
     state: dict[str, Any]
@@ -135,10 +135,10 @@ def build_trained(
     """The model of some arguments, with weights loaded, in evaluation mode.
 
     Args:
-        arguments: of one of the plugin's architectures.
-        weights: the state dictionary.
-        path: of the checkpoint, for messages.
-        lacking: a pattern of names that the weights may lack.
+        arguments: Arguments of one of the plugin's architectures.
+        weights: The state dictionary.
+        path: Path of the checkpoint, for messages.
+        lacking: A pattern of names that the weights may lack.
 
     Raises:
         UsageError: they do not fit.
@@ -179,8 +179,8 @@ class Batches:
     """Batches of a side of a data set.
 
     Args:
-        dataset: fairseq's.
-        lines: of each batch, short sentences first.
+        dataset: Dataset of fairseq.
+        lines: Line numbers of each batch, short sentences first.
     """
 
     dataset: Any
@@ -196,10 +196,11 @@ def load_batches(trained: TrainedModel, data: Path, subset: str, max_tokens: int
     """Batch a side of a data set as training does: what is too long is left out, and counted.
 
     Args:
-        trained: the model that is to read it.
-        data: binarised data.
-        subset: its side, such as valid.
-        max_tokens: of a batch. Language models whose blocks are longer get a block a batch.
+        trained: The model that is to read it.
+        data: Binarised data.
+        subset: Name of the split, such as valid.
+        max_tokens: Tokens of a batch at most. Language models whose blocks are longer get a block a
+            batch.
 
     Raises:
         UsageError: the data do not fit the model, or nothing is short enough.

@@ -40,13 +40,14 @@ def vote_on_data(
     """Group the heads of a trained model, vote, and mask the heads that go.
 
     Args:
-        path: checkpoint of a model with `multi_head` or `grouped_head` attention.
-        data: binarised data set.
-        options: of `grouped_head`, such as `keep`; those left out are the plan's or the defaults.
-        refit: also solve the output projections anew, by least squares, so that the heads that stay
-            give what all heads gave.
-        num_batches: of the subset, at most; short and long sentences.
-        subset: split of the data set.
+        path: Checkpoint of a model with `multi_head` or `grouped_head` attention.
+        data: Binarised data set.
+        options: Options of `grouped_head`, such as `keep`; those left out are the plan's or the
+            defaults.
+        refit: Whether the output projections are also solved anew, by least squares, so that the
+            heads that stay give what all heads gave.
+        num_batches: Batches of the subset, at most; short and long sentences.
+        subset: Split of the data set.
 
     Returns:
         Plan and state dictionary of the masked model.
@@ -86,8 +87,8 @@ def refit_output(module: GroupedHeadAttention, moments: Tensor) -> None:
     columns K get (E[x_K x_K^T])^-1 E[x_K x^T] W.
 
     Args:
-        module: whose mask is made.
-        moments: sum of x x^T over tokens, (width + 1, width + 1).
+        module: Module whose mask is made.
+        moments: Sum of x x^T over tokens, (width + 1, width + 1).
     """
     weight = module.out_proj.weight.detach().double()
     bias = module.out_proj.bias

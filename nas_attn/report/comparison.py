@@ -37,8 +37,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write compare.csv, compare.md, compare.png and compare.svg.
 
     Args:
-        comparison: of searches.
-        folder: where to; made if it is not there.
+        comparison: Comparison of searches.
+        folder: Folder of the files; made if it is not there.
 
     Raises:
         UsageError: the folder cannot be written.

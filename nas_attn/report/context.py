@@ -17,20 +17,20 @@ class ReportContext:
     """What a report says besides its trials.
 
     Args:
-        name: of the study.
-        description: in the user's words.
-        seeds: trainings of a trial.
-        settings: kept with the trials.
-        versions: of the libraries, as kept with the study.
-        machine: where the search ran.
-        evaluate: for each trial number on the front, the command that evaluates its checkpoint.
-        confirmed: from `confirmation_rows`; empty if nothing was confirmed.
-        fine_tuning: updates that end every trial where there are warm starts; None where not.
-        agreement: of warm and cold trials, if it was asked for.
-        findings: what single conversions of the baseline predict, if they were measured.
-        shapes: of the model's sites.
-        troubles: what failed or could not be told, in sentences.
-        study: arguments of commands that name the study, such as its file; none if it leaves no
+        name: Name of the study.
+        description: Description in the user's words.
+        seeds: Trainings of a trial.
+        settings: Settings kept with the trials.
+        versions: Versions of the libraries, as kept with the study.
+        machine: Description of the machine on which the search ran.
+        evaluate: Command that evaluates the checkpoint of each trial number on the front.
+        confirmed: Rows of `confirmation_rows`; empty if nothing was confirmed.
+        fine_tuning: Updates that end every trial where there are warm starts; None where not.
+        agreement: Agreement of warm and cold trials, if it was asked for.
+        findings: Predictions from single conversions of the baseline, if they were measured.
+        shapes: Shapes of the model's sites.
+        troubles: Faults and gaps of the report, in sentences.
+        study: Arguments of commands that name the study, such as its file; none if it leaves no
             models.
     """
 

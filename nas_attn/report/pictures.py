@@ -28,10 +28,10 @@ class Cell:
     """One module of a plan's picture.
 
     Args:
-        code: short, such as C64/1 for collaborative attention, shared dimension 64, one value head.
-        words: the choice in full.
-        color: of the scheme.
-        share: parameters over those of multi-head attention in its place, at most 1.
+        code: Short, such as C64/1 for collaborative attention, shared dimension 64, one value head.
+        words: The choice in full.
+        color: Colour of the scheme.
+        share: Parameters over those of multi-head attention in its place, at most 1.
     """
 
     code: str

@@ -55,11 +55,11 @@ class ReplayedTraining:
     """What a `nas-attn-replay` command says.
 
     Args:
-        config: the study's section `replay`.
-        plan_text: canonical text of the plan, `AttentionPlan.dumps()`.
-        parameters: total parameters to report.
-        seed: of the training.
-        save_dir: folder of checkpoints and of the count of attempts.
+        config: The study's section `replay`.
+        plan_text: Canonical text of the plan, `AttentionPlan.dumps()`.
+        parameters: Total parameters to report.
+        seed: Seed of the training.
+        save_dir: Folder of checkpoints and of the count of attempts.
     """
 
     config: ReplayConfig

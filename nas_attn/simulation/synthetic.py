@@ -109,8 +109,8 @@ def validations_before_fault(done: int, validations: int) -> int:
     """How many validations a training has behind it when its fault strikes, while it trains on.
 
     Args:
-        done: how many it had saved when the attempt began.
-        validations: how many the whole training has.
+        done: Number of validations that it had saved when the attempt began.
+        validations: Number of validations of the whole training.
     """
     return (done + validations) // 2
 

@@ -46,10 +46,10 @@ def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyC
     """Check a study's data whole.
 
     Args:
-        tree: sections and values, as a file gives them.
-        source: that messages name, such as the file's path.
-        is_read_only: nothing is trained, so flags of fairseq that a study may not set (but could,
-            once) are passed over with a warning.
+        tree: Sections and values, as a file gives them.
+        source: Name that messages give, such as the file's path.
+        is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not set
+            (but could, once) are passed over with a warning.
 
     Returns:
         The study's configuration, with all flags, and its space over the model.

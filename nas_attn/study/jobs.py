@@ -55,10 +55,10 @@ class TrialJobs:
     """Builds what an executor needs to run trials.
 
     Args:
-        config: of the study.
-        folder: of the study's run.
-        data: the data set.
-        sizer: counts the parameters of plans.
+        config: Configuration of the study.
+        folder: Run folder of the study.
+        data: The data set.
+        sizer: Counter of the parameters of plans.
     """
 
     config: StudyConfig
@@ -77,9 +77,9 @@ class TrialJobs:
         """A trial of the search.
 
         Args:
-            number: of the trial.
-            plan: for all attention.
-            baseline: folder of the trained baseline, from which warm trials start.
+            number: Number of the trial.
+            plan: Plan for all attention.
+            baseline: Folder of the trained baseline, from which warm trials start.
         """
         folder = self.folder / "trials" / f"{number:05d}"
         job = self._job(number, plan, folder, self.config.training.seeds, test=False)

@@ -22,12 +22,12 @@ def load_study(
     """Load a study file and check it whole.
 
     Args:
-        name: path of the file, or name of a shipped study.
-        overrides: that replace values of the file: `KEY.PATH=VALUE` texts, whose values are YAML,
-            or sections in sections.
-        runs: folder for run folders.
-        is_read_only: nothing is trained, so flags of fairseq that a study may not set (but could,
-            once) are passed over with a warning.
+        name: Path of the file, or name of a shipped study.
+        overrides: Values that replace those of the file: `KEY.PATH=VALUE` texts, whose values are
+            YAML, or sections in sections.
+        runs: Folder for run folders.
+        is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not set
+            (but could, once) are passed over with a warning.
 
     Raises:
         ConfigError: lists everything that is wrong, by key path.

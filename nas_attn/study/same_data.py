@@ -25,7 +25,7 @@ def keep_data(store: TrialStore, data: PreparedData) -> None:
 
     Args:
         store: Trials of the study.
-        data: its data set.
+        data: Data set of the study.
 
     Raises:
         UsageError: the study was searched with other data; names what differs.

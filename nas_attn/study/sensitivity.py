@@ -37,21 +37,21 @@ class SensitivityTarget:
     """A trained model whose conversions can be measured.
 
     Args:
-        name: of the study, or of the checkpoint's run folder.
-        runs: folder that holds run folders.
-        space: the conversions that are measured.
-        baseline: plan of the trained model.
-        costs: exact costs of plans.
-        objectives: what trained trials are weighed by, with the limits on plans.
-        task: of the training.
-        data: data set that the loss is measured on.
-        seed: of the measured training run.
-        is_same_metric: whether trials are trained for the metric that is measured.
-        search: search settings, of which the seed draws random plans.
-        execution: where measurements run.
-        resources: of one measurement.
-        settings: what must not change between two starts of the measurements.
-        checkpoint: file of the trained model; None where only earlier measurements are read.
+        name: Name of the study, or of the checkpoint's run folder.
+        runs: Folder that holds run folders.
+        space: The conversions that are measured.
+        baseline: Plan of the trained model.
+        costs: Exact costs of plans.
+        objectives: Objectives that trained trials are weighed by, with the limits on plans.
+        task: Task of the training.
+        data: Data set that the loss is measured on.
+        seed: Seed of the measured training run.
+        is_same_metric: Whether trials are trained for the metric that is measured.
+        search: Search settings, of which the seed draws random plans.
+        execution: Execution settings of the measurements.
+        resources: Resources of one measurement.
+        settings: Settings that must not change between two starts of the measurements.
+        checkpoint: File of the trained model; None where only earlier measurements are read.
     """
 
     name: str
@@ -94,9 +94,9 @@ class SensitivityTarget:
         """What an executor needs to measure a conversion, before any training.
 
         Args:
-            number: of the measurement.
-            plan: that the checkpoint is converted to.
-            calibration: file that `calibrate` has made of the checkpoint.
+            number: Number of the measurement.
+            plan: Plan that the checkpoint is converted to.
+            calibration: File that `calibrate` has made of the checkpoint.
         """
         assert self.checkpoint is not None, "only earlier measurements can be read"
         folder = self.folder / "sensitivity" / "trials" / plan.digest
@@ -123,9 +123,10 @@ def target_of_study(
     """A study's trained baseline as what is measured.
 
     Args:
-        study: whose baseline it is.
-        checkpoint: of the trained baseline; None where only earlier measurements are read.
-        space: what is measured; the study's own if left out.
+        study: Study whose baseline it is.
+        checkpoint: Checkpoint of the trained baseline; None where only earlier measurements are
+            read.
+        space: Space that is measured; the study's own if left out.
 
     Raises:
         ConfigError: the model cannot be built with the data set's dictionaries.
@@ -170,12 +171,12 @@ def target_of_checkpoint(
     run folder of its own.
 
     Args:
-        checkpoint: the file.
-        data: binarised data set.
-        space: name of a shipped space, or path of a file.
-        cost: that plans are to save.
-        runs: folder that holds run folders.
-        execution: where measurements run.
+        checkpoint: The file.
+        data: Binarised data set.
+        space: Name of a shipped space, or path of a file.
+        cost: Cost that plans are to save.
+        runs: Folder that holds run folders.
+        execution: Execution settings of the measurements.
 
     Raises:
         ConfigError: the space does not fit the model, there is no such cost, or fairseq refuses

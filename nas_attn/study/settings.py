@@ -16,7 +16,7 @@ def keep_settings(store: TrialStore, settings: Mapping[str, Any]) -> None:
 
     Args:
         store: Trials of the study.
-        settings: that trials can be compared by.
+        settings: Settings that trials can be compared by.
 
     Raises:
         SearchError: the study was started with others; names what differs.

@@ -40,8 +40,8 @@ def space_over(name: str, shapes: Mapping[str, SiteShape]) -> SearchSpace:
     """A space over a model; of a shipped one, what does not fit is left out.
 
     Args:
-        name: of a shipped space, or path of a file.
-        shapes: of the model's sites.
+        name: Name of a shipped space, or path of a file.
+        shapes: Shapes of the model's sites.
 
     Raises:
         ConfigError: lists everything that is wrong, or does not fit the model, by key path.

@@ -52,10 +52,10 @@ class Study:
     """A checked study.
 
     Args:
-        config: what its file says.
-        space: over the model that is trained.
-        runs: folder that holds the run folders of all studies.
-        typed: arguments by which a command finds the study again; none if it is no file's.
+        config: Configuration that its file holds.
+        space: Space over the model that is trained.
+        runs: Folder that holds the run folders of all studies.
+        typed: Arguments by which a command finds the study again; none if it is no file's.
     """
 
     config: StudyConfig
@@ -76,13 +76,13 @@ class Study:
         """A study without a file, judged as a file is.
 
         Args:
-            config: sections and values as a file has them, or the configuration.
-            folder: that relative paths of the configuration start from; the current one if left
-                out. Those of overrides are taken from it too.
-            overrides: that replace values: `KEY.PATH=VALUE` texts, or sections in sections.
-            runs: folder for run folders.
-            is_read_only: nothing is trained, so flags of fairseq that a study may not set (but
-                could, once) are passed over with a warning.
+            config: Sections and values as a file has them, or the configuration.
+            folder: Folder that relative paths of the configuration start from; the current one if
+                left out. Those of overrides are taken from it too.
+            overrides: Values that replace others: `KEY.PATH=VALUE` texts, or sections in sections.
+            runs: Folder for run folders.
+            is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not
+                set (but could, once) are passed over with a warning.
 
         Raises:
             ConfigError: lists everything that is wrong, by key path.

@@ -22,8 +22,8 @@ def tree_of(config: Mapping[str, Any] | StudyConfig, source: str) -> dict[str, A
     """A study's sections as a file would give them, in a copy.
 
     Args:
-        config: sections, with paths as text or `Path`; or a configuration.
-        source: that messages name.
+        config: Sections, with paths as text or `Path`; or a configuration.
+        source: Name that messages give.
 
     Raises:
         ConfigError: there is something in it that no file can hold.
@@ -43,8 +43,8 @@ def overridden(tree: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """A study's data with some values replaced.
 
     Args:
-        tree: changed in place.
-        overrides: that replace values.
+        tree: Sections and values, changed in place.
+        overrides: Values that replace others.
 
     Raises:
         ConfigError: an override is not of this form.
@@ -71,8 +71,8 @@ def relative_to(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A study's data with its relative paths made relative to a folder.
 
     Args:
-        tree: changed in place.
-        folder: that relative paths start from.
+        tree: Sections and values, changed in place.
+        folder: Folder that relative paths start from.
     """
     for *parents, last in PATHS:
         section: Any = tree

@@ -94,10 +94,10 @@ def failure_after(name: str, code: int, log: str, *, oom_killed: bool) -> Failur
     """The failure of a process that ended on its own.
 
     Args:
-        name: of the process, for the message.
-        code: exit status, not 0; the negative number of a signal that killed it.
-        log: what it printed, its end at least.
-        oom_killed: the kernel killed something for memory while the process ran.
+        name: Name of the process, for the message.
+        code: Exit status, not 0; the negative number of a signal that killed it.
+        log: Text that it printed, its end at least.
+        oom_killed: The kernel killed something for memory while the process ran.
     """
     if code < 0:
         message = f"{name} was killed by {_signal_name(-code)}"
@@ -158,8 +158,8 @@ def failure_of_error(error: Exception, where: str) -> Failure:
     """The failure of a trial that an error of our own code has ended.
 
     Args:
-        error: of any kind.
-        where: the trial and its machine, for the message.
+        error: Error of any kind.
+        where: The trial and its machine, for the message.
     """
     cause = error.__cause__ if isinstance(error, TrialFileError) else error
     kind = kind_of_error(cause) if isinstance(cause, Exception) else None
@@ -184,8 +184,8 @@ def count_oom_kills(own: Path = OWN_CGROUPS, cgroups: Path = CGROUPS) -> int | N
     """How many processes of our control group the kernel has killed for memory; None if unknown.
 
     Args:
-        own: file that names the control groups of this process.
-        cgroups: where the kernel shows control groups, version 1 or 2.
+        own: File that names the control groups of this process.
+        cgroups: Folder in which the kernel shows control groups, version 1 or 2.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()

@@ -17,13 +17,13 @@ class SeedRun:
     """One training of a trial.
 
     Args:
-        seed: of fairseq-train.
-        folder: where it keeps report, logs and checkpoints.
-        command: the training.
-        evaluation: the command that tests what was trained and pruned; empty for none. An argument
+        seed: Seed of fairseq-train.
+        folder: Folder of its report, logs and checkpoints.
+        command: The training.
+        evaluation: The command that tests what was trained and pruned; empty for none. An argument
             `CHECKPOINT` becomes the path of the checkpoint.
-        test_loss: the command that measures the job's metric on the test split, as `evaluation`.
-        start: a training or a conversion that makes, in the folder `START`, the checkpoint that the
+        test_loss: The command that measures the job's metric on the test split, as `evaluation`.
+        start: A training or a conversion that makes, in the folder `START`, the checkpoint that the
             training starts from; empty for none.
     """
 
@@ -51,23 +51,24 @@ class TrialJob:
     """All that is needed to run a trial, on this machine or another.
 
     Args:
-        number: the trial's number in the record.
-        folder: where it keeps plan, commands, logs and checkpoints.
-        metric: name of the validation metric.
-        maximise: whether it is better when higher.
-        parameters: total parameters that the model must turn out to have.
-        runs: one training for each seed.
+        number: The trial's number in the record.
+        folder: Folder of its plan, commands, logs and checkpoints.
+        metric: Name of the validation metric.
+        maximise: Whether it is better when higher.
+        parameters: Total parameters that the model must turn out to have.
+        runs: Trainings, one for each seed.
         threads: CPU threads of a training.
-        plan: the attention plan as JSON, to be kept in the folder.
-        data_folder: prepared data that must be there; empty if none is asked for.
-        hang_seconds: a process that writes nothing for so long is stopped; None never stops one.
-        measure: a fairseq-generate command whose decoding is timed on the first seed's checkpoint;
+        plan: The attention plan as JSON, to be kept in the folder.
+        data_folder: Prepared data that must be there; empty if none is asked for.
+        hang_seconds: Seconds after which a process that writes nothing is stopped; None never stops
+            one.
+        measure: A fairseq-generate command whose decoding is timed on the first seed's checkpoint;
             empty for none. An argument `CHECKPOINT` becomes its path.
-        measure_runs: how often it is timed; the median counts.
-        last_epoch: in which a training ends; None if it has no such limit.
-        last_update: after which it ends; None if it has no such limit.
-        needs: files of another trial that must be there.
-        figures: names of validation metrics that are kept of the first seed's last validation.
+        measure_runs: Number of times that it is timed; the median counts.
+        last_epoch: Epoch in which a training ends; None if it has no such limit.
+        last_update: Update after which it ends; None if it has no such limit.
+        needs: Files of another trial that must be there.
+        figures: Names of validation metrics that are kept of the first seed's last validation.
     """
 
     number: int
@@ -102,15 +103,15 @@ class Validation:
     """One validation of a running trial.
 
     Args:
-        seed: of the training.
-        num_updates: of the training so far.
-        loss: value of the job's metric.
-        validation: how many validations that seed has had, this one included.
-        settled: nothing more will be pruned: what was measured is the model that is left.
-        seed_index: place of the seed among the job's runs, 0 for the first.
-        is_last: the trial is in its last epoch, so that ending it saves next to nothing.
-        is_start: of the training whose checkpoint the trial's own starts from; nothing is judged
-            by it.
+        seed: Seed of the training.
+        num_updates: Updates of the training so far.
+        loss: Value of the job's metric.
+        validation: Number of validations that seed has had, this one included.
+        settled: Whether nothing more will be pruned: what was measured is the model that is left.
+        seed_index: Place of the seed among the job's runs, 0 for the first.
+        is_last: The trial is in its last epoch, so that ending it saves next to nothing.
+        is_start: Whether it is of the training whose checkpoint the trial's own starts from;
+            nothing is judged by it.
     """
 
     seed: int
@@ -131,15 +132,15 @@ class TrialResult:
     """How a trial ended.
 
     Args:
-        losses: the best validation loss of each seed, in the order of the job's runs; after
+        losses: The best validation loss of each seed, in the order of the job's runs; after
             pruning, if there is any.
-        plans: what pruning made of the plan, for each seed; empty if the plan prunes nothing.
-        seconds: time spent training, all seeds and earlier attempts included.
-        error: why there is no result; None if there is one.
-        failure: the kind of the error; None if there is a result.
-        measured: figures of the trained model by name; `decoding_seconds` is for a sentence.
-        tests: scores by name, for each seed; empty if the job evaluates nothing.
-        updates: of all trainings of the trial.
+        plans: Plans that pruning left, for each seed; empty if the plan prunes nothing.
+        seconds: Time spent training, in seconds, all seeds and earlier attempts included.
+        error: Reason why there is no result; None if there is one.
+        failure: The kind of the error; None if there is a result.
+        measured: Figures of the trained model by name; `decoding_seconds` is for a sentence.
+        tests: Scores by name, for each seed; empty if the job evaluates nothing.
+        updates: Updates of all trainings of the trial.
     """
 
     losses: tuple[float, ...] = ()

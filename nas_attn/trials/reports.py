@@ -24,7 +24,7 @@ class TrialReports:
     """The reports of a trial's trainings, each read again only when it has grown.
 
     Args:
-        job: of the trial.
+        job: Job of the trial.
     """
 
     def __init__(self, job: TrialJob) -> None:

@@ -64,9 +64,9 @@ class TrialRun:
     there is a result, and after a failure, too.
 
     Args:
-        job: what to run.
-        device: value of CUDA_VISIBLE_DEVICES for its processes; None leaves it as it is.
-        launcher: starts them; each from nothing, if not given.
+        job: Job to run.
+        device: Value of CUDA_VISIBLE_DEVICES for its processes; None leaves it as it is.
+        launcher: Launcher that starts them; each from nothing, if not given.
     """
 
     def __init__(

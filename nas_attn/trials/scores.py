@@ -18,8 +18,8 @@ def end_of_log(path: Path, after: int = 0) -> str:
     """The end of a log, in whole lines.
 
     Args:
-        path: of the log; one that is not there is `(no log)`.
-        after: bytes at its beginning that belong to others.
+        path: Path of the log; one that is not there is `(no log)`.
+        after: Bytes at its beginning that belong to others.
 
     Raises:
         TrialFileError: it cannot be read.

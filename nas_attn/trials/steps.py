@@ -129,12 +129,12 @@ class Activity:
     """A step's process, and what there is to know about it while it runs.
 
     Args:
-        step: what it is for.
-        running: the process.
-        log_start: size of the log when it started, in bytes; what is before belongs to others.
-        oom_kills: of the control group when it started, None if unknown.
-        failure: why it is being stopped; None as long as it may run.
-        kill_at: when it is killed, if it has not heeded the request to end.
+        step: Step that it is for.
+        running: The process.
+        log_start: Size of the log when it started, in bytes; what is before belongs to others.
+        oom_kills: Kills of the control group for memory when it started, None if unknown.
+        failure: Failure for which it is being stopped; None as long as it may run.
+        kill_at: Time when it is killed, if it has not heeded the request to end.
     """
 
     step: Step

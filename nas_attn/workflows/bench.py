@@ -48,17 +48,18 @@ def bench_attention(
     Args:
         schemes: Names; all if empty.
         shapes: `BATCHxTOKENS` texts; the usual ones if empty.
-        decoding_shapes: Likewise, for a step of decoding after so many tokens.
-        implementations: Time each scheme by every implementation too, and as its paper writes it.
+        decoding_shapes: Shapes of a decoding step, likewise: it comes after so many tokens.
+        implementations: Whether each scheme is also timed by every implementation, and as its paper
+            writes it.
         causal: Attend to earlier positions only.
         embed_dim: Width.
         num_heads: Heads.
         threads: PyTorch's threads.
-        device: Where.
+        device: Device, `cpu` or `cuda`.
         dtype: Type of the numbers.
-        seconds: For each shape and phase, about.
+        seconds: Seconds for each shape and phase, about.
         out: Folder for the files.
-        on_start: Told in a line what is measured on.
+        on_start: Function that is called with a line about what is measured on.
 
     Raises:
         NasAttnError: An argument does not fit; says which.

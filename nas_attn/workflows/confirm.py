@@ -29,10 +29,10 @@ class Confirmation:
     """What trainings with fresh seeds gave.
 
     Args:
-        rows: One for each plan and score, the columns of confirmed.csv.
+        rows: Rows, one for each plan and score: the columns of confirmed.csv.
         failed: Trainings without a result.
         page: The study's report, written again.
-        failure: Why it ended early; None if it did not.
+        failure: Reason why it ended early; None if it did not.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -52,11 +52,11 @@ def confirm(
     """Train points of the front again with fresh seeds, and open the test split.
 
     Args:
-        study: One that was searched.
+        study: Study that was searched.
         seeds: Trainings of each point, with seeds that the search did not use.
         trials: Numbers of trials to confirm; the front's if left out.
         address: Address of a running Ray cluster.
-        events: Told what happens; logs it if left out.
+        events: Object that is called with the progress; logs it if left out.
 
     Raises:
         NasAttnError: No trial is complete, one that is asked for has no result, or there is no

@@ -23,8 +23,8 @@ class Run:
     """Trials that are run together, in an executor.
 
     Args:
-        title: What they are, for people.
-        objectives: What is weighed.
+        title: Title for people.
+        objectives: Objectives of the study.
         workers: Trials at a time.
         is_search: Whether a front is sought; measurements and single trainings have none.
     """

@@ -40,10 +40,10 @@ class Exported:
     """What was exported.
 
     Args:
-        folder: where it is.
-        plan: of the exported model; with what pruning left, where it pruned.
-        bytes: of the checkpoint.
-        test_bytes: of the data set's test split; 0 if it is not there.
+        folder: Folder of the export.
+        plan: Plan of the exported model; with what pruning left, where it pruned.
+        bytes: Bytes of the checkpoint.
+        test_bytes: Bytes of the data set's test split; 0 if it is not there.
     """
 
     folder: Path
@@ -128,11 +128,12 @@ def export_trial(
     commands. It is made beside `out` and moved there once it is whole.
 
     Args:
-        study: of the trial.
-        trial: a trained one.
-        trials: of the study, for its baseline.
-        out: the folder; one that is there must be empty.
-        with_test: also export the binarised test split, which the command that evaluates needs.
+        study: Study of the trial.
+        trial: A trained one.
+        trials: Trials of the study, for its baseline.
+        out: The folder; one that is there must be empty.
+        with_test: Whether the binarised test split is exported too, which the command that
+            evaluates needs.
 
     Raises:
         UsageError: the study replays curves, the checkpoint or a dictionary is gone, `out` is no
@@ -198,11 +199,11 @@ def readme_text(
     """What the folder's README says: which trial this is, and the commands that use it.
 
     Args:
-        study: of the trial.
-        trial: that is exported.
-        trials: of the study, for its baseline.
-        exported: the folder, as the data set that the commands name.
-        has_test: whether the test split is in the folder.
+        study: Study of the trial.
+        trial: Trial that is exported.
+        trials: Trials of the study, for its baseline.
+        exported: The folder, as the data set that the commands name.
+        has_test: Whether the test split is in the folder.
     """
     seeds = study.config.training.seeds
     about = comparison_text(trial, trials)

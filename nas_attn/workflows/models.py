@@ -31,14 +31,14 @@ def prepare_files(
     """Make a binarised data set of text files; lines are held out where there are no splits.
 
     Args:
-        paths: One file, or two aligned ones named by language.
+        paths: Path of one file, or of two aligned ones named by language.
         out: Folder of the data set.
         vocab_size: SentencePiece pieces.
         subword: Kind of SentencePiece model.
         character_coverage: Share of all characters that the model knows.
         valid_lines: Lines held out for validation.
         test_lines: Lines held out for testing.
-        events: Told what is held out.
+        events: Object that is called with what is held out.
 
     Raises:
         NasAttnError: The files are not such, or `out` exists.
@@ -87,10 +87,10 @@ def prune(
     """Cut out of a checkpoint the heads that were voted out, or vote now.
 
     Args:
-        checkpoint: Of a training with the plugin.
+        checkpoint: Checkpoint of a training with the plugin.
         out: The smaller checkpoint.
         data: Vote now, on the validation split of this data set.
-        options: Of that vote: `keep`, `num_groups`, `vote_threshold`.
+        options: Options of that vote: `keep`, `num_groups`, `vote_threshold`.
         refit: Solve the output projections again after that vote.
         batches: Batches to vote on.
 
@@ -126,14 +126,14 @@ def convert(
     """Turn a trained checkpoint into one with another attention plan.
 
     Args:
-        checkpoint: Of fairseq's transformer, transformer_lm or roberta, or of the plugin.
+        checkpoint: Model of the plugin, or fairseq's transformer, transformer_lm or roberta.
         plan: File or JSON text of the plan; sites that it leaves out stay as they are.
         out: The new checkpoint.
         data: Data set whose training split says what is kept, and on whose validation split the
             change is measured.
-        refit: With data, solve the output projections again.
-        force: Also to schemes that cannot inherit trained heads.
-        mean_pool: To grouped_query and multi_query by means of heads (Ainslie et al. 2023).
+        refit: Whether, with data, the output projections are solved again.
+        force: Whether schemes that cannot inherit trained heads are converted to as well.
+        mean_pool: Whether grouped_query and multi_query take means of heads (Ainslie et al. 2023).
         replace: Write over a file that is there.
 
     Raises:

@@ -54,7 +54,7 @@ def write_study_report(
         study: Whose report it is.
         store: Trials of the study.
         out: Folder of the report.
-        troubles: What is to be said beforehand, in sentences.
+        troubles: Faults and gaps to be said beforehand, in sentences.
 
     Returns:
         The page.

@@ -29,9 +29,9 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     """Run a study's search, or go on with it, and write the report.
 
     Args:
-        study: What is searched.
+        study: Study to search.
         address: Address of a running Ray cluster.
-        events: Told what happens; logs it if left out.
+        events: Object that is called with the progress; left out, it is logged at level INFO.
 
     Raises:
         ConfigError, UsageError: Nothing was started.

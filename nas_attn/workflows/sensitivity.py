@@ -40,7 +40,7 @@ class PredictedFront:
 
     Args:
         findings: Changes, predicted front, checks and verdict.
-        folder: Where tables and figures were written.
+        folder: Folder of tables and figures.
     """
 
     findings: SensitivityFindings
@@ -74,14 +74,14 @@ def checkpoint_session(
     """A trained checkpoint, without a study, as what is measured.
 
     Args:
-        checkpoint: Of a training with fairseq or with the plugin.
+        checkpoint: Checkpoint of a training with fairseq or with the plugin.
         data: Folder of its binarised data set.
         space: Shipped name or file of a search space; `inherited_per_layer` if left out.
-        cost: What plans are to save.
+        cost: Name of the cost that plans are to save.
         workers: Plans at a time.
         runs: Folder that holds run folders.
         address: Address of a running Ray cluster; measurements run there.
-        events: Told what happens.
+        events: Object that is called with the progress.
     """
     target = target_of_checkpoint(
         checkpoint,
@@ -114,12 +114,12 @@ def predict_front(
     """Measure single conversions of a trained model, test what they predict, and write it.
 
     Args:
-        trainer: Of a sensitivity target.
+        trainer: Trainer of a sensitivity target.
         space: Name of a space other than the study's; files go to a folder named after it.
-        cost: What plans are to save; the target's first cost if left out.
+        cost: Name of the cost that plans are to save; the target's first cost if left out.
         checks: Plans that test predictions, half of them random and half predicted.
         points: Plans that are recommended.
-        limits: What plans a user wants.
+        limits: Constraints on the plans.
 
     Raises:
         NasAttnError: Nothing can inherit, or nothing could be measured.

@@ -36,10 +36,10 @@ class Trainer:
     """Runs trials for a study, or measurements of a trained model.
 
     Args:
-        subject: What is trained or measured.
+        subject: Study or target that is trained or measured.
         store: Trials of the study.
         address: Address of a running Ray cluster, for the executor `ray`; None starts one here.
-        events: Told what happens.
+        events: Object that is called with the progress.
     """
 
     subject: Study | SensitivityTarget
@@ -61,9 +61,9 @@ class Trainer:
         Args:
             proposer: Source of plans.
             config: Budget and stopping rule.
-            build_job: Makes a trial's job.
-            store: Where results go; the search's own record if left out.
-            title: What is run, for people; with a title it is no search, and no front is shown.
+            build_job: Function that makes a trial's job.
+            store: Store of the results; the search's own if left out.
+            title: Title for people; with one it is no search, and no front is shown.
 
         Returns:
             The loop, whose `outcome()` raises if the run had to end early.

@@ -16,12 +16,12 @@ class MeasuredSpace:
     """A shipped space over one architecture.
 
     Args:
-        name: Its name.
-        description: What it says of itself.
-        plans: How many it holds.
+        name: Name of the space.
+        description: Description in its file.
+        plans: Number of plans in it.
         fewest: Parameters of its smallest model, embeddings left out.
-        most: Of its largest one.
-        misfit: Why the architecture has no such space; None if it has.
+        most: Parameters of its largest one.
+        misfit: Reason why the architecture has no such space; None if it has.
     """
 
     name: str
@@ -36,7 +36,7 @@ def measure_spaces(arch: str, flags: Sequence[str]) -> Iterator[MeasuredSpace]:
     """Sizes of the shipped search spaces.
 
     Args:
-        arch: fairseq's name of an architecture.
+        arch: Name of an architecture in fairseq.
         flags: Further flags of fairseq, such as `--decoder-layers 6`.
 
     Raises:

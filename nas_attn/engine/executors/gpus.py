@@ -40,9 +40,9 @@ def deal_gpus(names: Sequence[str], gpus: float, workers: int | None) -> list[st
     ones, which no other trial has.
 
     Args:
-        names: of the GPUs that there are.
-        gpus: of a trial; above 0.
-        workers: trials at a time; as many as there is room for, if left out.
+        names: Names of the GPUs that there are.
+        gpus: GPUs of a trial; above 0.
+        workers: Trials at a time; as many as there is room for, if left out.
 
     Raises:
         UsageError: there are not so many GPUs.

@@ -19,8 +19,9 @@ class LocalExecutor:
     """Runs several trials at a time, each a fairseq-train sub-process.
 
     Args:
-        config: how many, and whether trainings are forked from a process that has fairseq ready.
-        resources: of one trial.
+        config: Number of workers, and whether trainings are forked from a process that has fairseq
+            ready.
+        resources: Resources of one trial.
 
     Raises:
         UsageError: this process has not so many GPUs.

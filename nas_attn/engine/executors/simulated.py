@@ -40,7 +40,7 @@ class SimulatedExecutor:
     """Replays trials in virtual time.
 
     Args:
-        workers: trials at a time.
+        workers: Trials at a time.
     """
 
     def __init__(self, workers: int | None = None) -> None:

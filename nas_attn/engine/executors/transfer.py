@@ -35,9 +35,9 @@ class DatasetArchive:
     """A data set as it travels.
 
     Args:
-        folder: where it is on the driver's machine, as commands name it.
-        content: a tar archive.
-        digest: of the content.
+        folder: Folder of the data set on the driver's machine, as commands name it.
+        content: A tar archive.
+        digest: Digest of the content.
     """
 
     folder: str
@@ -65,7 +65,7 @@ class FileSync:
     """Takes files of trials back to the run folder; an actor on the driver's machine.
 
     Args:
-        runs: the run folder.
+        runs: The run folder.
     """
 
     def __init__(self, runs: Path) -> None:
@@ -96,9 +96,9 @@ class NodeWorkspace:
     """A trial's files on the node that trains it.
 
     Args:
-        parcel: the data set; None if folders are shared, and then nothing is done.
-        sync: actor handle of a `FileSync`.
-        under: this node's folder for what travels.
+        parcel: The data set; None if folders are shared, and then nothing is done.
+        sync: Actor handle of a `FileSync`.
+        under: This node's folder for what travels.
     """
 
     def __init__(self, parcel: DatasetArchive | None, sync: Any, under: Path | None = None) -> None:

@@ -35,10 +35,10 @@ class Request:
     """What a child is to become.
 
     Args:
-        command: module and its arguments, as after `python -m`.
-        environment: all of it.
-        folder: to work in.
-        files: descriptors of the log, and of the file that is only kept open.
+        command: Module and its arguments, as after `python -m`.
+        environment: All environment variables.
+        folder: Folder to work in.
+        files: Descriptors of the log, and of the file that is only kept open.
     """
 
     command: tuple[str, ...]

@@ -48,11 +48,12 @@ class Launcher(Protocol):
         """Start a command.
 
         Args:
-            command: argument list, the full path of the executable first.
-            environment: all of it; what holds passwords of storages is not handed on.
-            log: file to append standard output and errors to.
-            keep_open: file descriptor that the process inherits, such as a lock's.
-            with_fairseq: whether the command is a module of this Python that imports fairseq, which
+            command: Argument list, the full path of the executable first.
+            environment: All environment variables; what holds passwords of storages is not handed
+                on.
+            log: File to append standard output and errors to.
+            keep_open: File descriptor that the process inherits, such as a lock's.
+            with_fairseq: Whether the command is a module of this Python that imports fairseq, which
                 a launcher may have imported already.
 
         Raises:

@@ -41,11 +41,11 @@ class RayExecutor:
     """Runs trials under Ray Tune.
 
     Args:
-        config: how many, and how data reach other nodes.
-        resources: of one trial.
-        address: of a running Ray cluster; None starts Ray on this machine.
-        data: the data set's folder, sent to other nodes if so configured.
-        runs: the run folder, where files come back to.
+        config: Number of workers, and how data reach other nodes.
+        resources: Resources of one trial.
+        address: Address of a running Ray cluster; None starts Ray on this machine.
+        data: The data set's folder, sent to other nodes if so configured.
+        runs: The run folder, where files come back to.
     """
 
     def __init__(

@@ -19,9 +19,10 @@ class ConductorSearcher(Searcher):
     """Lets Tune ask the loop for jobs and tell it what became of them.
 
     Args:
-        loop: of the search.
-        places: says how many trials fit now. A trial begins when there is room for it, since its
-            proposal had better know what came before, and Ray would let it wait for a lost node.
+        loop: Loop of the search.
+        places: Function that returns how many trials fit now. A trial begins when there is room for
+            it, since its proposal had better know what came before, and Ray would let it wait for a
+            lost node.
     """
 
     def __init__(self, loop: SearchLoop, places: Callable[[], int]) -> None:
