@@ -8,25 +8,48 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, TypeVar
+
+from nas_attn.errors import UsageError
 
 Value = TypeVar("Value")
 
 
-def warn_renamed(kind: str, old: str, new: str, *, stacklevel: int = 2) -> None:
-    """Say that something has another name now.
+PASSED_OVER = frozenset({"click", "nas_attn", "pydantic", "typer"})
+"""Packages whose lines are not to blame for a former name."""
+
+
+class FormerNameWarning(FutureWarning):
+    """Something was asked for by a name that it had before."""
+
+
+def warn_renamed(kind: str, old: str, new: str) -> None:
+    """Say that something has another name now, of the line in a user's own code that asked for it.
 
     Args:
         kind: Kind of thing that was renamed, such as "key" or "option".
         old: Former name.
         new: Present name.
-        stacklevel: Callers between the warning and whom it concerns, as in `warnings.warn`.
     """
     warnings.warn(
         f"the {kind} {old} is called {new} now; the former name will go in a later version",
-        FutureWarning,
-        stacklevel=stacklevel + 1,
+        FormerNameWarning,
+        stacklevel=_users_level(),
     )
+
+
+def _users_level() -> int:
+    """How many frames the first line outside `PASSED_OVER` is above `warn_renamed`, as
+    `warnings.warn` counts."""
+    frame, level = sys._getframe(1), 1
+    while _package(frame) in PASSED_OVER and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def renamed_key(data: Any, old: str, new: str, *, section: str = "") -> Any:
@@ -49,7 +72,7 @@ def renamed_key(data: Any, old: str, new: str, *, section: str = "") -> Any:
     if new in data:
         raise ValueError(f"{old} is the former name of {new}: give one of them")
     prefix = f"{section}." if section else ""
-    warn_renamed("key", f"{prefix}{old}", f"{prefix}{new}", stacklevel=3)
+    warn_renamed("key", f"{prefix}{old}", f"{prefix}{new}")
     return {new if key == old else key: value for key, value in data.items()}
 
 
@@ -66,13 +89,13 @@ def renamed_option(old: str, new: str, given: Value | None, value: Value | None)
         What was given by either.
 
     Raises:
-        ValueError: Both were given, and differ.
+        UsageError: Both were given, and differ.
     """
     if given is None:
         return value
     if value is not None and value != given:
-        raise ValueError(f"{old} is the former name of {new}: give one of them")
-    warn_renamed("option", old, new, stacklevel=3)
+        raise UsageError(f"{old} is the former name of {new}: give one of them")
+    warn_renamed("option", old, new)
     return given
 
 
@@ -93,7 +116,7 @@ def renamed_argument(old: str, new: str, given: Value, value: Value | None) -> V
     """
     if value is not None:
         raise ValueError(f"{old} is the former name of {new}: give one of them")
-    warn_renamed("argument", old, new, stacklevel=3)
+    warn_renamed("argument", old, new)
     return given
 
 
@@ -113,7 +136,7 @@ def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]
     def get(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn_renamed("name", f"{module}.{name}", f"{module}.{names[name]}", stacklevel=2)
+        warn_renamed("name", f"{module}.{name}", f"{module}.{names[name]}")
         return getattr(sys.modules[module], names[name])
 
     return get

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
 from nas_attn._deprecated import renamed_key, renamed_names, renamed_option
+from nas_attn.errors import UsageError
 
 
 class Objectives(BaseModel):
@@ -32,6 +33,12 @@ def test_a_former_key_is_read_as_the_new_one() -> None:
     assert renamed_key(None, "loss", "metric") is None
 
 
+def test_the_line_that_gives_a_former_key_is_named() -> None:
+    with pytest.warns(FutureWarning) as seen:
+        Objectives.model_validate({"loss": "bleu"})
+    assert seen[0].filename == __file__, "and not pydantic's"
+
+
 def test_order_of_keys_is_kept() -> None:
     with pytest.warns(FutureWarning):
         assert list(renamed_key({"a": 1, "old": 2, "b": 3}, "old", "new")) == ["a", "new", "b"]
@@ -44,7 +51,7 @@ def test_a_former_option_is_read_as_the_new_one() -> None:
         assert renamed_option("--old", "--new", False, None) is False
     assert renamed_option("--old", "--new", None, 4) == 4
     assert renamed_option("--old", "--new", None, None) is None
-    with pytest.raises(ValueError, match="--old is the former name of --new"):
+    with pytest.raises(UsageError, match="--old is the former name of --new"):
         renamed_option("--old", "--new", 3, 4)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nas_attn._deprecated import warn_renamed
+from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console
 from nas_attn.cli.options import Device, Dtype
 
@@ -65,14 +65,12 @@ def bench_attention(
     from nas_attn.cli.tables import timings_tables
     from nas_attn.workflows.bench import bench_attention as bench
 
-    if forms is not None:
-        warn_renamed("option", "--forms", "--implementations")
-        implementations = forms
+    given = renamed_option("--forms", "--implementations", forms, implementations or None)
     timings = bench(
         schemes=scheme or (),
         shapes=shape or (),
         decoding_shapes=decoding_shape or (),
-        implementations=implementations,
+        implementations=bool(given),
         causal=causal,
         embed_dim=embed_dim,
         num_heads=num_heads,

@@ -6,10 +6,13 @@ import io
 import logging
 import os
 import sys
+import warnings
+from typing import Any
 
 import typer
 from rich.logging import RichHandler
 
+from nas_attn._deprecated import FormerNameWarning
 from nas_attn.cli import bench_commands, model_commands, search_commands, study_commands
 from nas_attn.cli.console import console, say_error
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
@@ -65,6 +68,7 @@ def main() -> None:
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskingFilter())
+    _say_former_names()
     for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx", "optuna"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
@@ -75,6 +79,21 @@ def main() -> None:
     except NasAttnError as error:
         say_error(error)
         sys.exit(1)
+
+
+def _say_former_names() -> None:
+    """Say each former name that a user gave once and in a line, without a place in our code."""
+    said: set[str] = set()
+    show = warnings.showwarning
+
+    def say(message: Warning | str, category: type[Warning], *place: Any, **about: Any) -> None:
+        if not issubclass(category, FormerNameWarning):
+            show(message, category, *place, **about)
+        elif str(message) not in said:
+            said.add(str(message))
+            say_error(message)
+
+    warnings.showwarning = say
 
 
 def _hide_passwords() -> None:

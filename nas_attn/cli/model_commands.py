@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from nas_attn._deprecated import warn_renamed
+from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, say, say_error
 from nas_attn.cli.options import SetOption
 from nas_attn.errors import NasAttnError
@@ -269,8 +269,7 @@ def convert(
     from nas_attn.cli.tables import converted_table
     from nas_attn.workflows.models import convert as convert_model
 
-    if means:
-        warn_renamed("option", "--means", "--mean-pool")
+    mean_pool = bool(renamed_option("--means", "--mean-pool", means or None, mean_pool or None))
     found = convert_model(
         checkpoint,
         plan,
@@ -278,7 +277,7 @@ def convert(
         data=calibrate,
         refit=refit,
         force=force,
-        mean_pool=mean_pool or means,
+        mean_pool=mean_pool,
         replace=replace,
     )
     console.print(converted_table(found))

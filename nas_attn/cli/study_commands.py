@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from nas_attn._deprecated import warn_renamed
+from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, interruptible, say
 from nas_attn.cli.options import RunsOption, SetOption, StudyArgument
-
-if TYPE_CHECKING:
-    pass
 
 
 def proposals(
@@ -160,9 +157,12 @@ def export(
         ),
     ] = None,
     test_split: Annotated[
-        bool,
-        typer.Option(help="Put the data set's binarised test split in, to repeat its evaluation."),
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Put the data set's binarised test split in, to repeat its evaluation.",
+            show_default="test-split",
+        ),
+    ] = None,
     test_side: Annotated[bool | None, typer.Option(hidden=True)] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
@@ -177,15 +177,13 @@ def export(
     """
     from nas_attn import api
 
-    if test_side is not None:
-        warn_renamed("option", "--test-side", "--test-split")
-        test_split = test_side
+    with_test = renamed_option("--test-side", "--test-split", test_side, test_split)
     results = api.open_study(study, overrides=set_, runs=runs)
     chosen = results.choose(trial=trial, best_under=best_under)
     for line in (f"trial {chosen.number}: {chosen.text}", results.comparison_text(chosen)):
         console.print(Text(line), soft_wrap=True)
     with interruptible():
-        made = results.export(out, trial=chosen.number, with_test=test_split)
+        made = results.export(out, trial=chosen.number, with_test=with_test is not False)
     if made.test_bytes:
         say(
             f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
