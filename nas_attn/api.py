@@ -31,8 +31,9 @@ from nas_attn.literals import parse_count
 from nas_attn.report.figures import plot_front
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.loading import load_study
+from nas_attn.study.shipped import shipped_names
 from nas_attn.study.study import Study
-from nas_attn.study.tree import Overrides, override_texts
+from nas_attn.study.tree import Overrides, joined
 from nas_attn.workflows import confirm as confirming
 from nas_attn.workflows import sensitivity
 from nas_attn.workflows.compare import compare_studies, find_search
@@ -47,7 +48,7 @@ from nas_attn.workflows.export import (
 from nas_attn.workflows.reporting import write_study_report
 from nas_attn.workflows.search import search as run_search
 from nas_attn.workflows.sensitivity import PredictedFront
-from nas_attn.workflows.session import Session, open_store
+from nas_attn.workflows.session import keep_study, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 """Folder of the studies' run folders, unless another one is named."""
+Runs = str | Path | None
+"""A folder that holds run folders; None is `RUNS`, and for a loaded study its own."""
 
 StudyLike = str | Path | Mapping[str, Any] | StudyConfig | Study
 """A study: its file, the name of a shipped one, what a file would say, or one that is loaded."""
@@ -69,7 +72,7 @@ def search(
     address: str | None = None,
     storage: str | None = None,
     overrides: Overrides = (),
-    runs: str | Path = RUNS,
+    runs: Runs = None,
     events: Events | None = None,
 ) -> Results:
     """Run a study's search, or go on with it, and write its report.
@@ -86,7 +89,7 @@ def search(
         address: Address of a running Ray cluster, such as `auto`; implies `ray`.
         storage: URL of an Optuna storage that several drivers share.
         overrides: Values that replace the study's.
-        runs: Folder that holds the studies' run folders.
+        runs: Folder that holds the studies' run folders; `runs` if left out.
         events: Object that is called with the progress; left out, it is logged at level INFO.
 
     Raises:
@@ -107,7 +110,7 @@ def open_study(
     study: StudyLike,
     *,
     overrides: Overrides = (),
-    runs: str | Path = RUNS,
+    runs: Runs = None,
     address: str | None = None,
     events: Events | None = None,
 ) -> Results:
@@ -117,7 +120,7 @@ def open_study(
         study: File, shipped name, dict or config of the study; or a run folder such as
             `runs/demo`, which may have been moved, and is enough for tables, figure and comparison.
         overrides: Values that replace the study's.
-        runs: Folder that holds the studies' run folders.
+        runs: Folder that holds the studies' run folders; `runs` if left out.
         address: Address of a running Ray cluster, for what is trained from here on.
         events: Object that is called with its progress; left out, it is logged at level INFO.
 
@@ -125,11 +128,13 @@ def open_study(
         ConfigError: The study is refused; lists everything wrong with it, by key path.
         NasAttnError: No search has run.
     """
-    if isinstance(study, str | Path) and is_run_folder(Path(study)):
+    if isinstance(study, str | Path) and _is_run_folder(study):
         if overrides:
             raise UsageError("a run folder has nothing to override; open the study by its file")
-        return Results(None, open_run_folder(Path(study)), Path(study))
-    loaded = load(study, overrides, runs, is_read_only=True)
+        folder = Path(study).absolute()
+        return Results(None, open_run_folder(folder), folder)
+    changes = execution_overrides(overrides, address=address)
+    loaded = load(study, changes, runs, is_read_only=True)
     store = open_store(loaded)
     return Results(loaded, store, loaded.folder, address=address, events=events)
 
@@ -147,7 +152,7 @@ def predict_front(
     overrides: Overrides = (),
     workers: int | None = None,
     address: str | None = None,
-    runs: str | Path = RUNS,
+    runs: Runs = None,
     events: Events | None = None,
 ) -> PredictedFront:
     """Predict the front over all plans of a space from one trained baseline.
@@ -166,13 +171,16 @@ def predict_front(
         overrides: Values that replace the study's.
         workers: Plans that are measured at a time.
         address: Address of a running Ray cluster; implies `ray`.
-        runs: Folder that holds run folders.
+        runs: Folder that holds run folders; `runs` if left out.
         events: Object that is called with the progress; left out, it is logged at level INFO.
 
     Raises:
         ConfigError: Study or space is refused; lists everything wrong with it.
         NasAttnError: Nothing can inherit, or nothing could be measured.
     """
+    if checks < 0 or points < 1:
+        raise UsageError("ask for 0 checks or more, and for 1 point or more")
+    limits = PlanConstraints(max_schemes, keep_first_layer)
     if isinstance(study, str | Path) and Path(study).suffix == ".pt":
         if data is None:
             raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
@@ -184,11 +192,13 @@ def predict_front(
             space,
             cost=cost or "attention",
             workers=workers,
-            runs=Path(runs),
+            runs=Path(runs or RUNS),
             address=address,
             events=events,
         )
     else:
+        if data is not None:
+            raise UsageError("a study has a data set; --data goes with a checkpoint (.pt)")
         changes = execution_overrides(overrides, workers=workers, address=address)
         trainer = sensitivity.target_session(
             load(study, changes, runs), space, address=address, events=events
@@ -199,7 +209,7 @@ def predict_front(
         cost=cost,
         checks=checks,
         points=points,
-        limits=PlanConstraints(max_schemes, keep_first_layer),
+        limits=limits,
     )
 
 
@@ -364,8 +374,8 @@ class Results:
             UsageError: No such trial is trained, its checkpoint is gone, or `out` is no empty
                 folder.
         """
+        keep_study(self.study, self.store)
         chosen = self.choose(trial=trial, best_under=best_under)
-        Session.resume(self.study, events=self._events)  # refused if settings or data differ
         return export_trial(self.study, chosen, self.read(), Path(out), with_test=with_test)
 
     def compare(
@@ -373,7 +383,7 @@ class Results:
         *others: StudyLike | Results,
         out: str | Path | None = None,
         reference: str | None = None,
-        runs: str | Path = RUNS,
+        runs: Runs = None,
     ) -> Comparison:
         """Compare fronts by their hypervolume; others are measured by this one.
 
@@ -381,7 +391,7 @@ class Results:
             others: Searches, by study, run folder or results.
             out: Folder for compare.csv, .md, .png and .svg; nothing is written if left out.
             reference: Up to where hypervolume counts: `COST,LOSS`, such as `20M,8.5`, or `first`.
-            runs: Folder that holds run folders.
+            runs: Folder that holds run folders; `runs` if left out.
 
         Raises:
             UsageError: They cannot be compared; says why.
@@ -389,7 +399,7 @@ class Results:
         searches = [read_searched(self.store, self.folder)]
         for other in others:
             if isinstance(other, str | Path):
-                searches.append(find_search(other, Path(runs)))
+                searches.append(find_search(other, Path(runs or RUNS)))
             else:
                 found = other if isinstance(other, Results) else open_study(other, runs=runs)
                 searches.append(read_searched(found.store, found.folder))
@@ -399,7 +409,7 @@ class Results:
 def load(
     study: StudyLike,
     overrides: Overrides = (),
-    runs: str | Path = RUNS,
+    runs: Runs = None,
     *,
     is_read_only: bool = False,
 ) -> Study:
@@ -408,7 +418,7 @@ def load(
     Args:
         study: File, shipped name, dict or config of the study.
         overrides: Values that replace the study's.
-        runs: Folder that holds the studies' run folders.
+        runs: Folder that holds the studies' run folders; `runs` if left out.
         is_read_only: Nothing is trained, so flags that can no longer be set are passed over with a
             warning.
 
@@ -416,14 +426,20 @@ def load(
         ConfigError: The study is refused; lists everything wrong with it, by key path.
     """
     if isinstance(study, Study):
-        if overrides:
-            raise UsageError("overrides change a study as it is loaded; this one is loaded")
-        return study
+        if not overrides and runs is None:
+            return study
+        folder = None if runs is None else Path(runs)
+        return study.changed(overrides, runs=folder, is_read_only=is_read_only)
+    folder = Path(runs or RUNS)
     if isinstance(study, str | Path):
-        return load_study(
-            str(study), overrides=overrides, runs=Path(runs), is_read_only=is_read_only
-        )
-    return Study.from_config(study, overrides=overrides, runs=Path(runs), is_read_only=is_read_only)
+        return load_study(str(study), overrides=overrides, runs=folder, is_read_only=is_read_only)
+    return Study.from_config(study, overrides=overrides, runs=folder, is_read_only=is_read_only)
+
+
+def _is_run_folder(study: str | Path) -> bool:
+    """Whether a run folder is meant; a plain name that a shipped study has means that study."""
+    is_shipped = isinstance(study, str) and study in shipped_names("studies")
+    return not is_shipped and is_run_folder(Path(study))
 
 
 def execution_overrides(
@@ -434,15 +450,19 @@ def execution_overrides(
     storage: str | None = None,
     executor: str | None = None,
     address: str | None = None,
-) -> list[str]:
-    """Overrides with what `search` takes as arguments behind them."""
-    texts = list(override_texts(overrides))
-    if trials is not None:
-        texts.append(f"search.trials={trials}")
-    if workers is not None:
-        texts.append(f"execution.workers={workers}")
-    if storage is not None:
-        texts.append(f"execution.storage={storage}")
-    if executor is not None or address is not None:
-        texts.append(f"execution.executor={executor or 'ray'}")
-    return texts
+) -> Overrides:
+    """Overrides with what `search` takes as arguments behind them.
+
+    Raises:
+        UsageError: An executor other than Ray is given an address.
+    """
+    if address is not None and executor not in (None, "ray"):
+        raise UsageError(f"--address is of a Ray cluster, which the executor {executor} has not")
+    execution = {
+        "workers": workers,
+        "storage": storage,
+        "executor": executor or (None if address is None else "ray"),
+    }
+    given = {name: value for name, value in execution.items() if value is not None}
+    changes: dict[str, Any] = {} if trials is None else {"search": {"trials": trials}}
+    return joined(overrides, changes | ({"execution": given} if given else {}))

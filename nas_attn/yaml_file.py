@@ -210,7 +210,9 @@ def override(tree: dict[str, Any], text: str) -> None:
         raise ConfigError("--set", [ConfigIssue(text, "must be KEY.PATH=VALUE")])
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:  # also where the file says null, as it may
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise ConfigError("--set", [ConfigIssue(key, f"{parent} is no section")])
     try:

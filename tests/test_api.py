@@ -18,6 +18,7 @@ from nas_attn.engine.snapshot import Snapshot
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.workflows.events import LogEvents, Run
+from tests.helpers.cli import invoke
 from tests.helpers.paths import ROOT
 from tests.helpers.studies import STUDY
 
@@ -129,6 +130,76 @@ def test_a_run_folder_is_enough_for_its_tables_wherever_it_is(
     pyplot.close(opened.plot_front().figure)
     with pytest.raises(UsageError, match="open the study by its file or name"):
         opened.report()
+    assert "3 of 3 finished" in invoke("status", str(tmp_path / "moved"))
+
+
+def test_results_stay_where_they_are(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = nas_attn.search(config, trials=2)
+    opened = nas_attn.open_study("runs/small")
+    monkeypatch.chdir("/")
+    assert len(results.trials()) == len(opened.trials()) == 2
+    assert len(results.confirm(seeds=2)) >= 2
+    assert results.report() == tmp_path / "runs" / "small" / "report" / "index.html"
+
+
+def test_a_loaded_study_takes_the_same_arguments(config: dict[str, Any], tmp_path: Path) -> None:
+    study = nas_attn.Study.from_config(config, runs=tmp_path)
+    assert len(nas_attn.search(study, trials=2).trials()) == 2
+    assert len(nas_attn.search(study, trials=1, runs=tmp_path / "other").trials()) == 1
+    assert nas_attn.open_study(study).folder == tmp_path / "small"
+    assert len(nas_attn.open_study(study).trials()) == 2
+
+
+def test_a_section_of_overrides_replaces_a_name(config: dict[str, Any], tmp_path: Path) -> None:
+    space = {"schemes": {"multi_head": {}, "multi_query": {}}}
+    named = {**config, "space": "grouped_query"}
+    results = nas_attn.search(named, trials=1, overrides={"space": space}, runs=tmp_path)
+    assert results.study.space.size == 8
+
+
+def test_a_shipped_name_means_the_study_wherever_one_is(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nas_attn.search({**config, "name": "demo"}, trials=1, runs=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data = {"data": {"folder": config["data"]["folder"]}}
+    with pytest.raises(NasAttnError, match="no search has run in"):
+        nas_attn.open_study("demo", overrides=data)
+    assert len(nas_attn.open_study(Path("demo")).trials()) == 1
+
+
+def test_an_address_means_ray_for_what_is_trained_later(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    nas_attn.search(config, trials=1, runs=tmp_path)
+    opened = nas_attn.open_study(config, address="auto", runs=tmp_path)
+    assert opened.study.execution.executor == "ray"
+
+
+def test_flags_that_no_study_may_set_are_read_and_not_trained(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = config["training"]["arguments"]
+    once = {**config, "training": {"arguments": {**arguments, "save-dir": "elsewhere"}}}
+    nas_attn.search(config, trials=1, runs=tmp_path)
+    opened = nas_attn.open_study(once, runs=tmp_path)
+    assert len(opened.trials()) == 1
+    with pytest.raises(ConfigError, match=r"training\.arguments\.save-dir"):
+        opened.confirm(seeds=2)
+    with pytest.raises(ConfigError, match=r"training\.arguments\.save-dir"):
+        nas_attn.search(opened.study)
+
+
+def test_how_a_search_ended_is_logged(
+    config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="nas_attn.workflows.events"):
+        nas_attn.search(config, trials=3, runs=tmp_path)
+    progress = [line for line in caplog.messages if " finished, " in line]
+    assert progress[-1] == "3 of 3 finished, 0 stopped early, 0 running, 0 failed"
 
 
 def test_a_search_beside_the_main_thread_sets_no_signal_handler(
@@ -165,8 +236,17 @@ def test_what_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
         results.export(tmp_path / "out")
     with pytest.raises(UsageError, match="there is no trial 7"):
         results.export(tmp_path / "out", trial=7)
-    with pytest.raises(UsageError, match="this one is loaded"):
-        nas_attn.open_study(results.study, overrides={"search": {"seed": 3}})
+    with pytest.raises(UsageError, match="confirm with 2 seeds or more"):
+        results.confirm(seeds=1)
+    with pytest.raises(UsageError, match="the executor simulated has not"):
+        nas_attn.search(config, executor="simulated", address="auto", runs=tmp_path)
+    with pytest.raises(UsageError, match="0 checks or more"):
+        nas_attn.predict_front(config, checks=-1)
+    with pytest.raises(UsageError, match="one scheme at least"):
+        nas_attn.predict_front(config, max_schemes=0)
+    with pytest.raises(UsageError, match="a study has a data set"):
+        nas_attn.predict_front(config, data="data-bin/other")
+    assert results.report().is_file(), "nothing of what was refused is on record"
     assert not (tmp_path / "out").exists()
 
 

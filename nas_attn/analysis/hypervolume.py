@@ -138,25 +138,21 @@ def _insert(front: list[tuple[float, ...]], point: tuple[float, ...]) -> None:
     bisect.insort(front, point)
 
 
-def first_validation(baseline: TrialRecord, metric: str, run: Path | None = None) -> float | None:
+def first_validation(baseline: TrialRecord, metric: str) -> float | None:
     """The score of a baseline's first seed after its first validation, before any fine-tuning.
 
     Args:
         baseline: A trained trial.
         metric: Name of the score.
-        run: The search's run folder, if it may have been moved since.
     """
     if not any(baseline.starts):
         return baseline.curve[min(baseline.curve)] if baseline.curve else None
-    command = baseline.commands[0]
-    seed = f"seed-{value_of(command, '--seed')}"
-    trial = Path(str(baseline.folder))
-    for folder in (trial, *([run / "trials" / trial.name] if run else [])):
-        try:
-            lines = read_report(folder / seed / START)
-        except TrialFileError as error:  # what was found before is reported all the same
-            logger.warning("%s", error)
-            continue
-        if lines and metric in lines[0]["metrics"]:
-            return float(lines[0]["metrics"][metric])
+    seed = f"seed-{value_of(baseline.commands[0], '--seed')}"
+    try:
+        lines = read_report(Path(str(baseline.folder)) / seed / START)
+    except TrialFileError as error:  # what was found before is reported all the same
+        logger.warning("%s", error)
+        return None
+    if lines and metric in lines[0]["metrics"]:
+        return float(lines[0]["metrics"][metric])
     return None

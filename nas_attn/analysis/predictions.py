@@ -21,7 +21,7 @@ from nas_attn.engine.sensitivity import (
     validity_of,
 )
 from nas_attn.engine.store import TrialStore
-from nas_attn.errors import SearchError
+from nas_attn.errors import SearchError, UsageError
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
 from nas_attn.plan import AttentionPlan
@@ -36,10 +36,17 @@ class PlanConstraints:
     Args:
         max_schemes: Number of schemes in a plan at most; any number if None.
         keep_first_layer: The first layer of each site stays as it is.
+
+    Raises:
+        UsageError: No plan has so few schemes.
     """
 
     max_schemes: int | None = None
     keep_first_layer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_schemes is not None and self.max_schemes < 1:
+            raise UsageError("a plan has one scheme at least")
 
 
 class Predictions:

@@ -181,7 +181,7 @@ def early_reference_of(search: RunSummary) -> ReferencePoint:
         UsageError: the baseline is not trained, or its first validation is not known.
     """
     baseline = _baseline_of(search)
-    weak = first_validation(baseline, search.objectives.metric, search.folder)
+    weak = first_validation(baseline, search.objectives.metric)
     if weak is None:
         raise UsageError(
             f"the first validation of {search.name}'s baseline is gone: {ASK_FOR_REFERENCE}"

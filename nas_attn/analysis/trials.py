@@ -15,6 +15,7 @@ from nas_attn.analysis.noise import Noise
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
+from nas_attn.study.moved import folder_today
 
 
 class Trials(Sequence[TrialRecord]):
@@ -89,8 +90,7 @@ class Trials(Sequence[TrialRecord]):
 
 
 def _located(trial: TrialRecord, run: Path) -> TrialRecord:
-    """A trial with the folder that holds its files, if its run folder was moved."""
-    if trial.folder is None or Path(trial.folder).is_dir():
+    """A trial with the folder that holds its files today."""
+    if trial.folder is None:
         return trial
-    moved = run.absolute() / "trials" / Path(trial.folder).name
-    return replace(trial, folder=str(moved)) if moved.is_dir() else trial
+    return replace(trial, folder=str(folder_today(trial.folder, run)))

@@ -87,9 +87,9 @@ def status(
 
     results = api.open_study(study, overrides=set_, runs=runs)
     if watch is None:
-        console.print(status_screen(results.status(), results.study.objectives))
+        console.print(status_screen(results.status(), results.store.objectives))
     else:
-        watch_status(results.status, results.study.objectives, watch)
+        watch_status(results.status, results.store.objectives, watch)
 
 
 def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  typer copies it

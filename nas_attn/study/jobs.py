@@ -28,6 +28,7 @@ from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import curve_of
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.inheritance import inherits_everywhere
+from nas_attn.study.moved import folder_today
 from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob
 from nas_attn.trials.layout import BEST, CHECKPOINTS, START
 
@@ -116,12 +117,13 @@ class TrialJobs:
 
     def _with_start(self, job: TrialJob, plan: AttentionPlan, baseline: str | None) -> TrialJob:
         """A job with the checkpoint made that its trainings start from; they fine-tune it."""
-        is_warm = baseline is not None and inherits_everywhere(plan, self.sizer.shapes)
+        if baseline is not None and not inherits_everywhere(plan, self.sizer.shapes):
+            baseline = None
         runs, needs = [], []
         for run in job.runs:
             made = Path(run.folder) / START
-            if is_warm:
-                trained = Path(str(baseline)) / f"seed-{run.seed}" / START / BEST
+            if baseline is not None:
+                trained = folder_today(baseline, self.folder) / f"seed-{run.seed}" / START / BEST
                 needs.append(str(trained))
                 start = convert_command(trained, plan, self.data, made / BEST)
             else:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_attn.masking import mask
 from nas_attn.study.checks import judge
 from nas_attn.study.shipped import find_file
-from nas_attn.study.study import Study
+from nas_attn.study.study import Study, typed_overrides
 from nas_attn.study.tree import Overrides, overridden, override_texts
 from nas_attn.yaml_file import read_yaml
 
@@ -23,8 +22,7 @@ def load_study(
 
     Args:
         name: Path of the file, or name of a shipped study.
-        overrides: Values that replace those of the file: `KEY.PATH=VALUE` texts, whose values are
-            YAML, or sections in sections.
+        overrides: Values that replace those of the file.
         runs: Folder for run folders.
         is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not set
             (but could, once) are passed over with a warning.
@@ -33,10 +31,11 @@ def load_study(
         ConfigError: lists everything that is wrong, by key path.
     """
     path = find_file(name, "studies")
-    tree = overridden(read_yaml(path), overrides)
+    tree = read_yaml(path)
+    texts = override_texts(overrides, tree)
+    tree = overridden(tree, overrides)
     config, space = judge(tree, str(path), is_read_only=is_read_only)
-    texts = override_texts(overrides)
-    typed = [name, *(part for text in texts for part in ("--set", mask(text)))]
+    typed = (name, *typed_overrides(texts))
     if runs != Path("runs"):
-        typed += ["--runs", str(runs)]
-    return Study(config, space, runs, tuple(typed))
+        typed += ("--runs", str(runs))
+    return Study(config, space, runs.absolute(), typed)

@@ -11,40 +11,42 @@ from typing import Any
 
 from nas_attn.bleu import DEFAULT
 from nas_attn.engine.candidates import FixedCandidates, Proposer
-from nas_attn.engine.config import (
-    ExecutionConfig,
-    ResourcesConfig,
-    SearchConfig,
-)
+from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import expected_costs, least_costs
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import ConfigError, ConfigIssue
-from nas_attn.fairseq_tools.arguments import training_arguments
+from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.costs import CostModel
-from nas_attn.fairseq_tools.data import (
-    PreparedData,
-)
-from nas_attn.fairseq_tools.models import (
-    check_model,
-    load_dictionaries,
-)
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.models import check_model, load_dictionaries
+from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.shell import shell_text
 from nas_attn.space import SearchSpace
 from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import open_data, prepare_data
-from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.jobs import TrialJobs, evaluation_of, fine_tuning_of
-from nas_attn.study.tree import Overrides, overridden, relative_to, tree_of
+from nas_attn.study.tree import (
+    Overrides,
+    overridden,
+    override_texts,
+    relative_to,
+    tree_of,
+)
 from nas_attn.trials.layout import BEST, START, best_checkpoint
 
 NO_FILE = "(study)"
 """Names a study without a file in messages."""
+
+
+def typed_overrides(texts: Sequence[str]) -> tuple[str, ...]:
+    """Overrides as arguments of a command, without any password that is in them."""
+    return tuple(part for text in texts for part in ("--set", mask(text)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Study:
             config: Sections and values as a file has them, or the configuration.
             folder: Folder that relative paths of the configuration start from; the current one if
                 left out. Those of overrides are taken from it too.
-            overrides: Values that replace others: `KEY.PATH=VALUE` texts, or sections in sections.
+            overrides: Values that replace others.
             runs: Folder for run folders.
             is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not
                 set (but could, once) are passed over with a warning.
@@ -91,7 +93,28 @@ class Study:
         if folder is not None:
             tree = relative_to(tree, folder)
         judged, space = judge(tree, NO_FILE, is_read_only=is_read_only)
-        return cls(judged, space, runs)
+        return cls(judged, space, runs.absolute())
+
+    def changed(
+        self, overrides: Overrides = (), *, runs: Path | None = None, is_read_only: bool = False
+    ) -> Study:
+        """The study with other values, judged again.
+
+        Args:
+            overrides: Values that replace others.
+            runs: Folder for run folders; the study's own if left out.
+            is_read_only: As for `from_config`.
+
+        Raises:
+            ConfigError: lists everything that is wrong, by key path.
+        """
+        tree = tree_of(self.config, NO_FILE)
+        texts = override_texts(overrides, tree)
+        config, space = judge(overridden(tree, overrides), NO_FILE, is_read_only=is_read_only)
+        typed = self.typed
+        if typed:
+            typed += typed_overrides(texts) + (() if runs is None else ("--runs", str(runs)))
+        return Study(config, space, self.runs if runs is None else runs.absolute(), typed)
 
     @property
     def name(self) -> str:
@@ -177,10 +200,6 @@ class Study:
         """The training that ends every trial where there are warm starts; needs the data set."""
         return fine_tuning_of(self.config, self.data_set)
 
-    def inherits(self, plan: AttentionPlan) -> bool:
-        """Whether a model of a plan can take over what the trained baseline has learned."""
-        return inherits_everywhere(plan, self.space.shapes)
-
     def given_plans(self, plans: Sequence[AttentionPlan]) -> FixedCandidates:
         """Proposes these plans."""
         return FixedCandidates(plans, *self._proposer_arguments())
@@ -242,6 +261,17 @@ class Study:
                 faults.append(ConfigIssue(f"objectives.limits.{name}", message))
         if faults:
             raise ConfigError(f"the study {self.config.name}", faults)
+
+    def check_flags(self) -> None:
+        """See that all flags may be set, which a study that is loaded to be read is not asked.
+
+        Raises:
+            ConfigError: some may not; names them.
+        """
+        faults = check_arguments(self.config.training)
+        if faults:
+            located = [ConfigIssue(f"training.{fault.key}", fault.message) for fault in faults]
+            raise ConfigError(f"the study {self.config.name}", located)
 
     def _range(self, cost: str) -> tuple[float, float]:
         low = StratifiedSampler(

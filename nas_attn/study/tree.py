@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.study.config import StudyConfig
-from nas_attn.yaml_file import override, plain_copy
+from nas_attn.yaml_file import override, parse_yaml, plain_copy
 
 Overrides = Sequence[str] | Mapping[str, Any]
-"""`KEY.PATH=VALUE` texts, whose values are YAML, or sections in sections."""
+"""`KEY.PATH=VALUE` texts, whose values are YAML, or one such text, or sections in sections."""
 
 PATHS = (("data", "folder"), ("data", "text", "folder"), ("replay", "curves"), ("space",))
 """Where a study may name files and folders; a space only with the ending of a file."""
@@ -32,6 +33,8 @@ def tree_of(config: Mapping[str, Any] | StudyConfig, source: str) -> dict[str, A
         config = config.model_dump(exclude_unset=True)
     try:
         tree = plain_copy(_without_paths(config))
+    except RecursionError:
+        raise ConfigError(source, [ConfigIssue("(file)", "a section that holds itself")]) from None
     except ValueError as error:
         raise ConfigError(source, [ConfigIssue("(file)", str(error))]) from None
     if not isinstance(tree, dict):
@@ -52,19 +55,34 @@ def overridden(tree: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
         _merge(tree, tree_of(overrides, "overrides"))
     else:
-        for text in overrides:
+        for text in _texts(overrides):
             override(tree, text)
     return tree
 
 
-def override_texts(overrides: Overrides) -> list[str]:
-    """Overrides as a command line has them."""
+def joined(overrides: Overrides, changes: Mapping[str, Any]) -> Overrides:
+    """Overrides, and behind them others, which win.
+
+    Args:
+        overrides: Overrides, which stay as they are.
+        changes: Sections with the values that win.
+    """
+    if isinstance(overrides, Mapping):
+        return overridden(tree_of(overrides, "overrides"), changes)
+    return [*_texts(overrides), *override_texts(changes, changes)]
+
+
+def override_texts(overrides: Overrides, tree: Mapping[str, Any]) -> list[str]:
+    """Overrides as a command line has them.
+
+    Args:
+        overrides: Values that replace others.
+        tree: Data whose values they replace; what is no section there is replaced as a whole.
+    """
     if not isinstance(overrides, Mapping):
-        return list(overrides)
-    return [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"
-        for key, value in _leaves(tree_of(overrides, "overrides"))
-    ]
+        return _texts(overrides)
+    leaves = _leaves(tree_of(overrides, "overrides"), tree)
+    return [f"{key}={_yaml_text(value)}" for key, value in leaves]
 
 
 def relative_to(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -96,19 +114,35 @@ def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
             tree[key] = value
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(
+    changes: Mapping[str, Any], tree: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += _leaves(value, f"{prefix}{key}.")
+    for key, value in changes.items():
+        section = tree.get(key)
+        if isinstance(value, dict) and value and isinstance(section, dict):
+            found += _leaves(value, section, f"{prefix}{key}.")
         else:
             found.append((f"{prefix}{key}", value))
     return found
 
 
+def _yaml_text(value: Any) -> str:
+    """A value as YAML in one line; a word that is read as one stands without quotes."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str) and value == parse_yaml(value):
+            return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _texts(overrides: Sequence[str]) -> list[str]:
+    return [overrides] if isinstance(overrides, str) else list(overrides)
+
+
 def _without_paths(value: Any) -> Any:
+    """Paths as text and tuples as lists, as a file has them."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items()}
-    return [_without_paths(item) for item in value] if isinstance(value, list) else value
+    return [_without_paths(item) for item in value] if isinstance(value, list | tuple) else value

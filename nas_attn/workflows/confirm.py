@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.engine.trial_record import TrialRecord, front
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.splits import check_split
 from nas_attn.study.study import Study
 from nas_attn.workflows.events import Events
@@ -22,6 +22,7 @@ from nas_attn.workflows.session import Session
 
 SEEDS = 5
 """Trainings of each point, unless others are asked for."""
+LEAST_SEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,12 @@ def confirm(
         events: Object that is called with the progress; logs it if left out.
 
     Raises:
+        UsageError: Of fewer than two seeds there is no mean with an error.
         NasAttnError: No trial is complete, one that is asked for has no result, or there is no
             test split.
     """
+    if seeds < LEAST_SEEDS:
+        raise UsageError(f"confirm with {LEAST_SEEDS} seeds or more: one says nothing of its noise")
     session = Session.resume(study, address=address, events=events)
     store = session.store
     points = _points(store.trials(), trials)

@@ -58,7 +58,7 @@ class Events(Protocol):
 
 
 class LogEvents:
-    """Logs messages, and in one line at most every second how far a run is."""
+    """Logs messages, in one line at most every second how far a run is, and how it ended."""
 
     def __init__(self) -> None:
         self._workers = 1
@@ -77,11 +77,17 @@ class LogEvents:
     def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
         if time.monotonic() - self._said < SAY_SECONDS:
             return
-        now = snapshot()
+        self._say(snapshot())
+
+    def on_end(self, snapshot: Callable[[], Snapshot] | None) -> None:
+        if snapshot is not None:
+            self._say(snapshot())
+
+    def _say(self, now: Snapshot) -> None:
         if now.over == self._over:
             return
         self._said, self._over = time.monotonic(), now.over
-        left = now.seconds_left(self._workers)
+        left = now.seconds_left(self._workers) if now.over < now.budget else None
         logger.info(
             "%d of %d finished, %d stopped early, %d running, %d failed%s",
             now.finished,
@@ -91,9 +97,6 @@ class LogEvents:
             now.failed,
             "" if left is None else f", about {duration(left)} left",
         )
-
-    def on_end(self, snapshot: Callable[[], Snapshot] | None) -> None:
-        pass
 
 
 def duration(seconds: float) -> str:

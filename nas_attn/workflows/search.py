@@ -39,6 +39,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
         KeyboardInterrupt: The next call goes on where this one stopped.
     """
     events = events or LogEvents()
+    study.check_flags()
     prepare_once(study, events)
     study.check_limits()
     advise(study)

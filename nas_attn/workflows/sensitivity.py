@@ -53,9 +53,9 @@ def target_session(
     """A study's baseline, trained if need be, as what is measured, perhaps over another space."""
     if study.config.replay is not None:
         raise NasAttnError("replayed learning curves leave no model that could be converted")
+    other = None if space is None else space_over(space, study.space.shapes)  # refused early
     session = Session.begin(study, address=address, events=events)
     checkpoint = study.trained_checkpoint(session.train_baseline())
-    other = None if space is None else space_over(space, study.space.shapes)
     target = target_of_study(study, checkpoint, other)
     return Trainer(target, session.store, address, session.events)
 

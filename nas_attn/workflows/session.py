@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas_attn.analysis.trials import Trials
 from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig, StoppingConfig, WarmStartConfig
 from nas_attn.engine.executors.base import Executor
@@ -164,9 +165,11 @@ class Session(Trainer):
         """Open a study to train for it; data set and record are made if they are not there.
 
         Raises:
-            SearchError: Settings or data are not those of the trials on record.
+            ConfigError: The study was loaded to be read, and has flags that none may set.
+            SearchError, UsageError: Settings or data are not those of the trials on record.
         """
         events = events or LogEvents()
+        study.check_flags()
         prepare_once(study, events)
         return cls._kept(study, open_store(study, create=True), address, events)
 
@@ -174,18 +177,19 @@ class Session(Trainer):
     def resume(
         cls, study: Study, *, address: str | None = None, events: Events | None = None
     ) -> Session:
-        """Open a study that has been searched.
+        """Open a study that has been searched, to train for it.
 
         Raises:
+            ConfigError: The study was loaded to be read, and has flags that none may set.
             NasAttnError: No search has run.
-            SearchError: Settings or data are not those of the trials on record.
+            SearchError, UsageError: Settings or data are not those of the trials on record.
         """
+        study.check_flags()
         return cls._kept(study, open_store(study), address, events or LogEvents())
 
     @classmethod
     def _kept(cls, study: Study, store: TrialStore, address: str | None, events: Events) -> Session:
-        keep_settings(store, study.settings())
-        keep_data(store, study.data_set)
+        keep_study(study, store)
         return cls(study, store, address, events)
 
     @property
@@ -218,7 +222,18 @@ class Session(Trainer):
         return baseline
 
     def _baseline(self) -> TrialRecord | None:
-        return next((t for t in self.store.trials() if t.is_baseline and t.is_trained), None)
+        return Trials.of(self.store, self.study.folder).baseline
+
+
+def keep_study(study: Study, store: TrialStore) -> None:
+    """Write down at the first start with which settings and data a study is searched.
+
+    Raises:
+        SearchError: Settings are not those of the trials on record.
+        UsageError: The data are not.
+    """
+    keep_settings(store, study.settings())
+    keep_data(store, study.data_set)
 
 
 def open_store(study: Study | SensitivityTarget, *, create: bool = False) -> TrialStore:

@@ -13,9 +13,12 @@ from nas_attn.errors import ConfigError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study import Study, StudyConfig, load_study
 from nas_attn.study.shipped import shipped_folder
-from nas_attn.study.tree import override_texts, relative_to
+from nas_attn.study.tree import joined, override_texts, relative_to
 from nas_attn.yaml_file import read_yaml
 from tests.helpers.studies import STUDY, write
+
+HOLDS_ITSELF: dict[str, Any] = {}
+HOLDS_ITSELF["data"] = HOLDS_ITSELF
 
 
 def sections(data: PreparedData) -> dict[str, Any]:
@@ -40,6 +43,9 @@ def test_it_equals_what_a_file_gives(tmp_path: Path, tiny_translation: PreparedD
 def test_a_configuration_is_taken_too(tiny_translation: PreparedData) -> None:
     config = StudyConfig.model_validate(sections(tiny_translation))
     assert Study.from_config(config).config == config
+    as_tuple = sections(tiny_translation)
+    as_tuple["training"]["seeds"] = (1, 2)
+    assert Study.from_config(as_tuple).config.training.seeds == [1, 2]
     changed = Study.from_config(config, overrides={"search": {"seed": 7}}).config
     assert changed == config.model_copy(
         update={"search": config.search.model_copy(update={"seed": 7})}
@@ -56,7 +62,7 @@ def test_overrides_are_texts_or_sections(tmp_path: Path, tiny_translation: Prepa
     path = str(write(tmp_path, tiny_translation.folder))
     by_sections = {"search": {"trials": 5}, "training": {"arguments": {"lr": 1e-5}}}
     texts = ["search.trials=5", "training.arguments.lr=1e-05"]
-    assert override_texts(by_sections) == texts
+    assert override_texts(by_sections, sections(tiny_translation)) == texts
     found = [
         Study.from_config(sections(tiny_translation), overrides=by_sections).config,
         Study.from_config(sections(tiny_translation), overrides=texts).config,
@@ -68,6 +74,61 @@ def test_overrides_are_texts_or_sections(tmp_path: Path, tiny_translation: Prepa
     assert found[0].training.arguments["max-tokens"] == 512
     commands = [load_study(path, overrides=o).typed for o in (by_sections, texts)]
     assert commands[0] == commands[1] == (path, "--set", texts[0], "--set", texts[1])
+
+
+def test_a_section_takes_the_place_of_what_is_none(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    path = str(write(tmp_path, tiny_translation.folder, {"space": "grouped_query"}))
+    own = {"space": {"schemes": {"multi_head": {}, "multi_query": {}}}}
+    by_sections = load_study(path, overrides=own)
+    assert by_sections.space.size == 8
+    _, _, text = by_sections.typed
+    assert load_study(path, overrides=[text]).config == by_sections.config
+    assert load_study(path, overrides=text).config == by_sections.config, "one text, no list"
+    nothing = write(tmp_path, tiny_translation.folder, {"search": {}})
+    nothing.write_text(nothing.read_text() + "objectives:\n")
+    assert (
+        load_study(str(nothing), overrides=["objectives.metric=loss"]).objectives.metric == "loss"
+    )
+
+
+def test_overrides_are_joined() -> None:
+    more = {"search": {"trials": 2}, "execution": {"workers": 1}}
+    sections = {"search": {"trials": 9, "seed": 3}}
+    assert joined(sections, more) == {
+        "search": {"trials": 2, "seed": 3},
+        "execution": {"workers": 1},
+    }
+    assert sections == {"search": {"trials": 9, "seed": 3}}
+    assert joined(["search.seed=3"], more) == [
+        "search.seed=3",
+        "search.trials=2",
+        "execution.workers=1",
+    ]
+    assert joined("search.seed=3", {}) == ["search.seed=3"]
+
+
+def test_a_loaded_study_is_changed(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    path = str(write(tmp_path, tiny_translation.folder))
+    loaded = load_study(path, runs=tmp_path)
+    changed = loaded.changed({"search": {"seed": 7}}, runs=tmp_path / "other")
+    again = load_study(path, overrides=["search.seed=7"], runs=tmp_path / "other")
+    assert (changed.config, changed.folder) == (again.config, again.folder)
+    assert changed.space.size == loaded.space.size
+    assert changed.typed[-4:] == ("--set", "search.seed=7", "--runs", str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"search\.trials"):
+        loaded.changed(["search.trials=0"])
+
+
+def test_a_study_stays_where_it_is(
+    tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = Study.from_config(sections(tiny_translation))
+    of_file = load_study(str(write(tmp_path, tiny_translation.folder)))
+    monkeypatch.chdir("/")
+    assert study.folder == of_file.folder == tmp_path / "runs" / "small"
 
 
 def test_relative_paths_start_from_a_folder(tmp_path: Path, tiny_translation: PreparedData) -> None:
@@ -102,6 +163,7 @@ def test_other_paths_stay() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (HOLDS_ITSELF, r"\(file\): a section that holds itself"),
         ({"name": {1, 2}}, r"\(file\): set is no word, number, list or section"),
         ({1: "name"}, r"\(file\): a key must be a word, but is '1'"),
         ({"name": "a\0b"}, r"\(file\): a word holds the character"),
