@@ -1,16 +1,12 @@
-"""Parts of the page: pictures of plans, what mattered, how the search went, LaTeX."""
+"""Parts of reports: pictures of plans, figures, texts of table cells, LaTeX."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nas_attn.analysis.hypervolume import progress_of, reference_of
-from nas_attn.analysis.importance import importance_of
-from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.trials import Trials
 from nas_attn.attention.registry import SCHEMES
 from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
@@ -27,8 +23,9 @@ from nas_attn.report.pictures import (
     scheme_styles,
 )
 from nas_attn.report.rendering import latex_text
-from tests.helpers.fakes import BASELINE, OBJECTIVES, SHAPES, FakeExecutor, make_loop
+from tests.helpers.fakes import BASELINE, OBJECTIVES
 from tests.helpers.reports import context
+from tests.helpers.searched import searched_trials
 
 HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
 QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
@@ -36,9 +33,7 @@ QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
 
 @pytest.fixture
 def trials(tmp_path: Path) -> Trials:
-    loop = make_loop(tmp_path / "run", trials=14)
-    FakeExecutor().run(loop)
-    return Trials(loop.store.trials(), OBJECTIVES)
+    return searched_trials(tmp_path / "run")
 
 
 def test_every_scheme_has_a_look_of_its_own() -> None:
@@ -109,73 +104,6 @@ def test_pictures() -> None:
     assert label_of(BASELINE) == "multi_head"
 
 
-def with_effect(trials: Trials, site: str) -> Trials:
-    """Trials whose losses depend on their cost, and on the scheme at one site."""
-    changed = []
-    for trial in trials:
-        if trial.plan is None or trial.cost is None or not trial.is_trained:
-            continue
-        bad = dict(trial.plan)[site][0].scheme == "collaborative"
-        loss = 3.0 - trial.cost / 1e5 + (0.5 if bad else 0.0)
-        changed.append(replace(trial, loss=loss))
-    return Trials(changed, OBJECTIVES)
-
-
-@pytest.mark.parametrize("site", list(SHAPES))
-def test_what_mattered_is_found(trials: Trials, site: str) -> None:
-    found = importance_of(with_effect(trials, site), SHAPES)
-    assert found[0].unit == site
-    assert found[0].share > 0.3, "size takes some of it: collaborative attention is smaller"
-    assert [effect.scheme for effect in found[0].effects] == ["multi_head", "collaborative"]
-    scores = [replace(t, loss=-(t.loss or 0.0)) for t in with_effect(trials, site)]
-    assert importance_of(Trials(scores, replace(OBJECTIVES, maximise=True)), SHAPES) == found
-
-
-def test_chance_is_told_from_effects(trials: Trials) -> None:
-    """Where schemes have no effect, the largest share is called clear in about one of twenty."""
-    draw = random.Random(5)
-    trained = [t for t in trials if t.plan is not None and t.is_trained][:12]
-    clear, largest = 0, 0.0
-    for _ in range(100):
-        noisy = [replace(t, loss=draw.gauss(0, 1)) for t in trained]
-        found = importance_of(Trials(noisy, OBJECTIVES), SHAPES)
-        clear += found[0].is_clear
-        largest = max(largest, found[0].share)
-    assert clear <= 12
-    assert largest > 0.2, "so much by chance alone"
-    assert importance_of(with_effect(trials, "decoder_self"), SHAPES)[0].is_clear
-
-
-def test_few_trials_say_nothing_of_what_mattered(trials: Trials) -> None:
-    assert importance_of(trials[:11], SHAPES) == []
-
-
-def test_progress_grows_to_all_of_it(trials: Trials) -> None:
-    progress = progress_of(trials)
-    assert progress is not None
-    assert progress.share[-1] == 1.0
-    assert list(progress.share) == sorted(progress.share)
-    assert progress.trials[-1] == len([t for t in trials if t.is_trained])
-    best = trials.front
-    losses = [trial.loss or 0.0 for trial in best]
-    weak = max(losses) + 0.1 * (max(losses) - min(losses))
-    assert progress.reference.point == (pytest.approx(weak), trials[0].cost)
-    assert progress.share[1] < 0.8, "the second trial does not have nearly all"
-    assert progress_of(trials[1:]) is None
-
-
-def test_a_front_of_one_point_has_a_reference(trials: Trials) -> None:
-    alone = progress_of(trials[:1])
-    assert alone is None, "the baseline itself is at the reference's cost"
-    reference = reference_of(trials[:1])
-    assert reference is not None
-    assert reference.point[0] == pytest.approx(1.2 * (trials[0].loss or 0.0))
-    score = replace(trials[0], loss=20.0, point=(-20.0, float(trials[0].cost or 0)))
-    scored = reference_of(Trials([score], replace(OBJECTIVES, maximise=True)))
-    assert scored is not None
-    assert scored.point[0] == pytest.approx(-16.0)
-
-
 def test_retention_and_price(trials: Trials) -> None:
     baseline = replace(trials[0], loss=2.0, cost=1000, point=(2.0, 1000.0))
     smaller = replace(trials[1], loss=2.5, cost=800, point=(2.5, 800.0))
@@ -230,9 +158,3 @@ def test_latex_takes_any_text() -> None:
     assert latex_text(r"a_b & 5% {x} \y ~ ^") == (
         r"a\_b \& 5\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{}"
     )
-
-
-def test_training_again_has_its_own_folder_for_tensorboard(trials: Trials) -> None:
-    command = (*trials[0].commands[0], "--tensorboard-logdir", "runs/x/tensorboard")
-    (text,) = reproduction_texts(replace(trials[0], commands=(command,)))
-    assert "--tensorboard-logdir checkpoints/trial-0-run-1/tensorboard" in text
