@@ -6,6 +6,7 @@ medians are compared within a run only.
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 import time
@@ -32,6 +33,9 @@ LONGEST_EXPLICIT = 2048
 
 DECODING_STEPS = 6
 """Steps in a row, as a decoder takes them; the first, which makes room, is left out."""
+
+PREFIX_TOKENS = 1024
+"""Tokens of a prefix that are taken in at a time: stock fairseq holds all their scores."""
 
 
 class Shape(NamedTuple):
@@ -295,15 +299,16 @@ def time_attention(
             for name, module in built.items()
             if not schemes or name.split()[0] in schemes
         }
-        steps = {
-            name: partial(_decode, module.to(setting.device, setting.dtype).eval(), shape, setting)
+        kept = {
+            name: _prefix(module.to(setting.device, setting.dtype).eval(), shape, setting)
             for name, module in decoders.items()
         }
-        yield from _time("decode", shape, steps, STOCK, setting)
-        orders = {
-            name: partial(_reorder, module, shape, setting) for name, module in decoders.items()
-        }
-        yield from _time("reorder", shape, orders, STOCK, setting)
+        for phase, turn in (("decode", _decode), ("reorder", _reorder)):
+            turns = {
+                name: partial(turn, module, kept[name], shape, setting)
+                for name, module in decoders.items()
+            }
+            yield from _time(phase, shape, turns, STOCK, setting)
 
 
 def _works(module: nn.Module, x: Tensor, causal: bool) -> bool:
@@ -329,14 +334,22 @@ def _turn(
     return ended - began
 
 
-def _decode(module: Any, shape: Shape, setting: Setting) -> float:
-    """Seconds of a step, median of some steps in a row after a prefix."""
+def _prefix(module: Any, shape: Shape, setting: Setting) -> dict[str, Any]:
+    """What decoding keeps of the tokens decoded so far."""
     state: dict[str, Any] = {}
     prefix = setting.tensor(shape.length, shape.batch, setting.embed_dim)
+    with torch.no_grad():
+        for tokens in torch.split(prefix, PREFIX_TOKENS):
+            module(tokens, tokens, tokens, incremental_state=state, need_weights=False)
+    return state
+
+
+def _decode(module: Any, prefix: dict[str, Any], shape: Shape, setting: Setting) -> float:
+    """Seconds of a step, median of some steps in a row after a prefix."""
+    state = copy.deepcopy(prefix)
     token = setting.tensor(1, shape.batch, setting.embed_dim)
     taken = []
     with torch.no_grad():
-        module(prefix, prefix, prefix, incremental_state=state, need_weights=False)
         for _ in range(1 + DECODING_STEPS):
             began = setting.now()
             module(token, token, token, incremental_state=state, need_weights=False)
@@ -344,13 +357,11 @@ def _decode(module: Any, shape: Shape, setting: Setting) -> float:
     return statistics.median(taken[1:])
 
 
-def _reorder(module: Any, shape: Shape, setting: Setting) -> float:
+def _reorder(module: Any, prefix: dict[str, Any], shape: Shape, setting: Setting) -> float:
     """Seconds to put all hypotheses in another order, median of some in a row."""
-    state: dict[str, Any] = {}
-    prefix = setting.tensor(shape.length, shape.batch, setting.embed_dim)
+    state = copy.deepcopy(prefix)
     taken = []
     with torch.no_grad():
-        module(prefix, prefix, prefix, incremental_state=state, need_weights=False)
         for _ in range(1 + DECODING_STEPS):
             order = torch.randint(shape.batch, (shape.batch,), device=setting.device)
             began = setting.now()

@@ -11,7 +11,8 @@ import json
 import logging
 import re
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nas_attn.attention import get_scheme
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.data import load_prepared
 from nas_attn.fairseq_tools.run_fairseq import Finished, run_fairseq
+from nas_attn.trials.processes.launch import Launcher
 
 logger = logging.getLogger(__name__)
 
@@ -49,20 +51,51 @@ class Speed:
     """Sentences a second of fairseq-generate, decoding alone, as it prints them."""
     command: list[float] = field(default_factory=list)
     """Sentences a second of the whole fairseq-generate command, from start to exit."""
+    failure: str | None = None
+    """Why it was left out from then on, if a command failed and the others went on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commands:
+    """How fairseq's commands are run.
+
+    Args:
+        arch: fairseq's name of the architecture.
+        flags: Further flags of fairseq-train, such as --share-all-embeddings.
+        generate_flags: Further flags of fairseq-generate, such as --fp16.
+        updates, first_updates: Of a training, and those at its start that are not counted.
+        beam: Hypotheses of a sentence.
+        length: Tokens of every translation.
+        threads: Threads of PyTorch.
+        launcher: Starts the processes; each from nothing if left out.
+    """
+
+    arch: str = "transformer"
+    flags: Sequence[str] = ()
+    generate_flags: Sequence[str] = ()
+    updates: int = UPDATES
+    first_updates: int = FIRST_UPDATES
+    beam: int = 5
+    length: int = 16
+    threads: int = 2
+    launcher: Launcher | None = None
+
+
+def _ignore(speeds: Sequence[Speed]) -> None:
+    """Nobody wants to know."""
 
 
 def time_commands(
     data: Path,
     folder: Path,
     schemes: Sequence[str],
+    commands: Commands,
     *,
-    arch: str = "transformer",
-    flags: Sequence[str] = (),
     rounds: int = 3,
     training_rounds: int = 3,
-    beam: int = 5,
-    length: int = 16,
-    threads: int = 2,
+    seconds: float | None = None,
+    keep_going: bool = False,
+    on_measured: Callable[[Sequence[Speed]], None] = _ignore,
 ) -> list[Speed]:
     """Run fairseq-train and fairseq-generate for stock fairseq and every scheme, in turns.
 
@@ -70,41 +103,58 @@ def time_commands(
         data: Folder of a binarised translation data set; its test split is translated.
         folder: Folder for checkpoints and logs.
         schemes: Names of schemes.
-        arch: fairseq's name of the architecture.
-        flags: Further flags of fairseq-train, such as --share-all-embeddings.
+        commands: How the commands are run.
         rounds: Number of times that everything is generated.
         training_rounds: Number of times that everything is trained; at least one, for the
             checkpoint.
-        beam: Hypotheses of a sentence.
-        length: Tokens of every translation.
-        threads: Threads of PyTorch.
+        seconds: No round begins that would last beyond so many, as rounds have lasted until then;
+            the first always begins. Any number if left out.
+        keep_going: Leave a contender out once a command of it has failed, and go on.
+        on_measured: Told after every command what there is.
 
     Raises:
-        NasAttnError: a command failed, or there is no such scheme.
+        NasAttnError: a command failed (unless `keep_going`), or there is no such scheme.
     """
-    pair = _pair_flags(data, flags)
+    pair = _pair_flags(data, commands.flags)
     speeds = [Speed(contender) for contender in (STOCK, *schemes)]
     for scheme in schemes:
         get_scheme(scheme)
-    for turn in range(max(1, training_rounds)):
-        for speed in speeds:
-            name = arch if speed.contender == STOCK else f"{speed.contender}_{arch}"
-            arguments = [str(data), "--arch", name, *TRAINING, *flags, *pair]
-            _train(speed, arguments, folder, turn, threads)
-    for turn in range(rounds):
-        for speed in speeds:
-            _generate(speed, data, folder, turn, pair, beam=beam, length=length, threads=threads)
+    began, longest = time.perf_counter(), 0.0
+    for turn in range(max(1, training_rounds, rounds)):
+        turn_began = time.perf_counter()
+        if turn and seconds is not None and turn_began - began + longest > seconds:
+            break
+        for step, wanted in ((_train, max(1, training_rounds)), (_generate, rounds)):
+            for speed in speeds if turn < wanted else ():
+                if speed.failure is not None:
+                    continue
+                try:
+                    step(speed, data, folder, turn, pair, commands)
+                except NasAttnError as error:
+                    if not keep_going:
+                        raise
+                    speed.failure = str(error)
+                on_measured(speeds)
+        longest = max(longest, time.perf_counter() - turn_began)
     return speeds
 
 
-def _train(speed: Speed, arguments: list[str], folder: Path, turn: int, threads: int) -> None:
+def _train(
+    speed: Speed,
+    data: Path,
+    folder: Path,
+    turn: int,
+    pair: Sequence[str],
+    commands: Commands,
+) -> None:
     """Train once, and note the rate; the first turn leaves the checkpoint."""
+    name = f"{'' if speed.contender == STOCK else f'{speed.contender}_'}{commands.arch}"
     trained = _run(
         "train",
         [
-            *arguments,
+            *[str(data), "--arch", name, *TRAINING, *commands.flags, *pair],
             "--max-update",
-            str(UPDATES),
+            str(commands.updates),
             *["--no-save"] * bool(turn),
             "--save-dir",
             str(folder / speed.contender),
@@ -112,9 +162,9 @@ def _train(speed: Speed, arguments: list[str], folder: Path, turn: int, threads:
             "none.pt",
         ],
         folder / f"{speed.contender}-train-{turn}.log",
-        threads,
+        commands,
     )
-    speed.words_a_second.append(_words_a_second(trained.output))
+    speed.words_a_second.append(_words_a_second(trained.output, commands.first_updates))
     logger.info("train %s: %.0f words/s", speed.contender, speed.words_a_second[-1])
 
 
@@ -124,20 +174,17 @@ def _generate(
     folder: Path,
     turn: int,
     pair: Sequence[str],
-    *,
-    beam: int,
-    length: int,
-    threads: int,
+    commands: Commands,
 ) -> None:
     """Translate once with the checkpoint, and note the rates."""
     checkpoint = folder / speed.contender / "checkpoint_last.pt"
-    lengths = ["--max-len-a=0", f"--max-len-b={length}", f"--min-len={length}"]
-    decoding = [f"--beam={beam}", "--max-tokens=2000", *lengths, *pair]
+    lengths = ["--max-len-a=0", f"--max-len-b={commands.length}", f"--min-len={commands.length}"]
+    decoding = [f"--beam={commands.beam}", "--max-tokens=2000", *lengths, *pair]
     generated = _run(
         "generate",
-        [str(data), "--path", str(checkpoint), *decoding],
+        [str(data), "--path", str(checkpoint), *decoding, *commands.generate_flags],
         folder / f"{speed.contender}-generate-{turn}.log",
-        threads,
+        commands,
     )
     found = re.search(r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s", generated.output)
     if found is None:
@@ -166,21 +213,25 @@ def ratio(values: Sequence[float], stock: Sequence[float]) -> float:
     return statistics.median(values) / statistics.median(stock)
 
 
-def _words_a_second(output: str) -> float:
+def _words_a_second(output: str, first: int) -> float:
     """Median over updates; fairseq prints the rate of each one as JSON."""
     rates = [
         float(json.loads(found)["wps"])
         for found in re.findall(r"\| train_inner \| (\{.*\})", output)
     ]
-    counted = rates[FIRST_UPDATES:]
+    counted = rates[first:]
     if not counted:
         raise NasAttnError("fairseq-train printed no speed")
     return statistics.median(counted)
 
 
-def _run(module: str, arguments: list[str], log: Path, threads: int) -> Finished:
+def _run(module: str, arguments: list[str], log: Path, commands: Commands) -> Finished:
     done = run_fairseq(
-        module, [*arguments, "--required-batch-size-multiple=1"], log, threads=threads
+        module,
+        [*arguments, "--required-batch-size-multiple=1"],
+        log,
+        threads=commands.threads,
+        launcher=commands.launcher,
     )
     if done.status != 0:
         raise NasAttnError(f"fairseq-{module} failed with exit status {done.status}: see {log}")

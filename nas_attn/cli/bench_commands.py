@@ -111,20 +111,17 @@ def bench_fairseq(
 
     nas-attn bench fairseq data-bin/my_data --max-tokens 1024 --share-all-embeddings
     """
+    from nas_attn.benchmark.commands import Commands
     from nas_attn.cli.tables import speeds_table
     from nas_attn.workflows.bench import bench_fairseq as bench
 
     speeds = bench(
         data,
         out,
+        Commands(arch=arch, flags=context.args, beam=beam, length=length, threads=threads),
         schemes=scheme or (),
-        arch=arch,
-        flags=context.args,
         rounds=rounds,
         training_rounds=training_rounds,
-        beam=beam,
-        length=length,
-        threads=threads,
     )
     console.print(speeds_table(speeds))
     console.print(f"written: {out}/fairseq.csv", highlight=False)

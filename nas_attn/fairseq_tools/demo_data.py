@@ -10,7 +10,9 @@ Classification: does one of two given words stand before the other?
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 
 WORDS = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
 LANGUAGES = ("src", "tgt")
@@ -19,22 +21,43 @@ TEST_SENTENCES = 400
 MIN_WORDS, MAX_WORDS = 4, 10
 
 
-def make_demo_corpus(seed: int, train_sentences: int) -> dict[str, list[list[str]]]:
+def make_up_words(count: int) -> list[str]:
+    """Distinct words of three of the demo's each, the same ones every time.
+
+    Args:
+        count: Number of words; 216,000 at most.
+    """
+    spelled = map("".join, itertools.product(WORDS, repeat=3))
+    step = len(WORDS) ** 3 // count
+    return list(itertools.islice(spelled, 0, step * count, step))
+
+
+def make_demo_corpus(
+    seed: int,
+    train_sentences: int,
+    *,
+    words: Sequence[str] = WORDS,
+    lengths: tuple[int, int] = (MIN_WORDS, MAX_WORDS),
+    test_sentences: int = TEST_SENTENCES,
+) -> dict[str, list[list[str]]]:
     """Generate the corpus.
 
     Args:
         seed: Seed; the same one gives the same text.
         train_sentences: Pairs to train on.
+        words: Words of the source language.
+        lengths: Fewest and most words of a sentence.
+        test_sentences: Pairs of the test split.
 
     Returns:
         For each split the source and the target lines.
     """
     generator = random.Random(seed)
     corpus: dict[str, list[list[str]]] = {}
-    for split, sentences in _sizes(train_sentences).items():
+    for split, sentences in (_sizes(train_sentences) | {"test": test_sentences}).items():
         sources, targets = [], []
         for _ in range(sentences):
-            said = generator.sample(WORDS, generator.randint(MIN_WORDS, MAX_WORDS))
+            said = generator.sample(words, generator.randint(*lengths))
             sources.append(" ".join(said))
             targets.append(" ".join(word + "n" for word in sorted(said)))
         corpus[split] = [sources, targets]

@@ -19,7 +19,7 @@ from nas_attn.benchmark.attention import (
     Timing,
     time_attention,
 )
-from nas_attn.benchmark.commands import Speed, time_commands
+from nas_attn.benchmark.commands import Commands, Speed, time_commands
 from nas_attn.benchmark.figure import write_figure
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import machine_text
@@ -101,13 +101,14 @@ def bench_attention(
 
 
 def bench_fairseq(
-    data: Path, out: Path, *, schemes: Sequence[str], **options: Any
+    data: Path, out: Path, commands: Commands, *, schemes: Sequence[str], **options: Any
 ) -> Sequence[Speed]:
     """Time fairseq's commands with every scheme against stock fairseq, and write fairseq.csv.
 
     Args:
         data: Folder of a binarised translation data set.
         out: Folder for checkpoints, logs and the table.
+        commands: How the commands are run.
         schemes: Names; all if empty.
         options: See `nas_attn.benchmark.commands.time_commands`.
 
@@ -116,7 +117,7 @@ def bench_fairseq(
     """
     if not data.is_dir():
         raise NasAttnError(f"there is no data set {data}; nas-attn prepare makes one")
-    speeds = time_commands(data, out, schemes or list(SCHEMES), **options)
+    speeds = time_commands(data, out, schemes or list(SCHEMES), commands, **options)
     with (out / "fairseq.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["contender", "measure", "round", "value"])
