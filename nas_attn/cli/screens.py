@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -102,6 +103,7 @@ class SearchDisplay:
     def _running(self, snapshot: Snapshot) -> PlanTable:
         axis, loss = self.objectives.primary_cost, self.objectives.metric
         rows = []
+        has_gpus = any(trial.gpus is not None for trial in snapshot.running)
         for trial in snapshot.running[:MAX_RUNNING_ROWS]:
             last = trial.last
             cells = [
@@ -111,9 +113,10 @@ class SearchDisplay:
                 "" if last is None else str(last.seed),
                 "" if last is None else str(last.num_updates),
                 "" if last is None else f"{last.loss:.4f}",
+                *([_gpus_text(trial.gpus)] if has_gpus else []),
             ]
             rows.append((cells, plain(str(trial.plan))))
-        columns = ("trial", axis, "time", "seed", "updates", loss)
+        columns = ("trial", axis, "time", "seed", "updates", loss, *(["GPUs"] if has_gpus else []))
         return PlanTable(title="running", columns=columns, rows=rows)
 
 
@@ -182,6 +185,7 @@ def _counts(status: Status) -> Text:
 def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
     """What is not over; updates and loss are of the first seed's last validation."""
     rows = []
+    has_gpus = any(running.trial.gpus is not None for running in status.running)
     for running in (*status.running, *status.interrupted)[:MAX_RUNNING_ROWS]:
         trial = running.trial
         updates = max(trial.curve, default=None)
@@ -191,6 +195,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
             "" if trial.started is None else duration(status.now - trial.started),
             "" if updates is None else f"{updates:,}",
             "" if updates is None else f"{trial.curve[updates]:.4f}",
+            *([_gpus_text(trial.gpus if running.is_alive else None)] if has_gpus else []),
         ]
         driver = running.driver or "unknown"
         about = f"  by {driver}" if running.is_alive else f"  interrupted; its driver was {driver}"
@@ -201,10 +206,16 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
         "begun ago",
         "updates",
         words(objectives.metric),
+        *(["GPUs"] if has_gpus else []),
     )
     shown = "" if len(rows) == len(status.unfinished) else f" ({len(status.unfinished)} trials)"
     title = "running" if status.running else "interrupted"
     return PlanTable(title=f"{title}{shown}", columns=columns, rows=rows)
+
+
+def _gpus_text(gpus: str | None) -> str:
+    """Which GPUs a trial has; of a UUID its beginning, which CUDA takes, too."""
+    return plain(re.sub(r"(GPU|MIG)-([0-9a-f]{8})[0-9a-f-]*", r"\1-\2", gpus or "")).plain
 
 
 def _failures(failed: Sequence[TrialRecord]) -> Text:

@@ -182,18 +182,24 @@ class SearchConfig(ConfigModel):
         return self
 
 
+LEAST_GPUS = 1e-4
+"""The least fraction that Ray knows."""
+
+
 class ResourcesConfig(ConfigModel):
     """What one trial gets."""
 
     cpus: Annotated[int, Field(ge=1)] = 1
     """CPU threads; on small models several one-thread trials are fastest."""
-    gpus: Annotated[float, Field(ge=0)] = 0
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     """A fraction shares a GPU; with several, fairseq trains on all of them (one machine)."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> ResourcesConfig:
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError("gpus: must be a fraction up to 1, or a whole number")
+        if 0 < self.gpus < LEAST_GPUS:
+            raise ValueError(f"gpus: must be 0, or at least {LEAST_GPUS:g}")
         return self
 
 

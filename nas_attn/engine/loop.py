@@ -165,6 +165,12 @@ class SearchLoop:
             return False
         return not self.proposer.running
 
+    def placed(self, number: int, gpus: str) -> None:
+        """A trial begins on GPUs, which others are to see."""
+        self._running[number] = replace(self._running[number], gpus=gpus)
+        if self.leases.owns(self._mine[number]):
+            self.store.annotate(number, {fields.GPUS: gpus})
+
     def progress(self, number: int, news: Validation) -> bool:
         """A running trial has validated; returns whether it goes on.
 

@@ -27,6 +27,7 @@ class RunningTrial:
     cost: int
     started: float
     last: Validation | None = None
+    gpus: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

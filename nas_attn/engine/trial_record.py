@@ -23,6 +23,7 @@ THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
 COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
 ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
 STARTS, WARM, UPDATES = "starts", "warm", "updates"
+GPUS = "gpus"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class TrialRecord:
         threads: CPU threads of a training.
         folder: Folder of its files.
         driver: Name of the driver that created it.
+        gpus: GPUs that its processes see, or saw last, as CUDA names them, on Ray with the node;
+            None on a CPU, and in records of old.
         proposal: History that it was proposed from (see `nas_attn.engine.candidates`).
         params: The sampler's parameters.
         system: Attributes that the sampler keeps on the trial.
@@ -98,6 +101,7 @@ class TrialRecord:
     threads: int
     folder: str | None
     driver: str | None
+    gpus: str | None = None
     proposal: Mapping[str, Any] | None
     params: Mapping[str, Any]
     system: Mapping[str, Any]
@@ -189,6 +193,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         threads=attrs.get(THREADS, 1),
         folder=attrs.get(FOLDER),
         driver=attrs.get(DRIVER),
+        gpus=attrs.get(GPUS),
         proposal=proposal,
         params=dict(trial.params),
         system=dict(trial.system_attrs),

@@ -69,6 +69,7 @@ class TrialJob:
         last_update: Update after which it ends; None if it has no such limit.
         needs: Files of another trial that must be there.
         figures: Names of validation metrics that are kept of the first seed's last validation.
+        alone: Whether no other trial is to share its GPUs meanwhile, or on a CPU the machine.
     """
 
     number: int
@@ -87,6 +88,7 @@ class TrialJob:
     last_update: int | None = None
     needs: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
+    alone: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,18 +11,16 @@ import pytest
 from optuna.trial import TrialState
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
-from nas_attn.engine.storage import open_storage
-from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.study.loading import load_study
 from tests.helpers.cli import run
 from tests.helpers.ray_nodes import (
     RayNodes,
     log_of,
     start_driver,
     trains_on,
+    trials_of,
     wait_for,
 )
 from tests.helpers.studies import write
@@ -48,13 +46,6 @@ def nodes(tmp_path: Path) -> Iterator[RayNodes]:
     cluster = RayNodes(tmp_path / "nodes", head_cpus=1)
     yield cluster
     cluster.close()
-
-
-def trials_of(study: Path, runs: Path) -> list[TrialRecord]:
-    loaded = load_study(str(study), runs=runs)
-    return TrialStore(
-        loaded.config.name, open_storage(None, loaded.folder), loaded.objectives
-    ).trials()
 
 
 def results(trials: list[TrialRecord]) -> list[Any]:

@@ -13,7 +13,7 @@ from nas_attn.attention.counting import ModelSize
 from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig
 from nas_attn.engine.leases import TrialLeases
-from nas_attn.engine.loop import SearchLoop
+from nas_attn.engine.loop import JobBuilder, SearchLoop
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
@@ -187,3 +187,22 @@ def notes(folder: Path) -> dict[str, Any]:
 def fail_trial_3(job: TrialJob) -> str | None:
     """For a `FakeExecutor`: one trial ends with an error that looks like markup."""
     return "no [red]room[/]" if job.number == 3 else None
+
+
+def telling_jobs(folder: Path) -> JobBuilder:
+    """Jobs for `tests.helpers.telling`; what trainings see goes to the file `told`."""
+
+    def build(number: int, plan: AttentionPlan, _: str | None) -> TrialJob:
+        total = make_sizer().size(plan).total
+        trial, told = folder / f"{number:05d}", str(folder / "told")
+        run = SeedRun(seed=1, folder=str(trial / "seed-1"), command=(str(total), told))
+        return TrialJob(
+            number=number,
+            folder=str(trial),
+            metric="loss",
+            parameters=total,
+            runs=(run,),
+            plan=plan.to_json(),
+        )
+
+    return build

@@ -15,6 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nas_attn.engine.storage import open_storage
+from nas_attn.engine.store import TrialStore
+from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.study.loading import load_study
+
 COMMAND = [sys.executable, "-W", "ignore", "-m", "nas_attn.cli.main", "search"]
 RECONNECT_SECONDS = 5
 """How long Ray waits for its head before a driver ends; a minute by default."""
@@ -31,9 +36,10 @@ class RayNodes:
     Args:
         folder: for the nodes' temporary folders.
         head_cpus: of the head's node, which drivers are on.
+        head_gpus: made-up ones of the head's node.
     """
 
-    def __init__(self, folder: Path, head_cpus: int) -> None:
+    def __init__(self, folder: Path, head_cpus: int, head_gpus: int = 0) -> None:
         from ray.cluster_utils import Cluster
 
         self._folder = folder
@@ -42,7 +48,11 @@ class RayNodes:
         try:
             self._cluster = Cluster()
             self.head = self._add(
-                "head", num_cpus=head_cpus, include_dashboard=False, _system_config=HEALTH
+                "head",
+                num_cpus=head_cpus,
+                num_gpus=head_gpus,
+                include_dashboard=False,
+                _system_config=HEALTH,
             )
         except BaseException:
             self._lock.close()
@@ -118,6 +128,14 @@ def start_driver(study: Path, runs: Path, *options: str) -> subprocess.Popen[byt
         )
     _drivers.append(driver)
     return driver
+
+
+def trials_of(study: Path, runs: Path) -> list[TrialRecord]:
+    """What a study has on record."""
+    loaded = load_study(str(study), runs=runs)
+    return TrialStore(
+        loaded.config.name, open_storage(None, loaded.folder), loaded.objectives
+    ).trials()
 
 
 def log_of(study: Path) -> Path:

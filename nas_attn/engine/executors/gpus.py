@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from nas_attn.errors import UsageError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+SLURM_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+"""The GPUs of a step, and of a batch job, numbered as the node has them (manual pages of srun and
+sbatch), also where a control group shows a job its own devices alone, numbered from 0."""
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The GPUs that this process may use, each by a name that CUDA_VISIBLE_DEVICES takes.
 
-    Where that variable is set, as a scheduler does, they are those that it names (numbers, UUIDs or
-    MIG instances), as far as there are such; else all of the machine.
+    Where that variable is set, as a scheduler does, they are those that it names (numbers, UUIDs,
+    which may be cut short, or MIG instances), as far as there are such; set but empty, it names
+    none. Where it is not set, they are those of a Slurm job, or else all of the machine.
     """
-    given = environment.get(VARIABLE)
+    count, given = _count(), environment.get(VARIABLE)
     if given is None:
-        return [str(index) for index in range(_count())]
+        job = _of_slurm(environment)
+        # Of as many as a job has, or fewer, the control group hides the others.
+        return job if 0 < len(job) < count else [str(index) for index in range(count)]
     names = [name.strip() for name in given.split(",") if name.strip()]
     if names and names[0].startswith("MIG-"):
         # Of several, a process sees the first alone, so they cannot be counted.
-        return list(dict.fromkeys(names)) if _count() else []
-    return names[: _count()]  # what comes after a name that means nothing is not seen
+        return list(dict.fromkeys(names)) if count else []
+    return names[:count]  # what comes after a name that means nothing is not seen
 
 
 def _count() -> int:
@@ -33,21 +39,30 @@ def _count() -> int:
     return torch.cuda.device_count()
 
 
-def deal_gpus(names: Sequence[str], gpus: float, workers: int | None) -> list[str]:
-    """The value of CUDA_VISIBLE_DEVICES for each trial that runs at a time.
+def _of_slurm(environment: Mapping[str, str]) -> list[str]:
+    """The numbers of a Slurm job's GPUs on this node; none if Slurm says none."""
+    for variable in SLURM_VARIABLES:
+        names = [name.strip() for name in environment.get(variable, "").split(",")]
+        if all(name.isdecimal() for name in names):
+            return list(dict.fromkeys(names))
+    return []
 
-    Fractions share a GPU, as many as it holds, and are spread over all; more than one are whole
-    ones, which no other trial has.
+
+def share_gpus(names: Sequence[str], gpus: float) -> tuple[list[str], int]:
+    """Divide GPUs among trials.
 
     Args:
         names: Names of the GPUs that there are.
-        gpus: GPUs of a trial; above 0.
-        workers: Trials at a time; as many as there is room for, if left out.
+        gpus: GPUs of a trial; above 0. A fraction shares a GPU; more than one are whole ones, which
+            no other trial has.
+
+    Returns:
+        The values of CUDA_VISIBLE_DEVICES that trials can have, no GPU in two of them, and how many
+        trials can have the same one at a time.
 
     Raises:
         UsageError: there are not so many GPUs.
     """
-    there_are = f"there are {len(names)}" + (f" ({', '.join(names)})" if names else "")
     each = max(1, int(gpus))
     if each > 1 and any(name.startswith("MIG-") for name in names):
         raise UsageError(
@@ -56,16 +71,47 @@ def deal_gpus(names: Sequence[str], gpus: float, workers: int | None) -> list[st
         )
     if len(names) < each:
         raise UsageError(
-            f"resources.gpus: a trial wants {gpus:g} GPUs, but {there_are}; ask for fewer, or give "
-            f"this process more ({VARIABLE} says which it may use)"
+            f"resources.gpus: a trial wants {gpus:g} GPUs, but {_there_are(names)}; ask for fewer, "
+            f"or give this process more ({VARIABLE} says which it may use{_given()})"
         )
-    # 1 / 0.1 is a little less than 10 in places.
-    shares = math.floor(1 / gpus + 1e-9) if gpus < 1 else 1
-    room = len(names) // each * shares
-    if workers is not None and workers > room:
+    devices = [",".join(names[i * each : (i + 1) * each]) for i in range(len(names) // each)]
+    return devices, trials_a_gpu(gpus)
+
+
+def trials_a_gpu(gpus: float) -> int:
+    """How many trials fit on a GPU, or on as many as each of them wants.
+
+    Args:
+        gpus: GPUs of a trial; above 0, and meant as it is written: ten trials of 0.1 fit, although ten
+            times that floating-point number are more than 1.
+    """
+    return max(1, int(1 / Fraction(repr(gpus))))
+
+
+def check_workers(workers: int, names: Sequence[str], gpus: float, room: int) -> None:
+    """See that the GPUs have room for the trials that are wanted at a time.
+
+    Raises:
+        UsageError: they have not.
+    """
+    if workers > room:
         raise UsageError(
             f"execution.workers: {workers} trials at a time with {gpus:g} GPUs each do not fit, as "
-            f"{there_are}; take at most {room}, or leave it out"
+            f"{_there_are(names)}; take at most {room}, or leave it out"
         )
-    groups = [",".join(names[i * each : (i + 1) * each]) for i in range(len(names) // each)]
-    return [groups[slot % len(groups)] for slot in range(room if workers is None else workers)]
+
+
+def _there_are(names: Sequence[str]) -> str:
+    return f"there are {len(names)}" + (f" ({', '.join(names)})" if names else "")
+
+
+def _given() -> str:
+    """What the environment says, where that is likely not to be what was meant."""
+    given = os.environ.get(VARIABLE)
+    if given is None:
+        return ""
+    if given.strip():
+        return f"; it is {given!r}"
+    job = _of_slurm(os.environ)
+    slurm = f", though the Slurm job has {', '.join(job)}: unset it" if job else ""
+    return f"; it is empty, which hides all{slurm}"

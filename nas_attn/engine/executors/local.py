@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
-from nas_attn.engine.executors.gpus import deal_gpus, visible_gpus
+from nas_attn.engine.executors.gpus import check_workers, share_gpus, visible_gpus
+from nas_attn.engine.executors.places import Places
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.machine import cpu_count
+from nas_attn.trials.job import TrialJob
 from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.launch import ColdLauncher, Launcher
 from nas_attn.trials.runner import TrialRun
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 
@@ -29,38 +35,84 @@ class LocalExecutor:
 
     def __init__(self, config: ExecutionConfig, resources: ResourcesConfig) -> None:
         self.config = config
-        self._devices: list[str] | None = None
         if resources.gpus > 0:
-            self._devices = deal_gpus(visible_gpus(), resources.gpus, config.workers)
-            self.workers = len(self._devices)
+            names = visible_gpus()
+            devices, share = share_gpus(names, resources.gpus)
+            room = len(devices) * share
+            self.workers = config.workers or _as_cpus_allow(room, resources.cpus)
+            check_workers(self.workers, names, resources.gpus, room)
+            self._places = Places(devices, share, self.workers)
         else:
-            room = max(1, cpu_count() // resources.cpus)
-            self.workers = config.workers or room
+            self.workers = config.workers or max(1, cpu_count() // resources.cpus)
+            self._places = Places([None], self.workers, self.workers)
+        if self.workers * resources.cpus > cpu_count():
+            logger.warning(
+                "%d trials at a time with %d CPU threads each are more than the %d CPUs there are: "
+                "each will be slower than alone",
+                self.workers,
+                resources.cpus,
+                cpu_count(),
+            )
 
     def run(self, loop: SearchLoop) -> None:
         """Run until the search is over. An exception stops all trials first."""
         launcher: Launcher = ForkServer() if self.config.fork_server else ColdLauncher()
         running: dict[int, TrialRun] = {}
+        waiting: dict[int, TrialJob] = {}
         try:
-            while running or not loop.is_over():
-                self._fill(loop, running, launcher)
-                for slot, trial in list(running.items()):
+            while running or waiting or not loop.is_over():
+                for job, device in self._startable(loop, waiting):
+                    running[job.number] = TrialRun(job, device=device, launcher=launcher)
+                for number, trial in list(running.items()):
                     if _advance(loop, trial):
-                        del running[slot]
+                        del running[number]
+                        self._places.leave(number)
                 time.sleep(POLL_SECONDS)
         finally:
             for trial in running.values():
                 trial.stop()
             launcher.close()
 
-    def _fill(self, loop: SearchLoop, running: dict[int, TrialRun], launcher: Launcher) -> None:
-        for slot in range(self.workers):
-            if slot not in running:
-                job = loop.next_job()
-                if job is None:
-                    return
-                device = None if self._devices is None else self._devices[slot]
-                running[slot] = TrialRun(job, device=device, launcher=launcher)
+    def _startable(
+        self, loop: SearchLoop, waiting: dict[int, TrialJob]
+    ) -> Iterator[tuple[TrialJob, str | None]]:
+        """The jobs that begin now, each with its GPUs, one after the other.
+
+        Args:
+            loop: Loop of the search.
+            waiting: Jobs that wait for GPUs of their own, by number of the trial.
+        """
+        while True:
+            free = self._places.next_alone()
+            if free is not None:
+                job, device = waiting.pop(free[0]), free[1]
+            elif self._places.has_room and (new := loop.next_job()) is not None:
+                if new.alone:
+                    waiting[new.number] = new
+                    self._places.wait_alone(new.number)
+                    continue
+                job, device = new, self._places.take(new.number)
+            else:
+                return
+            if device is not None:
+                loop.placed(job.number, device)
+            yield job, device
+
+
+def _as_cpus_allow(room: int, cpus: int) -> int:
+    """Trials at a time of those that the GPUs have room for; one at least."""
+    allowed = max(1, cpu_count() // cpus)
+    if allowed >= room:
+        return room
+    logger.warning(
+        "%d trials fit on the GPUs at a time, but %d CPUs with %d threads a trial (resources.cpus) "
+        "allow %d; execution.workers sets another number",
+        room,
+        cpu_count(),
+        cpus,
+        allowed,
+    )
+    return allowed
 
 
 def _advance(loop: SearchLoop, trial: TrialRun) -> bool:

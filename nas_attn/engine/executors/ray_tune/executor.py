@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
+from nas_attn.engine.executors.gpus import trials_a_gpu
 from nas_attn.engine.executors.ray_tune.nodes import (
     WATCH_SECONDS,
     check_data,
@@ -29,6 +32,7 @@ from nas_attn.engine.executors.transfer import DatasetArchive, FileSync
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.errors import SearchError
 from nas_attn.masking import environment_without_secrets
+from nas_attn.trials.job import TrialJob
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +101,16 @@ class RayExecutor:
 
         If the cluster goes away for a minute, Ray ends this process; why is logged before.
         """
-        searcher = ConductorSearcher(loop, self._places)
+        gpus = self.resources.gpus
+        share = trials_a_gpu(gpus) if gpus > 0 else 1
+        searcher = ConductorSearcher(loop, self._places, trials_a_gpu=share)
         over = threading.Event()
         cluster = ray.get_runtime_context().gcs_address
         watch = threading.Thread(target=watch_cluster, args=(cluster, over), daemon=True)
         watch.start()
-        needs = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         with tempfile.TemporaryDirectory(prefix="nas-attn-tune-") as scratch:
             tuner = tune.Tuner(
-                tune.with_resources(self._trainable(), needs),
+                tune.with_resources(self._trainable(), partial(_needs, self.resources)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=ConductorScheduler(searcher),
@@ -154,6 +159,19 @@ class RayExecutor:
             has = node["Resources"]
             fits = int(has.get("CPU", 0) / self.resources.cpus)
             if self.resources.gpus > 0:
-                fits = min(fits, int(has.get("GPU", 0) / self.resources.gpus + 1e-9))
+                # A fraction is one of one GPU: of two GPUs, 0.6 and 0.6 are not 1.2 of both.
+                devices = int(has.get("GPU", 0)) // max(1, int(self.resources.gpus))
+                fits = min(fits, devices * trials_a_gpu(self.resources.gpus))
             places += fits
         return min(places, self.config.workers or places)
+
+
+def _needs(resources: ResourcesConfig, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray gives a trial; one that is to be alone gets whole GPUs."""
+    needs: dict[str, float] = {"CPU": resources.cpus}
+    if resources.gpus > 0:
+        alone = TrialJob.from_json(config["job"]).alone
+        # Ray counts in ten-thousandths, and would round 0.166666 up, of which five fit and not six.
+        least = math.floor(resources.gpus * 1e4 + 1e-6) / 1e4
+        needs["GPU"] = math.ceil(resources.gpus) if alone else least
+    return tune.PlacementGroupFactory([needs])

@@ -23,22 +23,29 @@ class ConductorSearcher(Searcher):
         places: Function that returns how many trials fit now. A trial begins when there is room for
             it, since its proposal had better know what came before, and Ray would let it wait for a
             lost node.
+        trials_a_gpu: Places that a trial takes that is to be alone on its GPU. As long as it waits
+            for one, no others begin that could take it away.
     """
 
-    def __init__(self, loop: SearchLoop, places: Callable[[], int]) -> None:
+    def __init__(
+        self, loop: SearchLoop, places: Callable[[], int], *, trials_a_gpu: int = 1
+    ) -> None:
         super().__init__(metric="loss", mode="min")
         self.loop = loop
         self.places = places
+        self.trials_a_gpu = trials_a_gpu
         self.numbers: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
         self._began: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        has_room = len(self.numbers) < self.places()
+        has_room = sum(self._taken.values()) < self.places()
         job = self.loop.next_job() if has_room else None
         if job is None:
             # None means: ask again later.
             return Searcher.FINISHED if self.loop.is_over() else None
         self.numbers[trial_id] = job.number
+        self._taken[trial_id] = self.trials_a_gpu if job.alone else 1
         self._began[trial_id] = time.monotonic()
         return {"job": job.to_json()}
 
@@ -48,6 +55,7 @@ class ConductorSearcher(Searcher):
         number = self.numbers.pop(trial_id, None)
         if number is None:
             return  # Tune tells twice where a worker dies as its trial ends
+        del self._taken[trial_id]
         seconds = time.monotonic() - self._began.pop(trial_id)
         if result is not None and "ended" in result:
             ended = TrialResult.from_json(json.loads(result["ended"]))
@@ -84,6 +92,8 @@ class ConductorScheduler(FIFOScheduler):
         return {}
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "placed" in result:
+            self.searcher.loop.placed(self.searcher.numbers[trial.trial_id], result["placed"])
         if "progress" not in result:
             return TrialScheduler.CONTINUE
         number = self.searcher.numbers[trial.trial_id]

@@ -8,6 +8,7 @@ import socket
 import time
 from typing import Any
 
+import ray
 from ray import tune
 
 from nas_attn.engine.executors.transfer import DatasetArchive, NodeWorkspace
@@ -25,9 +26,9 @@ POLL_SECONDS = 0.2
 class TrainTrial(tune.Trainable):
     """Runs jobs, one after the other; this is what a Ray worker executes.
 
-    A step is a validation or the end, told as JSON since Tune flattens what is nested. The process
-    is used again for the next trial, so fairseq is imported once in it; trainings themselves are
-    processes of their own.
+    A step is a validation or the end, told as JSON since Tune flattens what is nested, or before
+    all others which GPUs the trial has. The process is used again for the next trial, so fairseq
+    is imported once in it; trainings themselves are processes of their own.
     """
 
     def setup(
@@ -67,7 +68,11 @@ class TrainTrial(tune.Trainable):
     def _advance(self) -> dict[str, Any]:
         """Go on to the next validation or the end."""
         if self._trial is None:
-            self._trial = TrialRun(self._files.localise(self._job), launcher=self._launcher)
+            gpus = ",".join(ray.get_runtime_context().get_accelerator_ids()["GPU"]) or None
+            job = self._files.localise(self._job)
+            self._trial = TrialRun(job, device=gpus, launcher=self._launcher)
+            if gpus is not None:
+                return {"placed": f"{gpus} of {socket.gethostname()}"}
         trial = self._trial
         while not self._news and trial.result is None:
             self._news += trial.poll()
