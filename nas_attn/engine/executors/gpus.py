@@ -82,8 +82,8 @@ def trials_a_gpu(gpus: float) -> int:
     """How many trials fit on a GPU, or on as many as each of them wants.
 
     Args:
-        gpus: GPUs of a trial; above 0, and meant as it is written: ten trials of 0.1 fit, although ten
-            times that floating-point number are more than 1.
+        gpus: GPUs of a trial; above 0, and meant as it is written: ten trials of 0.1 fit, although
+            ten times that floating-point number are more than 1.
     """
     return max(1, int(1 / Fraction(repr(gpus))))
 
