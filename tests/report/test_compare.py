@@ -237,8 +237,8 @@ def test_references() -> None:
 
 def test_the_reference_of_fine_tuned_searches_comes_before_the_fine_tuning(tmp_path: Path) -> None:
     more = {COMMANDS: [["fairseq-train", "--seed", "7"]], STARTS: [["fairseq-train"]]}
-    baseline = trial(0, 10, 3.0, **more, **{FOLDER: "elsewhere/trials/00000"})
-    search = replace(searched("warm", [baseline]), folder=tmp_path)
+    baseline = trial(0, 10, 3.0, **more, **{FOLDER: str(tmp_path / "trials" / "00000")})
+    search = searched("warm", [baseline])
     with pytest.raises(UsageError, match="first validation of warm's baseline is gone"):
         early_reference_of(search)
     report = tmp_path / "trials" / "00000" / "seed-7" / "start" / "report.jsonl"
