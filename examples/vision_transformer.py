@@ -1,7 +1,7 @@
 """Attention that shares weights, inside a small vision transformer made of torch's own layers.
 
 The images are generated: noise of 16 x 16 pixels with two glyphs in it, and the question is whether
-the two are the same. No patch tells, so the answer goes through attention.
+the two are the same. No single patch decides, so the answer goes through attention.
 
     python examples/vision_transformer.py --scheme collaborative
 
@@ -100,7 +100,7 @@ def train(model: nn.Module, steps: Iterator[int], seed: int) -> int:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, count: int = 4000) -> float:
-    """Fraction of unseen images that are told right."""
+    """Fraction of unseen images that are classified right."""
     images, labels = make_images(count, torch.Generator().manual_seed(10**6))
     model.eval()
     return float((model(images).argmax(dim=1) == labels).float().mean())

@@ -2,10 +2,10 @@
 
 A vote is a pass of its own over training batches: no weight changes, and fairseq's updates, its
 learning rate and its place in the data stand still meanwhile, so a training with a vote takes as
-many steps as one without. It is over before fairseq goes on. A training that is killed inside it
+many steps as one without. It is over before fairseq resumes. A training that is killed inside it
 has its last checkpoint from before, and holds the same vote again.
 
-fairseq tells its task when an epoch begins, when a step is due and which batches it trains on, so
+fairseq calls its task when an epoch begins, when a step is due and which batches it trains on, so
 these methods of the task are wrapped; any task will do.
 """
 

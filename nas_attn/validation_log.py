@@ -54,7 +54,7 @@ def report_validation(
     }
     text = json.dumps(line) + "\n"
     with Path(path).open("a+b") as file:
-        # A line that was cut off, by a kill or a full disk, must not take this one with it.
+        # A line that was truncated, by a kill or a full disk, must not take this one with it.
         if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
             text = "\n" + text
         file.write(text.encode())
@@ -154,7 +154,7 @@ class Report:
             self._size = size
             for number in torn[len(self._torn) :]:
                 logger.warning(
-                    "%s, line %d: was cut off as it was written, and is left out",
+                    "%s, line %d: was truncated as it was written, and is left out",
                     self._path,
                     number,
                 )

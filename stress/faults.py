@@ -52,7 +52,7 @@ END_SECONDS = 60.0
 def study_of(
     options: argparse.Namespace, name: str, data: Path, storage: str | None
 ) -> dict[str, Any]:
-    """The study file of a drill, on the demo's corpus."""
+    """The study file of the stress test, on the demo's corpus."""
     alone = options.workers == 1
     arguments: dict[str, Any] = {
         "criterion": "label_smoothed_cross_entropy",
@@ -287,7 +287,7 @@ def main() -> int:
         # Tune does not use a second node for trials that are over before its worker has started.
         options.seconds = 6.0 if options.executor == "ray" else 2.0
     generator = random.Random(options.seed)
-    folder = Path(tempfile.mkdtemp(prefix="nas-attn-drill-"))
+    folder = Path(tempfile.mkdtemp(prefix="nas-attn-stress-"))
     server = Postgres(folder / "postgres") if options.storage == "postgres" else None
     storage = None if server is None else server.url
     data, runs = folder / "data", folder / "runs"

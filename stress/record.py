@@ -3,14 +3,14 @@
     python stress/record.py                      # 60 trials, about two minutes
     python stress/record.py --trials 8 --kills 6 --tears 3
 
-A search runs once undisturbed and once beside writers that nobody asked for: processes with our own
+A search runs once undisturbed and once among writers that nobody asked for: processes with our own
 storage, and with Optuna's own `JournalFileBackend`, as a notebook or optuna-dashboard has it. All
 are killed at random times. Now and then one writes a random part of its line and dies with its
 locks held; all die at once and random bytes are left at the end of the journal; the disk is full
 (a small tmpfs where root can mount one, else a limit of the file's size). A driver that says that
 the record is damaged is answered with `nas-attn repair`. At the end every trial must be complete
 exactly once, as in the undisturbed search, the fronts must be the same, and all that a writer was
-told is written must be there. The exit status is 0 if all of that holds.
+assured is written must be there. The exit status is 0 if all of that holds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WRITERS = ("ours", "ours", "optuna", "optuna")
 """Those beside the driver, by the storage that they write with."""
 DISK = 32 << 20
 STALE_SECONDS = 2.0
-"""For this drill, a lock of the dead is broken sooner than in 30 s."""
+"""For this test, a lock of the dead is broken sooner than in 30 s."""
 DAMAGED = 3
 """Exit status of a driver that says that the record is damaged."""
 
@@ -97,8 +97,8 @@ def search(folder: Path, trials: int, tear: Tear) -> None:
     Paced(workers=1).run(make_loop(folder, trials=trials))
 
 
-def write_notes(kind: str, name: str, folder: Path, told: Path, tear: Tear) -> None:
-    """Write notes on the study for ever, and keep a list of those that are written."""
+def write_metadata(kind: str, name: str, folder: Path, written: Path, tear: Tear) -> None:
+    """Write metadata of the study for ever, and keep a list of what is written."""
     path = folder / JOURNAL
     if kind == "ours":
         storage = open_storage(None, folder)
@@ -116,10 +116,10 @@ def write_notes(kind: str, name: str, folder: Path, told: Path, tear: Tear) -> N
 
         lock = JournalFileSymlinkLock(str(path), grace_period=3)
         storage = JournalStorage(Torn(str(path), lock))
-    number = len(told.read_text().splitlines()) if told.exists() else 0
+    number = len(written.read_text().splitlines()) if written.exists() else 0
     while True:
         storage.set_study_user_attr(0, f"{name} {number}", "x" * 200)
-        with told.open("a") as file:
+        with written.open("a") as file:
             file.write(f"{name} {number}\n")
         number += 1
         time.sleep(0.04)
@@ -146,8 +146,8 @@ def fork(function: Callable[..., None], *arguments: Any) -> int:
         os._exit(status)
 
 
-class Drill:
-    """The disturbed search and all that is beside it."""
+class DisturbedSearch:
+    """The disturbed search, and the other writers of its record."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, record: Path) -> None:
         self.options, self.folder, self.record = options, folder, record
@@ -187,8 +187,8 @@ class Drill:
         for index, kind in enumerate(WRITERS):
             name = f"{kind}-{index}"
             if name not in self.writers:
-                told = self.folder / f"{name}.told"
-                self.writers[name] = fork(write_notes, kind, name, self.record, told, tear)
+                written = self.folder / f"{name}.written"
+                self.writers[name] = fork(write_metadata, kind, name, self.record, written, tear)
                 self.counts["writers"] += 1
 
     def is_done(self) -> bool:
@@ -301,10 +301,10 @@ def trials_of(folder: Path) -> list[TrialRecord]:
     return list(TrialStore("fake", open_storage(None, folder), OBJECTIVES).trials())
 
 
-def faults_of(drill: Drill, whole: Path) -> list[str]:
+def faults_of(disturbed: DisturbedSearch, whole: Path) -> list[str]:
     """What was lost, done twice, or came out otherwise."""
     faults = []
-    left, right = trials_of(whole), trials_of(drill.record)
+    left, right = trials_of(whole), trials_of(disturbed.record)
     if len(left) != len(right):
         faults.append(f"{len(left)} trials undisturbed, but {len(right)} under faults")
     for one, other in zip(left, right, strict=False):
@@ -315,13 +315,13 @@ def faults_of(drill: Drill, whole: Path) -> list[str]:
                           f"{other.state.name} {other.losses} {other.plan}")  # fmt: skip
     if [(t.cost, t.loss) for t in front(left)] != [(t.cost, t.loss) for t in front(right)]:
         faults.append("the fronts differ")
-    notes = TrialStore("fake", open_storage(None, drill.record), OBJECTIVES).metadata()
-    for told in drill.folder.glob("*.told"):
-        names = told.read_text().splitlines()
-        drill.counts["notes"] += len(names)
-        lost = [name for name in names if name not in notes]
+    metadata = TrialStore("fake", open_storage(None, disturbed.record), OBJECTIVES).metadata()
+    for written in disturbed.folder.glob("*.written"):
+        names = written.read_text().splitlines()
+        disturbed.counts["entries of metadata"] += len(names)
+        lost = [name for name in names if name not in metadata]
         if lost:
-            faults.append(f"{len(lost)} notes were lost, such as {lost[0]}")
+            faults.append(f"{len(lost)} entries of metadata were lost, such as {lost[0]}")
     return faults
 
 
@@ -361,24 +361,24 @@ def main() -> int:
     with contextlib.nullcontext() if options.no_disk else disk(record):
         pid = fork(search, whole, options.trials, Tear(0, folder / "none"))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        drill = Drill(options, folder, record)
+        disturbed = DisturbedSearch(options, folder, record)
         began = time.monotonic()
-        drill.run()
+        disturbed.run()
         seconds = time.monotonic() - began
-        faults = faults_of(drill, whole)
+        faults = faults_of(disturbed, whole)
         trained = sum(trial.is_trained for trial in trials_of(record))
-        drill.counts["torn lines"] = drill.torn
+        disturbed.counts["torn lines"] = disturbed.torn
         points = len(front(trials_of(record)))
     print(
-        f"seed {options.seed}, {'tmpfs' if drill.has_disk else 'limit of size'}: {trained} trials "
-        f"complete in {seconds:.0f} s; "
-        + ", ".join(f"{count} {name}" for name, count in sorted(drill.counts.items()))
+        f"seed {options.seed}, {'tmpfs' if disturbed.has_disk else 'limit of size'}: "
+        f"{trained} trials complete in {seconds:.0f} s; "
+        + ", ".join(f"{count} {name}" for name, count in sorted(disturbed.counts.items()))
     )
     print(f"front: {points} points, {'identical' if not faults else 'see below'}")
     for fault in faults:
         print(f"FAULT {fault}")
     shutil.rmtree(folder, ignore_errors=True)
-    return 1 if faults or drill.counts["faults"] else 0
+    return 1 if faults or disturbed.counts["faults"] else 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ PUBLIC = [
 
 
 class Heard(LogEvents):
-    """Keeps what it is told."""
+    """Keeps what it is called with."""
 
     def __init__(self) -> None:
         super().__init__()

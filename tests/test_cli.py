@@ -283,14 +283,14 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     text = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again))
     assert re.search(rf"parameters +{baseline.cost:,} +{trial.cost:,} ", text)
     assert "decoder_self.0" in text
-    told = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=2)
-    assert "exists; remove it or name another file" in told
+    printed = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=2)
+    assert "exists; remove it or name another file" in printed
     multi_head = Path(baseline.folder or "") / "seed-1" / "checkpoints" / "checkpoint_best.pt"
     out = str(tmp_path / "voted.pt")
-    told = run("prune", str(multi_head), "--out", out, "--refit", status=2)
-    assert "need --calibrate" in told
-    told = run("prune", str(multi_head), "--out", out, status=2)
-    assert "no scheme of its plan prunes" in told
+    printed = run("prune", str(multi_head), "--out", out, "--refit", status=2)
+    assert "need --calibrate" in printed
+    printed = run("prune", str(multi_head), "--out", out, status=2)
+    assert "no scheme of its plan prunes" in printed
     data = str(tiny_translation.folder)
     arguments = ["--calibrate", data, "--refit", "--num-groups", "3", "--keep", "pillars"]
     text = run("prune", str(multi_head), "--out", out, *arguments)

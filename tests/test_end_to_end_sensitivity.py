@@ -160,7 +160,7 @@ def test_a_search_by_predictions(
     assert 5 <= len(table) <= 7, "a front may have fewer points"
     assert set(table["cost"]) <= {*predicted["cost"], table["cost"][0]}
     outcomes = pd.read_csv(folder / "sensitivity" / "outcomes.csv")
-    assert len(outcomes) == len(table) - 1, "what training made of predictions is told, too"
+    assert len(outcomes) == len(table) - 1, "what training made of predictions is in it, too"
     assert f"{len(table)} proposals, all as on record" in command("proposals", "--check")
     page = (folder / "report" / "index.html").read_text()
     assert ">Predicted front</h2>" in page
@@ -178,18 +178,18 @@ def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) 
     space.write_text("schemes: {multi_head: {}, multi_query: {}, reduced_key: {key_dim: [8]}}\n")
     arguments = ["sensitivity", str(run / "checkpoint_best.pt"), "--runs", str(tmp_path / "runs")]
     arguments += ["--space", str(space), "--checks", "0"]
-    told = CliRunner().invoke(app, arguments)
-    assert "with --data DATA" in str(told.exception)
+    result = CliRunner().invoke(app, arguments)
+    assert "with --data DATA" in str(result.exception)
     data = ["--data", str(measured.data.folder)]
-    told = CliRunner().invoke(app, [*arguments, *data, "--cost", "flops"])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, [*arguments, *data, "--cost", "flops"])
+    assert result.exit_code == 0, result.output
     (own,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"checkpoints-checkpoint_best-[0-9a-f]{8}", own.name)
     (folder,) = (own / "sensitivity").glob("space-????????")
     table = pd.read_csv(folder / "sensitivity.csv")
     assert len(table) == 3 * 2
-    told = CliRunner().invoke(app, [*arguments, *data, "--cost", "cache_bytes"])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, [*arguments, *data, "--cost", "cache_bytes"])
+    assert result.exit_code == 0, result.output
     predicted = pd.read_csv(folder / "predicted.csv")
     kept = {"multi_head": 16 + 16, "multi_query": 4 + 4, "reduced_key": 8 + 16}
     for _, row in predicted.iterrows():
@@ -197,13 +197,13 @@ def test_a_stock_checkpoint_is_measured_too(measured: Measured, tmp_path: Path) 
         assert row["cost"] == 4 * kept[choice]
     before = (folder / "sensitivity.csv").read_bytes()
     space.write_text("schemes: {multi_head: {}, multi_query: {}}\n")
-    told = CliRunner().invoke(app, [*arguments, *data])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, [*arguments, *data])
+    assert result.exit_code == 0, result.output
     assert len(list((own / "sensitivity").glob("space-????????"))) == 2
     assert (folder / "sensitivity.csv").read_bytes() == before, "what another space gave stays"
     space.write_text("schemes: {multi_head: {}, head_embedding_add: {}}\n")
-    told = CliRunner().invoke(app, [*arguments, *data])
-    assert "no choice of the space can take over what the baseline" in str(told.exception)
+    result = CliRunner().invoke(app, [*arguments, *data])
+    assert "no choice of the space can take over what the baseline" in str(result.exception)
     other = tmp_path / "checkpoints" / "checkpoint_best.pt"
     save_checkpoint({**read_checkpoint(run / "checkpoint_best.pt"), "other": 1}, other)
     named = target_of_checkpoint(

@@ -306,12 +306,12 @@ def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path:
     plan = AttentionPlan.read(str(out / "plan.json"))
     assert plan == chosen.pruned[0] == AttentionPlan.parse(state["cfg"]["model"].attention_plan)
     places = [translating.runs, translating.data.folder.parent, Path(__file__).parent.parent]
-    told = [*map(str, [*places, Path.home()]), "vectors.txt", "alice"]
+    private = [*map(str, [*places, Path.home()]), "vectors.txt", "alice"]
     if len(socket.gethostname()) > 5:  # weights hold any two letters
-        told.append(socket.gethostname())
+        private.append(socket.gethostname())
     for path in out.iterdir():
         content = path.read_bytes()
-        assert [text for text in told if text.encode() in content] == [], path.name
+        assert [text for text in private if text.encode() in content] == [], path.name
     assert f"seed 3, with {chosen.losses[0]:.4f}" in (out / "README.md").read_text()
 
     moved = tmp_path / "a folder's other place"

@@ -15,14 +15,14 @@ loaded = sorted({"torch._dynamo", "sklearn", "pandas"} & set(sys.modules))
 from fairseq.criterions.sentence_prediction import f1_score, _matthews_corrcoef
 from fairseq.tasks.audio_classification import sklearn_metrics
 import sklearn.metrics
-truth, told = [1, 0, 1, 1], [1, 1, 1, 0]
+truth, guess = [1, 0, 1, 1], [1, 1, 1, 0]
 print(json.dumps({
     "total": size.total,
     "loaded": loaded,
     "same": [
-        f1_score(y_true=truth, y_pred=told) == sklearn.metrics.f1_score(truth, told),
-        _matthews_corrcoef(truth, told) == sklearn.metrics.matthews_corrcoef(truth, told),
-        sklearn_metrics.roc_auc_score(truth, told) == sklearn.metrics.roc_auc_score(truth, told),
+        f1_score(y_true=truth, y_pred=guess) == sklearn.metrics.f1_score(truth, guess),
+        _matthews_corrcoef(truth, guess) == sklearn.metrics.matthews_corrcoef(truth, guess),
+        sklearn_metrics.roc_auc_score(truth, guess) == sklearn.metrics.roc_auc_score(truth, guess),
     ],
 }))
 """

@@ -133,7 +133,7 @@ def test_commands_after_a_repair_that_lost_a_trial(study: list[str], say: Say) -
 
 
 def test_passwords_in_what_is_refused(study: list[str], say: Say) -> None:
-    """Also where a key is mistyped, and the value with it is told."""
+    """Also where a key is mistyped, and the value with it is shown."""
     url = "postgresql+psycopg://me:Gr8heimwort@127.0.0.1:port/it"
     for word in (f"execution.storge={url}", f"execution.storage=[{url}]", url, f"name={url}"):
         status, text = say("status", *study, "--set", word)

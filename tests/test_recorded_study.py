@@ -1,4 +1,4 @@
-"""A study that an earlier version recorded is shown, reported and gone on with."""
+"""A study that an earlier version recorded is shown, reported and resumed."""
 
 from __future__ import annotations
 

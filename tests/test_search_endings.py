@@ -53,17 +53,17 @@ def test_what_fails_after_a_search_does_not_lose_its_report(
 
     monkeypatch.setattr(searching, "_by_sampler", fail_after)
     monkeypatch.setattr(reporting, "confirmed_rows", lack)
-    told = CliRunner().invoke(app, ["search", *study.typed])
-    assert str(told.exception) == "predictions are <no> guide"
+    result = CliRunner().invoke(app, ["search", *study.typed])
+    assert str(result.exception) == "predictions are <no> guide"
     report = study.folder / "report"
-    assert f"report: {report}/index.html" in told.output
+    assert f"report: {report}/index.html" in result.output
     page, summary = ((report / name).read_text() for name in ("index.html", "summary.md"))
     assert "The last search ended early: predictions are &lt;no&gt; guide" in page
     assert "**What was confirmed is left out: the data set is gone**" in summary
     assert len((report / "trials.csv").read_text().splitlines()) == 4
     monkeypatch.undo()
-    told = CliRunner().invoke(app, ["report", *study.typed])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", *study.typed])
+    assert result.exit_code == 0, result.output
     assert 'role="alert"' not in (report / "index.html").read_text()
 
 

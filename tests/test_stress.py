@@ -1,4 +1,4 @@
-"""The drill with faults, in short: what is killed comes back, and nothing is lost or done twice."""
+"""The stress test, in short: what is killed comes back, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stress.faults import faults_of
 from tests.helpers.fakes import FakeExecutor, make_loop
 from tests.helpers.servers import find_postgres
 
-DRILL = Path(__file__).resolve().parent.parent / "stress" / "faults.py"
+FAULTS = Path(__file__).resolve().parent.parent / "stress" / "faults.py"
 KILLS = 2
 
 
-def drill(*arguments: str) -> str:
+def stress(*arguments: str) -> str:
     """Run it; returns what it prints."""
-    command = [sys.executable, "-W", "ignore", str(DRILL), "--trials", "6", "--most", str(KILLS)]
+    command = [sys.executable, "-W", "ignore", str(FAULTS), "--trials", "6", "--most", str(KILLS)]
     command += ["--every", "4", "--seed", "5", "--limit", "240", *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -47,7 +47,7 @@ def kills(printed: str) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_drivers_and_workers_are_killed() -> None:
-    printed = drill()
+    printed = stress()
     assert "6 trials: 6 complete" in printed
     assert sum(kills(printed).values()) >= 1, printed
 
@@ -55,12 +55,12 @@ def test_drivers_and_workers_are_killed() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL server (Debian: postgresql)")
 def test_the_database_is_killed() -> None:
-    printed = drill("--storage", "postgres", "--kill", "postgres", "driver")
+    printed = stress("--storage", "postgres", "--kill", "postgres", "driver")
     assert "6 trials: 6 complete" in printed
     assert kills(printed).get("postgres", 0) >= 1, printed
 
 
-def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> None:
+def test_the_stress_test_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> None:
     trials = []
     for name in ("whole", "broken"):
         loop = make_loop(tmp_path / name, sampler="stratified_random", trials=6)
@@ -80,7 +80,7 @@ def test_the_drill_sees_what_is_lost_or_comes_out_otherwise(tmp_path: Path) -> N
 @pytest.mark.parametrize("arguments", [(), ("--no-disk",)], ids=["disk", "limit"])
 def test_a_record_that_cannot_be_destroyed(arguments: tuple[str, ...]) -> None:
     """Shows that after kills, torn writes, other writers and a full disk all is as undisturbed."""
-    command = [sys.executable, "-W", "ignore", str(DRILL.with_name("record.py"))]
+    command = [sys.executable, "-W", "ignore", str(FAULTS.with_name("record.py"))]
     command += ["--trials", "10", "--kills", "6", "--tears", "2", "--tear-every", "60"]
     command += ["--power", "3", "--full", "2", "--every", "0.3", "--seed", "4", "--limit", "100"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=150)

@@ -10,10 +10,10 @@ Every search is drawn again on its own, as many times as there are replicates:
 - Otherwise trials other than the baseline are drawn with replacement. This says how far the ratio
   hangs on single trials. It covers no noise of training.
 
-Neither covers another run of the search, of which one run tells nothing. A front keeps the best of
+Neither covers another run of the search, of which one run says nothing. A front keeps the best of
 what was drawn, so noise added to noise makes hypervolumes too large, and trials left out make them
 too small. The interval is therefore the drawn ratios moved so that their median is the observed
-ratio, cut off at zero. Trials that searches share are taken to be independent, which makes the
+ratio, truncated at zero. Trials that searches share are taken to be independent, which makes the
 interval wider than it need be. There is no interval where the first search's hypervolume vanishes
 in some replicate.
 """

@@ -67,7 +67,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
 def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.DataFrame:
     """The front, what is within its noise, and the baseline, from small to large.
 
-    The baseline has a row even if it is dominated; `on_front` tells.
+    The baseline has a row even if it is dominated, as `on_front` says.
 
     Columns: those of `trials_table`, and, against the baseline if it is complete: loss_change;
     cost_change (a fraction); retention (baseline's loss over the trial's, or score over the

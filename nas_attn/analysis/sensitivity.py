@@ -13,7 +13,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
-"""Changes of the loss, in bits a token, for which units' savings are told."""
+"""Changes of the loss, in bits a token, for which units' savings are stated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a workflow tells, on the terminal: a live display, or plain lines where there is none."""
+"""Progress of a workflow on the terminal: a live display, or plain lines where there is none."""
 
 from __future__ import annotations
 

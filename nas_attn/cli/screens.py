@@ -172,13 +172,13 @@ def _counts(status: Status) -> Text:
     about = [rate_text(status), f"{len(status.trials)} trials in all"]
     about[-1] += "".join(f", {number} {state}" for state, number in sorted(others.items()))
     lines.append("; ".join(about))
-    for beside in status.beside:
-        if beside.running or beside.drivers:
-            state = f"{beside.running} running, drivers: {', '.join(beside.drivers) or 'none'}"
+    for child in status.children:
+        if child.running or child.drivers:
+            state = f"{child.running} running, drivers: {', '.join(child.drivers) or 'none'}"
         else:
             state = "nothing running"
-        failed = f", {beside.failed} failed" if beside.failed else ""
-        lines.append(f"beside, {beside.name}: {beside.finished} finished{failed}, {state}")
+        failed = f", {child.failed} failed" if child.failed else ""
+        lines.append(f"beside, {child.name}: {child.finished} finished{failed}, {state}")
     return plain("\n".join(lines))
 
 

@@ -222,7 +222,7 @@ class ExecutionConfig(ConfigModel):
     hang_minutes: Annotated[float, Field(gt=0)] = 60
     """A training that writes nothing for so long is ended."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 20
-    """How often a driver tells others that it lives."""
+    """Seconds between two reports of a driver that it lives."""
     grace_seconds: Annotated[float, Field(gt=0)] = 120
     """A driver on another machine that is silent for so long has died; its trials are taken
     over."""

@@ -77,7 +77,7 @@ def costs_after(
 
 
 def checked(result: TrialResult, costs: PlanCosts, loss: str) -> TrialResult:
-    """A result as it is, or a failure if it cannot be one, whichever executor tells it.
+    """A result as it is, or a failure if it cannot be one, whichever executor reports it.
 
     Args:
         result: Result of a trial.

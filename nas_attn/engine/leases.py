@@ -114,10 +114,10 @@ class TrialLeases:
         """A stopped driver lives, so its trials are waited for, and that may be for ever."""
         if time.monotonic() < self._say_at:
             return
-        told = _drivers(self.store.metadata())
+        known = _drivers(self.store.metadata())
         for driver in sorted({owner_of(trial, claims) or "" for trial in trials} - {self.driver}):
             pid = _pid(driver)
-            if told.get(driver, {}).get("machine") == machine() and is_stopped(pid):
+            if known.get(driver, {}).get("machine") == machine() and is_stopped(pid):
                 self._say_at = time.monotonic() + SAY_SECONDS
                 held = [str(t.number) for t in trials if owner_of(t, claims) == driver]
                 logger.warning(
@@ -131,18 +131,18 @@ class TrialLeases:
 
     def _alive(self) -> set[str]:
         drivers = _drivers(self.store.metadata())
-        alive = {driver for driver, told in drivers.items() if self._is_alive(driver, told)}
+        alive = {driver for driver, entry in drivers.items() if self._is_alive(driver, entry)}
         return alive | {self.driver}
 
-    def _is_alive(self, driver: str, told: dict[str, Any]) -> bool:
-        if told["ended"]:
+    def _is_alive(self, driver: str, entry: dict[str, Any]) -> bool:
+        if entry["ended"]:
             return False
-        is_held = _is_held(Path(told["lock"])) if told["machine"] == machine() else None
+        is_held = _is_held(Path(entry["lock"])) if entry["machine"] == machine() else None
         if is_held is not None:
             return is_held
         beats, since = self._heard.get(driver, (-1, 0.0))
-        if told["beats"] != beats:
-            self._heard[driver] = (told["beats"], time.monotonic())
+        if entry["beats"] != beats:
+            self._heard[driver] = (entry["beats"], time.monotonic())
             return True
         return time.monotonic() - since < self.grace_seconds
 
@@ -151,7 +151,7 @@ class TrialLeases:
             try:
                 self._beat()
             except Exception as error:  # a storage that is away; trials are finished meanwhile
-                logger.warning("this driver could not tell that it lives: %s", first_line(error))
+                logger.warning("this driver could not report that it lives: %s", first_line(error))
 
     def _beat(self, *, ended: bool = False) -> None:
         self._beats += 1
@@ -183,22 +183,22 @@ def owner_of(trial: TrialRecord, claims: Sequence[Mapping[str, Any]]) -> str | N
     return owner
 
 
-def live_drivers(notes: Mapping[str, Any], *, now: float, grace_seconds: float) -> list[str]:
+def live_drivers(metadata: Mapping[str, Any], *, now: float, grace_seconds: float) -> list[str]:
     """Names of the drivers that live, as one sees it who looks once.
 
     So of other machines their clocks are believed.
 
     Args:
-        notes: Metadata of the study.
+        metadata: Metadata of the study.
         now: Time, in seconds since 1970.
         grace_seconds: Seconds that a driver on another machine may be silent.
     """
     alive = []
-    for driver, told in _drivers(notes).items():
-        if told["ended"]:
+    for driver, entry in _drivers(metadata).items():
+        if entry["ended"]:
             continue
-        is_held = _is_held(Path(told["lock"])) if told["machine"] == machine() else None
-        if is_held or (is_held is None and now - told.get("at", 0.0) < grace_seconds):
+        is_held = _is_held(Path(entry["lock"])) if entry["machine"] == machine() else None
+        if is_held or (is_held is None and now - entry.get("at", 0.0) < grace_seconds):
             alive.append(driver)
     return alive
 
@@ -209,9 +209,9 @@ def held_drivers(folder: Path) -> list[str]:
     return [path.stem for path in paths if _is_held(path)]
 
 
-def _drivers(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What every driver told last, by its name."""
-    return {k.removeprefix(PREFIX): v for k, v in notes.items() if k.startswith(PREFIX)}
+def _drivers(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What every driver reported last, by its name."""
+    return {k.removeprefix(PREFIX): v for k, v in metadata.items() if k.startswith(PREFIX)}
 
 
 def _pid(driver: str) -> int:

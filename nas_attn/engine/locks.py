@@ -17,7 +17,7 @@ from nas_attn.trials.processes.holders import is_stopped
 logger = logging.getLogger(__name__)
 
 SAY_SECONDS = 30.0
-"""A wait is told of so often."""
+"""Seconds between two messages about a wait."""
 LONGEST_PAUSE = 0.05
 
 

@@ -1,6 +1,6 @@
 """The loop of a search: which trial runs next, and what becomes of its result.
 
-An executor asks for jobs and reports what happened; all it is told and all it tells goes through
+An executor asks for jobs and reports what happened; all it is given and all it reports goes through
 the record, so a search can be killed at any time and started again with the same command, and
 several drivers can work on one study.
 """
@@ -195,7 +195,7 @@ class SearchLoop:
         if not self.leases.owns(trial):
             logger.warning("trial %d was taken over by another driver", number)
             return
-        # What runs on another node tells no updates where it is stopped.
+        # What runs on another node reports no updates where it is stopped.
         result = checked(result, self.costs, self.store.objectives.metric)
         updates = max(result.updates, running.last.num_updates if running.last else 0)
         spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}

@@ -38,18 +38,18 @@ def note_start(store: TrialStore, versions: Mapping[str, str], machine: str) -> 
     store.set_metadata(f"{START}{uuid.uuid4().hex}", {"at": time.time(), **now})
 
 
-def starts_of(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def starts_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a search was run with, from its first start on."""
-    starts = [note for name, note in notes.items() if name.startswith(START)]
+    starts = [start for name, start in metadata.items() if name.startswith(START)]
     starts.sort(key=lambda start: start["at"])
-    old = {name: notes[name] for name in (VERSIONS, MACHINE) if name in notes}
+    old = {name: metadata[name] for name in (VERSIONS, MACHINE) if name in metadata}
     is_old = old and not any(all(s[name] == old[name] for name in old) for s in starts)
     return [{"at": 0.0, VERSIONS: {}, MACHINE: "", **old}, *starts] if is_old else starts
 
 
-def versions_of(notes: Mapping[str, Any]) -> dict[str, str]:
+def versions_of(metadata: Mapping[str, Any]) -> dict[str, str]:
     """The versions of every library, one after the other if they changed."""
-    starts = starts_of(notes)
+    starts = starts_of(metadata)
     names = dict.fromkeys(name for start in starts for name in start[VERSIONS])
     return {
         name: _one_after_another([start[VERSIONS].get(name, "") for start in starts])
@@ -57,9 +57,9 @@ def versions_of(notes: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def machine_of(notes: Mapping[str, Any]) -> str:
+def machine_of(metadata: Mapping[str, Any]) -> str:
     """The machine of a search, or several."""
-    return _one_after_another([start[MACHINE] for start in starts_of(notes)])
+    return _one_after_another([start[MACHINE] for start in starts_of(metadata)])
 
 
 def _one_after_another(words: list[str]) -> str:

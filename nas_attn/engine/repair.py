@@ -62,7 +62,7 @@ class Repair:
         dropped: Pieces that were taken out.
         placeholders: Trials that were put in place of lost ones, as study and number.
         studies: Names of studies whose creation was lost.
-        notes: Metadata of the studies, what drivers reported of themselves included.
+        metadata: Metadata of the studies, what drivers reported of themselves included.
         backup: Path of the copy of the journal as it was; None if nothing was wrong.
     """
 
@@ -71,7 +71,7 @@ class Repair:
     dropped: list[Piece] = field(default_factory=list)
     placeholders: list[tuple[str, int]] = field(default_factory=list)
     studies: list[str] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     backup: Path | None = None
 
 
@@ -99,7 +99,7 @@ def repair_journal(
         repair = _rebuild(list(_pieces(path)), study, directions)
         if repair.kept == 0:
             raise SearchError(f"{path} is no journal of a search: no operation of Optuna is in it")
-        at_work = live_drivers(repair.notes, now=time.time(), grace_seconds=grace_seconds)
+        at_work = live_drivers(repair.metadata, now=time.time(), grace_seconds=grace_seconds)
         if at_work:
             raise SearchError(_at_work(at_work))
         if not repair.dropped:
@@ -257,7 +257,7 @@ def _rebuild(pieces: Sequence[Piece], study: str, directions: Sequence[int]) -> 
             except Exception as error:  # whatever Optuna makes of what it cannot apply
                 reason = f"Optuna cannot apply it ({type(error).__name__}: {error})"
                 take_out(replace(piece, reason=reason), _until_damaged(pieces, index + 1))
-    repair.notes = {
+    repair.metadata = {
         name: value
         for found in replay.get_all_studies()
         for name, value in found.user_attrs.items()

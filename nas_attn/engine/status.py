@@ -37,7 +37,7 @@ class RunningStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class ChildStudy:
     """What else is trained for a study, such as its confirmation.
 
     Args:
@@ -66,7 +66,7 @@ class Status:
         trials: All trials on record, also those that are not paid for, such as repeated ones.
         unfinished: Trials that count and are not over.
         drivers: Names of the live ones.
-        beside: Other trainings for the study.
+        children: Other trainings for the study.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Status:
     trials: Sequence[TrialRecord]
     unfinished: Sequence[RunningStatus] = ()
     drivers: Sequence[str] = ()
-    beside: Sequence[Beside] = ()
+    children: Sequence[ChildStudy] = ()
 
     @property
     def over(self) -> list[TrialRecord]:
@@ -157,8 +157,8 @@ def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Stat
     Raises:
         SearchError: the storage has not answered for long.
     """
-    now, notes = time.time(), store.metadata()
-    drivers = live_drivers(notes, now=now, grace_seconds=grace_seconds)
+    now, metadata = time.time(), store.metadata()
+    drivers = live_drivers(metadata, now=now, grace_seconds=grace_seconds)
     known = list(store.trials())
     claims = store.claims()
     unfinished = []
@@ -172,11 +172,11 @@ def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Stat
     return Status(
         name=store.name,
         now=now,
-        budget=max(notes.get(BUDGET, trials), sum(trial.uses_budget for trial in known)),
+        budget=max(metadata.get(BUDGET, trials), sum(trial.uses_budget for trial in known)),
         trials=known,
         unfinished=unfinished,
         drivers=drivers,
-        beside=[
+        children=[
             _read_beside(name, states, kept, now=now, grace_seconds=grace_seconds)
             for name, states, kept in store.children()
         ],
@@ -186,15 +186,15 @@ def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Stat
 def _read_beside(
     name: str,
     states: Sequence[TrialState],
-    notes: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     *,
     now: float,
     grace_seconds: float,
-) -> Beside:
-    return Beside(
+) -> ChildStudy:
+    return ChildStudy(
         name=name,
         finished=states.count(TrialState.COMPLETE),
         running=states.count(TrialState.RUNNING),
         failed=states.count(TrialState.FAIL),
-        drivers=tuple(live_drivers(notes, now=now, grace_seconds=grace_seconds)),
+        drivers=tuple(live_drivers(metadata, now=now, grace_seconds=grace_seconds)),
     )

@@ -28,7 +28,7 @@ GPUS = "gpus"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """A trial as the record tells it.
+    """A trial as it is on record.
 
     Args:
         number: Number in the study.

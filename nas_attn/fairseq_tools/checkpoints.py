@@ -162,8 +162,8 @@ def _check_file(path: Path) -> None:
         # none, and nothing tells whether such a file is whole.
         if start[:2] == b"PK" and not checkpoint_is_whole(path):
             raise UsageError(
-                f"{path} is no checkpoint that can be read: it is cut off or damaged (a part does "
-                "not match its checksum); copy it again, or take another of the training"
+                f"{path} is no checkpoint that can be read: it is truncated or damaged (a part "
+                "does not match its checksum); copy it again, or take another of the training"
             )
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None

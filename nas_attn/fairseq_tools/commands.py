@@ -74,7 +74,7 @@ def training_command(
     command += _metric_flags(config, data, metric, bleu_tokenizer)
     # Else batches depend on the epoch that a process started in, and resuming changes the result.
     command.append("--update-epoch-batch-itr=True")
-    # fairseq drops what is left of a set after the last full multiple (8 unless told otherwise).
+    # fairseq drops what is left of a set after the last full multiple (8 unless it is set).
     command += ["--required-batch-size-multiple=1", "--log-format=simple"]
     logs = value_of(command, TENSORBOARD)
     if logs is not None:

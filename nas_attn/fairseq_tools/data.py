@@ -145,8 +145,8 @@ def read_corpus(files: Mapping[str, Sequence[Path]]) -> dict[str, list[list[str]
         corpus[split] = [read_lines(path) for path in paths]
         counts = {path.name: len(side) for path, side in zip(paths, corpus[split], strict=True)}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise DataError(f"{split}: the sides have different numbers of lines: {told}")
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DataError(f"{split}: the sides have different numbers of lines: {listed}")
     return corpus
 
 

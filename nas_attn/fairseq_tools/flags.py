@@ -204,7 +204,7 @@ GENERATION = _names(
     sampling_topk sampling_topp temperature unkpen unnormalized
     """
 )
-"""What translating the validation split can be told."""
+"""Options of translating the validation split."""
 
 ALLOWED: tuple[tuple[Judge, str], ...] = (
     (

@@ -27,11 +27,11 @@ def compare_parsed(
         arguments: Arguments of a training, which passed `check_flags`.
     """
     named = given(arguments)
-    told = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
+    as_given = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
     actions = {option: action for action in parser._actions for option in action.option_strings}
     expected = {action.dest: _default(action) for action in actions.values()}
     for flag, value in {**own, **named}.items():
-        key = f"arguments.{told.get(flag, flag)}"
+        key = f"arguments.{as_given.get(flag, flag)}"
         action = actions.get(f"--{flag}")
         if action is None:
             yield ConfigIssue(key, _whose(flag, named))
@@ -43,7 +43,7 @@ def compare_parsed(
     for name, value in expected.items():
         if parsed.get(name) != value and name != argparse.SUPPRESS:
             message = f"fairseq would read {parsed.get(name)!r}, not {value!r}"
-            yield ConfigIssue(f"arguments.{told.get(dashed(name), dashed(name))}", message)
+            yield ConfigIssue(f"arguments.{as_given.get(dashed(name), dashed(name))}", message)
 
 
 def _default(action: argparse.Action) -> Any:
@@ -107,10 +107,10 @@ def check_training(
         args: Arguments as fairseq parsed them.
         arguments: Arguments as the study has them.
     """
-    told = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
+    as_given = {ALIASES.get(dashed(name), dashed(name)): name for name in arguments}
 
     def fault(flag: str, message: str) -> ConfigIssue:
-        return ConfigIssue(f"arguments.{told.get(flag, flag)}", message)
+        return ConfigIssue(f"arguments.{as_given.get(flag, flag)}", message)
 
     if args.optimizer is None:
         yield fault("optimizer", "is missing: fairseq-train needs one, such as adam")

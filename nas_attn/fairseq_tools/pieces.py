@@ -19,7 +19,7 @@ Corpus = Mapping[str, Sequence[Sequence[str]]]
 """For each split, for each language, the lines."""
 
 LINE_BYTES = 4192
-"""SentencePiece leaves out longer lines unless it is told otherwise."""
+"""SentencePiece leaves out longer lines unless it is set otherwise."""
 RESERVED = "\u2585"
 """SentencePiece leaves out lines that hold this character, which stands for unknown ones."""
 NEXT_LINE = "\x85"

@@ -26,7 +26,7 @@ NAMES = frozenset(
 """Settings that name files, services or hosts without saying so."""
 
 TRAINER = 2
-"""Field of a SentencePiece model that tells how it was trained."""
+"""Field of a SentencePiece model that says how it was trained."""
 TRAINED_FROM = (1, 2, 54)
 """Fields therein that are paths: the text, where the model went, and pieces to begin with."""
 

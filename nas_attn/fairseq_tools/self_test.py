@@ -288,7 +288,7 @@ def _all_decoded(output: str) -> str:
 def _has_learnt(output: str) -> str:
     shown = _shows(r"test \| .*accuracy ([\d.]+)", "accuracy")(output)
     if float(shown.split()[1]) < LEAST_ACCURACY:
-        raise Unproven(f"{shown}, but at least {LEAST_ACCURACY} of 100 should be told right")
+        raise Unproven(f"{shown}, but at least {LEAST_ACCURACY} of 100 should be classified right")
     return shown
 
 
@@ -316,8 +316,8 @@ def run_steps(
             fault=fault,
         )
         findings.append(finding)
-        told = (shown or "ok") if fault is None else fault
-        about = (scheme, step.task, step.name, told, finding.seconds)
+        verdict = (shown or "ok") if fault is None else fault
+        about = (scheme, step.task, step.name, verdict, finding.seconds)
         logger.info("%s: %s %s: %s (%.0f s)", *about)
         if fault is not None:
             break

@@ -44,8 +44,8 @@ def check_split(data: PreparedData, split: str) -> int:
                 "prepare the data with it"
             )
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{data.folder}: the sides of the {split} split differ in length: {told}")
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(f"{data.folder}: the sides of the {split} split differ in length: {listed}")
     return counts[names[0]]
 
 

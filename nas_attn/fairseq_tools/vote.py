@@ -25,7 +25,7 @@ MAX_TOKENS = 4096
 BUFFERS = r".*\.attention\.(?:kept|schedule|votes|together|shift|groups)"
 """State of the vote, which multi-head attention has none of."""
 RIDGE = 1e-6
-"""Share of the mean squared input that is added to each, so that equal heads can be told apart."""
+"""Share of the mean squared input that is added to each, so that equal heads are distinguished."""
 
 
 def vote_on_data(

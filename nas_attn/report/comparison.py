@@ -12,7 +12,7 @@ from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
 from nas_attn.report.tables import write_rows
 
-# Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow.
+# Okabe and Ito's colours, which people with any colour vision can distinguish, without the yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))

@@ -155,11 +155,11 @@
   }
   function drawCurves() {
     const kinds = { stopped: ["#b8bfc7", 1, "stopped early"], front: ["#0b5cad", 1.6, "front"], baseline: ["#b34700", 2.4, "multi-head baseline"] };
-    const told = new Set();
+    const named = new Set();
     const traces = data.curves.map((curve) => {
       const [color, width, name] = kinds[curve.kind];
-      const first = !told.has(curve.kind);
-      told.add(curve.kind);
+      const first = !named.has(curve.kind);
+      named.add(curve.kind);
       return { x: curve.updates, y: curve.values, mode: curve.updates.length > 1 ? "lines" : "markers", name, legendgroup: name, showlegend: first,
         line: { color, width }, marker: { color }, hovertemplate: `trial ${curve.number}: %{y:.4f} after %{x:,} updates<extra></extra>` };
     });

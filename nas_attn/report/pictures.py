@@ -12,7 +12,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
 
 PLAIN = "multi_head"
 MIXED = "several schemes"
-# Paul Tol's light scheme and a violet: told apart by colour-blind eyes, and black text on all is
+# Paul Tol's light scheme and a violet: distinct to colour-blind eyes, and black text on all is
 # readable. Where there is no colour, marks and codes differ too.
 PLAIN_COLOR, MIXED_COLOR = "#dddddd", "#ffffff"
 COLORS = (

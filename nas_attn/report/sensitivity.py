@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = (1e-3, 3.0)
-"""The least and the largest change that colours of the heat map tell apart."""
+"""The least and the largest change that colours of the heat map distinguish."""
 
 
 def write_findings(findings: SensitivityFindings, folder: Path) -> None:

@@ -22,7 +22,7 @@ SHOWN_LINES = 12
 SHOWN_WIDTH = 400
 """Characters of such a line on average, at most; a log may be one line without end."""
 TELLING_LINES = 50
-"""Lines at a log's end that say why a process failed; earlier ones may tell of harmless things."""
+"""Lines at a log's end that say why a process failed; earlier ones may be about harmless things."""
 
 CHAINED = "During handling of the above exception, another exception occurred:"
 LOGGED = " | INFO | "

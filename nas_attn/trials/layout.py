@@ -165,7 +165,7 @@ def repair_checkpoints(folder: Path) -> None:
     last, best = folder / LAST, folder / BEST
     for path in (last, best):
         if path.is_file() and not checkpoint_is_whole(path):
-            logger.warning("%s was cut off while it was written; it is not used", path)
+            logger.warning("%s was truncated while it was written; it is not used", path)
             path.unlink()
     if best.is_file() and not last.is_file():
         shutil.copyfile(best, last)

@@ -30,7 +30,7 @@ class TrialReports:
     def __init__(self, job: TrialJob) -> None:
         self.job = job
         self._reports: dict[Path, Report] = {}
-        self._told: dict[Path, set[int]] = {}
+        self._reported: dict[Path, set[int]] = {}
 
     def lines(self, folder: Path) -> list[dict[str, Any]]:
         """The validations of a training so far."""
@@ -40,14 +40,14 @@ class TrialReports:
         """The validations of a step's training that were not reported before."""
         if not step.trains:
             return []
-        run, told = step.run, self._told.setdefault(step.report_folder, set())
+        run, reported = step.run, self._reported.setdefault(step.report_folder, set())
         is_start = step.kind is StepKind.START
         news = []
         for count, line in enumerate(self.lines(step.report_folder), start=1):
             update = line["num_updates"]
-            if update in told or self.job.metric not in line["metrics"]:
+            if update in reported or self.job.metric not in line["metrics"]:
                 continue
-            told.add(update)
+            reported.add(update)
             news.append(
                 Validation(
                     seed=run.seed,

@@ -194,5 +194,5 @@ def _traces(step: Step) -> tuple[Any, ...]:
                 stat = entry.stat()
                 checkpoints.append((entry.name, stat.st_size, stat.st_mtime_ns))
     except OSError:
-        pass  # not yet made, or renamed as we look; the next look will tell
+        pass  # not yet made, or renamed as we look; the next look will show
     return (size_of(step.log), size_of(step.report_folder / REPORT_FILE), *sorted(checkpoints))

@@ -1,4 +1,4 @@
-"""What a workflow says while it goes on: it tells an `Events` object, and prints nothing."""
+"""Progress of a workflow: it calls an `Events` object, and prints nothing."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Events(Protocol):
         """A measurement has failed; the others go on."""
 
     def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
-        """Trials begin to run; `snapshot()` tells what there is already."""
+        """Trials begin to run; `snapshot()` returns what there is already."""
 
     def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Something happened to a trial; `snapshot()` tells where the run stands.
+        """Something happened to a trial; `snapshot()` returns where the run stands.
 
         Called often; making a snapshot takes a moment where there are thousands of trials.
         """

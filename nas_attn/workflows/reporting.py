@@ -48,7 +48,7 @@ class _Parts:
 def write_study_report(
     study: Study, store: TrialStore, out: Path, troubles: Sequence[str] = ()
 ) -> Path:
-    """Write what there is to report; what cannot be told is left out, and the report says why.
+    """Write what there is to report; what cannot be made is left out, and the report says why.
 
     Args:
         study: Whose report it is.
@@ -65,15 +65,15 @@ def write_study_report(
     trials = Trials.of(store, study.folder)
     if not trials.trained:
         raise NasAttnError("no trial is complete yet, so there is nothing to report")
-    parts, notes = _Parts(troubles), store.metadata()
+    parts, metadata = _Parts(troubles), store.metadata()
     is_replayed = study.config.replay is not None
     context = ReportContext(
         name=study.config.name,
         description=study.config.description,
         seeds=len(study.config.training.seeds),
         settings=store.settings() | {"search": study.config.search.model_dump(mode="json")},
-        versions=dict.fromkeys(library_versions(), "(not on record)") | versions_of(notes),
-        machine=machine_of(notes),
+        versions=dict.fromkeys(library_versions(), "(not on record)") | versions_of(metadata),
+        machine=machine_of(metadata),
         evaluate={}
         if is_replayed
         else parts.make("Commands of evaluation are", lambda: study.evaluation_texts(trials), {}),

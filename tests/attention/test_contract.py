@@ -93,8 +93,8 @@ def test_equals_the_naive_reference(
         (output * weights).sum().backward()
         gradients = [t.grad for t in (x, y, *module.parameters())]
         zeros = [torch.zeros_like(t) for t in (x, y, *module.parameters())]
-        told = [z if g is None else g for g, z in zip(gradients, zeros, strict=True)]
-        outcomes.append([output.detach(), *told])
+        whole = [z if g is None else g for g, z in zip(gradients, zeros, strict=True)]
+        outcomes.append([output.detach(), *whole])
     for expected, found in zip(*outcomes, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
@@ -232,12 +232,12 @@ def test_special_case_equals_torch_multi_head_attention(scheme: str) -> None:
 def test_state_dict_round_trip_and_gradients(scheme: str, choose: Choose) -> None:
     """Every parameter that may be trained is reached; one that is dead may not be."""
     module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
-    twin = make(scheme, choose(EMBED_DIM, NUM_HEADS))
-    nn.init.normal_(twin.out_proj.weight)
-    twin.load_state_dict(module.state_dict())
+    copied = make(scheme, choose(EMBED_DIM, NUM_HEADS))
+    nn.init.normal_(copied.out_proj.weight)
+    copied.load_state_dict(module.state_dict())
     query, key = inputs(2, 4, 6)
     output, _ = module(query, key, key)
-    assert torch.equal(output, twin(query, key, key)[0])
+    assert torch.equal(output, copied(query, key, key)[0])
     output.sum().backward()
     untrained = {name for name, p in module.named_parameters() if not p.requires_grad}
     assert untrained == ({"key_embedding"} if scheme == "head_embedding_add" else set())

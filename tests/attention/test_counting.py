@@ -157,7 +157,7 @@ def jacobian_rank(scheme: str, num_heads: int, sizes: dict[str, object]) -> int:
     columns = [jacobian.flatten(1) for jacobian in jacrev(outputs)(parameters).values()]
     values = torch.linalg.svdvals(torch.cat(columns, dim=1))
     rank = int((values > 1e-9 * values[0]).sum())
-    # A rank is told only by a gap.
+    # Only a gap shows the rank.
     assert rank == len(values) or values[rank] < 1e-5 * values[rank - 1], values[rank - 1 :]
     return rank
 

@@ -65,12 +65,14 @@ def test_groups_are_the_best_that_there_are(num_groups: int) -> None:
     heads=st.integers(1, 9),
     num_groups=st.integers(1, 10),
     width=st.integers(1, 4),
-    twins=st.booleans(),
+    are_equal=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_no_group_is_empty(heads: int, num_groups: int, width: int, twins: bool, seed: int) -> None:
+def test_no_group_is_empty(
+    heads: int, num_groups: int, width: int, are_equal: bool, seed: int
+) -> None:
     features = draw(2, heads, width, seed=seed)
-    if twins:
+    if are_equal:
         features = features[:, :1].expand(-1, heads, -1)
     labels = group_heads(products_of(features), num_groups)
     for layer in labels:
@@ -265,9 +267,9 @@ def test_masked_heads_equal_pruned_heads(bias: bool) -> None:
     small.load_state_dict(state)
     assert small.cache_size() == 2 * 2 * 2
     torch.testing.assert_close(small(x, x, x)[0], masked, rtol=0, atol=1e-12)
-    twin = build_attention("grouped_head", 16, 8, bias=bias, **options).double().eval()
-    twin.load_state_dict(module.state_dict())
-    assert torch.equal(twin(x, x, x)[0], masked), "a loaded mask acts"
+    copied = build_attention("grouped_head", 16, 8, bias=bias, **options).double().eval()
+    copied.load_state_dict(module.state_dict())
+    assert torch.equal(copied(x, x, x)[0], masked), "a loaded mask acts"
 
 
 def averaged(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -295,13 +297,13 @@ def test_an_average_over_a_vote_is_refused(before: int, after: int, message: str
     module.votes.copy_(torch.tensor(VOTES))
     module.settle(0, epoch=3, batches=20)
     mixed = averaged([first] * before + [module.state_dict()] * after)
-    twin = nn.Sequential(build_attention("grouped_head", 16, 8, keep="pillars"))
+    copied = nn.Sequential(build_attention("grouped_head", 16, 8, keep="pillars"))
     named = {f"0.{name}": tensor for name, tensor in mixed.items()}
     if message is None:
-        twin.load_state_dict(named)
+        copied.load_state_dict(named)
         return
     with pytest.raises(PlanError, match=f"0: {message}.* average only checkpoints from after it"):
-        twin.load_state_dict(named)
+        copied.load_state_dict(named)
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,13 @@ def test_contenders_compute_what_they_are_named_for(causal: bool) -> None:
             continue
         expected = module(x, causal)
         for implementation in (None, *IMPLEMENTATIONS):
-            twin = field[
+            copied = field[
                 name.replace(": reference", "" if implementation is None else f": {implementation}")
             ]
-            assert isinstance(twin, SchemeModule)
-            twin.attention.load_state_dict(module.attention.state_dict())
+            assert isinstance(copied, SchemeModule)
+            copied.attention.load_state_dict(module.attention.state_dict())
             try:
-                found = twin(x, causal)
+                found = copied(x, causal)
             except ValueError:
                 continue
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

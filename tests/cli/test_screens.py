@@ -18,7 +18,7 @@ from nas_attn.cli.screens import SearchDisplay, rate_text, status_line, status_s
 from nas_attn.cli.trial_tables import failure_text, front_plot, front_table, latest_table
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.snapshot import Snapshot
-from nas_attn.engine.status import Beside, RunningStatus, Status
+from nas_attn.engine.status import ChildStudy, RunningStatus, Status
 from nas_attn.engine.trial_record import TrialRecord
 from tests.helpers.fakes import (
     OBJECTIVES,
@@ -67,7 +67,7 @@ def status(snapshot: Snapshot) -> Status:
             RunningStatus(trial=waiting, driver="there-2", is_alive=False),
         ],
         drivers=["here-1"],
-        beside=[Beside(name="cold", finished=3, running=1, failed=2, drivers=("here-1",))],
+        children=[ChildStudy(name="cold", finished=3, running=1, failed=2, drivers=("here-1",))],
     )
 
 
@@ -112,8 +112,8 @@ def test_the_status_says_all_of_every_trial(status: Status, width: int) -> None:
 def test_nothing_is_markup(status: Status) -> None:
     evil = with_failure(replace(status, name=EVIL), EVIL)
     unfinished = [replace(running, driver=EVIL) for running in evil.unfinished]
-    beside = [Beside(name=EVIL, finished=1, running=0, failed=0, drivers=())]
-    evil = replace(evil, unfinished=unfinished, beside=beside)
+    children = [ChildStudy(name=EVIL, finished=1, running=0, failed=0, drivers=())]
+    evil = replace(evil, unfinished=unfinished, children=children)
     objectives = Objectives(metric="[bold]loss[/]", maximise=False, costs=("total",), limits={})
     text = render(status_screen(evil, objectives), 200)
     assert f"{SHOWN}: 11 of 20 finished" in text

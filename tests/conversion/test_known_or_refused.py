@@ -402,8 +402,8 @@ def test_a_module_in_several_places_stays_one(batch_first: bool) -> None:
     model.layers[1].self_attn = model.layers[0].self_attn
     states = torch.randn(2, 5, WIDTH)
     wanted = model(states)
-    [told] = convert_model(model, KEEP)
-    assert told.name == "layers.0.self_attn"
+    [converted] = convert_model(model, KEEP)
+    assert converted.name == "layers.0.self_attn"
     assert model.layers[0].self_attn is model.layers[1].self_attn
     assert sum(isinstance(module, Attention) for module in model.modules()) == 1
     torch.testing.assert_close(model(states), wanted)
@@ -412,10 +412,10 @@ def test_a_module_in_several_places_stays_one(batch_first: bool) -> None:
 def test_multi_head_changes_no_bit_of_the_weights() -> None:
     model = bert()
     query = bert_attention(model).query.weight
-    [told, _] = convert_model(model, KEEP, lambda m: m(**tokens(m)))
+    [converted, _] = convert_model(model, KEEP, lambda m: m(**tokens(m)))
     assert torch.equal(bert_attention(model).attention.q_proj.weight, query)
-    assert told.errors is not None
-    assert told.errors.outputs == 0.0
+    assert converted.errors is not None
+    assert converted.errors.outputs == 0.0
 
 
 @pytest.mark.parametrize("asked", ["by argument", "by configuration", "before as well"])

@@ -149,10 +149,10 @@ def test_data_help(kind: str) -> None:
     )
     blind, seeing = copy.deepcopy(model), copy.deepcopy(model)
     convert_model(blind, plan)
-    told = convert_model(seeing, plan, run)
+    converted = convert_model(seeing, plan, run)
     wanted, first, second = outputs(run, model, blind, seeing)
     assert (second - wanted).norm() < (first - wanted).norm()
-    assert all(module.errors is not None for module in told)
+    assert all(module.errors is not None for module in converted)
 
 
 def test_sites_and_layers_follow_the_model() -> None:
@@ -163,8 +163,8 @@ def test_sites_and_layers_follow_the_model() -> None:
             "encoder_decoder": [of("multi_head"), of("grouped_query", num_groups=2)],
         }
     )
-    told = convert_model(model, plan, run)
-    schemes = {module.name: module.choice.scheme for module in told}
+    converted = convert_model(model, plan, run)
+    schemes = {module.name: module.choice.scheme for module in converted}
     assert schemes == {
         "encoder.layers.0.self_attn": "multi_head",
         "encoder.layers.1.self_attn": "multi_head",

@@ -169,8 +169,8 @@ def test_where_locks_do_not_work_drivers_are_heard(
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refuse)
-        told = store.metadata()
-        at = told[f"driver {driver.driver}"]["at"]
-        assert live_drivers(told, now=at + 10, grace_seconds=60) == [driver.driver]
-        assert live_drivers(told, now=at + 70, grace_seconds=60) == []
+        entries = store.metadata()
+        at = entries[f"driver {driver.driver}"]["at"]
+        assert live_drivers(entries, now=at + 10, grace_seconds=60) == [driver.driver]
+        assert live_drivers(entries, now=at + 70, grace_seconds=60) == []
     driver.close()

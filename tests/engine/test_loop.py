@@ -148,8 +148,8 @@ def test_a_small_space_ends_when_it_is_empty(sampler: str, tmp_path: Path) -> No
     assert len(executor.ran) == space.size == 11
     for trial in loop.store.trials():
         if trial.duplicate_of is not None and trial.is_complete:
-            twin = loop.store.trials()[trial.duplicate_of]
-            assert (trial.loss, trial.cost) == (twin.loss, twin.cost)
+            original = loop.store.trials()[trial.duplicate_of]
+            assert (trial.loss, trial.cost) == (original.loss, original.cost)
 
 
 def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
@@ -163,14 +163,14 @@ def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
 
 def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=4, **WARM)
-    told: list[str | None] = []
-    build = loop.build_job
+    baselines: list[str | None] = []
+    original = loop.build_job
 
-    def tell(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
-        told.append(baseline)
-        return build(number, plan, baseline)
+    def build(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+        baselines.append(baseline)
+        return original(number, plan, baseline)
 
-    loop.build_job = tell
+    loop.build_job = build
     first = loop.next_job()
     assert first is not None
     assert loop.next_job() is None
@@ -181,7 +181,7 @@ def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     assert loop.store.trials()[0].updates == 80
     assert loop.next_job() is not None
     assert loop.next_job() is not None
-    assert told == [None, first.folder, first.folder]
+    assert baselines == [None, first.folder, first.folder]
 
 
 def test_cold_trials_wait_for_nobody(tmp_path: Path) -> None:

@@ -143,11 +143,11 @@ def test_proposals_that_come_to_nothing_end(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
-    """Whichever executor tells it."""
+    """Whichever executor reports it."""
     loop = make_loop(tmp_path, trials=6)
     odd = {3: (0.5, math.inf), 4: (math.nan,)}
-    told = {number: TrialResult(losses=losses, seconds=1.0) for number, losses in odd.items()}
-    FakeExecutor(error=lambda job: told.get(job.number)).run(loop)
+    results = {number: TrialResult(losses=losses, seconds=1.0) for number, losses in odd.items()}
+    FakeExecutor(error=lambda job: results.get(job.number)).run(loop)
     trials = loop.store.trials()
     assert [(t.state, t.failure) for t in trials[3:5]] == [(TrialState.FAIL, "not_finite")] * 2
     assert trials[3].reason == "the loss is 0.5, inf"

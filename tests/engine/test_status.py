@@ -87,12 +87,12 @@ def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
 def test_what_is_trained_beside(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     FakeExecutor().run(loop)
-    assert not read(loop.store).beside
+    assert not read(loop.store).children
     TrialStore("fake (cold)", loop.store.storage, OBJECTIVES, create=True)
     TrialStore("fake (claims)", loop.store.storage, OBJECTIVES, create=True)
     TrialStore("faker (cold)", loop.store.storage, OBJECTIVES, create=True)
-    beside = read(loop.store).beside
-    assert [(one.name, one.finished, one.running) for one in beside] == [("cold", 0, 0)]
+    children = read(loop.store).children
+    assert [(one.name, one.finished, one.running) for one in children] == [("cold", 0, 0)]
 
 
 def ended(trials: Sequence[TrialRecord], ends: Sequence[float]) -> Status:
@@ -123,12 +123,12 @@ def test_a_search_that_does_not_run_keeps_its_rate(trials: Sequence[TrialRecord]
 
 
 def test_drivers_on_other_machines_live_as_long_as_they_are_heard() -> None:
-    told = {"machine": "far away", "lock": "nowhere", "beats": 1}
+    entry = {"machine": "far away", "lock": "nowhere", "beats": 1}
     notes = {
-        "driver a": {**told, "ended": False, "at": 90.0},
-        "driver b": {**told, "ended": False, "at": 10.0},
-        "driver c": {**told, "ended": True, "at": 90.0},
-        "driver d": {**told, "ended": False},
+        "driver a": {**entry, "ended": False, "at": 90.0},
+        "driver b": {**entry, "ended": False, "at": 10.0},
+        "driver c": {**entry, "ended": True, "at": 90.0},
+        "driver d": {**entry, "ended": False},
         "versions": {},
     }
     assert live_drivers(notes, now=100.0, grace_seconds=60.0) == ["a"]

@@ -59,14 +59,14 @@ def make_trial(folder: Path, validations: int) -> None:
 def test_data_lie_elsewhere_on_a_node_and_are_unpacked_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "train.bin").write_bytes(bytes(range(256)))
-    parcel = DatasetArchive.pack(tmp_path / "data")
-    there = parcel.unpack(tmp_path / "node")
+    archive = DatasetArchive.pack(tmp_path / "data")
+    there = archive.unpack(tmp_path / "node")
     assert (there / "deep" / "train.bin").read_bytes() == bytes(range(256))
     before = (there / "deep" / "train.bin").stat().st_ino
-    assert parcel.unpack(tmp_path / "node") == there
+    assert archive.unpack(tmp_path / "node") == there
     (tmp_path / "theirs").symlink_to(tmp_path / "node")
     with pytest.raises(NasAttnError, match="cannot be trusted with data"):
-        parcel.unpack(tmp_path / "theirs")
+        archive.unpack(tmp_path / "theirs")
     assert (there / "deep" / "train.bin").stat().st_ino == before
 
 
@@ -137,7 +137,7 @@ def test_what_another_trial_made_is_fetched_once(
     needed.parent.mkdir(parents=True)
     needed.write_bytes(b"weights")
     (tmp_path / "data").mkdir()
-    parcel = DatasetArchive.pack(tmp_path / "data")
+    archive = DatasetArchive.pack(tmp_path / "data")
     folder = runs / "trials" / "00001"
     run = SeedRun(
         seed=1,
@@ -154,7 +154,7 @@ def test_what_another_trial_made_is_fetched_once(
         needs=(str(needed),),
     )
     for _ in range(2):
-        files = NodeWorkspace(parcel, Direct(), tmp_path / "node")
+        files = NodeWorkspace(archive, Direct(), tmp_path / "node")
         start = files.localise(job).runs[0].start
         assert Path(start[2]).read_bytes() == b"weights"
         assert all(Path(part).is_relative_to(tmp_path / "node") for part in (start[2], start[4]))

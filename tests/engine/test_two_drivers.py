@@ -162,9 +162,9 @@ def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
     restarted = [trial.number for trial in trials if attempts(trial) > 1]
     assert restarted == left
     for trial in trials:
-        told = validations(trial)
-        assert sorted(set(told)) == [100 * number for number in range(1, 10)]
-        assert len(told) <= 9 + (trial.number in left), "more than the one that a kill fell into"
+        updates = validations(trial)
+        assert sorted(set(updates)) == [100 * number for number in range(1, 10)]
+        assert len(updates) <= 9 + (trial.number in left), "more than the one that a kill fell into"
 
 
 @pytest.mark.slow

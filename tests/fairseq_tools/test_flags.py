@@ -46,7 +46,7 @@ def config(task: str = "translation", **arguments: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({"task": task, "arguments": given})
 
 
-def told(arguments: dict[str, Any]) -> dict[str, str]:
+def messages(arguments: dict[str, Any]) -> dict[str, str]:
     """What is found wrong, by key, beside arguments that are right."""
     left = {name: value for name, value in ARGUMENTS.items() if name not in arguments}
     named = {name: value for name, value in (left | arguments).items() if value is not None}
@@ -94,7 +94,7 @@ def test_every_flag_of_fairseq_train_is_decided() -> None:
     ],
 )  # fmt: skip
 def test_a_name_is_a_name(name: str) -> None:
-    assert "no name of a flag" in told({name: 1})[f"arguments.{name}"]
+    assert "no name of a flag" in messages({name: 1})[f"arguments.{name}"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_name_is_a_name(name: str) -> None:
     ],
 )  # fmt: skip
 def test_flags_are_judged(name: str, value: Any, message: str) -> None:
-    found = told({name: value})
+    found = messages({name: value})
     if message:
         assert message in found[f"arguments.{name}"]
     else:
@@ -197,9 +197,9 @@ def test_flags_are_judged(name: str, value: Any, message: str) -> None:
 
 
 def test_a_flag_is_given_once() -> None:
-    found = told({"max_tokens": 9})
+    found = messages({"max_tokens": 9})
     assert found == {"arguments.max_tokens": "is the same flag as max-tokens; give one of them"}
-    found = told({"batch-size": 9, "max-sentences": 8})
+    found = messages({"batch-size": 9, "max-sentences": 8})
     assert "is the same flag as batch-size" in found["arguments.max-sentences"]
 
 
@@ -253,7 +253,7 @@ def test_a_flag_is_given_once() -> None:
 def test_what_would_fail_later_is_refused(
     arguments: dict[str, Any], key: str, message: str
 ) -> None:
-    assert message in told(arguments)[key]
+    assert message in messages(arguments)[key]
 
 
 def test_what_is_parsed_is_what_was_said() -> None:

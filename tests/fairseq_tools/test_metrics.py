@@ -98,12 +98,12 @@ def test_flags_that_are_given_are_not_added(tmp_path: Path) -> None:
     data = data_set(tmp_path, pieces=True)
     whole = command(given, data, "bleu", "s")
     for word in ("--eval-bleu", '--eval-bleu-args={"beam": 1}', "--eval-bleu-remove-bpe=@@ "):
-        flags = [told.partition("=")[0] for told in whole]
+        flags = [word.partition("=")[0] for word in whole]
         assert flags.count(word.partition("=")[0]) == whole.count(word) == 1
     flags = added(given, data, "bleu")
     assert flags == ["--maximize-best-checkpoint-metric", "--eval-bleu-detok=space"]
-    told = config(report_accuracy=True)
-    assert command(told, data, "accuracy", "s").count("--report-accuracy") == 1
+    measured = config(report_accuracy=True)
+    assert command(measured, data, "accuracy", "s").count("--report-accuracy") == 1
 
 
 @pytest.mark.parametrize("prefix", ["", "grouped_"])
@@ -213,17 +213,19 @@ def test_trainings_by_bleu(
     best = tmp_path / "checkpoints" / "checkpoint_best.pt"
     assert torch.load(best, weights_only=True)["extra_state"]["best"] == max(scores) > 1.0
     evaluation = evaluation_command(longer, tiny_translation, best, "valid")
-    told = run_fairseq(
+    printed = run_fairseq(
         "generate", evaluation[1:], tmp_path / "generate.log", launcher=fork_server()
     ).output
-    found = re.search(r"Generate valid with beam=5: BLEU = ([\d.]+)", told)
-    assert found is not None, told[-3000:]
+    found = re.search(r"Generate valid with beam=5: BLEU = ([\d.]+)", printed)
+    assert found is not None, printed[-3000:]
     assert float(found[1]) == max(scores)
     decoding = decoding_command(longer, tiny_translation, best)
-    told = run_fairseq(
+    printed = run_fairseq(
         "generate", decoding[1:], tmp_path / "decode.log", launcher=fork_server()
     ).output
-    assert re.search(r"Translated 61 sentences \([\d,]+ tokens\) in [\d.]+s", told), told[-3000:]
+    assert re.search(r"Translated 61 sentences \([\d,]+ tokens\) in [\d.]+s", printed), printed[
+        -3000:
+    ]
 
 
 @pytest.mark.slow

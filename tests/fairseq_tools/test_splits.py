@@ -20,7 +20,7 @@ def copied(tiny_translation: PreparedData, tmp_path: Path) -> PreparedData:
 
 def test_a_whole_split(copied: PreparedData, tiny_language: PreparedData) -> None:
     assert check_split(copied, "test") == 61
-    assert check_split(tiny_language, "valid") > 61, "nothing was cut off"
+    assert check_split(tiny_language, "valid") > 61, "nothing was left out"
 
 
 def test_the_other_direction_of_a_pair(copied: PreparedData) -> None:

@@ -119,7 +119,7 @@ VALIDATIONS = 9
 
 
 class FakeExecutor:
-    """Runs jobs at once, a few side by side, and dies when told to."""
+    """Runs jobs at once, a few side by side, and dies when asked to."""
 
     def __init__(
         self,
@@ -173,14 +173,14 @@ class FakeExecutor:
 
 
 def begin(folder: Path) -> TrialStore:
-    """A record with one note, in the journal of a run folder."""
+    """A study with one entry of metadata, in the journal of a run folder."""
     store = TrialStore("one", open_storage(None, folder), OBJECTIVES, create=True)
     store.set_metadata("first", 1)
     return store
 
 
 def notes(folder: Path) -> dict[str, Any]:
-    """What is noted on such a record."""
+    """The metadata of such a study."""
     return TrialStore("one", open_storage(None, folder), OBJECTIVES).metadata()
 
 

@@ -119,9 +119,9 @@ def test_a_budget_names_the_best_trial_within_it(visit: Visit, trials: list[Tria
     for budget in (costs[0], costs[len(costs) // 2], costs[-1]):
         page.fill("#budget-field", str(budget))
         best = best_within(trials, budget)
-        told = page.inner_text("#budget-answer")
-        assert told.startswith(f"Trial {best.number}: {best.cost:,} ")
-        assert f"{best.loss:.4f}" in told
+        shown = page.inner_text("#budget-answer")
+        assert shown.startswith(f"Trial {best.number}: {best.cost:,} ")
+        assert f"{best.loss:.4f}" in shown
         export = page.inner_text("#budget-export")
         assert export == (
             f"nas-attn export 'my study.yaml' --trial {best.number} --out trial-{best.number}"

@@ -123,7 +123,7 @@ def test_the_same_record_gives_the_same_figure(trials: Trials, tmp_path: Path) -
         assert first == second
 
 
-def test_a_score_of_nought_has_no_retention(trials: Trials) -> None:
+def test_a_score_of_zero_has_no_retention(trials: Trials) -> None:
     objectives = replace(OBJECTIVES, maximise=True)
     baseline = replace(trials[0], loss=0.0, cost=1000, point=(0.0, 1000.0))
     smaller = replace(trials[1], loss=0.0, cost=800, point=(0.0, 800.0))
@@ -134,7 +134,7 @@ def test_a_score_of_nought_has_no_retention(trials: Trials) -> None:
     assert retention_text(table.to_dict("records")[0]) == "75.0%"
 
 
-def test_noise_of_nought_is_no_fault(trials: Trials, tmp_path: Path) -> None:
+def test_noise_of_zero_is_no_fault(trials: Trials, tmp_path: Path) -> None:
     """Two seeds whose losses are the same."""
     alike = [
         replace(t, losses=(t.loss, t.loss)) if t.is_trained and t.loss is not None else t

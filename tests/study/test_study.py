@@ -208,9 +208,9 @@ def test_broken_studies_are_refused(
     path = write(tmp_path, tiny_translation.folder, changes)
     with pytest.raises(ConfigError) as caught:
         load_study(str(path), runs=tmp_path / "runs")
-    told = {fault.key: fault.message for fault in caught.value.faults}
-    assert key in told, told
-    assert message in told[key]
+    messages = {fault.key: fault.message for fault in caught.value.faults}
+    assert key in messages, messages
+    assert message in messages[key]
     assert str(path) in str(caught.value)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ConfigError) as without_file:

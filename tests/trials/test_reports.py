@@ -68,7 +68,7 @@ def test_what_earlier_versions_wrote_behind_half_a_line_counts(
     assert [line["num_updates"] for line in report.lines()] == [10, 20]
     report.lines()
     assert caplog.messages == [
-        f"{tmp_path}/report.jsonl, line 3: was cut off as it was written, and is left out"
+        f"{tmp_path}/report.jsonl, line 3: was truncated as it was written, and is left out"
     ]
 
 

@@ -1,7 +1,7 @@
 """What every executor is to the loop of a search.
 
-An executor asks the loop for jobs (`next_job`), tells it every validation of a trial (`progress`)
-and stops the trial if the loop says so, and tells it the trial's end (`finish`), all from one
+An executor asks the loop for jobs (`next_job`), reports every validation of a trial (`progress`)
+and stops the trial if the loop says so, and reports the trial's end (`finish`), all from one
 thread, until the loop says that the search is over (`is_over`). An exception, Ctrl-C among them,
 leaves `run` once all trials are stopped; what ran is then continued by the next search.
 """

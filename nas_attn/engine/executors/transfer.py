@@ -96,13 +96,15 @@ class NodeWorkspace:
     """A trial's files on the node that trains it.
 
     Args:
-        parcel: The data set; None if folders are shared, and then nothing is done.
+        archive: The data set; None if folders are shared, and then nothing is done.
         sync: Actor handle of a `FileSync`.
         under: This node's folder for what travels.
     """
 
-    def __init__(self, parcel: DatasetArchive | None, sync: Any, under: Path | None = None) -> None:
-        self._parcel = parcel
+    def __init__(
+        self, archive: DatasetArchive | None, sync: Any, under: Path | None = None
+    ) -> None:
+        self._archive = archive
         self._sync = sync
         self._under = under or Path(tempfile.gettempdir()) / f"nas-attn-{os.getuid()}"
         self._folders: tuple[str, Path] | None = None
@@ -111,19 +113,19 @@ class NodeWorkspace:
 
     def localise(self, job: TrialJob) -> TrialJob:
         """The same job with the folders of this node, and what the run folder has of it."""
-        parcel = self._parcel
-        if parcel is None:
+        archive = self._archive
+        if archive is None:
             return job
         import ray
 
-        data = parcel.unpack(self._under)
+        data = archive.unpack(self._under)
         folder = self._under / "trials" / hashlib.sha256(job.folder.encode()).hexdigest()[:16]
         known = ray.get(self._sync.give.remote(job.folder))
         if known is not None:
             _keep_further(folder, known)
         folder.mkdir(parents=True, exist_ok=True)
         self._folders, self._sent = (job.folder, folder), {}
-        places = [(job.folder, folder), (parcel.folder, data)]
+        places = [(job.folder, folder), (archive.folder, data)]
         places += [(path, self._fetch(path)) for path in job.needs]
 
         def here(text: str) -> str:

@@ -169,7 +169,7 @@ class _Server:
         return _ForkedRunning(self, pid)
 
     def code_of(self, pid: int, timeout: float) -> int | None:
-        """A child's exit code, told once; waits up to `timeout` seconds for it.
+        """A child's exit code, reported once; waits up to `timeout` seconds for it.
 
         All children are killed with the server.
         """

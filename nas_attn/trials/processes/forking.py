@@ -105,7 +105,7 @@ def why_not_cuda() -> str | None:
 
 
 def serve(channel: socket.socket) -> Request | None:
-    """Fork off what is asked for and tell how it ended, until the other end of the socket closes.
+    """Fork off what is asked for and report how it ended, until the other end of the socket closes.
 
     Returns:
         In a child the request; in the server None, at its end.

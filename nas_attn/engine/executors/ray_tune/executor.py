@@ -26,7 +26,7 @@ from nas_attn.engine.executors.ray_tune.nodes import (
     live_nodes,
     watch_cluster,
 )
-from nas_attn.engine.executors.ray_tune.searcher import ConductorScheduler, ConductorSearcher
+from nas_attn.engine.executors.ray_tune.searcher import LoopScheduler, LoopSearcher
 from nas_attn.engine.executors.ray_tune.trainable import TrainTrial
 from nas_attn.engine.executors.transfer import DatasetArchive, FileSync
 from nas_attn.engine.loop import SearchLoop
@@ -103,7 +103,7 @@ class RayExecutor:
         """
         gpus = self.resources.gpus
         share = trials_a_gpu(gpus) if gpus > 0 else 1
-        searcher = ConductorSearcher(loop, self._places, trials_a_gpu=share)
+        searcher = LoopSearcher(loop, self._places, trials_a_gpu=share)
         over = threading.Event()
         cluster = ray.get_runtime_context().gcs_address
         watch = threading.Thread(target=watch_cluster, args=(cluster, over), daemon=True)
@@ -113,7 +113,7 @@ class RayExecutor:
                 tune.with_resources(self._trainable(), partial(_needs, self.resources)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=ConductorScheduler(searcher),
+                    scheduler=LoopScheduler(searcher),
                     num_samples=-1,
                     max_concurrent_trials=MOST_WORKERS,
                     reuse_actors=True,
@@ -137,9 +137,9 @@ class RayExecutor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(FileSync)
         sync = actor.options(num_cpus=0, scheduling_strategy=here).remote(self.runs)
-        parcel = DatasetArchive.pack(self.data)
+        archive = DatasetArchive.pack(self.data)
         return tune.with_parameters(
-            TrainTrial, warm=self.config.fork_server, parcel=parcel, sync=sync
+            TrainTrial, warm=self.config.fork_server, archive=archive, sync=sync
         )
 
     def _places(self) -> int:

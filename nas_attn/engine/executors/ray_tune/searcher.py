@@ -15,8 +15,8 @@ from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import TrialResult, Validation
 
 
-class ConductorSearcher(Searcher):
-    """Lets Tune ask the loop for jobs and tell it what became of them.
+class LoopSearcher(Searcher):
+    """Lets Tune ask the loop for jobs and report what became of them.
 
     Args:
         loop: Loop of the search.
@@ -54,7 +54,7 @@ class ConductorSearcher(Searcher):
     ) -> None:
         number = self.numbers.pop(trial_id, None)
         if number is None:
-            return  # Tune tells twice where a worker dies as its trial ends
+            return  # Tune reports twice where a worker dies as its trial ends
         del self._taken[trial_id]
         seconds = time.monotonic() - self._began.pop(trial_id)
         if result is not None and "ended" in result:
@@ -80,10 +80,10 @@ class ConductorSearcher(Searcher):
         """Nothing to restore: the record is the Optuna study."""
 
 
-class ConductorScheduler(FIFOScheduler):
+class LoopScheduler(FIFOScheduler):
     """Asks the loop at every validation whether a trial goes on."""
 
-    def __init__(self, searcher: ConductorSearcher) -> None:
+    def __init__(self, searcher: LoopSearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.searcher = searcher
 

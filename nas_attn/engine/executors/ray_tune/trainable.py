@@ -26,8 +26,8 @@ POLL_SECONDS = 0.2
 class TrainTrial(tune.Trainable):
     """Runs jobs, one after the other; this is what a Ray worker executes.
 
-    A step is a validation or the end, told as JSON since Tune flattens what is nested, or before
-    all others which GPUs the trial has. The process is used again for the next trial, so fairseq
+    A step is a validation or the end, reported as JSON since Tune flattens what is nested, or
+    before all others which GPUs the trial has. The process is used again for the next trial, so fairseq
     is imported once in it; trainings themselves are processes of their own.
     """
 
@@ -35,11 +35,11 @@ class TrainTrial(tune.Trainable):
         self,
         config: dict[str, Any],
         warm: bool = True,
-        parcel: DatasetArchive | None = None,
+        archive: DatasetArchive | None = None,
         sync: Any = None,
     ) -> None:
         self._launcher: Launcher = ForkServer() if warm else ColdLauncher()
-        self._files = NodeWorkspace(parcel, sync)
+        self._files = NodeWorkspace(archive, sync)
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
