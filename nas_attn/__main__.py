@@ -11,7 +11,7 @@ def main() -> None:
     """Run the command.
 
     Raises:
-        SystemExit: As the command ends; 2 if packages are missing.
+        SystemExit: Exit status of the command; 2 if packages are missing.
     """
     try:
         from nas_attn.cli.main import main as command

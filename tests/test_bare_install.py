@@ -113,12 +113,21 @@ def test_what_needs_an_extra_names_it(package: str) -> None:
     assert last.endswith('are not installed: pip install "nas-attn[search]"')
 
 
-def test_the_command_names_the_extra() -> None:
-    done = run("import nas_attn.__main__\nnas_attn.__main__.main()")
+@pytest.mark.parametrize("command", ["nas-attn", "nas-attn-measure"])
+def test_commands_name_the_extra_in_one_line(command: str) -> None:
+    module, _, function = PROJECT["scripts"][command].partition(":")
+    done = run(f"from {module} import {function}\n{function}()")
     assert done.returncode == 2
-    assert 'pip install "nas-attn[search]"' in done.stderr
-    assert "Traceback" not in done.stderr
-    assert PROJECT["scripts"]["nas-attn"] == "nas_attn.__main__:main"
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{command}: fairseq, jinja2, ")
+    assert line.endswith('are not installed: pip install "nas-attn[search]"')
+
+
+def test_replayed_trainings_need_no_extra() -> None:
+    module, _, function = PROJECT["scripts"]["nas-attn-replay"].partition(":")
+    done = run(f"from {module} import {function}\nsys.argv[1:] = ['--help']\n{function}()")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_module_is_an_import_error_of_ours() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from nas_attn.errors import NasAttnError
 from nas_attn.trials.processes import programs
 from nas_attn.trials.processes.programs import PROGRAMS, executable_form, needs_fairseq
 from tests.helpers.paths import ROOT
+
+FORMER = {"nas-attn-measure": "nas_attn.fairseq_tools.measure"}
+"""Modules that installations of an earlier version name; they are run as well."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,8 @@ def test_our_own_are_installed_as_the_project_says() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert set(scripts) == {name for name in PROGRAMS if name.startswith("nas-attn")}
     for name, function in scripts.items():
-        assert executable_form((name,))[2] == function.partition(":")[0]
+        module = function.partition(":")[0]
+        assert executable_form((name,))[2] in {module, FORMER.get(name)}
 
 
 @pytest.mark.parametrize(
@@ -39,13 +44,23 @@ def test_our_own_are_installed_as_the_project_says() -> None:
         ("fairseq-eval-lm", "fairseq_cli.eval_lm", True),
         ("fairseq-validate", "fairseq_cli.validate", True),
         ("nas-attn", "nas_attn.__main__", True),
-        ("nas-attn-measure", "nas_attn.fairseq_tools.measure", True),
         ("nas-attn-replay", "nas_attn.simulation.command", False),
     ],
 )
 def test_commands_are_run_by_this_python(name: str, module: str, with_fairseq: bool) -> None:
     assert executable_form((name, "data")) == [sys.executable, "-m", module, "data"]
     assert needs_fairseq((name, "data")) == with_fairseq
+
+
+@pytest.mark.parametrize("module", ["nas_attn._measure", FORMER["nas-attn-measure"]])
+def test_measurements_are_run_by_either_module(
+    module: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    installed = [EntryPoint("nas-attn-measure", f"{module}:main", "console_scripts")]
+    monkeypatch.setattr(programs, "entry_points", lambda **which: installed)
+    assert needs_fairseq(("nas-attn-measure",))
+    subprocess.run(executable_form(("nas-attn-measure", "--help")), check=True)
+    assert capfd.readouterr().out.startswith("usage: nas-attn-measure ")
 
 
 def test_unknown_commands() -> None:
