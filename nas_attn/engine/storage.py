@@ -23,6 +23,7 @@ tests/engine before it is allowed:
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import warnings
@@ -32,12 +33,14 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 
-from nas_attn.engine.journal import JOURNAL, Journal
+from nas_attn.engine.journal import JOURNAL, LOOK_AGAIN_SECONDS, Journal
 from nas_attn.engine.patience import patiently
 from nas_attn.errors import SearchError, UsageError
 from nas_attn.masking import mask, resolve_storage
 
 __all__ = ["JOURNAL", "open_storage"]
+
+logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 10.0
 """For how long a storage is asked for the first time before its error counts."""
@@ -54,12 +57,14 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
     Raises:
         UsageError: there is no such variable.
-        SearchError: the storage cannot be reached; the message is the database's, masked.
+        SearchError: the storage cannot be reached, the message is the database's, masked; or the
+            journal was emptied, though there are trials.
     """
     where = folder / JOURNAL if url is None else url
     try:
         if url is None:
             folder.mkdir(parents=True, exist_ok=True)
+            patiently(_check_trials_have_record, folder)
             return patiently(Journal, folder / JOURNAL)
         where = url = resolve_storage(url)
         if url.startswith("grpc://"):
@@ -70,6 +75,44 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     except Exception as error:  # database drivers raise their own kinds
         # What they say is part of this message; their own tracebacks repeat the password.
         raise SearchError(mask(f"cannot open the storage {where}: {error}")) from None
+
+
+def _check_trials_have_record(folder: Path) -> None:
+    """See that no journal begins anew unnoticed, where an earlier one was lost.
+
+    Raises:
+        SearchError: the journal was emptied, though there are trials.
+    """
+    trials, journal = folder / "trials", folder / JOURNAL
+    if not any(trials.glob("*/*")) or not _is_blank(journal):
+        return
+    count = sum(1 for _ in trials.iterdir())
+    known = f"{trials} holds {count} trial{'' if count == 1 else 's'}"
+    if not journal.exists():
+        logger.warning(
+            "%s, but there is no %s: a new record begins, which takes over the trials that it "
+            "proposes again; if the study is kept in another storage, stop and name it with --set "
+            "execution.storage=URL",
+            known,
+            journal.name,
+        )
+        return
+    time.sleep(LOOK_AGAIN_SECONDS)  # another driver may be beginning it
+    if _is_blank(journal):
+        raise SearchError(
+            f"{known}, but {journal} is empty: their record was lost. Put a copy of it in its "
+            "place; without one remove it, and the next search begins a new record, which takes "
+            "over the trials that it proposes again"
+        )
+
+
+def _is_blank(journal: Path) -> bool:
+    """Whether a journal is not there, or holds nothing but the NUL bytes of a power failure."""
+    try:
+        with journal.open("rb") as file:
+            return not any(part.strip(b"\0\n") for part in iter(lambda: file.read(1 << 16), b""))
+    except FileNotFoundError:
+        return True
 
 
 def _open_proxy(address: str) -> BaseStorage:
