@@ -27,8 +27,8 @@ class TrainTrial(tune.Trainable):
     """Runs jobs, one after the other; this is what a Ray worker executes.
 
     A step is a validation or the end, reported as JSON since Tune flattens what is nested, or
-    before all others which GPUs the trial has. The process is used again for the next trial, so fairseq
-    is imported once in it; trainings themselves are processes of their own.
+    before all others which GPUs the trial has. The process is used again for the next trial, so
+    fairseq is imported once in it; trainings themselves are processes of their own.
     """
 
     def setup(
