@@ -216,6 +216,22 @@ def test_a_search_beside_the_main_thread_sets_no_signal_handler(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_threads_leave_standard_output_to_each_other(config: dict[str, Any]) -> None:
+    streams = sys.stdout, sys.stderr
+    seen = set()
+
+    def load() -> None:
+        for _ in range(4):
+            nas_attn.Study.from_config(config)
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen |= {sys.stdout, sys.stderr}
+    assert seen == {*streams} == {sys.stdout, sys.stderr}
+
+
 def test_confirmation_and_comparison(config: dict[str, Any], tmp_path: Path) -> None:
     results = nas_attn.search(config, trials=3, runs=tmp_path)
     confirmed = results.confirm(seeds=2)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
+from typing import NoReturn
 
 from nas_attn.errors import ConfigIssue
 from nas_attn.fairseq_tools.config import TrainingConfig
@@ -90,7 +89,11 @@ def training_arguments(config: TrainingConfig) -> argparse.Namespace:
 
 
 class _Refused(Exception):
-    """fairseq's parser gave up; the message is what it printed last."""
+    """fairseq's parser gave up; the message is its own."""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _Refused(message)
 
 
 def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -100,15 +103,15 @@ def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, argpars
     import fairseq_plugin  # noqa: F401  registers the architectures
 
     parser = options.get_training_parser()
-    printed = io.StringIO()
+    # Standard output and error belong to all threads, so they are not turned away meanwhile.
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.print_help = lambda file=None: None  # type: ignore[method-assign]
     try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            args, _ = options.parse_args_and_arch(
-                parser, ["DATA", f"--arch={arch}", *flags], parse_known=True
-            )
+        args, _ = options.parse_args_and_arch(
+            parser, ["DATA", f"--arch={arch}", *flags], parse_known=True
+        )
     except SystemExit:
-        lines = printed.getvalue().strip().splitlines() or ["refused without a word"]
-        raise _Refused(lines[-1].partition("error: ")[2] or lines[-1]) from None
+        raise _Refused("refused without a word") from None
     return args, parser
 
 
