@@ -51,6 +51,12 @@ from nas_attn.validation_log import REPORT_FILE
 
 logger = logging.getLogger(__name__)
 
+RENDEZVOUS = (
+    *("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"),
+    *("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"),
+)
+"""By these a training on several GPUs would take the whole Slurm job for its own: fairseq waits for
+processes on all its nodes, or gives every training of it the same port."""
 SAY_SECONDS = 60.0
 """How often a trial says that it waits for its folder."""
 
@@ -192,7 +198,7 @@ class TrialRun:
 
     def _environment(self, step: Step) -> dict[str, str]:
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in RENDEZVOUS},
             "OMP_NUM_THREADS": str(self.job.threads),
             "PYTHONWARNINGS": "ignore",
             "PYTHONUNBUFFERED": "1",

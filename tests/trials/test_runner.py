@@ -52,6 +52,38 @@ def test_the_best_loss_of_each_seed(tmp_path: Path) -> None:
     assert log == "working with 1 threads\n"
 
 
+def test_trainings_do_not_look_for_the_rest_of_a_slurm_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fairseq would wait for processes on all its nodes, or take one port for all trainings."""
+    from fairseq.dataclass.configs import DistributedTrainingConfig
+    from fairseq.distributed import utils
+
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "8")
+    trial = TrialRun(make_job(tmp_path, ([1.0], "end")), device="4,5")
+    step = steps.next_step(trial.job)
+    assert step is not None
+    environment = trial._environment(step)
+    assert environment["SLURM_CPUS_ON_NODE"] == "8"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "4,5"
+
+    def method() -> str | None:
+        config = DistributedTrainingConfig(distributed_world_size=2, distributed_no_spawn=True)
+        utils.infer_init_method(config)
+        return config.distributed_init_method
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("subprocess.check_output", lambda *_: 1 / 0)  # scontrol of Slurm
+    with pytest.raises(ZeroDivisionError):
+        method()
+    for name in set(os.environ) - set(environment):
+        monkeypatch.delenv(name)
+    assert len({method() for _ in range(5)}) > 1, "each training has a port of its own"
+
+
 def test_progress_is_told_once(tmp_path: Path) -> None:
     trial = TrialRun(make_job(tmp_path, ([3.0, 1.0], "end"), ([4.0], "end")))
     news = []

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 IMPORT_SECONDS = 300.0
 FORK_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class ForkServer:
@@ -120,6 +121,7 @@ class _Server:
                 "-m",
                 "nas_attn.trials.processes.forking",
                 str(theirs.fileno()),
+                *([] if (devices := environment.get(VISIBLE)) is None else [devices]),
             ]
             self._process = start_guarded(
                 command,
@@ -229,11 +231,12 @@ class _Server:
 def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """That of a training, with all that keeps the server fit to be forked.
 
-    torch must not touch the GPUs to count them, and neither OpenBLAS (in numpy) nor pyarrow's
-    allocator may start threads.
+    fairseq must see no GPU, as it might start CUDA's driver to count them, and neither OpenBLAS (in
+    numpy) nor pyarrow's allocator may start threads.
     """
     settings = {
         **environment,
+        VISIBLE: "",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",

@@ -4,6 +4,11 @@
 other end of the socket FD and says there what the messages are. The server never trains: it has one
 thread and no CUDA context, so what it forks is as good as a process that was started from nothing,
 without the 3 to 6 s of imports. It ends with its driver, and its children with it.
+
+fairseq counts the GPUs as it is imported, and to count them torch may have to start CUDA's driver,
+which has threads and does not survive a fork. So the server is started with none to see; a second
+argument says which there are (the value of CUDA_VISIBLE_DEVICES; all of them without it), and its
+children count anew.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -28,6 +34,8 @@ from nas_attn.trials.processes.guard import die_with
 MESSAGE_BYTES = 1 << 20
 # torch's optimisers import torch._dynamo at their first step, which takes a second.
 IMPORTED = ("fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin", "torch._dynamo")
+COUNTS = ("distributed_world_size", "distributed_num_procs", "nprocs_per_node")
+"""Settings of fairseq whose default is the number of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Request:
 def main() -> None:
     """Serve until the socket closes; in a child, run the command that was asked for."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    reason = import_fairseq() or why_not_fork() or why_not_cuda()
+    devices = sys.argv[2] if len(sys.argv) > 2 else None
+    reason = import_fairseq() or why_not_fork() or why_not_cuda(devices)
     if reason is not None:
         _tell(channel, refused=reason)
         return
@@ -86,17 +95,26 @@ def why_not_fork() -> str | None:
     return None
 
 
-def why_not_cuda() -> str | None:
-    """Why forked processes cannot use the GPUs, or None: a child tries, where there are any."""
+def why_not_cuda(devices: str | None) -> str | None:
+    """Why forked processes cannot use the GPUs, or None: a child tries, if it sees any.
+
+    Args:
+        devices: CUDA_VISIBLE_DEVICES for the child; None for all.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.backends.cuda.is_built():
         return None
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            torch.zeros(1, device="cuda")
+            os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if devices is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = devices
+            if torch.cuda.is_available():
+                torch.zeros(1, device="cuda")
             status = 0
         finally:
             os._exit(status)
@@ -162,12 +180,40 @@ def become(request: Request) -> None:
     _close(log)
     os.environ.clear()
     os.environ.update(request.environment)
+    count_gpus_again()
     os.chdir(request.folder)
     sys.argv = list(request.command)
     module = request.command[0]
     # Imported anew, it is as fresh as with -m; what it imports itself is there.
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def count_gpus_again() -> None:
+    """Put right what torch and fairseq know of the GPUs, none of which the server sees.
+
+    fairseq's configuration keeps their number as the default of how many processes train.
+    """
+    import torch
+    from fairseq.dataclass.configs import DistributedTrainingConfig
+    from fairseq.dataclass.initialize import hydra_init
+
+    torch.cuda._cached_device_count = None
+    count = max(1, torch.cuda.device_count())
+    fields = DistributedTrainingConfig.__dataclass_fields__
+    if count == fields["distributed_world_size"].default:
+        return
+    for name in COUNTS:
+        fields[name].default = count
+        setattr(DistributedTrainingConfig, name, count)
+    init: Any = DistributedTrainingConfig.__init__
+    parameters = inspect.signature(init).parameters.values()
+    init.__defaults__ = tuple(
+        count if parameter.name in COUNTS else parameter.default
+        for parameter in parameters
+        if parameter.default is not parameter.empty
+    )
+    hydra_init()  # it keeps copies
 
 
 def _receive(channel: socket.socket) -> Request | None:
