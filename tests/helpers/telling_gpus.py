@@ -41,7 +41,7 @@ torch.backends.cuda.is_built = lambda: True
 def main() -> None:
     if len(sys.argv) > 2:
         torch.cuda.device_count = lambda: int(sys.argv[2])
-        from nas_attn.trials.processes.forking import count_gpus_again
+        from fairseq_plugin.gpu_count import count_gpus_again
 
         count_gpus_again()
 

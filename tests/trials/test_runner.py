@@ -71,7 +71,9 @@ def test_trainings_do_not_look_for_the_rest_of_a_slurm_job(
     assert environment["CUDA_VISIBLE_DEVICES"] == "4,5"
 
     def method() -> str | None:
-        config = DistributedTrainingConfig(distributed_world_size=2, distributed_no_spawn=True)
+        config = DistributedTrainingConfig(
+            distributed_world_size=2, distributed_no_spawn=True, tpu=False
+        )
         utils.infer_init_method(config)
         return config.distributed_init_method
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import inspect
 import json
 import os
 import runpy
@@ -34,8 +33,6 @@ from nas_attn.trials.processes.guard import die_with
 MESSAGE_BYTES = 1 << 20
 # torch's optimisers import torch._dynamo at their first step, which takes a second.
 IMPORTED = ("fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin", "torch._dynamo")
-COUNTS = ("distributed_world_size", "distributed_num_procs", "nprocs_per_node")
-"""Settings of fairseq whose default is the number of GPUs."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def why_not_cuda(devices: str | None) -> str | None:
     """
     import torch
 
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return None
     pid = os.fork()
     if pid == 0:
@@ -180,40 +177,13 @@ def become(request: Request) -> None:
     _close(log)
     os.environ.clear()
     os.environ.update(request.environment)
-    count_gpus_again()
+    importlib.import_module("fairseq_plugin.gpu_count").count_gpus_again()
     os.chdir(request.folder)
     sys.argv = list(request.command)
     module = request.command[0]
     # Imported anew, it is as fresh as with -m; what it imports itself is there.
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def count_gpus_again() -> None:
-    """Put right what torch and fairseq know of the GPUs, none of which the server sees.
-
-    fairseq's configuration keeps their number as the default of how many processes train.
-    """
-    import torch
-    from fairseq.dataclass.configs import DistributedTrainingConfig
-    from fairseq.dataclass.initialize import hydra_init
-
-    torch.cuda._cached_device_count = None
-    count = max(1, torch.cuda.device_count())
-    fields = DistributedTrainingConfig.__dataclass_fields__
-    if count == fields["distributed_world_size"].default:
-        return
-    for name in COUNTS:
-        fields[name].default = count
-        setattr(DistributedTrainingConfig, name, count)
-    init: Any = DistributedTrainingConfig.__init__
-    parameters = inspect.signature(init).parameters.values()
-    init.__defaults__ = tuple(
-        count if parameter.name in COUNTS else parameter.default
-        for parameter in parameters
-        if parameter.default is not parameter.empty
-    )
-    hydra_init()  # it keeps copies
 
 
 def _receive(channel: socket.socket) -> Request | None:
