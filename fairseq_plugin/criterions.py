@@ -56,6 +56,7 @@ class GroupedConfig:
         },
     )
     update_freq: list[int] = dataclasses.field(default=II("optimization.update_freq"))
+    amp: bool = dataclasses.field(default=II("common.amp"))
 
 
 class GroupConstraint(FairseqCriterion):
@@ -74,7 +75,8 @@ class GroupConstraint(FairseqCriterion):
             at_epoch=cfg.vote_at_epoch,
             at_update=cfg.vote_at_update,
             num_updates=cfg.vote_updates,
-            update_freq=_update_freq(cfg),
+            update_freq=_elsewhere(cfg, "update_freq", [1]),
+            is_amp=_elsewhere(cfg, "amp", False),
         )
         return criterion
 
@@ -110,12 +112,12 @@ class GroupConstraint(FairseqCriterion):
             metrics.log_scalar(name, total / batches, batches, round=4)
 
 
-def _update_freq(cfg: Any) -> list[int]:
-    """Batches of an update; a checkpoint of old, whose criterion is only to validate, has none."""
+def _elsewhere(cfg: Any, name: str, default: Any) -> Any:
+    """An option of another section; a checkpoint of old, only to be validated, has no such."""
     try:
-        return list(cfg.update_freq)
+        return getattr(cfg, name)
     except InterpolationResolutionError:
-        return [1]
+        return default
 
 
 def _register(name: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
 from fairseq.modules import transformer_layer
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.checkpoint_activations import _checkpointed_forward, checkpoint_wrapper
 from torch import Tensor, nn
 
 from nas_attn.attention import build_attention
+from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -172,7 +175,52 @@ def _build(
 def _wrap(layer: nn.Module, cfg: Any) -> nn.Module:
     """Activation checkpointing and FSDP, as fairseq wraps its own layers."""
     if cfg.checkpoint_activations:
-        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        layer = _checkpointed(layer, offload_to_cpu=cfg.offload_activations)
     min_params = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
     wrapped: nn.Module = fsdp_wrap(layer, min_num_params=min_params)
     return wrapped
+
+
+def _checkpointed(layer: nn.Module, *, offload_to_cpu: bool) -> nn.Module:
+    """A layer as `checkpoint_wrapper` wraps it; what its heads record keeps its gradient."""
+    layer = checkpoint_wrapper(layer, offload_to_cpu=offload_to_cpu)
+    modules = [m for m in layer.modules() if isinstance(m, GroupedHeadAttention)]
+    if modules:
+        forward: Any = layer.precheckpoint_forward
+        layer.forward = functools.partial(_recorded, forward, modules, offload_to_cpu)
+    return layer
+
+
+def _recorded(
+    forward: Callable[..., Any],
+    modules: Sequence[GroupedHeadAttention],
+    offload_to_cpu: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Run a layer with checkpointing, and give its modules what they recorded as outputs of it.
+
+    The first run has no graph, and the second comes with the backward pass, when nobody records any
+    more: only what is an output of both has a gradient.
+    """
+    recording = [module for module in modules if module.is_recording]
+    if not recording:
+        return _checkpointed_forward(forward, offload_to_cpu, *args, **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        before = [(module.is_recording, module.products) for module in recording]
+        for module in recording:
+            module.is_recording = True
+        try:
+            outputs = forward(*args, **kwargs)
+            records = [module.products for module in recording]
+        finally:
+            for module, (is_recording, products) in zip(recording, before, strict=True):
+                module.is_recording, module.products = is_recording, products
+        return (*(outputs if isinstance(outputs, tuple) else (outputs,)), *records)
+
+    outputs = _checkpointed_forward(run, offload_to_cpu, *args, **kwargs)
+    for module, products in zip(recording, outputs[-len(recording) :], strict=True):
+        module.products = products
+    outputs = outputs[: -len(recording)]
+    return outputs[0] if len(outputs) == 1 else outputs

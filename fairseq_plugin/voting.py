@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.logging import metrics
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
 from nas_attn.attention.grouped_head import GroupedHeadAttention
@@ -47,6 +48,7 @@ class Voting:
         at_update: Number of updates after which it is held; 0 for none.
         num_updates: Number of updates on whose batches heads are voted; 0 for those of an epoch.
         update_freq: Batches of an update for each epoch, as fairseq has it; the last holds on.
+        is_amp: Whether training runs under autocast (--amp), and so the vote.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Voting:
         at_update: int,
         num_updates: int,
         update_freq: Sequence[int] = (1,),
+        is_amp: bool = False,
     ) -> None:
         self.at_epoch = at_epoch
         self.at_update = at_update
         self.num_updates = num_updates
         self.update_freq = tuple(update_freq)
+        self.is_amp = is_amp
         self.phase = Phase.TRAINING
         self.is_counting = False
         """Whether the batch at hand is one to vote on, and not one that fills a worker's share."""
@@ -94,7 +98,10 @@ class Voting:
 
     def optimizer_step(self, optimizer: Any, model: nn.Module, update_num: int) -> None:
         """Called by fairseq for every update, after the gradients are there."""
+        scale = _scale(optimizer)
         self._step(optimizer, model=model, update_num=update_num)
+        if _scale(optimizer) < scale:
+            return  # gradients overflowed, no weight has changed, and the batch comes once more
         self._updates = update_num + 1
         self._vote_if(0 < self.at_update <= self._updates or self._centres_rest())
 
@@ -143,25 +150,31 @@ class Voting:
         _forget_best()
 
     def _count(self, voters: Sequence[GroupedHeadAttention]) -> int:
-        """Run the model forward, as in training, over the batches of the vote; returns how many."""
+        """Run the model forward, as in training, over the batches of the vote.
+
+        Returns:
+            How many batches all workers have voted on.
+        """
         assert self._model is not None
         for module in voters:
             module.votes.zero_()
             module.together.zero_()
         like = next(self._model.parameters())
-        done, said = 0, time.monotonic()
+        optimizer = _NoAmpOptimizer() if self.is_amp else _NoOptimizer()
+        own, said = 0, time.monotonic()
         seed = (self._batches or {}).get("seed", 1)
         devices = [like.device] if like.is_cuda else []
         # Nothing drawn or logged here is to be seen by the training.
         with torch.random.fork_rng(devices), metrics.aggregate(new_root=True), torch.no_grad():
             for done, (sample, is_own) in enumerate(self._samples(), start=1):
                 self.is_counting = is_own
+                own += is_own
                 torch.manual_seed(seed + done)
                 self._task.train_step(
                     _as_trained_on(sample, like),
                     self._model,
                     self._criterion,
-                    _NoOptimizer(),
+                    optimizer,
                     self._updates,
                 )
                 if time.monotonic() - said >= LOG_SECONDS:
@@ -170,8 +183,9 @@ class Voting:
         for module in voters:
             for counts in (module.votes, module.together):
                 counts.copy_(sum_over_workers(counts, like.device))
-        logger.info("pruning: the vote is over after %d batches", done)
-        return done
+        batches = int(sum_over_workers(torch.tensor(own), like.device))
+        logger.info("pruning: the vote is over after %d batches", batches)
+        return batches
 
     def _samples(self) -> Iterator[tuple[Any, bool]]:
         """This worker's training batches for the vote, and whether each is to count.
@@ -202,6 +216,18 @@ class _NoOptimizer:
 
     def backward(self, loss: Tensor) -> None:
         """There are none."""
+
+
+class _NoAmpOptimizer(_NoOptimizer, AMPOptimizer):
+    """The same, for a task that runs under autocast where the optimizer is fairseq's for --amp."""
+
+    def __init__(self) -> None:
+        """There is nothing to be optimised."""
+
+
+def _scale(optimizer: Any) -> float:
+    """The factor of the loss under --amp, which an overflow makes smaller; else 1."""
+    return float(optimizer.scaler.get_scale()) if isinstance(optimizer, AMPOptimizer) else 1.0
 
 
 def _as_trained_on(sample: Any, like: Tensor) -> Any:

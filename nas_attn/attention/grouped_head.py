@@ -170,6 +170,13 @@ class GroupedHeadAttention(PrunableAttention):
             init_as_multi_head(projection, self.embed_dim, one_matrix=one_matrix)
         init_output(self.out_proj)
 
+    def _apply(self, *args: Any, **named: Any) -> GroupedHeadAttention:
+        """Move or cast, all but the running mean of the shift: 16 bit would swallow its steps."""
+        super()._apply(*args, **named)
+        if self.shift.dtype in (torch.float16, torch.bfloat16):
+            self.shift = self.shift.float()
+        return self
+
     @property
     def is_prunable(self) -> bool:
         return self.prunes({"keep": self.keep})

@@ -108,7 +108,9 @@ def constraint_terms(products: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     groups = int(labels.max()) + 1
     weights = membership(labels, groups).to(products)
     labels = labels.to(products.device)
-    with_heads, centres = centre_products(products, weights)
+    # Sums over a whole batch are beyond what float16 holds, and bfloat16 rounds cosines coarsely.
+    with torch.autocast(products.device.type, enabled=False):
+        with_heads, centres = centre_products(products, weights)
     lengths = centres.diagonal(dim1=1, dim2=2).clamp(min=SMALLEST_SQUARE).sqrt()
     own = with_heads.gather(2, labels[..., None]).squeeze(2)
     squares = products.diagonal(dim1=1, dim2=2).clamp(min=SMALLEST_SQUARE)
