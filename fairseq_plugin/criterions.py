@@ -3,6 +3,11 @@
 In training, the constraint of Ni et al. 2023 (Eq. 4 B) on the model's `grouped_head` attention is
 added to the loss of the task, and attention is pruned in time (see `voting`). In validation, and
 once heads are pruned, the loss is that of NAME alone.
+
+The constraint is one of a batch: heads are compared over the batch at hand. Where an update is made
+of several batches, by --update-freq or on several GPUs, fairseq adds up their losses and divides
+by all tokens. So with `--group-loss sum`, as in the authors' code, twice as many batches an update
+give the constraint twice its weight, tokens being the same; with `mean` its weight stays as it is.
 """
 
 # No `from __future__ import annotations`: fairseq reads the types of flags from the dataclass.
@@ -94,7 +99,7 @@ class GroupConstraint(FairseqCriterion):
                 count_votes(modules)
             return loss, sample_size, log
         log = {**log, "group_within": 0.0, "group_between": 0.0, "group_batches": 1}
-        for found in constraints(modules):
+        for found in constraints(modules, self.voting.batches_per_update):
             term = found.term
             loss = loss + (term * sample_size / len(modules) if self.takes_mean else term)
             log["group_within"] += found.within / len(modules)

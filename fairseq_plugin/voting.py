@@ -80,6 +80,11 @@ class Voting:
         task.get_batch_iterator = self.get_batch_iterator
         task.begin_epoch, task.optimizer_step = self.begin_epoch, self.optimizer_step
 
+    @property
+    def batches_per_update(self) -> int:
+        """Batches of this worker that make an update in this epoch."""
+        return self.update_freq[min(self._epoch, len(self.update_freq)) - 1]
+
     def get_batch_iterator(self, *args: Any, **named: Any) -> Any:
         """Called by fairseq for the batches of an epoch, or of a validation."""
         if "update_epoch_batch_itr" in named:  # which fairseq's trainer gives for training alone
@@ -197,10 +202,9 @@ class Voting:
         # Without processes and threads of its own, which would outlive the vote.
         alone = {"num_workers": 0, "data_buffer_size": 0, "disable_iterator_cache": True}
         batches = self._get_batches(**{**self._batches, **alone})
-        each = self.update_freq[min(self._epoch, len(self.update_freq)) - 1]
         passes = (batches.next_epoch_itr(set_dataset_epoch=False) for _ in count())
         if self.num_updates:
-            wanted = self.num_updates * each
+            wanted = self.num_updates * self.batches_per_update
             samples = islice((sample for samples in passes for sample in samples), wanted)
         else:
             samples = iter(next(passes))

@@ -60,19 +60,22 @@ def recording(modules: Sequence[GroupedHeadAttention]) -> Iterator[None]:
         raise PlanError("the group constraint does not see layers that are dropped or recomputed")
 
 
-def constraints(modules: Sequence[GroupedHeadAttention]) -> Iterator[Constraint]:
+def constraints(
+    modules: Sequence[GroupedHeadAttention], batches_per_update: int = 1
+) -> Iterator[Constraint]:
     """The group constraint by what modules recorded, which is taken away from them.
 
     Heads are grouped anew, and modules keep their groups and how far centres have moved.
 
     Args:
         modules: Those that were under `recording`.
+        batches_per_update: Number of batches whose gradients this worker adds up for one update.
 
     Yields:
         One constraint for each kind of module (heads, groups and metric).
     """
     for alike, products in _stacks(modules):
-        within, between = _constrain(alike, products)  # (L,) each
+        within, between = _constrain(alike, products, batches_per_update)  # (L,) each
         alpha = within.new_tensor([module.alpha for module in alike])
         beta = within.new_tensor([module.beta for module in alike])
         term = (beta * between - alpha * within).sum()
@@ -130,7 +133,9 @@ def _group(modules: list[GroupedHeadAttention], products: Tensor) -> tuple[Tenso
     return products, grouping.group_heads(products, modules[0].num_groups)
 
 
-def _constrain(modules: list[GroupedHeadAttention], products: Tensor) -> tuple[Tensor, Tensor]:
+def _constrain(
+    modules: list[GroupedHeadAttention], products: Tensor, batches_per_update: int
+) -> tuple[Tensor, Tensor]:
     measured, labels = _group(modules, products)
     before = torch.stack([module.groups for module in modules]).cpu()  # (L, n)
     shift = grouping.centre_shift(measured, labels, before)
@@ -138,7 +143,8 @@ def _constrain(modules: list[GroupedHeadAttention], products: Tensor) -> tuple[T
         shift = sum_over_workers(shift, products.device) / sum_over_workers(
             torch.ones_like(shift), products.device
         )
+    memory = SHIFT_MEMORY ** (1 / batches_per_update)
     for module, groups, moved in zip(modules, labels, shift, strict=True):
         module.groups.copy_(groups)
-        module.shift.mul_(SHIFT_MEMORY).add_(float(moved) * (1.0 - SHIFT_MEMORY))
+        module.shift.mul_(memory).add_(float(moved) * (1.0 - memory))
     return grouping.constraint_terms(products, labels)

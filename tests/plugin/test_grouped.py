@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.optim import FairseqOptimizer
-from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -25,9 +19,10 @@ from nas_attn.attention.voting import count_votes
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import count_architecture
-from nas_attn.fairseq_tools.prune import load_checkpoint, prune_model
+from nas_attn.fairseq_tools.prune import prune_model
 from nas_attn.plan import AttentionPlan
-from tests.helpers.grouped import GROUPED, LAYERS, SMALL, TRAINING, Bench, buffers, weights_of
+from tests.helpers.grouped import GROUPED, LAYERS, Bench, buffers, weights_of
+from tests.helpers.training import Steps
 
 pytestmark = [  # fairseq's training step and its loader of batches warn so
     pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning"),
@@ -182,17 +177,21 @@ def test_a_vote_on_more_than_an_epoch(tiny_translation: PreparedData) -> None:
 
 def test_what_fills_a_worker_does_not_vote(tiny_translation: PreparedData) -> None:
     """With more workers than batches the last ones have none, and run as many as the others."""
-    shares = []
+    shares, ran = [], []
     for worker in (0, 15):
         bench = Bench(
             tiny_translation, f"--criterion={GROUPED}", "--keep=pillars", "--vote-at-epoch=1"
         )
         assert 1 < len(bench.batches) < 16
         bench.ask_for_batches(num_shards=16, shard_id=worker)
+        real_step = bench.task.train_step
+        bench.task.train_step = lambda *args, real=real_step: ran.append(1) or real(*args)
         bench.task.begin_epoch(1, bench.model)
         shares.append([int(module.votes.sum()) for module in bench.modules])
-        assert {int(module.schedule[2]) for module in bench.modules} == {1}
+        voted = 1 if worker == 0 else 0
+        assert {int(module.schedule[2]) for module in bench.modules} == {voted}
     assert shares == [[2] * LAYERS, [0] * LAYERS]
+    assert len(ran) == 2
 
 
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.VOTING])
@@ -232,50 +231,6 @@ def test_the_best_before_pruning_is_forgotten(tiny_translation: PreparedData) ->
     assert checkpoint_utils.save_checkpoint.best == 1.0
     bench.task.begin_epoch(2, bench.model)
     assert not hasattr(checkpoint_utils.save_checkpoint, "best")
-
-
-class Steps:
-    """Trains in this process and notes each step: its learning rate, and that weights changed."""
-
-    def __init__(self) -> None:
-        self.rates: list[float] = []
-        self.changed: list[bool] = []
-        self.begun = 0
-
-    def _watch(self, patch: pytest.MonkeyPatch) -> None:
-        real_step, real_train = FairseqOptimizer.step, FairseqTask.train_step
-
-        def step(optimizer: Any, *args: Any, **named: Any) -> None:
-            before = [parameter.clone() for parameter in optimizer.params]
-            real_step(optimizer, *args, **named)
-            self.rates.append(optimizer.get_lr())
-            changes = (not torch.equal(*two) for two in zip(before, optimizer.params, strict=True))
-            self.changed.append(any(changes))
-
-        def train_step(*args: Any, **named: Any) -> Any:
-            self.begun += 1
-            return real_train(*args, **named)
-
-        patch.setattr(FairseqOptimizer, "step", step)
-        patch.setattr(FairseqTask, "train_step", train_step)
-
-    def train(self, data: PreparedData, folder: Path, *flags: str) -> dict[str, Any]:
-        """Returns the last checkpoint."""
-        from fairseq import checkpoint_utils
-        from fairseq_cli import train
-
-        if hasattr(checkpoint_utils.save_checkpoint, "best"):
-            del checkpoint_utils.save_checkpoint.best
-        argv = [str(data.folder), "--arch=grouped_head_transformer", f"--criterion={GROUPED}"]
-        argv += [*SMALL, *TRAINING, f"--save-dir={folder}", "--lr-scheduler=inverse_sqrt"]
-        argv += ["--warmup-updates=3", "--warmup-init-lr=0.001", "--dropout=0.1", "--cpu"]
-        argv += ["--no-epoch-checkpoints", "--max-tokens=1024", "--max-tokens-valid=4096", *flags]
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            self._watch(patch)
-            warnings.simplefilter("ignore")  # of torch about fairseq
-            args = options.parse_args_and_arch(options.get_training_parser(), argv)
-            train.main(convert_namespace_to_omegaconf(args))
-        return load_checkpoint(folder / "checkpoint_last.pt")
 
 
 VOTES = [
