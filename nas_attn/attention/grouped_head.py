@@ -172,7 +172,7 @@ class GroupedHeadAttention(PrunableAttention):
 
     def _apply(self, *args: Any, **named: Any) -> GroupedHeadAttention:
         """Move or cast, all but the running mean of the shift: 16 bit would swallow its steps."""
-        super()._apply(*args, **named)
+        super()._apply(*args, **named)  # type: ignore[no-untyped-call]
         if self.shift.dtype in (torch.float16, torch.bfloat16):
             self.shift = self.shift.float()
         return self

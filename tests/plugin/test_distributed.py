@@ -213,6 +213,7 @@ def train_with_gpus(flags: list[str], environment: dict[str, str]) -> None:
     assert done.status == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_parameter_gets_a_gradient(scheme: str, tiny_translation: PreparedData) -> None:
     """Else `pytorch_ddp` waits for it, unless told to look for unused parameters."""
