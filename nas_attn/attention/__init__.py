@@ -11,6 +11,7 @@ from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.registry import SCHEMES, Scheme, build_attention, get_scheme
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
+from nas_attn.attention.thresholds_file import use_thresholds
 
 __all__ = [
     "SCHEMES",
@@ -27,4 +28,5 @@ __all__ = [
     "SingleHeadAttention",
     "build_attention",
     "get_scheme",
+    "use_thresholds",
 ]

@@ -98,6 +98,11 @@ class Attention(FastPathAnswers, nn.Module):
         warn_renamed("attribute", "form", "implementation")
         self.implementation = implementation
 
+    def __dir__(self) -> list[str]:
+        """Without former names: `torch.jit.trace` asks for all that is here."""
+        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return [name for name in names if name != "form"]
+
     observer: AttentionObserver | None = None
     """Gets the inputs of every call; set by `observer.observed`."""
 

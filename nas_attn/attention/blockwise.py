@@ -76,9 +76,9 @@ class _Blockwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, mask, output = ctx.saved_tensors
-        to_queries = torch.empty(queries.shape, dtype=queries.dtype)
-        to_keys = torch.zeros(keys.shape, dtype=keys.dtype)
-        to_values = torch.zeros(values.shape, dtype=values.dtype)
+        to_queries = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+        to_keys = torch.zeros(keys.shape, dtype=keys.dtype, device=keys.device)
+        to_values = torch.zeros(values.shape, dtype=values.dtype, device=values.device)
         # What the softmax takes off every gradient of a row: their mean under the row's weights.
         mean = (gradient * output).sum(dim=-1, keepdim=True)
         for block in _blocks(queries, keys, values, mask, ctx.is_causal):

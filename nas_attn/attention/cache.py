@@ -13,17 +13,20 @@ class Cache:
     """Keys, or values, of the tokens so far: (batch, heads, length, width), shared heads once.
 
     New tokens are written behind the old ones and room doubles when it is full, so a step costs
-    what it adds, not what is there. Rows are put in another order where they are, head by head, as
-    fresh memory costs more than a copy. Where gradients are recorded nothing is written over:
-    tokens are joined anew.
+    what it adds, not what is there. Where gradients are recorded nothing is written over: tokens
+    are joined anew.
 
     Args:
         tokens: Keys or values of the first step, (batch, heads, steps, width).
+        in_place: Whether rows are put in another order where they are, or in a copy. On a CPU fresh
+            memory costs more than a copy, and elsewhere every operation and every wait for one
+            does; if left out, the device of `tokens` decides.
     """
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, tokens: Tensor, *, in_place: bool | None = None) -> None:
         self._room = tokens
         self._length = tokens.size(2)
+        self._in_place = tokens.device.type == "cpu" if in_place is None else in_place
 
     @property
     def tokens(self) -> Tensor:
@@ -46,9 +49,16 @@ class Cache:
     def reorder(self, order: Tensor) -> None:
         """Keep the rows of the batch that `order` (new batch) names, in its order."""
         rows, kept = self._room.size(0), order.numel()
-        if kept > rows or self._room.requires_grad:
+        if self._room.requires_grad:
             self._room = self._room.index_select(0, order)
-            return
+        elif self._in_place and kept <= rows:
+            self._reorder_in_place(order)
+        else:
+            self._reorder_into_copy(order)
+
+    def _reorder_in_place(self, order: Tensor) -> None:
+        """Move the rows that change their place, head by head."""
+        kept = order.numel()
         moved = (order != torch.arange(kept, device=order.device)).nonzero().squeeze(1)
         few = 2 * moved.numel() < kept
         for head in self.tokens.unbind(1):
@@ -57,6 +67,12 @@ class Cache:
             else:
                 head[:kept] = head.index_select(0, order)
         self._room = self._room[:kept]
+
+    def _reorder_into_copy(self, order: Tensor) -> None:
+        """Copy the tokens, not the room left, into as much room: one operation, and no wait."""
+        room = self._new_room(order.numel(), self._room.size(2))
+        torch.index_select(self.tokens, 0, order, out=room[:, :, : self._length])
+        self._room = room
 
     def _new_room(self, batch: int, length: int) -> Tensor:
         _, heads, _, width = self._room.shape

@@ -11,8 +11,7 @@ d_k key width, d_v value width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,49 +19,34 @@ from torch.nn import functional as F
 
 from nas_attn._deprecated import renamed_argument, renamed_names
 from nas_attn.attention.blockwise import attend_blockwise
+from nas_attn.attention.call import (
+    IMPLEMENTATIONS,
+    AttentionCall,
+    Implementation,
+    is_eager,
+    lengths_are_open,
+)
+from nas_attn.attention.flex import attend_flex, flex_refusal
+from nas_attn.attention.fused import attend_fused, attend_unpadded, attend_with_rows
 from nas_attn.attention.masks import causal_mask, rows_without_keys
+from nas_attn.attention.thresholds import thresholds_for
 
-Implementation = Literal["fused", "rows", "explicit", "blockwise", "shared_scores"]
-"""How attention is computed:
-
-`fused`: torch's fused kernel for every head; unequal widths are padded with zeros.
-`rows`: the same, the heads that share a key and a value stacked as rows of one query.
-`explicit`: all scores at once, softmax, product with the values.
-`blockwise`: `explicit` for some rows of one head at a time, recomputed for gradients.
-`shared_scores`: for queries that are one query shifted for each head, one softmax for all heads.
-"""
-
-IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+__all__ = [
+    "IMPLEMENTATIONS",
+    "AttentionCall",
+    "Implementation",
+    "attend",
+    "choose_implementation",
+]
 
 __getattr__ = renamed_names(
     __name__,
     {"Form": "Implementation", "FORMS": "IMPLEMENTATIONS", "choose_form": "choose_implementation"},
 )
 
-EXPLICIT_MAX_SCORES = 192 * 192
-"""Most scores of a head for which computing all at once is faster than block by block (CPU)."""
-
-SHARED_SCORES_MIN_QUERIES = 24
-"""Fewest queries that make up for weighting the values for every head (CPU)."""
-
-SHARED_SCORES_MIN_WORK = 2**24
-"""Fewest products of all heads' scores that make up for more and smaller operations (CPU)."""
-
 MAX_KEY_BIAS_SPREAD = 80.0
 """Largest spread of a head's key bias for which `shared_scores` keeps its precision: e^-80 is the
 least share of a weight that can be lost, and float32 and bfloat16 hold e^-87."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionCall:
-    """What is asked of an implementation: `attend`'s arguments besides queries, keys and values."""
-
-    scale: float
-    shifts: Tensor | None = None
-    mask: Tensor | None = None
-    is_causal: bool = False
-    dropout: float = 0.0
-    need_weights: bool = False
 
 
 def attend(
@@ -138,9 +122,10 @@ def _attend_by(
     if implementation == "blockwise":
         how = (call.mask, call.is_causal, call.scale)
         return attend_blockwise(queries, keys, values, *how), None
-    if implementation == "rows":
-        return _attend_with_rows(queries, keys, values, call), None
-    return _attend_fused(queries, keys, values, call), None
+    if implementation == "flex":
+        return attend_flex(queries, keys, values, call), None
+    kernels = {"rows": attend_with_rows, "unpadded": attend_unpadded}
+    return kernels.get(implementation, attend_fused)(queries, keys, values, call), None
 
 
 def choose_implementation(
@@ -148,35 +133,38 @@ def choose_implementation(
 ) -> Implementation:
     """The fastest implementation that does what is asked without losing precision.
 
-    Thresholds were measured by `nas-attn bench attention` on CPUs; elsewhere torch's fused kernels
-    are taken. What looks at numbers or is differentiated by hand is left to eager execution.
+    Where one becomes faster than another is measured: see `nas_attn.attention.thresholds`. What
+    looks at numbers or is differentiated by hand is left to eager execution.
     """
     if call.need_weights:
         return "explicit"
-    on_cpu, eager = keys.device.type == "cpu", _is_eager()
+    tensors = (queries, keys, values)
+    table = thresholds_for(keys.device, keys.dtype)
     num_queries, num_keys = queries.size(2), keys.size(2)
     num_heads = queries.size(1) if call.shifts is None else call.shifts.size(0)
-    work = queries.size(0) * num_heads * num_queries * num_keys * keys.size(-1)
+    least = table.shared_scores_min_queries
     if (
-        on_cpu
-        and eager
-        and num_queries >= SHARED_SCORES_MIN_QUERIES
-        and work >= SHARED_SCORES_MIN_WORK
-        and not _refusal("shared_scores", queries, keys, values, call)
+        is_eager()
+        and call.shifts is not None
+        and least is not None
+        and num_queries >= least
+        and queries.size(0) * num_heads * num_queries * num_keys * keys.size(-1)
+        >= table.shared_scores_min_work
+        and not _refusal("shared_scores", *tensors, call)
     ):
         return "shared_scores"
     if keys.size(-1) == values.size(-1):
-        stackable = num_heads > keys.size(1) and (keys.size(1) == 1 or num_queries == 1)
-        if stackable and not _refusal("rows", queries, keys, values, call):
-            return "rows"
-        return "fused"
+        several = table.one_head if keys.size(1) == 1 else table.grouped_heads
+        stacked = num_heads > keys.size(1) and (several == "rows" or num_queries == 1)
+        return "rows" if stacked and not _refusal("rows", *tensors, call) else "fused"
     # An exported graph serves all lengths, so this choice may not depend on the input's.
-    few = not _lengths_are_open() and num_queries * num_keys <= EXPLICIT_MAX_SCORES
-    if on_cpu and (few or call.dropout > 0.0):
+    few = not lengths_are_open() and num_queries * num_keys <= table.explicit_max_scores
+    if few or (call.dropout > 0.0 and keys.device.type == "cpu"):
         return "explicit"
-    if on_cpu and eager and not _refusal("blockwise", queries, keys, values, call):
-        return "blockwise"
-    return "fused"
+    preferred = table.unequal_widths
+    if preferred == "blockwise" and not is_eager():
+        return "fused"
+    return "fused" if _refusal(preferred, *tensors, call) else preferred
 
 
 def _refusal(
@@ -193,6 +181,10 @@ def _refusal(
         return "returns no weights"
     if implementation == "fused":
         return ""
+    if implementation in ("unpadded", "flex"):
+        if keys.size(-1) == values.size(-1):
+            return "needs values of another width than keys"
+        return flex_refusal(queries, keys, values, call) if implementation == "flex" else ""
     mask = call.mask
     if implementation == "rows":
         if keys.size(1) != values.size(1) or keys.size(-1) != values.size(-1):
@@ -213,58 +205,10 @@ def _refusal(
     return "" if whole else "needs float32 or float64"
 
 
-def _is_eager() -> bool:
-    """Whether tensors are numbers here, and not recorded by a compiler, tracer or transform."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def _lengths_are_open() -> bool:
-    """Whether lengths may be symbols: `torch.export` is recording."""
-    return torch.compiler.is_compiling() and torch.compiler.is_exporting()
-
-
-def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
-    key_width, value_width = keys.size(-1), values.size(-1)
-    width = max(key_width, value_width)
-    # torch's CPU kernel reads grouped heads where they are, and its CUDA kernels only some of them.
-    fewer = 1 < keys.size(1) == values.size(1) < queries.size(1)
-    grouped = bool(fewer) and keys.device.type == "cpu"
-    num_heads = keys.size(1) if grouped else queries.size(1)
-    output = F.scaled_dot_product_attention(
-        _widen(queries, width),
-        _expand_heads(_widen(keys, width), num_heads),
-        _expand_heads(_widen(values, width), num_heads),
-        attn_mask=call.mask,
-        dropout_p=call.dropout,
-        is_causal=call.is_causal,
-        scale=call.scale,
-        enable_gqa=grouped,
-    )
-    return output[..., :value_width]
-
-
-def _attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
-    batch, heads, time, width = queries.shape
-    groups = keys.size(1)
-    output = F.scaled_dot_product_attention(
-        queries.reshape(batch, groups, heads // groups * time, width),  # n / g heads as rows
-        keys,
-        values,
-        attn_mask=call.mask,
-        dropout_p=call.dropout,
-        scale=call.scale,
-    )
-    return output.reshape(batch, heads, time, width)  # (B, n, T, d_v)
-
-
 def _attend_explicitly(
     queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
 ) -> tuple[Tensor, Tensor | None]:
-    if _lengths_are_open():
+    if lengths_are_open():
         fewer_keys = keys.size(1) < queries.size(1)
     else:
         fewer_keys = keys.numel() < queries.numel()
@@ -293,7 +237,7 @@ def _attend_explicitly(
 def _softmax(scores: Tensor) -> Tensor:
     """Over keys; where the scores are, if nobody needs them: fresh memory costs more than this."""
     kept = torch.is_grad_enabled() or torch.is_autocast_enabled(scores.device.type)
-    if kept or not _is_eager():
+    if kept or not is_eager():
         return torch.softmax(scores, dim=-1)
     return torch.softmax(scores, dim=-1, out=scores)
 
@@ -308,6 +252,10 @@ def _attend_with_shared_scores(
     before the one product with p, and share scores, softmax and p. Terms are positive, so nothing
     cancels; but p_j and w_ij may underflow where their product does not. It cannot while the
     spread of c_i k_j over j is bounded, and beyond the bound each head gets its own scores.
+
+    By default it is not taken on CUDA. To look at the spread is to wait for the GPU in every layer,
+    and without a kernel that never writes scores down, all those of one head are in memory: on an
+    H200 it took 1.5 to 3.6 times as long as `fused` (docs/measurements/2026-11-26-h200.md).
     """
     shifts = call.shifts
     assert shifts is not None
@@ -316,15 +264,16 @@ def _attend_with_shared_scores(
         bias = keys.squeeze(1).to(precise) @ (shifts.to(precise) * call.scale).t()  # (B, S, n)
     low, high = bias.detach().aminmax(dim=1, keepdim=True)
     if float((high - low).max()) > MAX_KEY_BIAS_SPREAD:
-        return _attend_fused(queries + shifts[:, None], keys, values, call)
+        return attend_fused(queries + shifts[:, None], keys, values, call)
     # A one beside the values sums the weights in the same product.
     ones = values.new_ones(*values.shape[:-1], 1)
     with_one = torch.cat([values, ones], dim=-1).transpose(1, 2)  # (B, S, 1, d_v + 1)
     weights = torch.exp(bias - (low + high) / 2).to(values.dtype)
     weighted = (weights[..., None] * with_one).flatten(2)[:, None]  # (B, 1, S, n (d_v + 1))
     one_head = replace(call, shifts=None)
-    few = queries.size(2) * keys.size(2) <= EXPLICIT_MAX_SCORES
-    if few or _refusal("blockwise", queries, keys, weighted, one_head):
+    most = thresholds_for(keys.device, keys.dtype).explicit_max_scores
+    few = queries.size(2) * keys.size(2) <= most
+    if few or keys.device.type != "cpu" or _refusal("blockwise", queries, keys, weighted, one_head):
         sums, _ = _attend_explicitly(queries, keys, weighted, one_head)
     else:
         sums = attend_blockwise(queries, keys, weighted, call.mask, call.is_causal, call.scale)
@@ -346,18 +295,3 @@ def _grouped_product(left: Tensor, right: Tensor) -> Tensor:
     groups = right.size(1)
     rows = left.reshape(batch, groups, heads // groups * length, inner)  # (B, g, n / g * T, x)
     return (rows @ right).view(batch, heads, length, right.size(-1))
-
-
-def _expand_heads(shared: Tensor, num_heads: int) -> Tensor:
-    batch, groups, length, width = shared.shape
-    if groups == num_heads:
-        return shared
-    if groups == 1:
-        return shared.expand(batch, num_heads, length, width)
-    return shared.repeat_interleave(num_heads // groups, dim=1)
-
-
-def _widen(tensor: Tensor, width: int) -> Tensor:
-    """Pad the last axis with zeros, which change neither scores nor the values kept."""
-    missing = width - tensor.size(-1)
-    return F.pad(tensor, (0, missing)) if missing else tensor

@@ -21,6 +21,7 @@ from tests.helpers.attention import (
     every_case,
     inputs,
     make,
+    set_thresholds,
 )
 from tests.helpers.devices import needs_cuda
 from tests.helpers.naive_attention import NAIVE, naive_attention
@@ -136,7 +137,7 @@ def test_long_sequences_take_another_path_to_the_same_result(
     module = make(scheme, choose(EMBED_DIM, NUM_HEADS))
     query, _ = inputs(2, 9, 9)
     short, _ = module(query, query, query, is_causal=True, need_weights=False)
-    monkeypatch.setattr("nas_attn.attention.functional.EXPLICIT_MAX_SCORES", 4)
+    set_thresholds(monkeypatch, explicit_max_scores=4)
     long, _ = module(query, query, query, is_causal=True, need_weights=False)
     torch.testing.assert_close(long, short, rtol=0, atol=1e-12)
 

@@ -16,7 +16,15 @@ from nas_attn.attention.functional import (
     choose_implementation,
 )
 from nas_attn.attention.masks import causal_mask
-from tests.helpers.attention import EMBED_DIM, NUM_HEADS, Choose, every_case, inputs, make
+from tests.helpers.attention import (
+    EMBED_DIM,
+    NUM_HEADS,
+    Choose,
+    every_case,
+    inputs,
+    make,
+    set_thresholds,
+)
 
 MASKS = ("none", "padding", "bool", "float", "causal", "causal and padding", "blind row", "heads")
 
@@ -69,7 +77,7 @@ def test_all_implementations_agree(
 ) -> None:
     """Outputs and gradients, float64, to 1e-10, or the implementation says what it does not do."""
     monkeypatch.setattr("nas_attn.attention.blockwise.BLOCK_ROWS", 3)
-    monkeypatch.setattr("nas_attn.attention.functional.EXPLICIT_MAX_SCORES", 20)
+    set_thresholds(monkeypatch, explicit_max_scores=20)
     if scheme == "single_head" and kind == "heads":
         pytest.skip("it has one map for all heads")
     module = make(scheme, choose(EMBED_DIM, NUM_HEADS))

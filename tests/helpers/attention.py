@@ -6,12 +6,15 @@ A new scheme adds its cases to the tables below.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention, build_attention
+from nas_attn.attention.thresholds import BUILT_IN
 
 Options = dict[str, object]
 Choose = Callable[[int, int], Options]
@@ -71,6 +74,12 @@ every_case = pytest.mark.parametrize(
 def largest_divisor(number: int) -> int:
     """The largest proper divisor, or one."""
     return max([k for k in range(1, number) if number % k == 0], default=1)
+
+
+def set_thresholds(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Change the thresholds of CPUs by which implementations are chosen, for a test."""
+    changed = replace(BUILT_IN[0], **changes)
+    monkeypatch.setattr("nas_attn.attention.thresholds._given", [changed])
 
 
 def make(

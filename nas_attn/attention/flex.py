@@ -1,0 +1,131 @@
+"""Attention with keys and values of unequal widths by torch's FlexAttention.
+
+One kernel is compiled for each kind of call (type, widths, heads, masked or causal, with gradients
+or not) and serves all lengths (Dong et al. 2024, arXiv 2412.05496). Compiling takes half a minute,
+and beyond `torch._dynamo.config.recompile_limit` kinds torch computes all scores at once instead.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nas_attn.attention.call import AttentionCall, is_eager
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+"""Positions of a block of a causal mask; blocks that nobody sees are left out."""
+
+NARROWEST = 16
+"""Smallest width that the kernel for CUDA multiplies."""
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attend_flex(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
+    """Attend; arguments and result as of `functional.attend`, for calls without `flex_refusal`."""
+    batch, heads, time, _ = queries.shape
+    grouped = 1 < keys.size(1) == values.size(1) < heads
+    if not grouped:
+        keys, values = (_expand(tensor, heads) for tensor in (keys, values))
+    blocks = _causal_blocks(time, keys.device) if call.is_causal else None
+    mask = call.mask
+    if mask is not None:
+        mask = mask.expand(batch, heads, time, keys.size(2))
+    output: Tensor = _compiled()(queries, keys, values, mask, blocks, call.scale, grouped)
+    return output
+
+
+def flex_refusal(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> str:
+    """Why FlexAttention cannot do what is asked; empty if it can."""
+    if call.dropout > 0.0:
+        return "drops no weights"
+    if call.mask is not None and call.mask.requires_grad:
+        return "does not differentiate masks"
+    if not is_eager():
+        return "is compiled by itself, and only for eager execution"
+    if {queries.dtype, keys.dtype, values.dtype} not in [{dtype} for dtype in TYPES]:
+        return "needs float32, bfloat16 or float16"
+    if min(keys.size(-1), values.size(-1)) < NARROWEST:
+        return f"needs heads of a width of {NARROWEST} at least"
+    if keys.device.type not in ("cpu", "cuda"):
+        return "needs a CPU or CUDA"
+    needs_gradients = any(tensor.requires_grad for tensor in (queries, keys, values))
+    if keys.device.type == "cpu" and torch.is_grad_enabled() and needs_gradients:
+        return "has no gradients on a CPU"
+    if keys.device.type == "cpu" and call.mask is not None:
+        return "takes no masks on a CPU"  # torch 2.13 writes C++ that does not compile
+    return ""
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_attend, dynamic=True)
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    blocks: BlockMask | None,
+    scale: float,
+    grouped: bool,
+) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def masked(score: Tensor, item: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        assert mask is not None
+        entry = mask[item, head, row, key]
+        if mask.dtype == torch.bool:
+            return torch.where(entry, score, float("-inf"))
+        return score + entry
+
+    return flex_attention(
+        queries,
+        keys,
+        values,
+        score_mod=None if mask is None else masked,
+        block_mask=blocks,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+
+
+def _earlier(item: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+    return row >= key
+
+
+@lru_cache(maxsize=8)
+def _causal_blocks(length: int, device: torch.device) -> BlockMask:
+    """Of a block's row, the blocks before it are seen whole, and its own in part.
+
+    torch's own way of finding out looks at every pair of positions.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    count = (length + BLOCK - 1) // BLOCK
+    numbers = torch.arange(count, dtype=torch.int32, device=device)
+    own = torch.zeros(count, count, dtype=torch.int32, device=device)
+    own[:, 0] = numbers
+    return BlockMask.from_kv_blocks(
+        torch.ones_like(numbers)[None, None],
+        own[None, None],
+        numbers[None, None],
+        numbers.expand(count, count).contiguous()[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=_earlier,
+        seq_lengths=(length, length),
+    )
+
+
+def _expand(shared: Tensor, num_heads: int) -> Tensor:
+    batch, groups, length, width = shared.shape
+    if groups in (1, num_heads):
+        return shared.expand(batch, num_heads, length, width)
+    return shared.repeat_interleave(num_heads // groups, dim=1)
