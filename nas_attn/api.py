@@ -183,9 +183,13 @@ def predict_front(
     limits = PlanConstraints(max_schemes, keep_first_layer)
     if isinstance(study, str | Path) and Path(study).suffix == ".pt":
         if data is None:
-            raise NasAttnError("say on which data set the checkpoint is measured with --data DATA")
+            raise NasAttnError(
+                "name the data set to measure the checkpoint on with --data DATA (data= in Python)"
+            )
         if overrides:
-            raise NasAttnError("--set changes studies, but this is a checkpoint")
+            raise NasAttnError(
+                "--set (overrides= in Python) changes studies, but this is a checkpoint"
+            )
         trainer = sensitivity.checkpoint_session(
             Path(study),
             Path(data),

@@ -46,10 +46,13 @@ def bench_attention(
     threads: Annotated[
         int, typer.Option(min=1, help="PyTorch's threads. With one, CPU time is taken.")
     ] = 1,
-    device: Annotated[Device, typer.Option(help="Where.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Numbers.")] = "float32",
+    device: Annotated[Device, typer.Option(help="Device.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Type of the numbers.")] = "float32",
     seconds: Annotated[
-        float, typer.Option(min=0.0, help="For each shape and phase, about; five rounds at least.")
+        float,
+        typer.Option(
+            min=0.0, help="Seconds for each shape and phase, about; five rounds at least."
+        ),
     ] = 20.0,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where attention.csv and attention.png go.")

@@ -169,7 +169,7 @@ def prepare(
 
 def prune(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Of a training with the plugin.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of a training with the plugin.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the smaller checkpoint goes.")],
     calibrate: Annotated[
@@ -220,7 +220,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Of fairseq's transformer, transformer_lm or roberta, or of the plugin.",
+            help="Model of the plugin, or fairseq's transformer, transformer_lm or roberta.",
         ),
     ],
     plan: Annotated[
@@ -238,21 +238,22 @@ def convert(
         typer.Option(
             metavar="DATA",
             help="A binarised data set: what its training split says decides what is kept, and its "
-            "validation split tells what is lost.",
+            "validation split shows what is lost.",
         ),
     ] = None,
     refit: Annotated[
         bool, typer.Option(help="With --calibrate: solve the output projections again.")
     ] = True,
     force: Annotated[
-        bool, typer.Option("--force", help="Also to schemes that cannot inherit trained heads.")
+        bool,
+        typer.Option("--force", help="Convert also to schemes that cannot inherit trained heads."),
     ] = False,
     mean_pool: Annotated[
         bool,
         typer.Option(
             "--mean-pool",
-            help="To grouped_query and multi_query by means of heads (Ainslie et al. 2023), which "
-            "is worse: only to compare with.",
+            help="Take means of heads for grouped_query and multi_query (Ainslie et al. 2023), "
+            "which is worse: only to compare with.",
         ),
     ] = False,
     means: Annotated[bool, typer.Option("--means", hidden=True)] = False,

@@ -140,7 +140,7 @@ def sensitivity(
     ] = 40,
     points: Annotated[int, typer.Option(min=2, help="Plans that are recommended.")] = 8,
     max_schemes: Annotated[
-        int | None, typer.Option(min=1, help="So many schemes in a plan at most.")
+        int | None, typer.Option(min=1, help="Schemes in a plan at most.")
     ] = None,
     keep_first_layer: Annotated[
         bool, typer.Option("--keep-first-layer", help="Leave the first layer of each site.")
