@@ -117,6 +117,9 @@ def check_training(
     yield from (fault(flag, message) for flag, message in _schedule(args))
     if args.criterion.endswith("adaptive_loss") and not args.adaptive_softmax_cutoff:
         yield fault("criterion", "adaptive_loss needs adaptive-softmax-cutoff")
+    if args.criterion.endswith("adaptive_loss") and args.ddp_backend in ("c10d", "pytorch_ddp"):
+        message = f"fairseq's adaptive_loss refuses {args.ddp_backend}: set it to legacy_ddp"
+        yield fault("ddp-backend", message)
     for flag, end in (("vote-at-epoch", "max-epoch"), ("vote-at-update", "max-update")):
         when, last = (getattr(args, name.replace("-", "_"), 0) or 0 for name in (flag, end))
         if last and when > last:

@@ -32,6 +32,7 @@ from nas_attn.fairseq_tools.parsed import check_training
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import DEMO_TYPES
+from nas_attn.study.devices import check_devices, drops_layers
 from nas_attn.study.spaces import fitted, load_space_config
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyC
     if is_read_only:
         config = _without_refused(config)
     faults = _check_sections(config)
+    if not faults and config.replay is None and not is_read_only:
+        faults += _check_devices(config)
     space_config, space_key = _load_space(config.space, faults)
     if faults or space_config is None:
         raise ConfigError(source, faults)
@@ -108,7 +111,7 @@ def _check_choices(config: StudyConfig, space: SearchSpace, space_key: str) -> l
         except PlanError as error:
             seen[f"{space_key}.{key}", str(error)] = None
             continue
-        for message in _missing_for(module, config.training):
+        for message in _missing_for(module, site, config.training):
             seen[f"{space_key}.{key}", message] = None
         if config.search.warm_start.is_on and _prunes(module):
             seen[f"{space_key}.{key}", NO_VOTE] = None
@@ -172,6 +175,16 @@ def _check_training(config: StudyConfig) -> list[ConfigIssue]:
     return faults
 
 
+def _check_devices(config: StudyConfig) -> list[ConfigIssue]:
+    """Flags that do not go with `resources.gpus`."""
+    training = config.training
+    args, gpus = training_arguments(training), config.resources.gpus
+    return [
+        ConfigIssue(f"training.{f.key}", f.message)
+        for f in check_devices(args, training.arguments, gpus)
+    ]
+
+
 def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
     """What is wrong with the fine-tuning of warm starts."""
     warm = config.search.warm_start
@@ -196,8 +209,8 @@ def _prunes(module: Attention) -> bool:
     return isinstance(module, PrunableAttention) and module.is_prunable
 
 
-def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
-    """What the training lacks for attention that is grouped or pruned."""
+def _missing_for(module: Attention, site: str, training: TrainingConfig) -> Iterator[str]:
+    """What the training lacks for attention that is grouped or pruned, or does to it."""
     named = given(training.arguments)
     is_grouped = isinstance(module, GroupedHeadAttention)
     is_constrained = is_grouped and bool(module.alpha or module.beta)
@@ -206,6 +219,12 @@ def _missing_for(module: Attention, training: TrainingConfig) -> Iterator[str]:
         yield (
             "needs a criterion with the group constraint and the vote: set "
             f"training.arguments.criterion to grouped_{named.get('criterion', 'cross_entropy')}"
+        )
+    layerdrop = drops_layers(site, training.arguments)
+    if (is_constrained or prunes) and is_grouped and layerdrop is not None:
+        yield (
+            f"compares heads in every batch, but training.arguments.{layerdrop} leaves layers out: "
+            "set it to 0"
         )
     timed = named.get("vote-at-epoch") or named.get("vote-at-update")
     if prunes and not timed and not (is_grouped and module.centre_shift is not None):

@@ -27,6 +27,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import curve_of
 from nas_attn.study.config import StudyConfig
+from nas_attn.study.devices import count_processes
 from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.moved import folder_today
 from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob
@@ -36,7 +37,7 @@ from nas_attn.trials.layout import BEST, CHECKPOINTS, START
 def fine_tuning_of(config: StudyConfig, data: PreparedData) -> TrainingConfig:
     """The training that ends every trial of a study with warm starts."""
     warm = config.search.warm_start
-    updates = count_updates(config.training, data, gpus=max(1, int(config.resources.gpus)))
+    updates = count_updates(config.training, data, gpus=count_processes(config.resources.gpus))
     return fine_tuning(
         config.training,
         max(1, round(warm.fraction * updates)),

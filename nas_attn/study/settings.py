@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from nas_attn.engine.provenance import differences
 from nas_attn.engine.store import SETTINGS, TrialStore
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.flags import without_idle
+
+logger = logging.getLogger(__name__)
 
 
 def keep_settings(store: TrialStore, settings: Mapping[str, Any]) -> None:
@@ -25,6 +28,8 @@ def keep_settings(store: TrialStore, settings: Mapping[str, Any]) -> None:
     if not kept:
         store.set_metadata(SETTINGS, dict(settings))
         return
+    if "resources" not in kept:
+        settings = _without_resources(settings)
     different = sorted(differences(_without_idle(kept), _without_idle(settings)))
     if different:
         raise SearchError(
@@ -32,6 +37,18 @@ def keep_settings(store: TrialStore, settings: Mapping[str, Any]) -> None:
             f"not be compared: {', '.join(different)}. Restore them, or give the study "
             "another name."
         )
+
+
+def _without_resources(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as earlier versions kept them: on how many GPUs trials train, they did not."""
+    gpus = settings.get("resources", {}).get("gpus", 1)
+    if gpus > 1:
+        logger.warning(
+            "the record is of an earlier version and does not say on how many GPUs its trials "
+            "trained: if it was another number than %d, new trials have other batch sizes",
+            gpus,
+        )
+    return {name: value for name, value in settings.items() if name != "resources"}
 
 
 def _without_idle(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from nas_attn.space import SearchSpace
 from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import open_data, prepare_data
+from nas_attn.study.devices import count_processes
 from nas_attn.study.jobs import TrialJobs, evaluation_of, fine_tuning_of
 from nas_attn.study.tree import (
     Overrides,
@@ -311,6 +312,9 @@ class Study:
             kept["objectives"]["sentence_length"] = objectives["sentence_length"]
         if config["replay"] is not None:
             kept["replay"] = config["replay"]
+        else:
+            # As many batches make an update.
+            kept["resources"] = {"gpus": count_processes(self.config.resources.gpus)}
         if self._has_warm_start:
             kept["warm_start"] = config["search"]["warm_start"]
             del kept["warm_start"]["rank_agreement"]

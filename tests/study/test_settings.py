@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.study.loading import load_study
 from nas_attn.study.settings import keep_settings
 from tests.helpers.fakes import OBJECTIVES
+from tests.helpers.studies import write
 
 
 def test_records_of_old_are_read(tmp_path: Path) -> None:
@@ -51,3 +55,27 @@ def test_refused_flags_that_change_no_loss_can_be_left_out(tmp_path: Path) -> No
     keep_settings(store, {"training": {"arguments": {"lr": 0.1, "save-interval": 2}}})
     with pytest.raises(SearchError, match=r"arguments\.save-interval \(2, now None\)\. Restore"):
         keep_settings(store, {"training": {"arguments": {"lr": 0.1}}})
+
+
+def test_as_many_gpus_train_a_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tiny_translation: PreparedData
+) -> None:
+    """Each takes batches of its own; trials that share one, or have none, have one process."""
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+
+    def settings(gpus: float) -> dict[str, Any]:
+        changes = {"resources": {"gpus": gpus}}
+        return load_study(str(write(tmp_path, tiny_translation.folder, changes))).settings()
+
+    keep_settings(record, settings(0))
+    keep_settings(record, settings(0.25))
+    keep_settings(record, settings(1))
+    with pytest.raises(SearchError, match=r"resources\.gpus \(1, now 2\)"):
+        keep_settings(record, settings(2))
+    old = TrialStore("old", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    kept = {name: value for name, value in settings(1).items() if name != "resources"}
+    old.set_metadata("settings", kept)
+    keep_settings(old, settings(1))
+    assert "how many GPUs" not in caplog.text
+    keep_settings(old, settings(2))
+    assert "does not say on how many GPUs its trials trained" in caplog.text
