@@ -47,6 +47,8 @@ class Speed:
     contender: str
     words_a_second: list[float] = field(default_factory=list)
     """Of fairseq-train: target tokens, median over updates."""
+    update_spreads: list[float] = field(default_factory=list)
+    """Interquartile range of the same updates' rates over their median."""
     decoding: list[float] = field(default_factory=list)
     """Sentences a second of fairseq-generate, decoding alone, as it prints them."""
     command: list[float] = field(default_factory=list)
@@ -164,7 +166,13 @@ def _train(
         folder / f"{speed.contender}-train-{turn}.log",
         commands,
     )
-    speed.words_a_second.append(_words_a_second(trained.output, commands.first_updates))
+    rates = _words_a_second(trained.output)[commands.first_updates :]
+    if not rates:
+        raise NasAttnError("fairseq-train printed no speed")
+    median = statistics.median(rates)
+    low, _, high = statistics.quantiles(rates, n=4) if len(rates) > 1 else [median] * 3
+    speed.words_a_second.append(median)
+    speed.update_spreads.append((high - low) / median)
     logger.info("train %s: %.0f words/s", speed.contender, speed.words_a_second[-1])
 
 
@@ -213,16 +221,12 @@ def ratio(values: Sequence[float], stock: Sequence[float]) -> float:
     return statistics.median(values) / statistics.median(stock)
 
 
-def _words_a_second(output: str, first: int) -> float:
-    """Median over updates; fairseq prints the rate of each one as JSON."""
-    rates = [
+def _words_a_second(output: str) -> list[float]:
+    """The rate of each update; fairseq prints them as JSON."""
+    return [
         float(json.loads(found)["wps"])
         for found in re.findall(r"\| train_inner \| (\{.*\})", output)
     ]
-    counted = rates[first:]
-    if not counted:
-        raise NasAttnError("fairseq-train printed no speed")
-    return statistics.median(counted)
 
 
 def _run(module: str, arguments: list[str], log: Path, commands: Commands) -> Finished:
