@@ -18,6 +18,23 @@ SHARING = (
 )  # fmt: skip
 """Schemes that are to be no slower than multi-head attention, and to decode in half its time."""
 LONG_CACHE = 8192
+SEARCHED = {
+    "trial": "trial",
+    "plan": "plan",
+    "cost": "total parameters",
+    "cost_change": "change",
+    "effective_cost": "of them effective",
+    "loss": "nll_loss",
+    "loss_change": "change",
+    "seconds": "seconds",
+}
+PREDICTED = {
+    "plan": "plan",
+    "cost": "cost",
+    "cost_change": "change",
+    "corrected": "predicted change of the loss",
+    "measured": "measured",
+}
 SHORT = 2048
 PHASES = {
     "forward": "Forward",
@@ -92,9 +109,8 @@ def module_target(rows: Rows, scheme: str, most: float, longest: int | None = No
         return Target(what, None, "")
     worst = max(measured, key=lambda row: float(row["ratio"]))
     within = sum(row["ratio"] <= most for row in measured)
-    text = (
-        f"{ratio_text(worst)} at {shape_of(worst)}, the worst; {within} of {len(measured)} within"
-    )
+    at = f"{ratio_text(worst)} at {shape_of(worst)}, the worst"
+    text = f"{at}; {within} of {len(measured)} lengths within"
     return Target(what, within == len(measured), text)
 
 
@@ -218,7 +234,9 @@ def said(results: Mapping[str, Any], judged: Sequence[Target]) -> str:
 def tests_section(title: str, data: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     found = data.get("tests", ())
     counts = ", ".join(f"{count} {state}" for state, count in data.get("counts", {}).items())
-    text = f"## Tests that need a GPU\n\n{counts or result['reason']}.\n\n"
+    if not found:
+        return f"## Tests that need a GPU\n\nNothing:\n\n{quoted(result['reason'])}"
+    text = f"## Tests that need a GPU\n\n{counts}.\n\n"
     by_file: dict[str, list[Mapping[str, Any]]] = {}
     for test in found:
         by_file.setdefault(test["test"].partition("::")[0], []).append(test)
@@ -279,10 +297,11 @@ def fairseq_section(title: str, data: Mapping[str, Any], result: Mapping[str, An
     speeds = data.get("speeds", ())
     text = (
         "## fairseq's commands\n\n"
-        f"`fairseq-train` with `{' '.join(data.get('flags', ()))}`: target words a second, median "
+        "`fairseq-train --arch=transformer` (width 512, 8 heads, 6 and 6 layers, if nothing else "
+        f"is said) with `{' '.join(data.get('flags', ()))}`: target words a second, median "
         f"of updates {data.get('first_updates', 0) + 1} to {data.get('updates')}. "
         f"`fairseq-generate` in {data.get('precision')}, {data.get('beam')} hypotheses a sentence, "
-        f"all translations {data.get('length')} tokens long: sentences a second, first batch and "
+        f"all translations {data.get('length')} tokens long: tokens a second, the first batch with "
         "its warm-up included. Made-up text; medians of the rounds, and from the least to the most "
         "of them over the median as ±; `updates ±` is the quartile range of a training's updates "
         "over their median, the widest. bfloat16 is left out: stock fairseq takes it through hydra "
@@ -293,11 +312,12 @@ def fairseq_section(title: str, data: Mapping[str, Any], result: Mapping[str, An
     for speed in speeds:
         cells = [speed["contender"]]
         for measure in ("words_a_second", "decoding"):
-            cells += speed_cells(speed[measure], stock[measure] if stock else [])
+            times = 1 if measure == "words_a_second" else data["length"]
+            cells += speed_cells(speed[measure], stock[measure] if stock else [], times)
         cells.insert(4, f"{max(speed['update_spreads']):.1%}" if speed["update_spreads"] else "")
         rows.append(cells)
     head = ["", "words/s", "/ stock", "rounds", "updates ±"]
-    head += ["sentences/s", "/ stock", "rounds"]
+    head += ["tokens/s", "/ stock", "rounds"]
     text += table(head, rows)
     for speed in speeds:
         if speed["failure"]:
@@ -305,18 +325,19 @@ def fairseq_section(title: str, data: Mapping[str, Any], result: Mapping[str, An
     return text
 
 
-def speed_cells(values: Sequence[float], stock: Sequence[float]) -> list[str]:
+def speed_cells(values: Sequence[float], stock: Sequence[float], times: int) -> list[str]:
+    """What was measured, so many times as much, its ratio and the number of rounds."""
     if not values:
         return ["", "", "0"]
     median = statistics.median(values)
     spread = f" ±{spread_of(values):.1%}" if len(values) > 1 else ""
     ratio = f"{median / statistics.median(stock):.3f}" if stock else ""
-    return [f"{median:,.0f}{spread}", ratio, str(len(values))]
+    return [f"{times * median:,.0f}{spread}", ratio, str(len(values))]
 
 
 def search_section(title: str, data: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     if not data:
-        return f"## A search\n\nNothing: {markdown_text(result['reason'])}"
+        return f"## A search\n\nNothing:\n\n{quoted(result['reason'])}"
     states = [row.get("state") or row.get("status") or "" for row in data["trials"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     settings = " ".join(f"--set {text}" for text in data["settings"])
@@ -327,37 +348,37 @@ def search_section(title: str, data: Mapping[str, Any], result: Mapping[str, Any
     return (
         f"## A search\n\n`nas-attn search demo {settings}`: {data['seconds']:.0f} s, trials: "
         f"{counts}. {data['trainings_on_a_gpu']} of {data['trainings']} trainings name the GPU in "
-        f"their logs. {forked} The front and the baseline:\n\n" + front_table(data["front"])
+        f"their logs. {forked} The front and the baseline:\n\n"
+        + front_table(data["front"], SEARCHED)
     )
 
 
-def front_table(front: Rows) -> str:
-    columns = [name for name in front[0] if name not in ("plan", "trial")] if front else []
-    shown = [name for name in columns if any(isinstance(r[name], int | float) for r in front)]
-    shown = [name for name in shown if not any(isinstance(r[name], bool) for r in front)]
-    rows = [
-        [row.get("trial", ""), row["plan"], *(number_text(row[name]) for name in shown)]
-        for row in front
-    ]
-    head = ["trial", "plan", *(name.replace("_", " ") for name in shown)]
-    return table(head, rows, left=2)
+def front_table(front: Rows, columns: Mapping[str, str]) -> str:
+    """Rows of a front: some of their columns, under other names."""
+    rows = [[cell_text(name, row.get(name)) for name in columns] for row in front]
+    return table(list(columns.values()), rows, left=1 + list(columns).index("plan"))
 
 
-def number_text(value: Any) -> str:
+def cell_text(name: str, value: Any) -> str:
+    """A cost, a loss or a text; nothing of what is not there."""
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if name.endswith("cost_change"):
+        return f"{value:+.1%}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def sensitivity_section(title: str, data: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     if not data:
-        return f"## What single conversions predict\n\nNothing: {markdown_text(result['reason'])}"
+        return f"## What single conversions predict\n\nNothing:\n\n{quoted(result['reason'])}"
     forked = f" {data['cold_starts'][0]}." if data["cold_starts"] else ""
     return (
         f"## What single conversions predict\n\n{data['changes']} single conversions of the "
         f"search's baseline and {data['checks']} plans that test predictions were measured in "
         f"{data['seconds']:.0f} s.{forked} {markdown_text(data['verdict'])} The predicted front, "
-        f"by {data['axis'].replace('_', ' ')}:\n\n" + front_table(data["front"])
+        f"by {data['axis'].replace('_', ' ')}:\n\n" + front_table(data["front"], PREDICTED)
     )
 
 

@@ -438,7 +438,10 @@ def sensitivity(settings: Settings, keep: Keep) -> None:
             "checks": len(findings.checks),
             "axis": findings.axis,
             "verdict": findings.verdict,
-            "front": [prediction_row(point, findings) for point in findings.chosen],
+            "front": [
+                prediction_row(point, findings) | {"plan": str(point.plan)}
+                for point in findings.chosen
+            ],
             "cold_starts": cold.said,
         }
     )
