@@ -155,15 +155,15 @@ def test_all_parts_with_tiny_sizes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu.py", "--dry", "--minutes=30", f"--out={tmp_path}"]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    for line in running.stdout:
-        if line.startswith("b  "):
-            break
-    time.sleep(1.0)
-    running.send_signal(signal.SIGINT)
-    output = running.stdout.read()
-    assert running.wait(60) == 130
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("b  "):
+                break
+        time.sleep(1.0)
+        running.send_signal(signal.SIGINT)
+        output = running.stdout.read()
+    assert running.returncode == 130
     assert "the same command goes on" in output
     states = {part: json.loads((tmp_path / f"{part}.json").read_text())["state"] for part in "ab"}
     assert states == {"a": "done", "b": "interrupted"}
