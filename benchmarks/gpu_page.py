@@ -182,6 +182,7 @@ def heading(results: Mapping[str, Any]) -> str:
         ("Python", about.get("python", "")),
         ("CUDA, cuDNN", f"{about.get('cuda')}, {about.get('cudnn')}"),
         ("packages", ", ".join(f"{k} {v}" for k, v in about.get("packages", {}).items())),
+        ("C compiler, Python's headers", compiler_text(about)),
         ("fairseq's extensions", ", ".join(about.get("fairseq_extensions", ())) or "none"),
         ("backends of attention", backends_text(about.get("sdpa", {}))),
     ]
@@ -193,6 +194,11 @@ def heading(results: Mapping[str, Any]) -> str:
         + table(["", ""], rows, left=2)
         + "\n\nWritten by `benchmarks/gpu.py`; `gpu.json` beside this page has every number."
     )
+
+
+def compiler_text(about: Mapping[str, Any]) -> str:
+    """What `torch.compile` needs on a GPU."""
+    return f"{about.get('compiler')}, {'there' if about.get('python_headers') else 'missing'}"
 
 
 def article(name: str) -> str:

@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +121,8 @@ def machine(settings: Settings, keep: Keep) -> None:
         "fairseq_extensions": [
             name for name in EXTENSIONS if importlib.util.find_spec(f"fairseq.{name}")
         ],
+        "compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or "none",
+        "python_headers": (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         "gpu": None,
     }
     if torch.cuda.is_available():

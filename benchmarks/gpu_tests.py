@@ -1,4 +1,4 @@
-"""Run tests with pytest, a few files at a time, and say how each ended, also if time runs out."""
+"""Run tests with pytest, in several processes, and say how each ended, also if time runs out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-AT_A_TIME = 4
+CHUNK = 40
+"""Tests of a process at most; those of a process are of one file."""
 CLOSE_SECONDS = 6.0
 """What pytest takes to write its results after Ctrl-C."""
 
@@ -45,7 +46,7 @@ def run_tests(
     *,
     places: Sequence[str] = (),
 ) -> None:
-    """Run the tests that pytest selects, each file in a process, and keep what they came to.
+    """Run the tests that pytest selects, in processes side by side, and keep what they came to.
 
     Args:
         selection: Options of pytest that choose tests, such as `-m cuda`.
@@ -59,17 +60,18 @@ def run_tests(
     folder.mkdir(parents=True)
     deadline = time.monotonic() + seconds - CLOSE_SECONDS
     names = collect([*selection, *places])
-    files = list(dict.fromkeys(name.partition("::")[0] for name in names))
-    say(f"{len(names)} tests in {len(files)} files, {AT_A_TIME} files at a time")
-    waiting, running = list(files), dict[str, subprocess.Popen[bytes]]()
+    waiting = chunks(names)
+    at_a_time = max(2, min(8, (os.cpu_count() or 1) // 2))
+    say(f"{len(names)} tests in {len(waiting)} processes, {at_a_time} at a time")
+    running: dict[str, subprocess.Popen[bytes]] = {}
     while (waiting or running) and time.monotonic() < deadline:
-        while waiting and len(running) < AT_A_TIME:
-            file = waiting.pop(0)
-            running[file] = start(file, selection, folder)
-        for file in [file for file, process in running.items() if process.poll() is not None]:
-            del running[file]
+        while waiting and len(running) < at_a_time:
+            stem = next(iter(waiting))
+            running[stem] = start(stem, waiting.pop(stem), folder)
+        for stem in [stem for stem, process in running.items() if process.poll() is not None]:
+            del running[stem]
             keep(summary(names, folder))
-            say(f"{file}: done")
+            say(f"{stem}: done")
         time.sleep(0.2)
     for process in running.values():
         process.send_signal(signal.SIGINT)  # pytest then writes what it has
@@ -97,17 +99,35 @@ def collect(arguments: Sequence[str]) -> list[str]:
     return counted
 
 
+def chunks(names: Sequence[str]) -> dict[str, list[str]]:
+    """Tests by the process that runs them, in pytest's order."""
+    files: dict[str, list[str]] = {}
+    for name in names:
+        files.setdefault(name.partition("::")[0], []).append(name)
+    found: dict[str, list[str]] = {}
+    for file, its in files.items():
+        stem = file.removesuffix(".py").replace("/", ".")
+        for number, start in enumerate(range(0, len(its), CHUNK), 1):
+            of = f".{number}" if len(its) > CHUNK else ""
+            found[f"{stem}{of}"] = its[start : start + CHUNK]
+    return found
+
+
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    """Without plugins that happen to be there; kernels are compiled in the process itself."""
+    return {
+        **os.environ,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
-def start(file: str, selection: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Run the chosen tests of a file."""
-    stem = file.replace("/", ".").removesuffix(".py")
-    results = folder / f"{stem}.xml"
+def start(stem: str, names: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Run tests in a process."""
     with (folder / f"{stem}.log").open("wb") as log:
         return subprocess.Popen(
-            [*PYTEST, "-v", f"--junitxml={results}", file, *selection],
+            [*PYTEST, "-v", f"--junitxml={folder / f'{stem}.xml'}", *names],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.DEVNULL,
