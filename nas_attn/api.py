@@ -117,8 +117,9 @@ def open_study(
     """Open what a study has found so far; its search may be running, here or elsewhere.
 
     Args:
-        study: File, shipped name, dict or config of the study; or a run folder such as
-            `runs/demo`, which may have been moved, and is enough for tables, figure and comparison.
+        study: File, shipped name, dict or config of the study; or a run folder, by its path or by
+            its name in `runs`, which may have been moved, and is enough for tables, figure and
+            comparison.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
         address: Address of a running Ray cluster, for what is trained from here on.
@@ -128,10 +129,10 @@ def open_study(
         ConfigError: The study is refused; lists everything wrong with it, by key path.
         NasAttnError: No search has run.
     """
-    if isinstance(study, str | Path) and _is_run_folder(study):
+    folder = _run_folder(study, runs)
+    if folder is not None:
         if overrides:
             raise UsageError("a run folder has nothing to override; open the study by its file")
-        folder = Path(study).absolute()
         return Results(None, open_run_folder(folder), folder)
     changes = execution_overrides(overrides, address=address)
     loaded = load(study, changes, runs, is_read_only=True)
@@ -440,10 +441,16 @@ def load(
     return Study.from_config(study, overrides=overrides, runs=folder, is_read_only=is_read_only)
 
 
-def _is_run_folder(study: str | Path) -> bool:
-    """Whether a run folder is meant; a plain name that a shipped study has means that study."""
-    is_shipped = isinstance(study, str) and study in shipped_names("studies")
-    return not is_shipped and is_run_folder(Path(study))
+def _run_folder(study: StudyLike, runs: Runs) -> Path | None:
+    """The run folder that is meant by a path or a name; None where it is a study that is meant."""
+    if not isinstance(study, str | Path):
+        return None
+    if Path(study).suffix in (".yaml", ".yml") or study in shipped_names("studies"):
+        return None
+    found = [f for f in (Path(study), Path(runs or RUNS) / study) if is_run_folder(f)]
+    if not found and Path(study).is_dir():
+        found = [Path(study)]  # `open_run_folder` says what it lacks
+    return found[0].absolute() if found else None
 
 
 def execution_overrides(

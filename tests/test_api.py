@@ -131,6 +131,9 @@ def test_a_run_folder_is_enough_for_its_tables_wherever_it_is(
     with pytest.raises(UsageError, match="open the study by its file or name"):
         opened.report()
     assert "3 of 3 finished" in invoke("status", str(tmp_path / "moved"))
+    assert nas_attn.open_study("moved", runs=tmp_path).folder == tmp_path / "moved"
+    with pytest.raises(UsageError, match="is no run folder of a search"):
+        nas_attn.open_study(tmp_path)
 
 
 def test_results_stay_where_they_are(

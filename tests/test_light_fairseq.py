@@ -1,4 +1,5 @@
-"""Counting starts without what it does not need, and what is deferred computes the same."""
+"""Counting starts without what it does not need, what is deferred computes the same, and logging
+is left to the program."""
 
 from __future__ import annotations
 
@@ -33,3 +34,21 @@ def test_counting_imports_neither_the_compiler_nor_scikit_learn() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"total": 60_915_712, "loaded": [], "same": [True] * 3}
+
+
+LOGGING = """
+import logging
+from nas_attn.fairseq_tools.arguments import parse_arguments
+parse_arguments("multi_head_transformer", [])
+import fairseq.tasks.text_to_speech
+from fairseq.models.wav2vec import wav2vec2_classification
+print(logging.root.handlers, logging.root.level == logging.WARNING)
+logging.basicConfig(level=logging.INFO)
+print(len(logging.root.handlers), logging.root.level == logging.INFO)
+"""
+
+
+def test_fairseq_leaves_the_logging_of_a_notebook_alone() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", LOGGING]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["[] True", "1 True"], done.stderr

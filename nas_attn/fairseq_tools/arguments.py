@@ -104,8 +104,8 @@ def _parse(arch: str, flags: Sequence[str]) -> tuple[argparse.Namespace, argpars
 
     parser = options.get_training_parser()
     # Standard output and error belong to all threads, so they are not turned away meanwhile.
-    parser.error = _refuse  # type: ignore[method-assign]
-    parser.print_help = lambda file=None: None  # type: ignore[method-assign]
+    parser.error = _refuse
+    parser.print_help = lambda file=None: None
     try:
         args, _ = options.parse_args_and_arch(
             parser, ["DATA", f"--arch={arch}", *flags], parse_known=True

@@ -105,7 +105,7 @@
 
   // Charts, each drawn when it comes near.
   const look = { margin: { l: 70, r: 20, t: 10, b: 50 }, font: { size: 13, color: "#1b2430" },
-    paper_bgcolor: "#fff", plot_bgcolor: "#fff", hoverlabel: { align: "left" }, legend: { orientation: "h", y: -0.18 } };
+    paper_bgcolor: "#fff", plot_bgcolor: "#fff", hoverlabel: { align: "left" }, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" } };
   const grid = { gridcolor: "#e8ebee", zeroline: false, automargin: true };
   const settings = { displayModeBar: false, responsive: true };
   const column = (rows, name) => rows.map((trial) => trial.costs[name]);
