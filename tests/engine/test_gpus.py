@@ -214,7 +214,8 @@ def test_no_gpu_ever_carries_more_than_a_whole_one(
 
 
 @pytest.mark.parametrize(
-    ("given", "each", "most"), [("GPU-a,GPU-b", 1, 1), ("5", 0.5, 2), ("7,2,5", 2, 1), ("", 0, 2)]
+    ("given", "each", "most"),
+    [("GPU-a,GPU-b", 1, 1), ("5", 0.5, 2), ("7,2,5", 2, 1), ("", 0, 2), ("7,2", 0, 2)],
 )
 @pytest.mark.parametrize("fork_server", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_trials_see_their_gpus(
@@ -242,12 +243,25 @@ def test_trials_see_their_gpus(
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert len(told) == 5
     for seen, began, ended in told:
-        assert seen == given if not each else set(seen.split(",")) <= set(names)
+        assert seen == "" if not each else set(seen.split(",")) <= set(names)
         for name in seen.split(",") if each else ():
             beside = [s for s, b, e in told if name in s.split(",") and b < ended and e > began]
             assert 1 <= len(beside) <= most
     recorded = [loop.store.refresh(trial.number).gpus for trial in trials]
     assert Counter(recorded) == (Counter(seen for seen, _, _ in told) if each else {None: 5})
+
+
+def test_without_gpus_a_search_says_which_it_leaves_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else fairseq would train every trial on all of them, in a process for each."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,2")
+    monkeypatch.setattr(gpus, "_count", lambda: 0)
+    LocalExecutor(ExecutionConfig(workers=1), ResourcesConfig())
+    assert "resources.gpus is 0" not in caplog.text
+    monkeypatch.setattr(gpus, "_count", lambda: 2)
+    LocalExecutor(ExecutionConfig(workers=1), ResourcesConfig())
+    assert "as resources.gpus is 0, though this process may use GPUs: 7, 2" in caplog.text
 
 
 def test_the_record_says_which_gpus_a_running_trial_has(tmp_path: Path) -> None:

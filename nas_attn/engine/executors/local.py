@@ -19,6 +19,8 @@ from nas_attn.trials.runner import TrialRun
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+NO_GPU = ""
+"""The value of CUDA_VISIBLE_DEVICES with which a process sees none."""
 
 
 class LocalExecutor:
@@ -44,7 +46,15 @@ class LocalExecutor:
             self._places = Places(devices, share, self.workers)
         else:
             self.workers = config.workers or max(1, cpu_count() // resources.cpus)
-            self._places = Places([None], self.workers, self.workers)
+            # fairseq would start a process on every GPU that it sees, in each trial.
+            self._places = Places([NO_GPU], self.workers, self.workers)
+            seen = visible_gpus()
+            if seen:
+                logger.warning(
+                    "trials train on CPUs, as resources.gpus is 0, though this process may use "
+                    "GPUs: %s",
+                    ", ".join(seen),
+                )
         if self.workers * resources.cpus > cpu_count():
             logger.warning(
                 "%d trials at a time with %d CPU threads each are more than the %d CPUs there are: "
@@ -94,7 +104,7 @@ class LocalExecutor:
                 job, device = new, self._places.take(new.number)
             else:
                 return
-            if device is not None:
+            if device:
                 loop.placed(job.number, device)
             yield job, device
 
