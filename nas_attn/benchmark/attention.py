@@ -6,14 +6,9 @@ medians are compared within a run only.
 
 from __future__ import annotations
 
-import copy
-import logging
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,108 +16,17 @@ from torch.nn import functional as F
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
 from nas_attn.attention.functional import IMPLEMENTATIONS, Implementation
+from nas_attn.benchmark.decoding import FusedDecoder, filled, time_orders, time_steps
+from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing, take_turns
 from nas_attn.fairseq_tools.models import fairseq_attention, stock_attention
 
-logger = logging.getLogger(__name__)
-
-PHASES = ("forward", "forward_backward", "decode", "reorder")
 BASELINE, STOCK = "torch sdpa", "fairseq"
 
 LONGEST_EXPLICIT = 2048
 """Tokens up to which implementations that hold all scores of all heads are tried."""
 
-DECODING_STEPS = 6
-"""Steps in a row, as a decoder takes them; the first, which makes room, is left out."""
-
-PREFIX_TOKENS = 1024
-"""Tokens of a prefix that are taken in at a time: stock fairseq holds all their scores."""
-
-
-class Shape(NamedTuple):
-    """Sequences of a batch, and tokens of a sequence (when decoding: those decoded so far)."""
-
-    batch: int
-    length: int
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.length}"
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Read BATCHxLENGTH.
-
-        Raises:
-            ValueError: the text is not written so.
-        """
-        batch, cross, length = text.partition("x")
-        if not (cross and batch.isdecimal() and length.isdecimal() and int(batch) and int(length)):
-            raise ValueError(f"a shape is BATCHxLENGTH, such as 16x32, but {text!r} was given")
-        return cls(int(batch), int(length))
-
-
 SHAPES = (Shape(16, 32), Shape(8, 128), Shape(4, 512), Shape(1, 2048), Shape(1, 4096))
 DECODING_SHAPES = (Shape(16, 512),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all contenders of a run have in common.
-
-    Args:
-        embed_dim, num_heads: Width and heads of the attention.
-        device: cpu or cuda.
-        dtype: Type of the tensors.
-        threads: Threads of PyTorch. With one on a CPU, times are CPU time of the process.
-        seconds: Seconds spent on each shape and phase, about.
-        min_rounds: Turns of every contender, whatever they take.
-        causal: Whether position t attends to positions 0..t.
-    """
-
-    embed_dim: int = 512
-    num_heads: int = 8
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    threads: int = 1
-    seconds: float = 20.0
-    min_rounds: int = 5
-    causal: bool = False
-
-    def tensor(self, *shape: int) -> Tensor:
-        return torch.randn(shape, device=self.device, dtype=self.dtype)
-
-    def now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time() if self.threads == 1 else time.perf_counter()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What one contender took for one shape and phase.
-
-    Args:
-        phase: One of forward, forward_backward (with gradients of inputs and weights), decode (one
-            step after `length` tokens) or reorder (of what that step keeps, as beam search does).
-        batch, length, causal: Sizes of the inputs, and whether attention was causal.
-        contender: Name of the contender.
-        median_ms: Milliseconds, median over rounds.
-        spread: Interquartile range over the median.
-        ratio: This median over the baseline's: torch's fused attention, or, decoding, fairseq's.
-        rounds: Number of rounds.
-        peak_mb: Most memory of a turn beyond what lay there before it, megabytes; on CUDA only.
-    """
-
-    phase: str
-    batch: int
-    length: int
-    causal: bool
-    contender: str
-    median_ms: float
-    spread: float
-    ratio: float
-    rounds: int
-    peak_mb: float | None
 
 
 class FusedMultiHead(nn.Module):
@@ -286,29 +190,35 @@ def time_attention(
             if shape.length <= LONGEST_EXPLICIT or not name.endswith((": explicit", ": reference"))
         }
         able = {name: module for name, module in able.items() if _works(module, x, setting.causal)}
-        for phase in PHASES[:2]:
+        for phase in TRAINING:
             turns = {
                 name: partial(_turn, module, x, gradient, setting, phase == "forward_backward")
                 for name, module in able.items()
             }
-            yield from _time(phase, shape, turns, BASELINE, setting)
-    for shape in decoding_shapes:
-        built = {name: fairseq_attention(build()) for name, build in usual_schemes(setting).items()}
-        decoders = {STOCK: stock_attention(setting.embed_dim, setting.num_heads)} | {
-            name: module
-            for name, module in built.items()
-            if not schemes or name.split()[0] in schemes
-        }
-        kept = {
-            name: _prefix(module.to(setting.device, setting.dtype).eval(), shape, setting)
-            for name, module in decoders.items()
-        }
-        for phase, turn in (("decode", _decode), ("reorder", _reorder)):
+            yield from take_turns(phase, shape, turns, BASELINE, setting)
+    yield from _time_decoding(setting, decoding_shapes, schemes)
+
+
+def _time_decoding(
+    setting: Setting, shapes: Sequence[Shape], schemes: Sequence[str]
+) -> Iterator[Timing]:
+    width, heads = setting.embed_dim, setting.num_heads
+    decoders: dict[str, nn.Module] = {
+        STOCK: stock_attention(width, heads),
+        BASELINE: FusedDecoder(width, heads),
+    }
+    for name, build in usual_schemes(setting).items():
+        if not schemes or name.split()[0] in schemes:
+            decoders[name] = fairseq_attention(build())
+    decoders = {n: m.to(setting.device, setting.dtype).eval() for n, m in decoders.items()}
+    for shape in shapes:
+        states = {name: filled(module, shape, setting) for name, module in decoders.items()}
+        for phase, measure in (("decode", time_steps), ("reorder", time_orders)):
             turns = {
-                name: partial(turn, module, kept[name], shape, setting)
+                name: partial(measure, module, states[name], shape, setting)
                 for name, module in decoders.items()
             }
-            yield from _time(phase, shape, turns, STOCK, setting)
+            yield from take_turns(phase, shape, turns, STOCK, setting)
 
 
 def _works(module: nn.Module, x: Tensor, causal: bool) -> bool:
@@ -332,85 +242,3 @@ def _turn(
         ended = setting.now()
     module.zero_grad()
     return ended - began
-
-
-def _prefix(module: Any, shape: Shape, setting: Setting) -> dict[str, Any]:
-    """What decoding keeps of the tokens decoded so far."""
-    state: dict[str, Any] = {}
-    prefix = setting.tensor(shape.length, shape.batch, setting.embed_dim)
-    with torch.no_grad():
-        for tokens in torch.split(prefix, PREFIX_TOKENS):
-            module(tokens, tokens, tokens, incremental_state=state, need_weights=False)
-    return state
-
-
-def _decode(module: Any, prefix: dict[str, Any], shape: Shape, setting: Setting) -> float:
-    """Seconds of a step, median of some steps in a row after a prefix."""
-    state = copy.deepcopy(prefix)
-    token = setting.tensor(1, shape.batch, setting.embed_dim)
-    taken = []
-    with torch.no_grad():
-        for _ in range(1 + DECODING_STEPS):
-            began = setting.now()
-            module(token, token, token, incremental_state=state, need_weights=False)
-            taken.append(setting.now() - began)
-    return statistics.median(taken[1:])
-
-
-def _reorder(module: Any, prefix: dict[str, Any], shape: Shape, setting: Setting) -> float:
-    """Seconds to put all hypotheses in another order, median of some in a row."""
-    state = copy.deepcopy(prefix)
-    taken = []
-    with torch.no_grad():
-        for _ in range(1 + DECODING_STEPS):
-            order = torch.randint(shape.batch, (shape.batch,), device=setting.device)
-            began = setting.now()
-            module.reorder_incremental_state(state, order)
-            taken.append(setting.now() - began)
-    return statistics.median(taken[1:])
-
-
-def _time(
-    phase: str,
-    shape: Shape,
-    turns: Mapping[str, Callable[[], float]],
-    baseline: str,
-    setting: Setting,
-) -> Iterator[Timing]:
-    """Let everybody take turns for the set time."""
-    taken: dict[str, list[float]] = {name: [] for name in turns}
-    peaks: dict[str, float] = {}
-    began, rounds = time.perf_counter(), 0
-    while rounds < setting.min_rounds or time.perf_counter() - began < setting.seconds:
-        for name, turn in turns.items():
-            before = _reset_peak(setting)
-            seconds = turn()
-            if rounds or setting.min_rounds == 1:  # the first round warms up
-                taken[name].append(seconds)
-            if before is not None:
-                peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        rounds += 1
-    base = statistics.median(taken[baseline])
-    logger.info("%s %s: %d rounds, %s %.2f ms", phase, shape, rounds, baseline, base * 1e3)
-    for name, seconds_taken in taken.items():
-        median = statistics.median(seconds_taken)
-        low, _, high = statistics.quantiles(seconds_taken, n=4) if rounds > 2 else [median] * 3
-        yield Timing(
-            phase=phase,
-            batch=shape.batch,
-            length=shape.length,
-            causal=setting.causal and phase in PHASES[:2],
-            contender=name,
-            median_ms=median * 1e3,
-            spread=(high - low) / median,
-            ratio=median / base,
-            rounds=len(seconds_taken),
-            peak_mb=peaks.get(name),
-        )
-
-
-def _reset_peak(setting: Setting) -> int | None:
-    if setting.device != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_attn.benchmark.attention import Timing
+from nas_attn.benchmark.setting import Timing
 
 TITLES = {
     "forward": "forward",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console
 from nas_attn.cli.options import Device, Dtype
+from nas_attn.errors import UsageError
 
 
 def bench_attention(
@@ -40,6 +43,13 @@ def bench_attention(
         ),
     ] = False,
     forms: Annotated[bool | None, typer.Option("--forms/--no-forms", hidden=True)] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            help="Instead of schemes, time implementations of attention, and write the thresholds "
+            "by which they are to be chosen on this device: thresholds.json."
+        ),
+    ] = False,
     causal: Annotated[bool, typer.Option(help="Attend to earlier positions only.")] = False,
     embed_dim: Annotated[int, typer.Option(min=1, help="Width.")] = 512,
     num_heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 8,
@@ -55,7 +65,7 @@ def bench_attention(
         ),
     ] = 20.0,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where attention.csv and attention.png go.")
+        Path, typer.Option(metavar="DIR", help="Where tables and the figure go.")
     ] = Path("runs/bench"),
 ) -> None:
     """Time every attention scheme against torch's and fairseq's own attention.
@@ -69,23 +79,50 @@ def bench_attention(
     from nas_attn.workflows.bench import bench_attention as bench
 
     given = renamed_option("--forms", "--implementations", forms, implementations or None)
+    common: dict[str, Any] = {
+        "shapes": shape or (),
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+        "threads": threads,
+        "device": device,
+        "dtype": dtype,
+        "seconds": seconds,
+        "out": out,
+        "on_start": lambda text: console.print(text, highlight=False),
+    }
+    if calibrate:
+        _calibrate(common, bool(scheme or decoding_shape or given or causal))
+        return
     timings = bench(
         schemes=scheme or (),
-        shapes=shape or (),
         decoding_shapes=decoding_shape or (),
         implementations=bool(given),
         causal=causal,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        seconds=seconds,
-        out=out,
-        on_start=lambda text: console.print(text, highlight=False),
+        **common,
     )
     console.print(timings_tables(timings))
     console.print(f"written: {out}/attention.csv, {out}/attention.png", highlight=False)
+
+
+def _calibrate(common: dict[str, Any], of_schemes: bool) -> None:
+    from nas_attn.cli.tables import timings_tables
+    from nas_attn.workflows.bench import calibrate_attention
+
+    if of_schemes:
+        raise UsageError(
+            "--calibrate times what schemes have in common: leave --scheme, --decoding-shape, "
+            "--implementations and --causal out"
+        )
+    timings, table = calibrate_attention(**common)
+    console.print(timings_tables(timings))
+    for name, value in asdict(table).items():
+        console.print(f"{name}: {json.dumps(value)}", highlight=False, soft_wrap=True)
+    path = common["out"] / "thresholds.json"
+    for line in (
+        f"written: {common['out']}/calibration.csv, {path}",
+        f"commands use it with NAS_ATTN_THRESHOLDS={path.resolve()}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def bench_fairseq(

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.sensitivity import TOLERANCES, SensitivityFindings, prediction_row
-from nas_attn.benchmark.attention import Timing
 from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.benchmark.setting import Timing
 from nas_attn.fairseq_tools.convert import Converted
 from nas_attn.fairseq_tools.prune import Pruned
 from nas_attn.fairseq_tools.self_test import StepOutcome

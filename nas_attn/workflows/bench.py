@@ -11,16 +11,13 @@ from typing import Any, Literal
 import torch
 
 from nas_attn.attention import SCHEMES, get_scheme
-from nas_attn.benchmark.attention import (
-    DECODING_SHAPES,
-    SHAPES,
-    Setting,
-    Shape,
-    Timing,
-    time_attention,
-)
+from nas_attn.attention.thresholds import Thresholds
+from nas_attn.attention.thresholds_file import LONGEST_SOURCE, write_thresholds
+from nas_attn.benchmark.attention import DECODING_SHAPES, SHAPES, time_attention
+from nas_attn.benchmark.calibration import CALIBRATION_SHAPES, fit_thresholds, time_cases
 from nas_attn.benchmark.commands import Commands, Speed, time_commands
 from nas_attn.benchmark.figure import write_figure
+from nas_attn.benchmark.setting import Setting, Shape, Timing
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import machine_text
 
@@ -64,14 +61,77 @@ def bench_attention(
     Raises:
         NasAttnError: An argument does not fit; says which.
     """
+    for name in schemes:
+        get_scheme(name)
+    at, decoding_at = _parse(shapes) or SHAPES, _parse(decoding_shapes) or DECODING_SHAPES
+    setting = _setting(embed_dim, num_heads, threads, device, dtype, seconds, causal)
+    on_start(_text(setting))
+    timings = list(
+        time_attention(setting, at, decoding_at, schemes, implementations=implementations)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    _write_timings(timings, setting, out / "attention.csv")
+    write_figure(timings, out / "attention.png")
+    return timings
+
+
+def calibrate_attention(
+    *,
+    shapes: Sequence[str],
+    embed_dim: int,
+    num_heads: int,
+    threads: int,
+    device: Literal["cpu", "cuda"],
+    dtype: Literal["float32", "float64", "bfloat16", "float16"],
+    seconds: float,
+    out: Path,
+    on_start: Callable[[str], None],
+) -> tuple[list[Timing], Thresholds]:
+    """Time implementations of attention, and write calibration.csv and thresholds.json.
+
+    Args:
+        shapes: `BATCHxTOKENS` texts; the usual ones if empty.
+        embed_dim: Width.
+        num_heads: Heads.
+        threads: PyTorch's threads.
+        device: Device, `cpu` or `cuda`.
+        dtype: Type of the numbers.
+        seconds: Seconds for each case, shape and phase, about.
+        out: Folder for the files.
+        on_start: Function that is called with a line about what is measured on.
+
+    Returns:
+        The times, and the thresholds that fit them.
+
+    Raises:
+        NasAttnError: An argument does not fit; says which.
+    """
+    at = _parse(shapes) or CALIBRATION_SHAPES
+    setting = _setting(embed_dim, num_heads, threads, device, dtype, seconds, causal=False)
+    on_start(_text(setting))
+    timings = list(time_cases(setting, at))
+    source = f"nas-attn bench attention --calibrate: {_text(setting)}"
+    table = fit_thresholds(timings, setting, source[:LONGEST_SOURCE])
+    out.mkdir(parents=True, exist_ok=True)
+    _write_timings(timings, setting, out / "calibration.csv")
+    write_thresholds([table], out / "thresholds.json")
+    return timings, table
+
+
+def _setting(
+    embed_dim: int,
+    num_heads: int,
+    threads: int,
+    device: str,
+    dtype: str,
+    seconds: float,
+    causal: bool,
+) -> Setting:
     if device == "cuda" and not torch.cuda.is_available():
         raise NasAttnError("PyTorch finds no CUDA device here")
     if embed_dim % num_heads:
         raise NasAttnError(f"{num_heads} heads do not divide a width of {embed_dim}")
-    for name in schemes:
-        get_scheme(name)
-    at, decoding_at = _parse(shapes) or SHAPES, _parse(decoding_shapes) or DECODING_SHAPES
-    setting = Setting(
+    return Setting(
         embed_dim=embed_dim,
         num_heads=num_heads,
         device=device,
@@ -80,24 +140,27 @@ def bench_attention(
         seconds=seconds,
         causal=causal,
     )
-    clock = "CPU time" if device == "cpu" and threads == 1 else "wall time"
-    on_start(
-        f"torch {torch.__version__}; {machine_text()}; {threads} thread(s), {clock}; "
-        f"width {embed_dim}, {num_heads} heads, {dtype}"
+
+
+def _text(setting: Setting) -> str:
+    clock = "CPU time" if setting.device == "cpu" and setting.threads == 1 else "wall time"
+    return (
+        f"torch {torch.__version__}; {machine_text()}; {setting.threads} thread(s), {clock}; "
+        f"width {setting.embed_dim}, {setting.num_heads} heads, "
+        f"{str(setting.dtype).removeprefix('torch.')}"
     )
-    timings = list(
-        time_attention(setting, at, decoding_at, schemes, implementations=implementations)
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    common = {"device": device, "dtype": dtype, "threads": threads, "torch": torch.__version__}
-    common |= {"embed_dim": embed_dim, "num_heads": num_heads}
+
+
+def _write_timings(timings: Sequence[Timing], setting: Setting, path: Path) -> None:
+    dtype = str(setting.dtype).removeprefix("torch.")
+    common: dict[str, Any] = {"device": setting.device, "dtype": dtype}
+    common |= {"threads": setting.threads, "torch": torch.__version__}
+    common |= {"embed_dim": setting.embed_dim, "num_heads": setting.num_heads}
     rows = [asdict(timing) | common for timing in timings]
-    with (out / "attention.csv").open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    write_figure(timings, out / "attention.png")
-    return timings
 
 
 def bench_fairseq(

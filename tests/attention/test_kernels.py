@@ -100,6 +100,9 @@ def test_math_is_torchs_number() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's compiler uses what it deprecates
 @pytest.mark.parametrize("causal", [False, True])
 def test_flex_on_a_cpu(causal: bool) -> None:
     """Forward only; one kernel for lengths within a block, of whole blocks and of others."""

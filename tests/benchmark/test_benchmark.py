@@ -13,11 +13,10 @@ from nas_attn.benchmark.attention import (
     BASELINE,
     ReferenceModule,
     SchemeModule,
-    Setting,
-    Shape,
     contenders,
 )
 from nas_attn.benchmark.commands import Speed, ratio
+from nas_attn.benchmark.setting import Setting, Shape
 from nas_attn.fairseq_tools.data import PreparedData
 from tests.helpers.cli import invoke, run
 
@@ -33,6 +32,8 @@ def test_attention_table_and_figure(tmp_path: Path) -> None:
     assert set(table["phase"]) == {"forward", "forward_backward", "decode", "reorder"}
     at = table.set_index(["phase", "contender"])
     assert at.loc[("forward", BASELINE), "ratio"] == at.loc[("decode", "fairseq"), "ratio"] == 1.0
+    decoded = set(table.loc[table["phase"] == "decode", "contender"])
+    assert {BASELINE, "fairseq", "multi_head"} <= decoded
     names = set(table["contender"])
     assert {"torch module", "multi_query", "multi_query: reference", "multi_query: rows"} <= names
     assert "multi_query: shared_scores" not in names  # it cannot
@@ -94,6 +95,13 @@ def test_contenders_compute_what_they_are_named_for(causal: bool) -> None:
 def test_what_cannot_be_timed(arguments: list[str], message: str, tmp_path: Path) -> None:
     command = ["bench", "attention", *SMALL, *arguments, "--out", str(tmp_path / "out")]
     assert message in run(*command, status=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--causal", "--scheme=multi_head", "--implementations"])
+def test_calibration_takes_no_schemes(option: str, tmp_path: Path) -> None:
+    command = ["bench", "attention", "--calibrate", option, "--out", str(tmp_path / "out")]
+    assert "--calibrate times what schemes have in common" in run(*command, status=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,131 @@
+"""Calibration: what is timed, and thresholds that fit made-up times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from nas_attn.attention.thresholds import Thresholds
+from nas_attn.attention.thresholds_file import read_thresholds
+from nas_attn.benchmark.attention import BASELINE, STOCK, FusedMultiHead
+from nas_attn.benchmark.calibration import CALIBRATION_SHAPES, CASES, fit_thresholds
+from nas_attn.benchmark.decoding import FusedDecoder, filled
+from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing
+from tests.helpers.cli import run
+
+SETTING = Setting(embed_dim=512, num_heads=8)
+
+
+def fitted(milliseconds: Callable[[str, Shape], float | None]) -> Thresholds:
+    """Thresholds that fit times by contender and shape; None is left out."""
+    timings = []
+    for name, case in CASES.items():
+        for shape in CALIBRATION_SHAPES:
+            for contender in (f"{name}: {i}" for i in case.implementations):
+                taken = milliseconds(contender, shape)
+                for phase in TRAINING if taken is not None else ():
+                    timings.append(
+                        Timing(
+                            phase=phase,
+                            batch=shape.batch,
+                            length=shape.length,
+                            causal=False,
+                            contender=contender,
+                            median_ms=taken or math.nan,
+                            spread=0.0,
+                            ratio=1.0,
+                            rounds=5,
+                            peak_mb=None,
+                        )
+                    )
+    return fit_thresholds(timings, SETTING, "made up")
+
+
+def test_equal_times_keep_the_plain_choices() -> None:
+    """So does what is faster by less than the margin."""
+    plain = Thresholds(source="made up", device="cpu", dtype="float32")
+    assert fitted(lambda contender, shape: 1.0) == plain
+    assert fitted(lambda contender, shape: 0.99 if "fused" not in contender else 1.0) == plain
+
+
+def test_thresholds_lie_where_times_cross() -> None:
+    def milliseconds(contender: str, shape: Shape) -> float | None:
+        if contender == "unequal widths: explicit":
+            return 1.0 if shape.length <= 128 else 9.0
+        if contender == "unequal widths: unpadded":
+            return 2.0
+        if contender == "unequal widths: flex":
+            return None
+        if contender == "shifts: shared_scores":
+            return 1.0 if shape.length >= 64 else 9.0
+        return {"groups: rows": 2.0, "one head: fused": 2.0}.get(contender, 3.0)
+
+    found = fitted(milliseconds)
+    assert (found.explicit_max_scores, found.unequal_widths) == (128**2, "unpadded")
+    assert (found.one_head, found.grouped_heads) == ("fused", "rows")
+    least = found.shared_scores_min_queries
+    assert least is not None
+    for batch, length in CALIBRATION_SHAPES:
+        work = batch * 512 * length**2
+        taken = length >= least and work >= found.shared_scores_min_work
+        assert taken == (length >= 64)
+
+
+def test_what_cannot_everywhere_is_not_chosen() -> None:
+    found = fitted(
+        lambda contender, shape: (
+            None
+            if contender == "unequal widths: flex" and shape.length > 256
+            else (1.0 if contender == "unequal widths: flex" else 3.0)
+        )
+    )
+    assert found.unequal_widths == "fused"
+    only_rows = fitted(lambda contender, shape: None if "shared" in contender else 1.0)
+    assert only_rows.shared_scores_min_queries is None
+
+
+def test_a_device_is_calibrated(tmp_path: Path) -> None:
+    command = ["bench", "attention", "--calibrate", "--embed-dim=64", "--num-heads=4"]
+    shapes = ["--seconds=0", "--shape=2x8", "--shape=1x40", "--out", str(tmp_path)]
+    text = run(*command, *shapes)
+    assert "explicit_max_scores: " in text
+    assert f"NAS_ATTN_THRESHOLDS={tmp_path}/thresholds.json" in text
+    (row,) = read_thresholds(tmp_path / "thresholds.json")
+    assert (row.device, row.dtype, row.capability) == ("cpu", "float32", None)
+    assert "width 64, 4 heads, float32" in row.source
+    table = pd.read_csv(tmp_path / "calibration.csv")
+    names = set(table["contender"])
+    assert {"unequal widths: blockwise", "groups: rows", "shifts: shared_scores"} <= names
+    assert "unequal widths: flex" not in names  # it has no gradients on a CPU
+    assert set(table["phase"]) == set(TRAINING)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_torchs_decoder_attends_to_all_so_far(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's output is that of the module over the whole, whose state an order permutes."""
+    assert BASELINE != STOCK
+    torch.manual_seed(1)
+    setting = Setting(embed_dim=16, num_heads=4, dtype=torch.float64)
+    decoder = FusedDecoder(16, 4).double()
+    whole = FusedMultiHead(16, 4).double()
+    whole.load_state_dict(decoder.state_dict())
+    monkeypatch.setattr("nas_attn.benchmark.decoding.PIECE", 6 // pieces)
+    drawn = []
+    true_tensor = Setting.tensor
+    monkeypatch.setattr(
+        Setting, "tensor", lambda self, *s: drawn.append(true_tensor(self, *s)) or drawn[-1]
+    )
+    state = filled(decoder, Shape(3, 6), setting)
+    token = setting.tensor(1, 3, 16)
+    output, _ = decoder(token, token, token, incremental_state=state)
+    expected = whole(torch.cat(drawn).transpose(0, 1), causal=False)[:, -1]
+    torch.testing.assert_close(output[0], expected, rtol=0, atol=1e-10)
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    decoder.reorder_incremental_state(state, torch.tensor([2, 0, 0]))
+    for name, tensor in state.items():
+        assert torch.equal(tensor, kept[name][[2, 0, 0]])
