@@ -68,13 +68,28 @@ def test_a_copy_has_as_much_room_and_is_one_operation() -> None:
     with torch.profiler.profile() as profile:
         cache.reorder(order)
     called = [event.key for event in profile.key_averages() if event.key.startswith("aten::")]
-    views = {"aten::slice", "aten::as_strided", "aten::empty", "aten::new_empty", "aten::resize_"}
-    views |= {"aten::select"}  # what index_select does with them on a CPU
+    views = {"aten::slice", "aten::as_strided", "aten::empty", "aten::resize_", "aten::select"}
     assert set(called) - views == {"aten::index_select"}
     place = cache.tokens.data_ptr()
     cache.append(torch.zeros(3, 2, 1, 8))
     assert cache.tokens.data_ptr() == place
     assert torch.equal(cache.tokens[:, :, :41], expected[order])
+
+
+@pytest.mark.parametrize(
+    ("in_place", "first", "expected"),
+    [
+        (True, 1, 32),
+        (True, 40, 82),
+        (False, 1, 34),
+        (False, 799, 900),
+    ],
+)
+def test_room_is_made_by_the_cost_of_copying_it(in_place: bool, first: int, expected: int) -> None:
+    """An order copies the room too, unless rows are moved where they are."""
+    cache = Cache(torch.zeros(1, 1, first, 1), in_place=in_place)
+    cache.append(torch.zeros(1, 1, 1, 1))
+    assert cache.tokens.untyped_storage().nbytes() == expected * 4
 
 
 @needs_cuda
