@@ -10,6 +10,8 @@ has.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -79,6 +81,12 @@ def masked(kind: str, given: dict[str, Tensor]) -> dict[str, object]:
     return {}
 
 
+def spared(implementation: Implementation, name: str, kind: str, dtype: torch.dtype) -> bool:
+    """Whether a case is left out: FlexAttention compiles each for ten seconds on a GPU."""
+    tried = name == "wide keys" and (dtype == torch.bfloat16 or kind == "none")
+    return implementation == "flex" and not tried
+
+
 def run(
     given: dict[str, Tensor], how: dict[str, object], implementation: Implementation
 ) -> dict[str, Tensor]:
@@ -122,6 +130,15 @@ def bounds(given: dict[str, Tensor], how: dict[str, object]) -> dict[str, Tensor
     return {name: bound * (1 + largest) for name, bound in found.items()}
 
 
+@pytest.fixture(autouse=True)
+def _kernels_are_compiled_anew() -> Iterator[None]:
+    """Else torch comes to its limit of kinds of a function, and compiles no more."""
+    yield
+    if torch.cuda.is_available():
+        torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch's compiler
 @devices
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("kind", MASKS)
@@ -143,6 +160,8 @@ def test_outputs_and_gradients_are_exact_to_rounding(
     share = ROUNDINGS * torch.finfo(dtype).eps + terms**0.5 * torch.finfo(torch.float32).eps
     tried = []
     for implementation in IMPLEMENTATIONS:
+        if spared(implementation, name, kind, dtype):
+            continue
         try:
             found = run(given, how, implementation)
         except ValueError as refusal:
