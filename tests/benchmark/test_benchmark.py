@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from nas_attn.benchmark.attention import (
     ReferenceModule,
     SchemeModule,
     contenders,
+    time_attention,
 )
 from nas_attn.benchmark.commands import Speed, ratio
 from nas_attn.benchmark.setting import Setting, Shape
@@ -77,6 +79,23 @@ def test_contenders_compute_what_they_are_named_for(causal: bool) -> None:
     field["torch module"].load_state_dict(torch_state)
     for module in (ours, field["fairseq"], field["torch module"]):
         torch.testing.assert_close(module(x, causal), base(x, causal), rtol=0, atol=1e-10)
+
+
+def test_what_cannot_be_trained_is_left_out() -> None:
+    """FlexAttention has no gradients on a CPU, where it would otherwise compile a kernel first."""
+    setting = Setting(embed_dim=128, num_heads=8)
+    timings = list(
+        time_attention(
+            replace(setting, seconds=0.0, min_rounds=1),
+            [Shape(1, 4)],
+            [],
+            ["collaborative"],
+            implementations=True,
+        )
+    )
+    found = {timing.contender for timing in timings}
+    assert "collaborative (shared_dim 32): unpadded" in found
+    assert not any(name.endswith(": flex") for name in found)
 
 
 @pytest.mark.parametrize(
