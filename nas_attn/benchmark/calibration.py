@@ -24,7 +24,7 @@ CALIBRATION_SHAPES = tuple(
 LONGEST_EXPLICIT = 2048
 """Tokens up to which `explicit` is tried, which holds all scores of all heads."""
 
-MARGIN = 0.02
+MARGIN = 0.05
 """Share of the time that a choice must save on average to be preferred to the plain one."""
 
 Costs = Mapping[str, Mapping[Shape, float]]
