@@ -17,6 +17,7 @@ from nas_attn.benchmark.calibration import CALIBRATION_SHAPES, CASES, fit_thresh
 from nas_attn.benchmark.decoding import FusedDecoder, filled
 from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing
 from tests.helpers.cli import run
+from tests.helpers.devices import needs_cuda
 
 SETTING = Setting(embed_dim=512, num_heads=8)
 
@@ -105,10 +106,36 @@ def test_a_device_is_calibrated(tmp_path: Path) -> None:
     assert set(table["phase"]) == set(TRAINING)
 
 
+@needs_cuda
+def test_a_gpu_is_calibrated(tmp_path: Path) -> None:
+    """FlexAttention among the rest: its kernels are compiled here."""
+    command = ["bench", "attention", "--calibrate", "--device=cuda", "--dtype=bfloat16"]
+    sizes = ["--embed-dim=64", "--num-heads=4", "--seconds=0", "--shape=2x64", "--shape=1x200"]
+    run(*command, *sizes, "--out", str(tmp_path))
+    (row,) = read_thresholds(tmp_path / "thresholds.json")
+    major, minor = torch.cuda.get_device_capability()
+    assert (row.device, row.dtype, row.capability) == ("cuda", "bfloat16", f"{major}.{minor}")
+    table = pd.read_csv(tmp_path / "calibration.csv")
+    names = set(table["contender"])
+    assert {"unequal widths: flex", "unequal widths: unpadded"} <= names
+    assert "unequal widths: blockwise" not in names  # it needs float32
+    assert (table["peak_mb"] > 0).all()
+
+
+@needs_cuda
+def test_long_caches_are_decoded_on_a_gpu(tmp_path: Path) -> None:
+    sizes = ["--embed-dim=64", "--num-heads=4", "--seconds=0", "--shape=2x64"]
+    where = ["--device=cuda", "--dtype=bfloat16", "--decoding-shape=2x4096"]
+    run("bench", "attention", *sizes, *where, "--out", str(tmp_path))
+    table = pd.read_csv(tmp_path / "attention.csv").set_index(["phase", "contender"])
+    for phase in ("decode", "reorder"):
+        for contender in (BASELINE, STOCK, "multi_head", "multi_query"):
+            assert table.loc[(phase, contender), "median_ms"] > 0
+
+
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_torchs_decoder_attends_to_all_so_far(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's output is that of the module over the whole, whose state an order permutes."""
-    assert BASELINE != STOCK
     torch.manual_seed(1)
     setting = Setting(embed_dim=16, num_heads=4, dtype=torch.float64)
     decoder = FusedDecoder(16, 4).double()
