@@ -103,25 +103,29 @@ def _earlier(item: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _causal_blocks(length: int, device: torch.device) -> BlockMask:
-    """Of a block's row, the blocks before it are seen whole, and its own in part.
+    """Blocks of keys that a block of rows sees: those before it whole, and its own in part.
 
     torch's own way of finding out looks at every pair of positions.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     count = (length + BLOCK - 1) // BLOCK
-    numbers = torch.arange(count, dtype=torch.int32, device=device)
-    own = torch.zeros(count, count, dtype=torch.int32, device=device)
-    own[:, 0] = numbers
-    return BlockMask.from_kv_blocks(
-        torch.ones_like(numbers)[None, None],
-        own[None, None],
-        numbers[None, None],
-        numbers.expand(count, count).contiguous()[None, None],
-        BLOCK_SIZE=BLOCK,
-        mask_mod=_earlier,
-        seq_lengths=(length, length),
-    )
+    with torch.inference_mode(False):  # kept tensors must do for gradients too
+        numbers = torch.arange(count, dtype=torch.int32, device=device)
+        partly, in_part = torch.ones_like(numbers), torch.zeros_like(numbers).repeat(count, 1)
+        in_part[:, 0] = numbers
+        wholly, whole = numbers.clone(), numbers.repeat(count, 1)
+        if length % BLOCK:  # none of the last row's blocks is whole
+            partly[-1], in_part[-1], wholly[-1] = count, numbers, 0
+        return BlockMask.from_kv_blocks(
+            partly[None, None],
+            in_part[None, None],
+            wholly[None, None],
+            whole[None, None],
+            BLOCK_SIZE=BLOCK,
+            mask_mod=_earlier,
+            seq_lengths=(length, length),
+        )
 
 
 def _expand(shared: Tensor, num_heads: int) -> Tensor:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 
 from nas_attn.attention import fused
 from nas_attn.attention.call import AttentionCall
-from nas_attn.attention.flex import attend_flex, flex_refusal
+from nas_attn.attention.flex import _causal_blocks, _earlier, flex_refusal
 from nas_attn.attention.functional import attend
 from tests.helpers.devices import needs_cuda
 
@@ -115,6 +116,24 @@ def test_flex_on_a_cpu(causal: bool) -> None:
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [300, 256, 100])
+def test_causal_blocks_hide_what_a_mask_would(length: int) -> None:
+    """Compared with torch's own, which looks at every pair; also when made for inference first."""
+    with torch.inference_mode():
+        made = _causal_blocks(length, torch.device("cpu"))
+    assert not made.kv_indices.is_inference()
+    expected = create_block_mask(_earlier, None, None, length, length, device="cpu")
+    assert torch.equal(made.to_dense(), expected.to_dense())
+    assert made.sparsity() == expected.sparsity()
+    for mine, torchs in (
+        (made.kv_num_blocks, expected.kv_num_blocks),
+        (made.full_kv_num_blocks, expected.full_kv_num_blocks),
+        (made.q_num_blocks, expected.q_num_blocks),
+        (made.full_q_num_blocks, expected.full_q_num_blocks),
+    ):
+        assert torch.equal(mine, torchs)
+
+
 def test_what_flex_refuses() -> None:
     tensors = drawn((2, 4, 9, 32), (2, 1, 9, 32), (2, 4, 9, 16))
     mask = torch.zeros(1, 1, 1, 9, requires_grad=True)
@@ -139,4 +158,3 @@ def test_what_flex_refuses() -> None:
         lambda one: torch.tensor(len(flex_refusal(one, *tensors[1:], call)) > 0)
     )
     assert refused(tensors[0][None]).all()
-    assert callable(attend_flex)
