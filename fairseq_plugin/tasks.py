@@ -7,6 +7,7 @@ The file is named by the environment variable `NAS_ATTN_REPORT`; without it noth
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -18,10 +19,14 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from nas_attn.attention.counting import count_model
 from nas_attn.attention.pruning import Phase, PrunableAttention
-from nas_attn.validation_log import report_validation
+from nas_attn.validation_log import REPORT_VARIABLE, report_validation
 
 PATIENCE = ("best", "num_runs")
 """The best validation, and how many have not been better since."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """The memory of a GPU was not enough for a batch; the message is none that fairseq knows."""
 
 
 class ReportingTask:
@@ -32,6 +37,24 @@ class ReportingTask:
     """
 
     _epoch: int | None = None
+
+    def train_step(self, *arguments: Any, **options: Any) -> Any:
+        """Train on a batch; where a report is asked for, none is left out for lack of memory.
+
+        fairseq would leave it out and train on. Which batches that hits hangs on what else is on
+        the GPU, so the result would not be that of the command.
+
+        Raises:
+            OutOfMemoryError: the memory was not enough.
+        """
+        try:
+            return super().train_step(*arguments, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            if REPORT_VARIABLE not in os.environ or "out of memory" not in str(error):
+                raise
+            raise OutOfMemoryError(
+                "the memory was not enough for a batch, which fairseq would leave out"
+            ) from error
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         self._epoch = epoch

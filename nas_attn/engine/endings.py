@@ -43,6 +43,31 @@ class FailuresInARow:
         )
 
 
+def ran_out_of_memory(trial: TrialRecord) -> bool:
+    """Whether an earlier attempt at a trial did, so that it is to be alone on its GPUs."""
+    return any(attempt["failure"] == FailureKind.OUT_OF_MEMORY for attempt in trial.attempts)
+
+
+def memory_advice(gpus: str | None, *, alone: bool) -> str:
+    """What to do about a trial that ran out of memory, in words.
+
+    Args:
+        gpus: GPUs that it had; None for a CPU.
+        alone: Whether no other trial was on them, or on the machine.
+    """
+    if gpus is None:
+        where = "alone, too, it" if alone else "it"
+        return (
+            f"{where} needs more memory than there is: run fewer trials at a time "
+            "(execution.workers), lower max-tokens, or take a machine with more"
+        )
+    where = "with no other trial on the GPU, too, it" if alone else "it"
+    return (
+        f"{where} needs more memory than GPU {gpus} has: lower max-tokens and raise update-freq by "
+        "as much, take a larger GPU, or let fewer trials share one (resources.gpus)"
+    )
+
+
 def missing_start(job: TrialJob) -> str | None:
     """Which file that trials start from is of no use, in words: they would all fail, one after the
     other; None if all are there."""

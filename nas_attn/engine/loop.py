@@ -17,7 +17,12 @@ from optuna.trial import TrialState
 from nas_attn.engine import trial_record as fields
 from nas_attn.engine.candidates import MAX_REFUSALS, Proposal, Proposer
 from nas_attn.engine.config import SearchConfig
-from nas_attn.engine.endings import FailuresInARow, missing_start
+from nas_attn.engine.endings import (
+    FailuresInARow,
+    memory_advice,
+    missing_start,
+    ran_out_of_memory,
+)
 from nas_attn.engine.entries import (
     checked,
     costs_after,
@@ -206,10 +211,10 @@ class SearchLoop:
             self.store.stop(number, reason_of(decisions))
             self._failures.clear()
             logger.info("trial %d: %s", number, reason_of(decisions))
-        elif self._retries(trial, result):
+        elif self._retries(trial, result, running):
             return
         else:
-            self._fail(number, trial, result)
+            self._fail(trial, result, running)
         self._follow()
         self._tell()
 
@@ -306,7 +311,8 @@ class SearchLoop:
         logger.info("trial %d goes on where it was interrupted", trial.number)
         self._mine[trial.number] = trial
         self._rungs.resume(trial)
-        return self._start(trial, self._build_job(trial.number, trial.plan))
+        job = self._build_job(trial.number, trial.plan)
+        return self._start(trial, replace(job, alone=ran_out_of_memory(trial)))
 
     def _build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
         baseline = self._tally.baseline
@@ -395,10 +401,13 @@ class SearchLoop:
         )
         logger.info("trial %d: %s %.4f, %s %s, %s", *about[:3], f"{about[3]:,}", *about[4:])
 
-    def _retries(self, trial: TrialRecord, result: TrialResult) -> bool:
+    def _retries(self, trial: TrialRecord, result: TrialResult, running: RunningTrial) -> bool:
         """Continue a trial after a fault that may not come again; False if it is not worth it."""
         if result.failure is None or not result.failure.can_retry:
             return False
+        lacks_memory, has_gpus = result.failure is FailureKind.OUT_OF_MEMORY, bool(running.gpus)
+        if lacks_memory and has_gpus and ran_out_of_memory(trial):
+            return False  # it had the GPUs to itself
         attempts = list(trial.attempts)
         if len(attempts) >= self.retries:
             return False
@@ -408,9 +417,10 @@ class SearchLoop:
         late = len(attempts) - (result.failure is not FailureKind.DISK_FULL)
         pause = RETRY_SECONDS[min(late, len(RETRY_SECONDS) - 1)]
         logger.warning(
-            "trial %d: %s; continued in %.0f s (%d of %d)",
+            "trial %d: %s; continued%s in %.0f s (%d of %d)",
             trial.number,
             result.error,
+            f" alone on its {'GPUs' if has_gpus else 'machine'}" if lacks_memory else "",
             pause,
             len(attempts),
             self.retries,
@@ -419,11 +429,13 @@ class SearchLoop:
         self._tell()
         return True
 
-    def _fail(self, number: int, trial: TrialRecord, result: TrialResult) -> None:
+    def _fail(self, trial: TrialRecord, result: TrialResult, running: RunningTrial) -> None:
         assert result.error is not None
-        kind = result.failure or FailureKind.TRAINING
-        self.store.fail(number, result.error, str(kind))
-        self._count_failure(trial, kind, result.error)
+        kind, error = result.failure or FailureKind.TRAINING, result.error
+        if kind is FailureKind.OUT_OF_MEMORY:
+            error += f"\n{memory_advice(running.gpus, alone=ran_out_of_memory(trial))}"
+        self.store.fail(trial.number, error, str(kind))
+        self._count_failure(trial, kind, error)
 
     def _count_failure(self, trial: TrialRecord, kind: FailureKind, error: str) -> None:
         """Say that a trial has failed, and end the search if it is the baseline or one too many."""

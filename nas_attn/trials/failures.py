@@ -68,7 +68,10 @@ SIGNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
     (
         FailureKind.OUT_OF_MEMORY,
         re.compile(
-            r"CUDA out of memory|OutOfMemoryError|Cannot allocate memory|MemoryError"
+            r"\b(CUDA|Cuda|cuda|HIP)\b[^\n]*\bout of memory|OutOfMemoryError"
+            r"|\bCU[A-Z]+_(STATUS|ERROR)_(\w*ALLOC(ATION)?_FAILED|OUT_OF_MEMORY)"
+            r"|cuDNN[^\n]*not enough (\w+ )?memory"
+            r"|Cannot allocate memory|MemoryError"
             r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
         ),
     ),

@@ -17,9 +17,10 @@ from nas_attn.engine.executors import gpus, local
 from nas_attn.engine.executors.gpus import check_workers, share_gpus, trials_a_gpu, visible_gpus
 from nas_attn.engine.executors.local import LocalExecutor
 from nas_attn.engine.executors.places import Places
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.status import read_status
 from nas_attn.engine.store import TrialStore
-from nas_attn.errors import UsageError
+from nas_attn.errors import SearchError, UsageError
 from nas_attn.trials import runner as worker
 from tests.helpers.fakes import OBJECTIVES, kill_drivers, make_loop, telling_jobs
 from tests.helpers.telling import as_telling
@@ -262,6 +263,49 @@ def test_without_gpus_a_search_says_which_it_leaves_alone(
     monkeypatch.setattr(gpus, "_count", lambda: 2)
     LocalExecutor(ExecutionConfig(workers=1), ResourcesConfig())
     assert "as resources.gpus is 0, though this process may use GPUs: 7, 2" in caplog.text
+
+
+def memory_search(
+    folder: Path, most: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SearchLoop, list[tuple[str, float, float]]]:
+    """A search with two trials on each of two GPUs, of which the memory is enough for `most`."""
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
+    monkeypatch.setattr(worker, "executable_form", as_telling)
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    monkeypatch.setenv("TELLING_MOST", most)
+    loop = make_loop(folder, trials=7)
+    loop.build_job = telling_jobs(folder)
+    LocalExecutor(ExecutionConfig(fork_server=False), ResourcesConfig(gpus=0.5)).run(loop)
+    told = folder / "told"
+    lines = told.read_text().splitlines() if told.exists() else []
+    return loop, [json.loads(line) for line in lines]
+
+
+def test_what_needs_a_gpu_for_itself_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go on, and no trial is lost."""
+    loop, told = memory_search(tmp_path, "1", monkeypatch)
+    trials = loop.store.trials()
+    assert [trial.is_trained for trial in trials] == [True] * 7
+    attempts = [[a["failure"] for a in trial.attempts] for trial in trials]
+    assert ["out_of_memory"] in attempts
+    assert all(found in ([], ["out_of_memory"]) for found in attempts)
+    assert "CUDA out of memory" in next(t for t in trials if t.attempts).attempts[0]["reason"]
+    assert {seen for seen, _, _ in told} == {"0", "1"}, "no GPU was left to itself"
+
+
+def test_what_no_gpu_has_room_for_fails_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, told = memory_search(tmp_path, "0", monkeypatch)
+    assert not told
+    with pytest.raises(SearchError, match=r"(?s)the baseline \(trial 0\) failed.*max-tokens"):
+        loop.outcome()
+    first = loop.store.trials()[0]
+    assert first.failure == "out_of_memory" and len(first.attempts) == 1
 
 
 def test_the_record_says_which_gpus_a_running_trial_has(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from optuna.trial import TrialState
 
 from nas_attn.engine.candidates import Proposal
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.trial_record import NewTrial
 from nas_attn.errors import DataError, SearchError
 from nas_attn.plan import AttentionPlan
@@ -80,6 +81,74 @@ def test_a_fault_that_may_not_come_again_is_tried_again(
     trials = loop.store.trials()
     assert len(trained(trials)) == 6
     assert [attempt["failure"] for attempt in trials[3].attempts] == [kind, kind]
+
+
+def out_of_memory(loop: SearchLoop, gpus: str | None, fails: int) -> list[bool]:
+    """Run a search in which trial 3 runs out of memory so many times; whether it was alone then."""
+    alone: list[bool] = []
+
+    def error(job: TrialJob) -> TrialResult | None:
+        if gpus is not None:
+            loop.placed(job.number, gpus)
+        assert job.number == 3 or not job.alone
+        if job.number != 3:
+            return None
+        alone.append(job.alone)
+        lacking = TrialResult(error="no room", failure=FailureKind.OUT_OF_MEMORY, seconds=1.0)
+        return lacking if len(alone) <= fails else None
+
+    FakeExecutor(error=error).run(loop)
+    return alone
+
+
+def test_what_ran_out_of_memory_is_continued_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    loop = make_loop(tmp_path, trials=6)
+    assert out_of_memory(loop, "GPU-a", 1) == [False, True]
+    assert "trial 3: no room; continued alone on its GPUs in 0 s (1 of 2)" in caplog.text
+    assert len(trained(loop.store.trials())) == 6
+
+
+@pytest.mark.parametrize(
+    ("gpus", "attempts", "reason"),
+    [
+        ("GPU-a", 2, "no room\nwith no other trial on the GPU, too, it needs more memory than GPU "
+         "GPU-a has: lower max-tokens and raise update-freq by as much, take a larger GPU, or let "
+         "fewer trials share one (resources.gpus)"),
+        (None, 3, "no room\nalone, too, it needs more memory than there is: run fewer trials at a "
+         "time (execution.workers), lower max-tokens, or take a machine with more"),
+    ],
+)  # fmt: skip
+def test_what_runs_out_of_memory_alone_fails_with_advice(
+    gpus: str | None,
+    attempts: int,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU at once; on a CPU memory may have been short for other reasons."""
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    loop = make_loop(tmp_path, trials=6)
+    assert out_of_memory(loop, gpus, 9) == [False, True, True][:attempts]
+    trial = loop.store.trials()[3]
+    assert (trial.failure, trial.reason) == ("out_of_memory", reason)
+    assert len(trained(loop.store.trials())) == 5
+
+
+def test_what_is_to_be_alone_is_so_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    loop = make_loop(tmp_path, trials=6)
+    job = loop.next_job()
+    assert job is not None and not job.alone
+    loop.placed(job.number, "0")
+    loop.finish(job.number, TrialResult(error="full", failure=FailureKind.OUT_OF_MEMORY))
+    kill_drivers()
+    again = make_loop(tmp_path, trials=6).next_job()
+    assert again is not None and (again.number, again.alone) == (job.number, True)
 
 
 def test_a_baseline_that_failed_is_trained_by_the_next_search(tmp_path: Path) -> None:

@@ -114,3 +114,44 @@ def test_trainings_see_the_gpus_of_their_trial(
         assert trial.gpus is not None
         assert trial.gpus.partition(" of ")[0] == seen[f"{trial.number:05d}"]
     assert {*seen.values()} == names, json.dumps(seen)
+
+
+@pytest.mark.slow
+@filter_warnings
+def test_what_ran_out_of_memory_gets_a_whole_gpu(
+    tiny_translation: PreparedData, tmp_path: Path
+) -> None:
+    changes = {
+        "space/decide": "site",
+        "search/trials": 5,
+        "search/sampler": "stratified_random",
+        "search/give_up_after": 9,
+        "execution": {"executor": "ray"},
+        "resources": {"gpus": 0.5},
+        "replay": {"seconds": 3.0, "faults": {"out_of_memory": 0.5}},
+    }
+    study, runs = write(tmp_path, tiny_translation.folder, changes), tmp_path / "runs"
+    folder = runs / "small" / "trials"
+    nodes = RayNodes(tmp_path / "nodes", head_cpus=6, head_gpus=2)
+    again: set[str] = set()
+    try:
+        driver = start_driver(study, runs, "--address", nodes.address)
+        while driver.poll() is None:
+            now = environments(folder)
+            loads = Counter(now.values())
+            for trial, device in now.items():
+                attempts = folder / trial / "seed-1" / "checkpoints" / "attempts"
+                if attempts.is_file() and attempts.read_text().strip() == "2":
+                    again.add(trial)
+                    assert loads[device] == 1, now
+            time.sleep(0.1)
+    finally:
+        nodes.close()
+    trials = trials_of(study, runs)
+    continued = {f"{trial.number:05d}" for trial in trials if trial.attempts}
+    assert continued and continued == again, log_of(study).read_text()
+    for trial in trials:
+        assert len(trial.attempts) <= 1
+        if trial.failure is not None:
+            assert trial.failure == "out_of_memory"
+            assert "with no other trial on the GPU, too" in (trial.reason or "")
