@@ -17,6 +17,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from fairseq_plugin.memory import PeakMemory
 from nas_attn.attention.counting import count_model
 from nas_attn.attention.pruning import Phase, PrunableAttention
 from nas_attn.validation_log import REPORT_VARIABLE, report_validation
@@ -37,6 +38,18 @@ class ReportingTask:
     """
 
     _epoch: int | None = None
+    _memory: PeakMemory | None = None
+
+    @property
+    def memory(self) -> PeakMemory:
+        """What this process has taken so far."""
+        if self._memory is None:
+            self._memory = PeakMemory()
+        return self._memory
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)  # type: ignore[misc]
+        self.memory.look()
 
     def train_step(self, *arguments: Any, **options: Any) -> Any:
         """Train on a batch; where a report is asked for, none is left out for lack of memory.
@@ -60,6 +73,7 @@ class ReportingTask:
         self._epoch = epoch
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
+        memory = self.memory.of_largest_process(next(model.parameters()).device)
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         # Averages are taken before fairseq rounds them for its log.
@@ -74,6 +88,7 @@ class ReportingTask:
             metrics,
             epoch=self._epoch,
             phase=_phase(model),
+            memory=memory,
         )
 
     def get_checkpoint_dict(self) -> dict[str, Any]:

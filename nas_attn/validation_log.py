@@ -2,7 +2,8 @@
 
 The file is named by the environment variable `NAS_ATTN_REPORT`. A line is a JSON object: time
 (seconds since 1970), epoch, num_updates, parameters (counts by name), phase of pruning (null where
-nothing is pruned) and metrics. It is read as if a stranger had written it.
+nothing is pruned), metrics, and memory (the largest process's peak so far, in MiB of `gpu` or
+`cpu`). It is read as if a stranger had written it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def report_validation(
     *,
     epoch: int | None = None,
     phase: str | None = None,
+    memory: Mapping[str, float] | None = None,
 ) -> None:
     """Append a validation to the report, if one is asked for."""
     path = os.environ.get(REPORT_VARIABLE)
@@ -51,6 +53,7 @@ def report_validation(
         "parameters": dict(parameters),
         "phase": phase,
         "metrics": dict(metrics),
+        **({} if memory is None else {"memory": dict(memory)}),
     }
     text = json.dumps(line) + "\n"
     with Path(path).open("a+b") as file:
@@ -71,6 +74,9 @@ class _Validation(BaseModel):
     epoch: int | None = None
     parameters: dict[str, int | None] = Field(default_factory=dict)
     phase: str | None = None
+    memory: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
 
 
 def read_report(folder: Path) -> list[dict[str, Any]]:
@@ -81,7 +87,7 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     before the checkpoint that it belongs to.
 
     Returns:
-        num_updates, metrics, time, epoch, parameters and phase of each.
+        num_updates, metrics, time, epoch, parameters, phase and memory of each.
 
     Raises:
         TrialFileError: the file cannot be read, or a line is no validation.

@@ -23,7 +23,8 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     parameters, those of them that act), every cost by name, loss (mean over seeds), loss_std (over
     seeds), loss_error (standard error of the mean), noise (standard error of trials of such a
     loss), seeds, seconds, updates, attempts (continued after a fault), duplicate_of, failure (its
-    kind), reason, command (of the first seed), folder.
+    kind), reason, command (of the first seed), folder; and where trainings had GPUs, gpu_memory
+    (the most that a process of theirs took, in MiB).
     """
     on_front = {trial.number for trial in front(list(trials))}
     noise = Noise.of(trials)
@@ -61,6 +62,8 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     counts = (name for name in names if name not in MEASURED_COSTS)
     whole = ["cost", "effective_cost", "duplicate_of", *counts]
     table = pd.DataFrame(rows)
+    if any("gpu" in trial.memory for trial in trials):
+        table["gpu_memory"] = [trial.memory.get("gpu") for trial in trials]
     return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
 
 
@@ -90,4 +93,6 @@ def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Dat
         chosen["retention"] = (better / worse).where(worse != 0)
         saved = -chosen["cost_change"]
         chosen["price"] = (chosen["loss_change"] / saved * 0.1).where(saved > 0)
+    if "gpu_memory" in chosen:
+        chosen["gpu_memory"] = chosen.pop("gpu_memory")  # at the end, where new columns go
     return chosen

@@ -14,8 +14,8 @@ from nas_attn.literals import parse_count
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
-Cost = Literal[KnownCost, "decoding_seconds"]
-"""What a plan fixes before any training, or what is measured after it."""
+Cost = Literal[KnownCost, "decoding_seconds", "peak_memory"]
+"""What a plan fixes before any training, or what is measured in it (MiB) or after it (seconds)."""
 
 
 def _amount(value: Any) -> Any:
@@ -60,9 +60,9 @@ class ObjectivesConfig(ConfigModel):
     def _sensible(cls, costs: list[Cost]) -> list[Cost]:
         if len(set(costs)) != len(costs):
             raise ValueError("the same cost stands twice")
-        if costs[0] == "decoding_seconds":
+        if costs[0] in ("decoding_seconds", "peak_memory"):
             raise ValueError(
-                "decoding_seconds is known only after training, so it cannot come first; put the "
+                f"{costs[0]} is known only after training, so it cannot come first; put the "
                 "parameters (total) before it"
             )
         return costs

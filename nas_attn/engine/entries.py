@@ -11,6 +11,7 @@ from typing import Any
 from nas_attn.attention.counting import ModelSize
 from nas_attn.engine import trial_record as fields
 from nas_attn.engine.candidates import Proposal
+from nas_attn.engine.objectives import PEAK_MEMORY, Objectives
 from nas_attn.engine.plan_costs import PlanCosts
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionPlan
@@ -66,30 +67,37 @@ def result_entry(result: TrialResult, costs: Mapping[str, float]) -> dict[str, A
     found |= cost_entry(costs)
     if result.tests:
         found[fields.TESTS] = list(result.tests)
+    if result.memory:
+        found[fields.MEMORY] = result.memory
     return found
 
 
 def costs_after(
-    result: TrialResult, before: Mapping[str, float], costs: PlanCosts
+    result: TrialResult, before: Mapping[str, float], costs: PlanCosts, objectives: Objectives
 ) -> dict[str, float]:
     """What a plan costs once it is trained: as before, but for what was pruned or measured."""
-    return {**before, **_mean_costs(result.plans, costs), **result.measured}
+    after = {**before, **_mean_costs(result.plans, costs), **result.measured}
+    if PEAK_MEMORY in objectives.costs:
+        after[PEAK_MEMORY] = result.memory.get("gpu", result.memory.get("cpu", math.nan))
+    return after
 
 
-def checked(result: TrialResult, costs: PlanCosts, loss: str) -> TrialResult:
+def checked(result: TrialResult, costs: PlanCosts, objectives: Objectives) -> TrialResult:
     """A result as it is, or a failure if it cannot be one, whichever executor reports it.
 
     Args:
         result: Result of a trial.
         costs: Costs of plans.
-        loss: Name of what its losses measure.
+        objectives: Objectives that it is to have.
     """
     if not result.losses:
         return result
     error, failure = None, FailureKind.NOT_FINITE
     if not all(math.isfinite(value) for value in result.losses):
         losses = ", ".join(str(value) for value in result.losses)
-        error = f"the {loss} is {losses}"
+        error = f"the {objectives.metric} is {losses}"
+    elif PEAK_MEMORY in objectives.costs and not result.memory:
+        error, failure = f"its trainings did not report their {PEAK_MEMORY}", FailureKind.TRAINING
     else:
         try:
             _mean_costs(result.plans, costs)

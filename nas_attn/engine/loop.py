@@ -201,7 +201,7 @@ class SearchLoop:
             logger.warning("trial %d was taken over by another driver", number)
             return
         # What runs on another node reports no updates where it is stopped.
-        result = checked(result, self.costs, self.store.objectives.metric)
+        result = checked(result, self.costs, self.store.objectives)
         updates = max(result.updates, running.last.num_updates if running.last else 0)
         spent = {fields.SECONDS: round(result.seconds, 2), fields.UPDATES: updates}
         self.store.annotate(number, spent)
@@ -381,7 +381,7 @@ class SearchLoop:
     def _complete(
         self, number: int, running: RunningTrial, trial: TrialRecord, result: TrialResult
     ) -> None:
-        costs = costs_after(result, trial.costs, self.costs)
+        costs = costs_after(result, trial.costs, self.costs, self.store.objectives)
         self.store.annotate(number, result_entry(result, costs))
         self._failures.clear()
         excess = self.store.objectives.violated_limit(costs, when="after pruning, ")

@@ -9,6 +9,9 @@ from optuna.study import StudyDirection
 
 from nas_attn.engine.config import ObjectivesConfig
 
+PEAK_MEMORY = "peak_memory"
+"""The cost that every training reports by itself: MiB of a GPU, or on a CPU of the machine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objectives:

@@ -23,7 +23,7 @@ THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
 COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
 ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
 STARTS, WARM, UPDATES = "starts", "warm", "updates"
-GPUS = "gpus"
+GPUS, MEMORY = "gpus", "memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ class TrialRecord:
         driver: Name of the driver that created it.
         gpus: GPUs that its processes see, or saw last, as CUDA names them, on Ray with the node;
             None on a CPU, and in records of old.
+        memory: The most memory that a process of its trainings took, in MiB of `gpu` or `cpu`;
+            empty in records of old.
         proposal: History that it was proposed from (see `nas_attn.engine.candidates`).
         params: The sampler's parameters.
         system: Attributes that the sampler keeps on the trial.
@@ -102,6 +104,7 @@ class TrialRecord:
     folder: str | None
     driver: str | None
     gpus: str | None = None
+    memory: Mapping[str, float] = field(default_factory=dict)
     proposal: Mapping[str, Any] | None
     params: Mapping[str, Any]
     system: Mapping[str, Any]
@@ -194,6 +197,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         folder=attrs.get(FOLDER),
         driver=attrs.get(DRIVER),
         gpus=attrs.get(GPUS),
+        memory=attrs.get(MEMORY, {}),
         proposal=proposal,
         params=dict(trial.params),
         system=dict(trial.system_attrs),

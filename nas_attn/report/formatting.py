@@ -12,7 +12,6 @@ from nas_attn.analysis.noise import Noise
 from nas_attn.attention.counting import ModelSize
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.fairseq_tools.costs import MEASURED_COSTS
 
 
 def cost_words(name: str) -> str:
@@ -23,6 +22,7 @@ def cost_words(name: str) -> str:
         "cache_bytes": "cache bytes a token",
         "flops": "operations a sentence",
         "decoding_seconds": "decoding seconds a sentence",
+        "peak_memory": "peak memory of training in MiB",
     }[name]
 
 
@@ -37,10 +37,10 @@ def counts_parameters(objectives: Objectives) -> bool:
 
 
 def cost_text(name: str, value: float | None) -> str:
-    """A cost for people: counts to the last digit, seconds to three."""
+    """A cost for people: counts and MiB to the last digit, seconds to three."""
     if value is None:
         return ""
-    return f"{value:.3g}" if name in MEASURED_COSTS else f"{value:,.0f}"
+    return f"{value:.3g}" if name == "decoding_seconds" else f"{value:,.0f}"
 
 
 def state_text(trial: TrialRecord) -> str:

@@ -146,9 +146,11 @@ def _check_objectives(config: StudyConfig) -> list[ConfigIssue]:
                 message = f"{config.training.task} has no {name}; it has {', '.join(there_are)}"
                 faults.append(ConfigIssue(key, message))
     if config.replay is not None:
-        if "decoding_seconds" in config.objectives.costs:
-            message = "nothing is decoded where learning curves are replayed"
-            faults.append(ConfigIssue("objectives.costs", message))
+        lacking = {"decoding_seconds": "nothing is decoded", "peak_memory": "nothing is trained"}
+        for name, what in lacking.items():
+            if name in config.objectives.costs:
+                message = f"{what} where learning curves are replayed"
+                faults.append(ConfigIssue("objectives.costs", message))
         if config.objectives.metric not in ("loss", "nll_loss"):
             faults.append(
                 ConfigIssue("objectives.metric", "replayed curves have loss and nll_loss only")

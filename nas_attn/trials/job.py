@@ -143,6 +143,8 @@ class TrialResult:
         measured: Figures of the trained model by name; `decoding_seconds` is for a sentence.
         tests: Scores by name, for each seed; empty if the job evaluates nothing.
         updates: Updates of all trainings of the trial.
+        memory: The most memory that a process of its trainings took, in MiB of `gpu` or `cpu`;
+            empty if they did not say.
     """
 
     losses: tuple[float, ...] = ()
@@ -153,6 +155,7 @@ class TrialResult:
     measured: dict[str, float] = field(default_factory=dict)
     tests: tuple[dict[str, float], ...] = ()
     updates: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

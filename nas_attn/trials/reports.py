@@ -112,6 +112,7 @@ class TrialReports:
             losses=tuple(self._best_loss(run) for run in runs),
             plans=tuple(state["plan"] for state in states if state.get("plan") is not None),
             measured=measured,
+            memory=self._peak_memory(),
             tests=tuple(
                 {**state.get("test_loss", {}), **state["test"]}
                 for state in states
@@ -134,6 +135,15 @@ class TrialReports:
             with contextlib.suppress(OSError, TrialFileError):
                 seconds += read_state(Path(run.folder)).get("seconds", 0.0)
         return TrialResult(seconds=seconds, updates=updates)
+
+    def _peak_memory(self) -> dict[str, float]:
+        """The largest of all seeds, by what it is of."""
+        peaks: dict[str, float] = {}
+        for run in self.job.runs:
+            for line in self.lines(Path(run.folder)):
+                for kind, peak in line["memory"].items():
+                    peaks[kind] = max(peaks.get(kind, 0.0), peak)
+        return peaks
 
     def _is_at_end(self, line: dict[str, Any]) -> bool:
         epoch, updates = line.get("epoch") or 0, line["num_updates"]

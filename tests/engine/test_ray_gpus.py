@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def test_trainings_see_the_gpus_of_their_trial(
             for device, count in Counter(now.values()).items():
                 assert device in names and count <= most
             seen |= now
+            time.sleep(0.1)
         assert driver.returncode == 0, log_of(study).read_text()
     finally:
         nodes.close()

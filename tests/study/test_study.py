@@ -194,6 +194,11 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"execution": {"hang_minutes": float("inf")}}, "execution.hang_minutes", "finite number"),
     ({"training/arguments/lr": float("inf")}, "training.arguments.lr", "finite number"),
     (
+        {"replay": {"seconds": 1}, "objectives": {"costs": ["total", "peak_memory"]}},
+        "objectives.costs",
+        "nothing is trained",
+    ),
+    (
         {"replay": {"seconds": 1}, "objectives": {"costs": ["total", "decoding_seconds"]}},
         "objectives.costs",
         "nothing is decoded",
