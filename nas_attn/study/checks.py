@@ -147,8 +147,8 @@ def _check_objectives(config: StudyConfig) -> list[ConfigIssue]:
                 faults.append(ConfigIssue(key, message))
     if config.replay is not None:
         lacking = {"decoding_seconds": "nothing is decoded", "peak_memory": "nothing is trained"}
-        for name, what in lacking.items():
-            if name in config.objectives.costs:
+        for cost, what in lacking.items():
+            if cost in config.objectives.costs:
                 message = f"{what} where learning curves are replayed"
                 faults.append(ConfigIssue("objectives.costs", message))
         if config.objectives.metric not in ("loss", "nll_loss"):
