@@ -58,7 +58,7 @@ class Steps:
         argv = [str(data.folder), "--arch=grouped_head_transformer", f"--criterion={GROUPED}"]
         argv += [*SMALL, *TRAINING, f"--save-dir={folder}", "--lr-scheduler=inverse_sqrt"]
         argv += ["--warmup-updates=3", "--warmup-init-lr=0.001", "--dropout=0.1"]
-        argv += ["--cpu"] if self.device == "cpu" else []
+        argv += ["--cpu"] if self.device == "cpu" else ["--distributed-world-size=1"]
         argv += ["--no-epoch-checkpoints", "--max-tokens=1024", "--max-tokens-valid=4096", *flags]
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             self._watch(patch)

@@ -42,4 +42,4 @@ def test_few_compilations_in_incremental_decoding(scheme: str, device: str) -> N
     with torch.no_grad():
         expected, found = decode(attention), decode(torch.compile(attention, backend=counter))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    assert 1 <= counter.frame_count <= 6
+    assert 1 <= counter.frame_count <= 8

@@ -25,7 +25,6 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 from nas_attn.validation_log import REPORT_FILE
 from tests.helpers.devices import needs_cuda
-from tests.helpers.forked import run_module
 from tests.helpers.grouped import GROUPED, Bench, buffers, weights_of
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import USER_DIR, start, train_on, wait_for
@@ -178,39 +177,32 @@ def test_fairseq_starts_a_process_for_every_gpu(
 
 @needs_cuda
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["--fp16-no-flatten-grads", "--amp", "--fp16"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("precision", ["", "--amp", "--fp16"])
 def test_two_gpus_train_as_one(
     precision: str, tiny_translation: PreparedData, tmp_path: Path
 ) -> None:
-    """The first is float32: without --fp16 its flag says nothing. The others only train."""
+    """In float32 as exactly as on a CPU, give or take what adding up in any order does."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     flags = [str(tiny_translation.folder), *TRAINING, *ONE_LAYER, *VOTING, "--max-epoch=2"]
-    flags += [precision, "--user-dir=fairseq_plugin"]
-    for name, more in (
-        ("one", ["--update-freq=2", "--distributed-world-size=1"]),
-        ("two", []),
-    ):
+    flags += [f"--user-dir={ROOT / 'fairseq_plugin'}", *precision.split()]
+    ways = {"one": ["--update-freq=2"], "two": []}
+    for number, (name, more) in enumerate(ways.items(), start=1):
         folder = tmp_path / name
         folder.mkdir()
-        environment = {"NAS_ATTN_REPORT": str(folder / REPORT_FILE)}
-        train_with_gpus([*flags, *more, f"--save-dir={folder}"], environment)
-    one, two = (reported(tmp_path / name) for name in ("one", "two"))
+        with (folder / "train.log").open("wb") as log:
+            training = start(
+                [*flags, *more, f"--distributed-world-size={number}", f"--save-dir={folder}"],
+                folder / "train.log", folder / REPORT_FILE, log.fileno(), PYTHONPATH=str(ROOT),
+            )  # fmt: skip
+            assert wait_for([training]) == [0], (folder / "train.log").read_text()[-3000:]
+    one, two = (reported(tmp_path / name) for name in ways)
     assert [line["num_updates"] for line in two] == [line["num_updates"] for line in one]
     assert [line["phase"] for line in two] == ["training", "settled"]
-    exact = precision == "--fp16-no-flatten-grads"
     for mine, other in zip(two, one, strict=True):
-        wanted = pytest.approx(other["metrics"]["loss"], rel=1e-4 if exact else 0.05)
+        wanted = pytest.approx(other["metrics"]["loss"], rel=0.05 if precision else 1e-3)
         assert mine["metrics"]["loss"] == wanted
-
-
-def train_with_gpus(flags: list[str], environment: dict[str, str]) -> None:
-    import os
-
-    done = run_module(
-        "fairseq_cli.train", flags, cwd=ROOT, environment={**os.environ, **environment}
-    )
-    assert done.status == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -46,8 +46,9 @@ def test_checkpointed_activations(
     kept, made_again = (Bench(tiny_translation, *flags, *m, arch=scheme) for m in ([], more))
     expected, gradient = trained(kept, FIRST, SECOND, device=device)
     loss, found = trained(made_again, FIRST, SECOND, device=device)
-    assert loss == pytest.approx(expected, rel=1e-6)
-    torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    # A GPU adds up gradients of embeddings in any order.
+    torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6 if device == "cpu" else 1e-5)
     for module in made_again.modules:
         assert not module.is_recording and module.products is None, "nothing is left of it"
     if option:

@@ -39,8 +39,7 @@ def outcome(module: Attention, query: Tensor, key: Tensor) -> list[Tensor]:
     module.zero_grad()
     padding = torch.zeros(key.shape[:2], dtype=torch.bool, device=key.device)
     padding[1, 5:] = True
-    with torch.autocast(query.device.type, enabled=torch.is_autocast_enabled(query.device.type)):
-        output, _ = module(query, key, key, padding, need_weights=False)
+    output, _ = module(query, key, key, padding, need_weights=False)
     ramp = torch.linspace(-1, 1, output.numel(), device=output.device).view_as(output)
     (output * ramp).sum().backward()
     grads = [p.grad for p in module.parameters() if p.requires_grad]
@@ -209,6 +208,41 @@ def test_an_overflow_is_no_update(tiny_translation: PreparedData) -> None:
     assert bench.criterion.voting.phase == Phase.TRAINING
     bench.task.optimizer_step(optimizer, model=bench.model, update_num=0)
     assert bench.criterion.voting.phase == Phase.SETTLED
+
+
+class Descent:
+    """fairseq's side of an optimizer: a parameter with a gradient of 2, and steps of half of it."""
+
+    def __init__(self, device: str) -> None:
+        self.parameter = torch.nn.Parameter(torch.ones(1, device=device))
+        self.optimizer = torch.optim.SGD([self.parameter], lr=0.5)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return groups
+
+    def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_([self.parameter], max_norm)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+@devices
+def test_amp_divides_gradients_by_the_scale_once(device: str) -> None:
+    """A step is that without --amp; one whose gradients overflow is none, and halves the scale."""
+    descent = Descent(device)
+    optimizer = AMPOptimizer.__new__(AMPOptimizer)
+    optimizer.fp32_optimizer, optimizer.min_loss_scale = descent, 1e-4
+    optimizer._grad_scaler = torch.amp.GradScaler(device, init_scale=128.0)
+    for factor, moved in ((1.0, 1.0), (float("inf"), 1.0), (1.0, 2.0)):
+        descent.optimizer.zero_grad()
+        optimizer.backward((descent.parameter * 2 * factor).sum())
+        optimizer.clip_grad_norm(100.0)
+        optimizer.step()
+        assert float(descent.parameter.detach()) == pytest.approx(1.0 - moved)
+    assert optimizer.scaler.get_scale() == 64.0
 
 
 @devices
