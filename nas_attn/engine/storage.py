@@ -60,6 +60,8 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         SearchError: the storage cannot be reached, the message is the database's, masked; or the
             journal was emptied, though there are trials.
     """
+    # Else Optuna prints on its own account that it makes studies.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     where = folder / JOURNAL if url is None else url
     try:
         if url is None:

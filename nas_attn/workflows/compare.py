@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import optuna
-
 from nas_attn.analysis.comparison import Comparison, compare
 from nas_attn.analysis.searches import (
     RunSummary,
@@ -23,7 +21,6 @@ from nas_attn.workflows.session import open_store
 
 def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
     """A search by its run folder, study file or name; by name a run folder comes first."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     is_file = Path(name).suffix in (".yaml", ".yml")
     for folder in () if is_file else (Path(name), runs / name):
         if is_run_folder(folder):

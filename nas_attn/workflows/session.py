@@ -242,9 +242,6 @@ def open_store(study: Study | SensitivityTarget, *, create: bool = False) -> Tri
     Raises:
         NasAttnError: No search has run, and `create` is false.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = study.execution.storage
     if url is None and not create and not (study.folder / JOURNAL).is_file():
         raise NasAttnError(
