@@ -40,7 +40,7 @@ def assert_equal(folder: Path, name: str) -> None:
 def test_its_status_is_shown(study: str) -> None:
     status = nas_attn.open_study(study).status()
     assert (len(status.finished), status.budget, len(status.trials)) == (6, 6, 7)
-    assert [beside.finished for beside in status.beside] == [2, 58]
+    assert [child.finished for child in status.children] == [2, 58]
     assert not status.running and not status.failed
 
 
