@@ -179,7 +179,7 @@ def run_process(options: argparse.Namespace, part: str, seconds: float) -> Ended
             status = process.wait(seconds - GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             stop(process)
-            return Ended("out of time", f"stopped after {seconds:.0f} s")
+            return Ended("out of time", f"its share was {seconds:.0f} s")
         except KeyboardInterrupt:
             stop(process)
             raise

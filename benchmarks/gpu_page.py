@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -86,11 +87,15 @@ def training_target(speeds: Rows) -> Target:
         "multi_head trains at least as fast as stock fairseq (words/s over stock's, 1.00 or more)"
     )
     by_name = {speed["contender"]: speed["words_a_second"] for speed in speeds}
+    spreads = {speed["contender"]: speed.get("update_spreads", ()) for speed in speeds}
     if not (by_name.get(OURS) and by_name.get(STOCK)):
         return Target(what, None, "")
     ratio = statistics.median(by_name[OURS]) / statistics.median(by_name[STOCK])
     rounds = f"rounds: {len(by_name[OURS])} and {len(by_name[STOCK])}"
-    spread = max(spread_of(by_name[OURS]), spread_of(by_name[STOCK]))
+    spread = max(
+        spread_of(by_name[name]) if len(by_name[name]) > 1 else max(spreads[name], default=0.0)
+        for name in (OURS, STOCK)
+    )
     return Target(what, ratio >= 1.0, f"{ratio:.3f} ±{spread:.1%}, {rounds}")
 
 
@@ -275,6 +280,33 @@ def attention_section(title: str, data: Mapping[str, Any], result: Mapping[str, 
     for key, name in (("schemes", "Every scheme"), ("implementations", "Every implementation")):
         if data.get(key):
             text += f"\n\n### {name}\n\n{phases_text(data[key])}"
+    return text + calibration_text(data)
+
+
+def calibration_text(data: Mapping[str, Any]) -> str:
+    """Times of implementations case by case, and the thresholds that follow."""
+    rows = data.get("calibration", ())
+    if not rows:
+        return ""
+    text = (
+        "\n\n### Calibration\n\nWhat schemes have in common, by implementation, over the time of a "
+        "case's first one; `flex` is compiled before."
+    )
+    for phase in dict.fromkeys(row["phase"] for row in rows):
+        its = [row for row in rows if row["phase"] == phase]
+        shapes = list(dict.fromkeys(shape_of(row) for row in its))
+        cells = {(row["contender"], shape_of(row)): row for row in its}
+        text += f"\n\n{PHASES[phase]}:\n\n" + table(
+            ["", *shapes],
+            [
+                [name, *(ratio_text(cells[name, s]) if (name, s) in cells else "" for s in shapes)]
+                for name in dict.fromkeys(row["contender"] for row in its)
+            ],
+        )
+    found = data.get("thresholds")
+    if found:
+        rows_text = "\n".join(f"{name}: {json.dumps(value)}" for name, value in found.items())
+        text += f"\n\nThe thresholds that fit them:\n\n{quoted(rows_text)}"
     return text
 
 
@@ -325,6 +357,8 @@ def fairseq_section(title: str, data: Mapping[str, Any], result: Mapping[str, An
     head = ["", "words/s", "/ stock", "rounds", "updates ±"]
     head += ["tokens/s", "/ stock", "rounds"]
     text += table(head, rows)
+    if data.get("cold_starts"):
+        text += f"\n\nThe fork server was not used: {markdown_text(data['cold_starts'][0])}"
     for speed in speeds:
         if speed["failure"]:
             text += f"\n\n{speed['contender']} failed:\n\n{quoted(speed['failure'])}"
@@ -350,7 +384,7 @@ def search_section(title: str, data: Mapping[str, Any], result: Mapping[str, Any
     settings = re.sub(r"data\.folder=\S+", "data.folder=DATA", settings)
     forked = "Trainings were forked off a server that has fairseq imported."
     if data["cold_starts"]:
-        forked = f"The fork server was not used: {data['cold_starts'][0]}"
+        forked = f"The fork server was not used: {markdown_text(data['cold_starts'][0])}."
     return (
         f"## A search\n\n`nas-attn search demo {settings}`: {data['seconds']:.0f} s, trials: "
         f"{counts}. {data['trainings_on_a_gpu']} of {data['trainings']} trainings name the GPU in "
@@ -379,7 +413,7 @@ def cell_text(name: str, value: Any) -> str:
 def sensitivity_section(title: str, data: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     if not data:
         return f"## What single conversions predict\n\nNothing:\n\n{quoted(result['reason'])}"
-    forked = f" {data['cold_starts'][0]}." if data["cold_starts"] else ""
+    forked = f" {markdown_text(data['cold_starts'][0])}." if data["cold_starts"] else ""
     return (
         f"## What single conversions predict\n\n{data['changes']} single conversions of the "
         f"search's baseline and {data['checks']} plans that test predictions were measured in "

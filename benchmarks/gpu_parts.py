@@ -13,7 +13,7 @@ import subprocess
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -218,12 +218,15 @@ IMPLEMENTATION_SHAPES: Texts = ("256x128", "64x512", "16x2048", "4x8192")
 
 
 def attention(settings: Settings, keep: Keep) -> None:
-    """All schemes at all lengths, and every implementation at some; kept as it is measured."""
+    """All schemes, every implementation, and the calibration; kept as it is measured."""
     import torch
+    from nas_attn.benchmark.calibration import fit_thresholds, time_cases
+    from nas_attn.benchmark.setting import Setting, Shape, Timing
 
-    from nas_attn.benchmark.attention import Setting, Shape, time_attention
+    from nas_attn.attention.functional import IMPLEMENTATIONS
+    from nas_attn.benchmark.attention import time_attention
 
-    # Some rounds take longer than they are asked to, as every contender has five turns.
+    # Some rounds take longer than they are asked to, as every contender has some turns.
     seconds = 0.0 if settings.dry else settings.seconds / 60
     setting = Setting(
         embed_dim=64 if settings.dry else 512,
@@ -235,28 +238,32 @@ def attention(settings: Settings, keep: Keep) -> None:
     lengths, caches, few = SHAPES, DECODING_SHAPES, IMPLEMENTATION_SHAPES
     if settings.dry:
         lengths, caches, few = ("2x8", "1x16"), ("2x16", "1x8192"), ("2x8",)
-    data: dict[str, Any] = {"dtype": "bfloat16", "schemes": [], "implementations": []}
+    data: dict[str, Any] = {"dtype": "bfloat16", "torch": torch.__version__}
     data |= {"embed_dim": setting.embed_dim, "num_heads": setting.num_heads}
-    runs: dict[str, tuple[Setting, Texts, Texts]] = {
-        "schemes": (setting, lengths, caches),
-        "implementations": (replace(setting, seconds=1.5 * seconds), few, ()),
-    }
-    for name, (how, shapes, decoding_shapes) in runs.items():
-        timings = time_attention(
-            how,
-            [Shape.parse(text) for text in shapes],
-            [Shape.parse(text) for text in decoding_shapes],
-            implementations=name == "implementations",
-        )
-        place = ""
+
+    def shapes(texts: Texts) -> list[Shape]:
+        return [Shape.parse(text) for text in texts]
+
+    def note(name: str, timings: Iterator[Timing]) -> list[Timing]:
+        found: list[Timing] = []
+        data[name] = []
         for timing in timings:
-            now = f"{timing.phase} {timing.batch}x{timing.length}"
-            if now != place:
+            if not found or (timing.phase, timing.length) != (found[-1].phase, found[-1].length):
                 keep(data)
-                say(f"{name}: {now}")
-                place = now
+                say(f"{name}: {timing.phase} {timing.batch}x{timing.length}")
+            found.append(timing)
             data[name].append(asdict(timing))
         keep(data)
+        return found
+
+    note("schemes", time_attention(setting, shapes(lengths), shapes(caches)))
+    longer = replace(setting, seconds=1.5 * seconds)
+    eager = [name for name in IMPLEMENTATIONS if name != "flex"]  # it compiles for minutes
+    note("implementations", time_attention(longer, shapes(few), (), implementations=eager))
+    shorter = replace(setting, seconds=0.3 * seconds)
+    cases = note("calibration", time_cases(shorter, shapes(few)))
+    data["thresholds"] = asdict(fit_thresholds(cases, setting, "benchmarks/gpu.py"))
+    keep(data)
 
 
 # d: fairseq's commands
@@ -305,6 +312,7 @@ def fairseq(settings: Settings, keep: Keep) -> None:
         "beam": commands.beam,
         "length": commands.length,
         "flags": list(commands.flags),
+        "cold_starts": cold_starts(),
     }
     merged: dict[str, Speed] = {}
 
@@ -390,12 +398,18 @@ class ColdStarts(logging.Handler):
             self.said.append(text)
 
 
+def cold_starts() -> list[str]:
+    """What the log says from now on of processes that could not be forked."""
+    handler = ColdStarts()
+    logging.getLogger("nas_attn").addHandler(handler)
+    return handler.said
+
+
 def search(settings: Settings, keep: Keep) -> None:
     """The demo study, searched; its front."""
     from nas_attn import api
 
-    cold = ColdStarts()
-    logging.getLogger("nas_attn").addHandler(cold)
+    cold = cold_starts()
     began, overrides = time.monotonic(), demo_overrides(settings)
     runs = settings.work / "runs"
     try:
@@ -412,7 +426,7 @@ def search(settings: Settings, keep: Keep) -> None:
                 "settings": overrides,
                 "trials": json.loads(trials.to_json(orient="records")),
                 "front": json.loads(found.front().to_json(orient="records")),
-                "cold_starts": cold.said,
+                "cold_starts": cold,
                 "trainings": len(logs),
                 "trainings_on_a_gpu": named,
             }
@@ -424,8 +438,7 @@ def sensitivity(settings: Settings, keep: Keep) -> None:
     from nas_attn import api
     from nas_attn.analysis.sensitivity import prediction_row
 
-    cold = ColdStarts()
-    logging.getLogger("nas_attn").addHandler(cold)
+    cold = cold_starts()
     began = time.monotonic()
     predicted = api.predict_front(
         "demo",
@@ -446,7 +459,7 @@ def sensitivity(settings: Settings, keep: Keep) -> None:
                 prediction_row(point, findings) | {"plan": str(point.plan)}
                 for point in findings.chosen
             ],
-            "cold_starts": cold.said,
+            "cold_starts": cold,
         }
     )
 
@@ -454,8 +467,8 @@ def sensitivity(settings: Settings, keep: Keep) -> None:
 PARTS = {
     "a": Part("the machine", 30, machine),
     "b": Part("tests that need a GPU", 90, tests),
-    "c": Part("attention by itself", 110, attention),
-    "d": Part("fairseq's commands", 230, fairseq),
+    "c": Part("attention by itself", 130, attention),
+    "d": Part("fairseq's commands", 210, fairseq),
     "e": Part("a search", 80, search),
     "f": Part("what single conversions predict", 60, sensitivity),
 }
