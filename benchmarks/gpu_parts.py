@@ -220,11 +220,11 @@ IMPLEMENTATION_SHAPES: Texts = ("256x128", "64x512", "16x2048", "4x8192")
 def attention(settings: Settings, keep: Keep) -> None:
     """All schemes, every implementation, and the calibration; kept as it is measured."""
     import torch
-    from nas_attn.benchmark.calibration import fit_thresholds, time_cases
-    from nas_attn.benchmark.setting import Setting, Shape, Timing
 
     from nas_attn.attention.functional import IMPLEMENTATIONS
     from nas_attn.benchmark.attention import time_attention
+    from nas_attn.benchmark.calibration import fit_thresholds, time_cases
+    from nas_attn.benchmark.setting import Setting, Shape, Timing
 
     # Some rounds take longer than they are asked to, as every contender has some turns.
     seconds = 0.0 if settings.dry else settings.seconds / 60

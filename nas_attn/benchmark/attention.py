@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
-from nas_attn.attention.functional import IMPLEMENTATIONS, Implementation
+from nas_attn.attention.functional import Implementation
 from nas_attn.benchmark.decoding import FusedDecoder, filled, time_orders, time_steps
 from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing, take_turns
 from nas_attn.fairseq_tools.models import fairseq_attention, stock_attention
@@ -132,15 +132,15 @@ def usual_schemes(setting: Setting) -> dict[str, Callable[[], Attention]]:
 
 
 def contenders(
-    setting: Setting, schemes: Sequence[str] = (), *, implementations: bool = False
+    setting: Setting, schemes: Sequence[str] = (), *, implementations: Sequence[Implementation] = ()
 ) -> dict[str, nn.Module]:
     """Who takes turns: the stock attentions and the schemes.
 
     Args:
         setting: Setting of the run.
         schemes: Names of schemes; all if empty.
-        implementations: Whether to time each scheme by every implementation as well, and as its
-            paper writes it.
+        implementations: Names of those by which each scheme is timed as well; if there are any,
+            also as its paper writes it.
     """
     width, heads = setting.embed_dim, setting.num_heads
     found: dict[str, nn.Module] = {
@@ -155,7 +155,7 @@ def contenders(
         if implementations:
             found |= {
                 f"{name}: {implementation}": SchemeModule(build(), implementation)
-                for implementation in IMPLEMENTATIONS
+                for implementation in implementations
             }
             found[f"{name}: reference"] = ReferenceModule(build())
     return {name: module.to(setting.device, setting.dtype) for name, module in found.items()}
@@ -167,7 +167,7 @@ def time_attention(
     decoding_shapes: Sequence[Shape] = DECODING_SHAPES,
     schemes: Sequence[str] = (),
     *,
-    implementations: bool = False,
+    implementations: Sequence[Implementation] = (),
 ) -> Iterator[Timing]:
     """Time all contenders, shape by shape; an implementation that cannot do a scheme is left out.
 
@@ -176,8 +176,8 @@ def time_attention(
         shapes: Shapes for forward and forward_backward.
         decoding_shapes: Shapes for decode and reorder.
         schemes: Names of schemes; all if empty.
-        implementations: Whether to time each scheme by every implementation as well, and as its
-            paper writes it.
+        implementations: Names of those by which each scheme is timed as well; if there are any,
+            also as its paper writes it.
     """
     torch.set_num_threads(setting.threads)
     torch.manual_seed(1)

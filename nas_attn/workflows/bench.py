@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from nas_attn.attention import SCHEMES, get_scheme
+from nas_attn.attention.functional import IMPLEMENTATIONS
 from nas_attn.attention.thresholds import Thresholds
 from nas_attn.attention.thresholds_file import LONGEST_SOURCE, write_thresholds
 from nas_attn.benchmark.attention import DECODING_SHAPES, SHAPES, time_attention
@@ -66,9 +67,8 @@ def bench_attention(
     at, decoding_at = _parse(shapes) or SHAPES, _parse(decoding_shapes) or DECODING_SHAPES
     setting = _setting(embed_dim, num_heads, threads, device, dtype, seconds, causal)
     on_start(_text(setting))
-    timings = list(
-        time_attention(setting, at, decoding_at, schemes, implementations=implementations)
-    )
+    tried = IMPLEMENTATIONS if implementations else ()
+    timings = list(time_attention(setting, at, decoding_at, schemes, implementations=tried))
     out.mkdir(parents=True, exist_ok=True)
     _write_timings(timings, setting, out / "attention.csv")
     write_figure(timings, out / "attention.png")

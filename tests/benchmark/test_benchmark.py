@@ -49,7 +49,7 @@ def test_contenders_compute_what_they_are_named_for(causal: bool) -> None:
     """A scheme's reference and implementations agree, and all stock attentions do."""
     torch.manual_seed(1)
     setting = Setting(embed_dim=16, num_heads=4, dtype=torch.float64)
-    field = contenders(setting, implementations=True)
+    field = contenders(setting, implementations=IMPLEMENTATIONS)
     x = setting.tensor(2, 7, 16)
     for name, module in field.items():
         if not isinstance(module, ReferenceModule):
