@@ -105,8 +105,8 @@ def renamed_argument(old: str, new: str, given: Value, value: Value | None) -> V
     Args:
         old: The former name.
         new: The name.
-        given: What was given by the former name.
-        value: What was given by the name; None if nothing was.
+        given: Value that was given by the former name.
+        value: Value that was given by the name; None if none was.
 
     Returns:
         What was given by the former name.

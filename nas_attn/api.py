@@ -75,7 +75,7 @@ def search(
     runs: Runs = None,
     events: Events | None = None,
 ) -> Results:
-    """Run a study's search, or go on with it, and write its report.
+    """Run a study's search, or resume it, and write its report.
 
     The multi-head baseline is trained first, then what the study's strategy proposes. What is
     finished never runs again; a search that was stopped goes on where it stopped. Several calls,

@@ -39,7 +39,7 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Run a study, or go on with it.
+    """Run a study's search, or resume it.
 
     Trains the multi-head baseline first, then plans proposed by the study's sampler, and writes the
     report. Stop it at any time with Ctrl-C: the same command goes on where it stopped, trainings in

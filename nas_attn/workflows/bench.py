@@ -171,7 +171,7 @@ def bench_fairseq(
     Args:
         data: Folder of a binarised translation data set.
         out: Folder for checkpoints, logs and the table.
-        commands: How the commands are run.
+        commands: Settings by which the commands are run.
         schemes: Names; all if empty.
         options: See `nas_attn.benchmark.commands.time_commands`.
 

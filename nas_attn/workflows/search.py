@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def search(study: Study, *, address: str | None = None, events: Events | None = None) -> Session:
-    """Run a study's search, or go on with it, and write the report.
+    """Run a study's search, or resume it, and write the report.
 
     Args:
         study: Study to search.

@@ -70,7 +70,7 @@ class Trainer:
             The loop, whose `outcome()` raises if the run had to end early.
 
         Raises:
-            KeyboardInterrupt: Its trainings were stopped in order; the next run goes on with them.
+            KeyboardInterrupt: Its trainings were stopped in order; the next run resumes them.
         """
         store, execution = store or self.store, self.subject.execution
         leases = TrialLeases(
