@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -58,18 +60,26 @@ FilePath = Annotated[Path, BeforeValidator(_to_path)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def faults_of(error: ValidationError, prefix: str = "") -> list[ConfigIssue]:
-    """Pydantic's findings with dotted key paths and plain words."""
-    return [_fault(finding, prefix) for finding in error.errors()]
+def faults_of(
+    error: ValidationError, prefix: str = "", model: type[BaseModel] | None = None
+) -> list[ConfigIssue]:
+    """Pydantic's findings with dotted key paths and plain words.
+
+    Args:
+        error: Findings of pydantic.
+        prefix: Key path of the section that was validated.
+        model: Model of that section, whose keys are proposed where one is mistyped.
+    """
+    return [_fault(finding, prefix, model) for finding in error.errors()]
 
 
-def _fault(finding: Any, prefix: str) -> ConfigIssue:
+def _fault(finding: Any, prefix: str, model: type[BaseModel] | None) -> ConfigIssue:
     # Parts that are no keys of the file (names of union members and validators) hold a bracket.
     parts = [str(part) for part in finding["loc"] if "[" not in str(part)]
     key = ".".join([prefix, *parts] if prefix else parts) or "(file)"
     message = finding["msg"].removeprefix("Value error, ")
     if finding["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = "unknown key" + _proposal(finding["loc"], model)
     elif finding["type"] == "missing":
         message = "is missing"
     elif "input" in finding and not isinstance(finding["input"], dict | list):
@@ -77,3 +87,21 @@ def _fault(finding: Any, prefix: str) -> ConfigIssue:
         said = said if len(said) <= LONGEST_SAID else f"{said[:LONGEST_SAID]}..."
         message = f"{message[0].lower()}{message[1:]}, but is {said}"
     return ConfigIssue(key, message)
+
+
+def _proposal(loc: Sequence[Any], model: type[BaseModel] | None) -> str:
+    """The key that a mistyped one may have been meant for, in words."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part)) if model is not None else None
+        found = [] if field is None else list(_models_in(field.annotation))
+        model = found[0] if len(found) == 1 else None
+    known = [] if model is None else list(model.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

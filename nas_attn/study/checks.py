@@ -61,7 +61,7 @@ def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyC
     try:
         config = StudyConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(source, faults_of(error)) from None
+        raise ConfigError(source, faults_of(error, model=StudyConfig)) from None
     recorded = config
     if is_read_only:
         config = _without_refused(config)

@@ -33,7 +33,7 @@ def load_space_config(name: str) -> SpaceConfig:
     try:
         return SpaceConfig.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise ConfigError(str(path), faults_of(error)) from None
+        raise ConfigError(str(path), faults_of(error, model=SpaceConfig)) from None
 
 
 def space_over(name: str, shapes: Mapping[str, SiteShape]) -> SearchSpace:

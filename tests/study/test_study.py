@@ -23,6 +23,9 @@ from tests.helpers.studies import write
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"trails": 3}, "trails", "unknown key"),
+    ({"search/trails": 3}, "search.trails", "unknown key; did you mean trials?"),
+    ({"objectives": {"cost": "total"}}, "objectives.cost", "unknown key; did you mean costs?"),
+    ({"data/text": {"langages": []}}, "data.text.langages", "unknown key; did you mean languages?"),
     ({"search/warm_start": "basline"}, "search.warm_start.source", "'none', 'baseline' or"),
     (
         {"search/warm_start": {"source": "nothing", "rank_agreement": 12}},
@@ -221,6 +224,15 @@ def test_broken_studies_are_refused(
     with pytest.raises(ConfigError) as without_file:
         Study.from_config(read_yaml(path))
     assert without_file.value.faults == caught.value.faults
+
+
+def test_only_keys_like_the_mistyped_one_are_proposed(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    path = write(tmp_path, tiny_translation.folder, {"search/colour": 3, "colour": 3})
+    with pytest.raises(ConfigError) as caught:
+        load_study(str(path), runs=tmp_path / "runs")
+    assert {fault.message for fault in caught.value.faults} == {"unknown key"}
 
 
 def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -> None:
