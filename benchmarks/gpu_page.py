@@ -405,8 +405,10 @@ def cell_text(name: str, value: Any) -> str:
         return ""
     if name.endswith("cost_change"):
         return f"{value:+.1%}"
+    if name == "seconds":
+        return f"{value:.1f}"
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:.4f}" if name == "loss" else f"{value:+.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

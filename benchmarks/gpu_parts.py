@@ -466,9 +466,9 @@ def sensitivity(settings: Settings, keep: Keep) -> None:
 
 PARTS = {
     "a": Part("the machine", 30, machine),
-    "b": Part("tests that need a GPU", 90, tests),
+    "b": Part("tests that need a GPU", 105, tests),
     "c": Part("attention by itself", 130, attention),
-    "d": Part("fairseq's commands", 210, fairseq),
+    "d": Part("fairseq's commands", 195, fairseq),
     "e": Part("a search", 80, search),
     "f": Part("what single conversions predict", 60, sensitivity),
 }
