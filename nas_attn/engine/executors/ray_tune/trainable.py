@@ -68,10 +68,11 @@ class TrainTrial(tune.Trainable):
     def _advance(self) -> dict[str, Any]:
         """Go on to the next validation or the end."""
         if self._trial is None:
-            gpus = ",".join(ray.get_runtime_context().get_accelerator_ids()["GPU"]) or None
+            # Without any a trial sees none; Ray alone would leave it all of the node.
+            gpus = ",".join(ray.get_runtime_context().get_accelerator_ids()["GPU"])
             job = self._files.localise(self._job)
             self._trial = TrialRun(job, device=gpus, launcher=self._launcher)
-            if gpus is not None:
+            if gpus:
                 return {"placed": f"{gpus} of {socket.gethostname()}"}
         trial = self._trial
         while not self._news and trial.result is None:
