@@ -28,8 +28,11 @@ def zeros(*size, device="cpu", **more):
 
 def is_available():
     torch.zeros = zeros
+    if os.environ.get("FAKE_CUDA") == "hidden" and os.getpid() != began:
+        return False
     return count() > 0
 
+began = os.getpid()
 real = torch.zeros
 torch.cuda.device_count = count
 torch.cuda.is_available = is_available

@@ -75,12 +75,13 @@ def test_a_driver_with_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["broken", "hidden"])
 def test_cuda_that_does_not_survive_a_fork(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A child tries it, with the GPUs that trainings will have."""
+    """A child tries it, with the GPUs that trainings will have; it fails there, or shows none."""
     (tmp_path / "sitecustomize.py").write_text(FAKE_DRIVER)
-    fake = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "FAKE_CUDA": "broken"}
+    fake = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "FAKE_CUDA": fault}
     launcher = ForkServer()
     try:
         with caplog.at_level(logging.WARNING):

@@ -22,6 +22,7 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from nas_attn.trials.processes.guard import die_with
 MESSAGE_BYTES = 1 << 20
 # torch's optimisers import torch._dynamo at their first step, which takes a second.
 IMPORTED = ("fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin", "torch._dynamo")
+NO_GPUS = "import sys, torch; sys.exit(torch.cuda.is_available())"
+"""A program that ends with status 0 if a process that is not forked sees no GPU either."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def why_not_fork() -> str | None:
 
 
 def why_not_cuda(devices: str | None) -> str | None:
-    """Why forked processes cannot use the GPUs, or None: a child tries, if it sees any.
+    """Why forked processes cannot use the GPUs, or None: a child tries.
+
+    A driver that does not survive the fork may also hide the GPUs. So where the child sees none, a
+    process that is not forked says whether there are any.
 
     Args:
         devices: CUDA_VISIBLE_DEVICES for the child; None for all.
@@ -112,7 +118,11 @@ def why_not_cuda(devices: str | None) -> str | None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = devices
             if torch.cuda.is_available():
                 torch.zeros(1, device="cuda")
-            status = 0
+                status = 0
+            elif devices == "":
+                status = 0
+            else:
+                status = subprocess.run([sys.executable, "-c", NO_GPUS], check=False).returncode
         finally:
             os._exit(status)
     _, status = os.waitpid(pid, 0)
