@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import TrialJob
+from nas_attn.trials.job import TrialJob, TrialResult
 from nas_attn.trials.layout import CALIBRATION_FILE, COMMANDS_FILE, START, fault_of_start
 
 
@@ -43,18 +43,58 @@ class FailuresInARow:
         )
 
 
-def ran_out_of_memory(trial: TrialRecord) -> bool:
-    """Whether an earlier attempt at a trial did, so that it is to be alone on its GPUs."""
-    return any(attempt["failure"] == FailureKind.OUT_OF_MEMORY for attempt in trial.attempts)
+MEMORY, MACHINE = "memory", "machine"
+"""Which memory an attempt lacked, on record; records of old do not say it, and a GPU's is not
+marked."""
 
 
-def memory_advice(gpus: str | None, *, alone: bool) -> str:
+def attempt_entry(result: TrialResult, gpus: str | None) -> dict[str, str]:
+    """An attempt that came to nothing, as a record keeps it.
+
+    Args:
+        result: How it ended.
+        gpus: GPUs that the trial had; None or empty for none.
+    """
+    entry = {"failure": str(result.failure), "reason": result.error or ""}
+    if result.failure is FailureKind.OUT_OF_MEMORY and (result.host_memory or not gpus):
+        entry[MEMORY] = MACHINE
+    return entry
+
+
+def ran_out_of_memory(trial: TrialRecord, *, of_machine: bool) -> bool:
+    """Whether an earlier attempt at a trial did, so that it is to be alone.
+
+    Args:
+        trial: Trial that is continued or ends.
+        of_machine: Whether the machine's memory is meant, or that of the trial's GPUs.
+    """
+    return any(
+        attempt["failure"] == FailureKind.OUT_OF_MEMORY
+        and (attempt.get(MEMORY) == MACHINE) == of_machine
+        for attempt in trial.attempts
+    )
+
+
+def memory_advice(gpus: str | None, *, alone: bool, others: int = 0) -> str:
     """What to do about a trial that ran out of memory, in words.
 
     Args:
-        gpus: GPUs that it had; None for a CPU.
-        alone: Whether no other trial was on them, or on the machine.
+        gpus: GPUs whose memory it was; None if it was the machine's.
+        alone: Whether this driver had no other trial on them, or on the machine.
+        others: Number of trials of other drivers that were running.
     """
+    if others:
+        of_others = (
+            f"{_memory_advice(gpus, alone=False)}; other drivers have {others} trials running, of "
+            "which this driver does not know whether they are on "
+        )
+        if gpus is None:
+            return of_others + "this machine too"
+        return of_others + "that GPU too: give each driver its own CUDA_VISIBLE_DEVICES"
+    return _memory_advice(gpus, alone=alone)
+
+
+def _memory_advice(gpus: str | None, *, alone: bool) -> str:
     if gpus is None:
         where = "alone, too, it" if alone else "it"
         return (

@@ -19,6 +19,7 @@ from nas_attn.engine.candidates import MAX_REFUSALS, Proposal, Proposer
 from nas_attn.engine.config import SearchConfig
 from nas_attn.engine.endings import (
     FailuresInARow,
+    attempt_entry,
     memory_advice,
     missing_start,
     ran_out_of_memory,
@@ -66,6 +67,7 @@ class SearchLoop:
         config: Budget and stopping rule.
         build_job: Function that makes a trial's job.
         retries: Times that a trial is continued after a fault that may not come again.
+        frees_machine: Whether the executor keeps the machine free for a job that is to have it.
         on_change: Function that is called with a function that makes a snapshot, whenever something
             happened.
     """
@@ -76,6 +78,7 @@ class SearchLoop:
     config: SearchConfig
     build_job: JobBuilder
     retries: int = 0
+    frees_machine: bool = True
     on_change: Callable[[Callable[[], Snapshot]], None] = lambda snapshot: None
     _waiting: list[tuple[float, TrialRecord]] = field(default_factory=list)
     _running: dict[int, RunningTrial] = field(default_factory=dict)
@@ -312,7 +315,9 @@ class SearchLoop:
         self._mine[trial.number] = trial
         self._rungs.resume(trial)
         job = self._build_job(trial.number, trial.plan)
-        return self._start(trial, replace(job, alone=ran_out_of_memory(trial)))
+        has_machine = self.frees_machine and ran_out_of_memory(trial, of_machine=True)
+        alone = has_machine or ran_out_of_memory(trial, of_machine=False)
+        return self._start(trial, replace(job, alone=alone, has_machine=has_machine))
 
     def _build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
         baseline = self._tally.baseline
@@ -405,14 +410,16 @@ class SearchLoop:
         """Continue a trial after a fault that may not come again; False if it is not worth it."""
         if result.failure is None or not result.failure.can_retry:
             return False
-        lacks_memory, has_gpus = result.failure is FailureKind.OUT_OF_MEMORY, bool(running.gpus)
-        if lacks_memory and has_gpus and ran_out_of_memory(trial):
+        lacks_memory = result.failure is FailureKind.OUT_OF_MEMORY
+        of_gpus = lacks_memory and bool(running.gpus) and not result.host_memory
+        if of_gpus and ran_out_of_memory(trial, of_machine=False) and not self._count_others():
             return False  # it had the GPUs to itself
         attempts = list(trial.attempts)
         if len(attempts) >= self.retries:
             return False
-        attempts.append({"failure": str(result.failure), "reason": result.error or ""})
+        attempts.append(attempt_entry(result, running.gpus))
         self.store.annotate(trial.number, {fields.ATTEMPTS: attempts})
+        has_machine = lacks_memory and not of_gpus and self.frees_machine
         # A disk is not emptied at once.
         late = len(attempts) - (result.failure is not FailureKind.DISK_FULL)
         pause = RETRY_SECONDS[min(late, len(RETRY_SECONDS) - 1)]
@@ -420,7 +427,7 @@ class SearchLoop:
             "trial %d: %s; continued%s in %.0f s (%d of %d)",
             trial.number,
             result.error,
-            f" alone on its {'GPUs' if has_gpus else 'machine'}" if lacks_memory else "",
+            " alone on its GPUs" if of_gpus else " alone on its machine" if has_machine else "",
             pause,
             len(attempts),
             self.retries,
@@ -429,11 +436,22 @@ class SearchLoop:
         self._tell()
         return True
 
+    def _count_others(self) -> int:
+        """Trials that other drivers have running, which this one cannot hold back."""
+        self._read_others()
+        waiting = {trial.number for _, trial in self._waiting}
+        others = self.proposer.running - self._running.keys() - waiting
+        return sum(self.leases.owner(self.store.cached[n]) != self.leases.driver for n in others)
+
     def _fail(self, trial: TrialRecord, result: TrialResult, running: RunningTrial) -> None:
         assert result.error is not None
         kind, error = result.failure or FailureKind.TRAINING, result.error
         if kind is FailureKind.OUT_OF_MEMORY:
-            error += f"\n{memory_advice(running.gpus, alone=ran_out_of_memory(trial))}"
+            gpus = None if result.host_memory else running.gpus or None
+            alone = ran_out_of_memory(trial, of_machine=gpus is None)
+            alone = alone and (gpus is not None or self.frees_machine)
+            advice = memory_advice(gpus, alone=alone, others=self._count_others())
+            error += f"\n{advice}"
         self.store.fail(trial.number, error, str(kind))
         self._count_failure(trial, kind, error)
 

@@ -57,12 +57,23 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """A kind and a message for people."""
+    """A kind and a message for people.
+
+    Args:
+        kind: Kind.
+        message: What happened, in words.
+        host_memory: Whether the memory that ran out was the machine's, not a GPU's.
+    """
 
     kind: FailureKind
     message: str
+    host_memory: bool = False
 
 
+HOST_MEMORY = re.compile(
+    r"Cannot allocate memory|MemoryError|DefaultCPUAllocator: (can't allocate|not enough) memory"
+)
+"""What the end of a log says where the machine's memory ran out; a GPU's signs come before."""
 SIGNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
     (FailureKind.DISK_FULL, re.compile(r"No space left on device|Disk quota exceeded")),
     (
@@ -71,10 +82,9 @@ SIGNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
             r"\b(CUDA|Cuda|cuda|HIP)\b[^\n]*\bout of memory|OutOfMemoryError"
             r"|\bCU[A-Z]+_(STATUS|ERROR)_(\w*ALLOC(ATION)?_FAILED|OUT_OF_MEMORY)"
             r"|cuDNN[^\n]*not enough (\w+ )?memory"
-            r"|Cannot allocate memory|MemoryError"
-            r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
         ),
     ),
+    (FailureKind.OUT_OF_MEMORY, HOST_MEMORY),
     # torch does not say why a checkpoint could not be written; it hardly ever is anything else.
     (FailureKind.DISK_FULL, re.compile(r"PytorchStreamWriter failed")),
     (
@@ -108,16 +118,18 @@ def failure_after(name: str, code: int, log: str, *, oom_killed: bool) -> Failur
             return Failure(FailureKind.KILLED, message)
         if oom_killed:
             message += ": the kernel's out-of-memory killer was at work in this control group"
-            return Failure(FailureKind.OUT_OF_MEMORY, message)
+            return Failure(FailureKind.OUT_OF_MEMORY, message, host_memory=True)
         message += " (the kernel's out-of-memory killer may be the cause)"
         return Failure(FailureKind.KILLED, message)
-    kind = kind_of_log(log)
+    kind, sign = _told_by(log)
+    host_memory = sign is HOST_MEMORY
     if kind is FailureKind.KILLED and oom_killed:
-        kind = FailureKind.OUT_OF_MEMORY
+        kind, host_memory = FailureKind.OUT_OF_MEMORY, True
     cause = _cause(log)
     if kind is FailureKind.NOT_FINITE and cause:
         return Failure(kind, f"{name} ended with status {code}: {cause}")
-    return Failure(kind, f"{name} ended with status {code}:\n{last_lines(log)}")
+    message = f"{name} ended with status {code}:\n{last_lines(log)}"
+    return Failure(kind, message, host_memory=host_memory)
 
 
 def _signal_name(number: int) -> str:
@@ -129,9 +141,14 @@ def _signal_name(number: int) -> str:
 
 def kind_of_log(log: str) -> FailureKind:
     """The kind that the end of a log shows, `TRAINING` if none in particular."""
+    return _told_by(log)[0]
+
+
+def _told_by(log: str) -> tuple[FailureKind, re.Pattern[str] | None]:
+    """The kind that the end of a log shows, and the sign that shows it."""
     telling = f"{_cause(log)}\n{last_lines(log, TELLING_LINES)}"
-    found = (kind for kind, sign in SIGNS if sign.search(telling))
-    return next(found, FailureKind.TRAINING)
+    found = ((kind, sign) for kind, sign in SIGNS if sign.search(telling))
+    return next(found, (FailureKind.TRAINING, None))
 
 
 def _cause(log: str) -> str:
@@ -175,7 +192,9 @@ def failure_of_error(error: Exception, where: str) -> Failure:
     if kind is None:
         message = f"{where}: an error of nas-attn itself, {type(error).__name__}: {error}"
         return Failure(FailureKind.INTERNAL, message)
-    return Failure(kind, f"{where}: {error}")
+    # Errors of our own code never are of a GPU.
+    host_memory = kind is FailureKind.OUT_OF_MEMORY
+    return Failure(kind, f"{where}: {error}", host_memory=host_memory)
 
 
 def last_lines(text: str, lines: int = SHOWN_LINES) -> str:

@@ -70,6 +70,7 @@ class TrialJob:
         needs: Files of another trial that must be there.
         figures: Names of validation metrics that are kept of the first seed's last validation.
         alone: Whether no other trial is to share its GPUs meanwhile, or on a CPU the machine.
+        has_machine: Whether, if it is to be alone, that is on the whole machine.
     """
 
     number: int
@@ -89,6 +90,7 @@ class TrialJob:
     needs: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     alone: bool = False
+    has_machine: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,6 +142,7 @@ class TrialResult:
         seconds: Time spent training, in seconds, all seeds and earlier attempts included.
         error: Reason why there is no result; None if there is one.
         failure: The kind of the error; None if there is a result.
+        host_memory: Whether the memory that ran out was the machine's, not a GPU's.
         measured: Figures of the trained model by name; `decoding_seconds` is for a sentence.
         tests: Scores by name, for each seed; empty if the job evaluates nothing.
         updates: Updates of all trainings of the trial.
@@ -152,6 +155,7 @@ class TrialResult:
     seconds: float = 0.0
     error: str | None = None
     failure: FailureKind | None = None
+    host_memory: bool = False
     measured: dict[str, float] = field(default_factory=dict)
     tests: tuple[dict[str, float], ...] = ()
     updates: int = 0

@@ -301,4 +301,9 @@ class TrialRun:
         return self._reports.spent()
 
     def _fail(self, failure: Failure) -> None:
-        self.result = replace(self.spent(), error=failure.message, failure=failure.kind)
+        self.result = replace(
+            self.spent(),
+            error=failure.message,
+            failure=failure.kind,
+            host_memory=failure.host_memory,
+        )

@@ -121,6 +121,7 @@ class Trainer:
 
     def _execute(self, loop: SearchLoop, title: str | None) -> None:
         executor = self._executor()
+        loop.frees_machine = executor.frees_machine
         run = Run(
             title=title or self.subject.name,
             objectives=self.subject.objectives,

@@ -177,7 +177,8 @@ def test_no_gpu_ever_carries_more_than_a_whole_one(
     waiting: set[int] = set()
     running: dict[int, str] = {}
     alone: set[int] = set()
-    trials = data.draw(st.lists(st.booleans(), max_size=12))
+    for_all: set[int] = set()
+    trials = data.draw(st.lists(st.sampled_from(("shares", "alone", "all")), max_size=12))
     left, ran = list(enumerate(trials)), []
     while left or running or waiting:
         while True:
@@ -187,10 +188,11 @@ def test_no_gpu_ever_carries_more_than_a_whole_one(
                 waiting.remove(number)
                 alone.add(number)
             elif places.has_room and left:
-                number, wants_all = left.pop(0)
-                if wants_all:
+                number, wants = left.pop(0)
+                if wants != "shares":
                     waiting.add(number)
-                    places.wait_alone(number)
+                    for_all |= {number} if wants == "all" else set()
+                    places.wait_alone(number, all_places=wants == "all")
                     continue
                 device = places.take(number)
             else:
@@ -204,7 +206,8 @@ def test_no_gpu_ever_carries_more_than_a_whole_one(
         assert all(len(device.split(",")) == max(1, int(each)) for device in running.values())
         for number in alone & set(running):
             assert Counter(running.values())[running[number]] == 1
-        if left and len(running) < workers:
+        assert len(running) == 1 or not for_all & set(running)
+        if left and len(running) < workers and not for_all & (waiting | set(running)):
             shared = [d for d in devices if Counter(running.values())[d] < share]
             held = len(waiting) + len(alone & set(running))
             assert len(shared) <= held, "a GPU is left free only for one that waits for it"

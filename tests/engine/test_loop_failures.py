@@ -137,6 +137,67 @@ def test_what_runs_out_of_memory_alone_fails_with_advice(
     assert len(trained(loop.store.trials())) == 5
 
 
+def short_of_host_memory(loop: SearchLoop) -> list[tuple[bool, bool]]:
+    """Trial 3, on a GPU, always lacks the machine's memory; whether it was alone, and where."""
+    asked: list[tuple[bool, bool]] = []
+
+    def error(job: TrialJob) -> TrialResult | None:
+        loop.placed(job.number, "2")
+        if job.number != 3:
+            return None
+        asked.append((job.alone, job.has_machine))
+        kind = FailureKind.OUT_OF_MEMORY
+        return TrialResult(error="killed", failure=kind, host_memory=True, seconds=1.0)
+
+    FakeExecutor(error=error).run(loop)
+    return asked
+
+
+def test_the_memory_of_the_machine_is_not_that_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    loop = make_loop(tmp_path, trials=6)
+    assert short_of_host_memory(loop) == [(False, False), (True, True), (True, True)]
+    assert "trial 3: killed; continued alone on its machine in 0 s (2 of 2)" in caplog.text
+    reason = loop.store.trials()[3].reason or ""
+    assert "alone, too, it needs more memory than there is" in reason and "GPU" not in reason
+
+
+def test_where_no_machine_is_kept_free_none_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On Ray a retry is a plain one."""
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    loop = make_loop(tmp_path, trials=6)
+    loop.frees_machine = False
+    assert short_of_host_memory(loop) == [(False, False)] * 3
+    assert "trial 3: killed; continued in 0 s (2 of 2)" in caplog.text
+    assert "alone" not in caplog.text + (loop.store.trials()[3].reason or "")
+
+
+def test_trials_of_other_drivers_may_have_taken_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    loop, other = make_loop(tmp_path, trials=6), make_loop(tmp_path, trials=6)
+    first = loop.next_job()
+    assert first is not None and other.next_job() is not None
+    lacking = TrialResult(error="no room", failure=FailureKind.OUT_OF_MEMORY)
+    for _ in range(2):
+        loop.placed(first.number, "2")
+        loop.finish(first.number, lacking)
+        again = loop.next_job()
+        assert again is not None and (again.number, again.alone) == (first.number, True)
+    loop.placed(first.number, "2")
+    loop.finish(first.number, lacking)
+    reason = loop.store.trials()[first.number].reason or ""
+    assert "with no other trial" not in reason
+    assert "other drivers have 1 trials running" in reason
+    assert "give each driver its own CUDA_VISIBLE_DEVICES" in reason
+    kill_drivers()
+
+
 def test_what_is_to_be_alone_is_so_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

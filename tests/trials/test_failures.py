@@ -18,6 +18,25 @@ from nas_attn.trials.failures import (
 )
 
 
+@pytest.mark.parametrize(
+    ("code", "log", "oom_killed", "host_memory"),
+    [
+        (-9, "", True, True),
+        (-9, "", False, False),
+        (1, "RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed.", True, True),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", True, False),
+        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", False, True),
+        (1, "OSError: [Errno 12] Cannot allocate memory" + "\nx" * 30, False, True),
+        (1, "numpy._core._exceptions._ArrayMemoryError: Unable to allocate", False, True),
+    ],
+)
+def test_whose_memory_ran_out(code: int, log: str, oom_killed: bool, host_memory: bool) -> None:
+    failure = failure_after("a training", code, log, oom_killed=oom_killed)
+    assert failure.host_memory is host_memory
+    assert failure_of_error(MemoryError(), "trial 1").host_memory
+    assert not failure_of_error(OSError(errno.ENOSPC, "full"), "trial 1").host_memory
+
+
 def test_what_would_come_out_the_same_is_not_tried_again() -> None:
     assert [kind for kind in FailureKind if not kind.can_retry] == [
         FailureKind.NOT_FINITE,

@@ -18,6 +18,8 @@ class Executor(Protocol):
 
     workers: int
     """Trials at a time."""
+    frees_machine: bool
+    """Whether no other trial runs on the machine of one that is to have it (`TrialJob`)."""
 
     def run(self, loop: SearchLoop) -> None:
         """Run until the search is over."""

@@ -35,6 +35,8 @@ class LocalExecutor:
         UsageError: this process has not so many GPUs.
     """
 
+    frees_machine = True
+
     def __init__(self, config: ExecutionConfig, resources: ResourcesConfig) -> None:
         self.config = config
         if resources.gpus > 0:
@@ -99,7 +101,7 @@ class LocalExecutor:
             elif self._places.has_room and (new := loop.next_job()) is not None:
                 if new.alone:
                     waiting[new.number] = new
-                    self._places.wait_alone(new.number)
+                    self._places.wait_alone(new.number, all_places=new.has_machine)
                     continue
                 job, device = new, self._places.take(new.number)
             else:

@@ -28,7 +28,8 @@ class Places:
     """The places of a machine, of which none ever has more trials than room.
 
     A trial that is to be alone waits for the place with the fewest trials; on all others trials
-    begin as before, so no GPU is idle that nobody waits for.
+    begin as before, so no GPU is idle that nobody waits for. One that is to have all places waits
+    until they are empty, and no other begins meanwhile.
 
     Args:
         devices: Device of each place, no GPU in two of them.
@@ -40,10 +41,13 @@ class Places:
         self.workers = workers
         self._places = [Place(device, room) for device in devices]
         self._waiting: list[int] = []
+        self._for_all: list[int] = []
 
     @property
     def has_room(self) -> bool:
         """Whether a trial that shares its place can begin."""
+        if self._for_all:
+            return False
         return self._running < self.workers and self._roomiest() is not None
 
     def take(self, trial: int) -> str | None:
@@ -57,8 +61,11 @@ class Places:
         place.trials.add(trial)
         return place.device
 
-    def wait_alone(self, trial: int) -> None:
-        """Have a trial wait for a place of its own (see `next_alone`)."""
+    def wait_alone(self, trial: int, *, all_places: bool = False) -> None:
+        """Have a trial wait for a place of its own, or for all of them (see `next_alone`)."""
+        if all_places:
+            self._for_all.append(trial)
+            return
         self._waiting.append(trial)
         self._set_aside()
 
@@ -70,6 +77,11 @@ class Places:
         """
         if self._running >= self.workers:
             return None
+        if self._for_all:
+            if self._running:
+                return None
+            self._places[0].trials.add(self._for_all[0])
+            return self._for_all[0], self._places[0].device
         for place in self._places:
             if place.alone is not None and not place.trials:
                 place.trials.add(place.alone)
@@ -78,6 +90,8 @@ class Places:
 
     def leave(self, trial: int) -> None:
         """A trial has ended."""
+        if trial in self._for_all:
+            self._for_all.remove(trial)
         for place in self._places:
             if trial in place.trials:
                 place.trials.remove(trial)

@@ -43,6 +43,8 @@ class SimulatedExecutor:
         workers: Trials at a time.
     """
 
+    frees_machine = False
+
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or DEFAULT_WORKERS
         self.clock = 0.0

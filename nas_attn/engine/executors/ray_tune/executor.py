@@ -52,6 +52,9 @@ class RayExecutor:
         runs: The run folder, where files come back to.
     """
 
+    # Ray has nothing to ask for by which a trial gets a node for itself.
+    frees_machine = False
+
     def __init__(
         self,
         config: ExecutionConfig,

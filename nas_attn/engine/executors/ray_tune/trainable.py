@@ -49,7 +49,8 @@ class TrainTrial(tune.Trainable):
             logger.exception("trial %d", self._job.number)
             message = f"trial {self._job.number} on {socket.gethostname()}: {error!r}"
             failure = kind_of_error(error) or FailureKind.WORKER_LOST
-            return _ended(TrialResult(error=message, failure=failure))
+            host_memory = failure is FailureKind.OUT_OF_MEMORY
+            return _ended(TrialResult(error=message, failure=failure, host_memory=host_memory))
 
     def cleanup(self) -> None:
         self._leave()
