@@ -290,7 +290,7 @@ def calibration_text(data: Mapping[str, Any]) -> str:
         return ""
     text = (
         "\n\n### Calibration\n\nWhat schemes have in common, by implementation, over the time of a "
-        "case's first one; `flex` is compiled before."
+        "case's first one; `flex` is compiled before. What cannot do a shape is left out."
     )
     for phase in dict.fromkeys(row["phase"] for row in rows):
         its = [row for row in rows if row["phase"] == phase]

@@ -218,7 +218,11 @@ IMPLEMENTATION_SHAPES: Texts = ("256x128", "64x512", "16x2048", "4x8192")
 
 
 def attention(settings: Settings, keep: Keep) -> None:
-    """All schemes, every implementation, and the calibration; kept as it is measured."""
+    """All schemes, every implementation, and the calibration; kept as it is measured.
+
+    `flex` compiles for minutes: it is in the calibration's last case only, the last thing that is
+    timed. If time runs out there, all else is kept, and only that case and the thresholds are not.
+    """
     import torch
 
     from nas_attn.attention.functional import IMPLEMENTATIONS

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nas_attn.attention import SCHEMES, Attention, build_attention
 from nas_attn.attention.functional import Implementation
 from nas_attn.benchmark.decoding import FusedDecoder, filled, time_orders, time_steps
-from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing, take_turns
+from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing, is_able, take_turns
 from nas_attn.fairseq_tools.models import fairseq_attention, stock_attention
 
 BASELINE, STOCK = "torch sdpa", "fairseq"
@@ -169,7 +169,7 @@ def time_attention(
     *,
     implementations: Sequence[Implementation] = (),
 ) -> Iterator[Timing]:
-    """Time all contenders, shape by shape; an implementation that cannot do a scheme is left out.
+    """Time all contenders, shape by shape; who cannot do a shape is left out there.
 
     Args:
         setting: Setting of the run.
@@ -189,7 +189,11 @@ def time_attention(
             for name, module in field.items()
             if shape.length <= LONGEST_EXPLICIT or not name.endswith((": explicit", ": reference"))
         }
-        able = {name: module for name, module in able.items() if _works(module, x, setting.causal)}
+        able = {
+            name: module
+            for name, module in able.items()
+            if is_able(partial(_turn, module, x, gradient, setting, True), name, shape, setting)
+        }
         for phase in TRAINING:
             turns = {
                 name: partial(_turn, module, x, gradient, setting, phase == "forward_backward")
@@ -219,15 +223,6 @@ def _time_decoding(
                 for name, module in decoders.items()
             }
             yield from take_turns(phase, shape, turns, STOCK, setting)
-
-
-def _works(module: nn.Module, x: Tensor, causal: bool) -> bool:
-    """Whether a contender can do this, with gradients too."""
-    try:
-        module(x, causal)
-    except ValueError:
-        return False
-    return True
 
 
 def _turn(

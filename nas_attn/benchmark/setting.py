@@ -53,7 +53,7 @@ class Setting:
         dtype: Type of the tensors.
         threads: Threads of PyTorch. With one on a CPU, times are CPU time of the process.
         seconds: Seconds spent on each shape and phase, about.
-        min_rounds: Turns of every contender, whatever they take.
+        min_rounds: Fewest turns of every contender that count, whatever they take.
         causal: Whether position t attends to positions 0..t.
     """
 
@@ -88,8 +88,9 @@ class Timing:
         median_ms: Milliseconds, median over rounds.
         spread: Interquartile range over the median.
         ratio: This median over the baseline's: torch's fused attention, or, decoding, fairseq's.
-        rounds: Number of rounds.
-        peak_mb: Most memory of a turn beyond what lay there before it, megabytes; on CUDA only.
+        rounds: Number of rounds that count.
+        peak_mb: Most memory of any turn that counts beyond what lay there before it, megabytes; on
+            CUDA only.
     """
 
     phase: str
@@ -104,6 +105,28 @@ class Timing:
     peak_mb: float | None
 
 
+def is_able(turn: Callable[[], object], name: str, shape: Shape, setting: Setting) -> bool:
+    """Whether a contender can take a turn, which is tried; why not is logged.
+
+    Args:
+        turn: Its turn, with gradients.
+        name: Its name.
+        shape, setting: What is timed.
+    """
+    try:
+        turn()
+    except ValueError as error:  # it does not do what is asked
+        logger.debug("%s %s is left out: %s", name, shape, error)
+    except RuntimeError as error:  # too little memory, or a compiler that fails, among others
+        said = str(error).strip().partition("\n")[0]
+        logger.warning("%s %s is left out: %s: %s", name, shape, type(error).__name__, said)
+    else:
+        return True
+    if setting.device == "cuda":
+        torch.cuda.empty_cache()
+    return False
+
+
 def take_turns(
     phase: str,
     shape: Shape,
@@ -111,7 +134,7 @@ def take_turns(
     baseline: str,
     setting: Setting,
 ) -> Iterator[Timing]:
-    """Let everybody take turns for the set time.
+    """Let everybody take turns for the set time; nobody if the baseline is not there.
 
     Args:
         phase, shape: What is timed.
@@ -119,25 +142,31 @@ def take_turns(
         baseline: Contender whose time is one.
         setting: Setting of the run.
     """
+    if baseline not in turns:
+        logger.warning("%s %s is not timed, as %s cannot do it", phase, shape, baseline)
+        return
     warm_up = WARM_UP_ROUNDS if setting.device == "cuda" else 1
     taken: dict[str, list[float]] = {name: [] for name in turns}
     peaks: dict[str, float] = {}
     began, rounds = time.perf_counter(), 0
-    least = setting.min_rounds + warm_up - 1
+    least = setting.min_rounds + warm_up
     while rounds < least or time.perf_counter() - began < setting.seconds:
         for name, turn in turns.items():
             before = _reset_peak(setting)
             seconds = turn()
-            if rounds >= warm_up or setting.min_rounds == 1:
-                taken[name].append(seconds)
+            if rounds < warm_up:
+                continue
+            taken[name].append(seconds)
             if before is not None:
-                peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+                peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+                peaks[name] = max(peak, peaks.get(name, 0.0))
         rounds += 1
     base = statistics.median(taken[baseline])
-    logger.info("%s %s: %d rounds, %s %.2f ms", phase, shape, rounds, baseline, base * 1e3)
+    counted = rounds - warm_up
+    logger.info("%s %s: %d rounds, %s %.2f ms", phase, shape, counted, baseline, base * 1e3)
     for name, seconds_taken in taken.items():
         median = statistics.median(seconds_taken)
-        low, _, high = statistics.quantiles(seconds_taken, n=4) if rounds > 2 else [median] * 3
+        low, _, high = statistics.quantiles(seconds_taken, n=4) if counted > 1 else [median] * 3
         yield Timing(
             phase=phase,
             batch=shape.batch,

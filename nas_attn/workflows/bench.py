@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,8 @@ def bench_attention(
 ) -> list[Timing]:
     """Time attention modules, and write attention.csv and attention.png.
 
+    What was timed is in the table also if the run fails or is stopped.
+
     Args:
         schemes: Names; all if empty.
         shapes: `BATCHxTOKENS` texts; the usual ones if empty.
@@ -68,9 +70,8 @@ def bench_attention(
     setting = _setting(embed_dim, num_heads, threads, device, dtype, seconds, causal)
     on_start(_text(setting))
     tried = IMPLEMENTATIONS if implementations else ()
-    timings = list(time_attention(setting, at, decoding_at, schemes, implementations=tried))
-    out.mkdir(parents=True, exist_ok=True)
-    _write_timings(timings, setting, out / "attention.csv")
+    measured = time_attention(setting, at, decoding_at, schemes, implementations=tried)
+    timings = _kept(measured, setting, out / "attention.csv")
     write_figure(timings, out / "attention.png")
     return timings
 
@@ -88,6 +89,8 @@ def calibrate_attention(
     on_start: Callable[[str], None],
 ) -> tuple[list[Timing], Thresholds]:
     """Time implementations of attention, and write calibration.csv and thresholds.json.
+
+    What was timed is in the table also if the run fails or is stopped.
 
     Args:
         shapes: `BATCHxTOKENS` texts; the usual ones if empty.
@@ -109,11 +112,9 @@ def calibrate_attention(
     at = _parse(shapes) or CALIBRATION_SHAPES
     setting = _setting(embed_dim, num_heads, threads, device, dtype, seconds, causal=False)
     on_start(_text(setting))
-    timings = list(time_cases(setting, at))
+    timings = _kept(time_cases(setting, at), setting, out / "calibration.csv")
     source = f"nas-attn bench attention --calibrate: {_text(setting)}"
     table = fit_thresholds(timings, setting, source[:LONGEST_SOURCE])
-    out.mkdir(parents=True, exist_ok=True)
-    _write_timings(timings, setting, out / "calibration.csv")
     write_thresholds([table], out / "thresholds.json")
     return timings, table
 
@@ -149,6 +150,20 @@ def _text(setting: Setting) -> str:
         f"width {setting.embed_dim}, {setting.num_heads} heads, "
         f"{str(setting.dtype).removeprefix('torch.')}"
     )
+
+
+def _kept(measured: Iterable[Timing], setting: Setting, path: Path) -> list[Timing]:
+    """All that is measured, written to a file even if measuring fails on the way."""
+    timings: list[Timing] = []
+    try:
+        timings.extend(measured)
+    finally:
+        if timings:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_timings(timings, setting, path)
+    if not timings:
+        raise NasAttnError("nothing could be timed; the log says why")
+    return timings
 
 
 def _write_timings(timings: Sequence[Timing], setting: Setting, path: Path) -> None:

@@ -12,13 +12,14 @@ import torch
 from nas_attn.attention.functional import IMPLEMENTATIONS
 from nas_attn.benchmark.attention import (
     BASELINE,
+    FusedMultiHead,
     ReferenceModule,
     SchemeModule,
     contenders,
     time_attention,
 )
 from nas_attn.benchmark.commands import Speed, ratio
-from nas_attn.benchmark.setting import Setting, Shape
+from nas_attn.benchmark.setting import Setting, Shape, take_turns
 from nas_attn.fairseq_tools.data import PreparedData
 from tests.helpers.cli import invoke, run
 
@@ -96,6 +97,65 @@ def test_what_cannot_be_trained_is_left_out() -> None:
     found = {timing.contender for timing in timings}
     assert "collaborative (shared_dim 32): unpadded" in found
     assert not any(name.endswith(": flex") for name in found)
+
+
+def test_what_fails_is_left_out_of_its_shape(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too little memory for gradients, say; the baseline's shape is then not timed at all."""
+    true_call, true_base = SchemeModule.forward, FusedMultiHead.forward
+
+    class Grown(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, *gradients: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+
+    def scheme(module: SchemeModule, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        output = true_call(module, x, causal)
+        return Grown.apply(output) if x.size(1) == 6 else output
+
+    def base(module: FusedMultiHead, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        if x.size(1) == 8:
+            raise torch.OutOfMemoryError("too long")
+        return true_base(module, x, causal)
+
+    monkeypatch.setattr(SchemeModule, "forward", scheme)
+    monkeypatch.setattr(FusedMultiHead, "forward", base)
+    setting = Setting(embed_dim=16, num_heads=4, seconds=0.0, min_rounds=1)
+    shapes = [Shape(1, 4), Shape(1, 6), Shape(1, 8)]
+    timings = list(time_attention(setting, shapes, [], ["multi_query"]))
+    timed = {(timing.contender, timing.length) for timing in timings}
+    assert timed & {("multi_query", n) for n in (4, 6, 8)} == {("multi_query", 4)}
+    assert {length for name, length in timed if name == BASELINE} == {4, 6}
+    assert "multi_query 1x6 is left out: OutOfMemoryError: CUDA out of memory" in caplog.messages
+    assert f"forward 1x8 is not timed, as {BASELINE} cannot do it" in caplog.messages
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_rounds_and_memory_after_the_warm_up(
+    device: str, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rounds count as are promised; memory is the most of any of them."""
+    warm_up = 3 if device == "cuda" else 1
+    peaks = [900] * warm_up + [100 + 10 * (rounds - turn) for turn in range(rounds)]
+    taken: list[float] = []
+
+    def turn() -> float:
+        taken.append(9.0 if len(taken) < warm_up else 1.0)
+        return taken[-1]
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peaks[len(taken) - 1] * 2**20)
+    setting = Setting(device=device, seconds=0.0, min_rounds=rounds)
+    (found,) = take_turns("forward", Shape(1, 1), {"x": turn}, "x", setting)
+    assert (found.rounds, found.median_ms, found.spread) == (rounds, 1000.0, 0.0)
+    assert found.peak_mb == (100 + 10 * rounds if device == "cuda" else None)
 
 
 @pytest.mark.parametrize(

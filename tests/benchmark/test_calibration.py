@@ -5,18 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
+from nas_attn.attention import functional
 from nas_attn.attention.thresholds import Thresholds
 from nas_attn.attention.thresholds_file import read_thresholds
+from nas_attn.benchmark import calibration
 from nas_attn.benchmark.attention import BASELINE, STOCK, FusedMultiHead
-from nas_attn.benchmark.calibration import CALIBRATION_SHAPES, CASES, fit_thresholds
+from nas_attn.benchmark.calibration import (
+    CALIBRATION_SHAPES,
+    CASES,
+    fit_thresholds,
+    time_cases,
+)
 from nas_attn.benchmark.decoding import FusedDecoder, filled
 from nas_attn.benchmark.setting import TRAINING, Setting, Shape, Timing
-from tests.helpers.cli import run
+from tests.helpers.cli import invoke, run
 from tests.helpers.devices import needs_cuda
 
 SETTING = Setting(embed_dim=512, num_heads=8)
@@ -104,6 +113,56 @@ def test_a_device_is_calibrated(tmp_path: Path) -> None:
     assert {"unequal widths: blockwise", "groups: rows", "shifts: shared_scores"} <= names
     assert "unequal widths: flex" not in names  # it has no gradients on a CPU
     assert set(table["phase"]) == set(TRAINING)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Callable[[str, int], None]) -> None:
+    """Let implementations fail for lengths."""
+
+    def attend(*, implementation: Any, keys: torch.Tensor, **rest: Any) -> Any:
+        error(implementation, keys.size(2))
+        return functional.attend(implementation=implementation, keys=keys, **rest)
+
+    monkeypatch.setattr(calibration, "attend", attend)
+
+
+def test_what_fails_is_left_out_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(implementation: str, length: int) -> None:
+        if implementation == "explicit" and length == 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if implementation == "flex":
+            raise TorchDynamoException("Failed to find C compiler")
+        if implementation == "rows":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    failing(monkeypatch, error)
+    setting = Setting(embed_dim=64, num_heads=4, seconds=0.0, min_rounds=1)
+    timings = list(time_cases(setting, [Shape(2, 8), Shape(1, 40)]))
+    explicit = {t.length for t in timings if t.contender == "unequal widths: explicit"}
+    assert explicit == {8}
+    plain = {t.length for t in timings if t.contender == "unequal widths: fused"}
+    assert plain == {8, 40}
+    names = {timing.contender for timing in timings}
+    assert "unequal widths: flex" not in names
+    # Without the plain choice there is nothing to compare with.
+    assert {name.partition(":")[0] for name in names} == {"unequal widths", "groups"}
+    found = fit_thresholds(timings, setting, "made up")
+    assert (found.one_head, found.shared_scores_min_queries) == ("rows", None)
+    everywhere = fit_thresholds([], setting, "made up")
+    assert everywhere == Thresholds(source="made up", device="cpu", dtype="float32")
+
+
+def test_what_was_timed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(implementation: str, length: int) -> None:
+        if implementation == "explicit":
+            raise ZeroDivisionError
+
+    failing(monkeypatch, error)
+    command = ["bench", "attention", "--calibrate", "--embed-dim=64", "--num-heads=4"]
+    with pytest.raises(ZeroDivisionError):
+        invoke(*command, "--seconds=0", "--shape=2x8", "--out", str(tmp_path))
+    names = set(pd.read_csv(tmp_path / "calibration.csv")["contender"])
+    assert {"one head: fused", "groups: rows", "shifts: shared_scores"} <= names
+    assert not (tmp_path / "thresholds.json").exists()
 
 
 @needs_cuda
