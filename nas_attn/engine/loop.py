@@ -179,6 +179,13 @@ class SearchLoop:
         if self.leases.owns(self._mine[number]):
             self.store.annotate(number, {fields.GPUS: gpus})
 
+    def is_mine(self, number: int) -> bool:
+        """Whether a trial that has not begun yet still is this driver's to run.
+
+        If not, the executor calls `finish`.
+        """
+        return self.leases.owns(self._mine[number])
+
     def progress(self, number: int, news: Validation) -> bool:
         """A running trial has validated; returns whether it goes on.
 

@@ -12,7 +12,7 @@ from typing import Any
 from nas_attn.bleu import DEFAULT
 from nas_attn.engine.candidates import FixedCandidates, Proposer
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
-from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.objectives import PEAK_MEMORY, Objectives
 from nas_attn.engine.plan_costs import expected_costs, least_costs
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
@@ -314,7 +314,10 @@ class Study:
             kept["replay"] = config["replay"]
         else:
             # As many batches make an update.
-            kept["resources"] = {"gpus": count_processes(self.config.resources.gpus)}
+            gpus = self.config.resources.gpus
+            kept["resources"] = {"gpus": count_processes(gpus)}
+            if PEAK_MEMORY in objectives["costs"]:
+                kept["resources"]["device"] = "gpu" if gpus > 0 else "cpu"
         if self._has_warm_start:
             kept["warm_start"] = config["search"]["warm_start"]
             del kept["warm_start"]["rank_agreement"]

@@ -233,7 +233,8 @@ def keep_study(study: Study, store: TrialStore) -> None:
         SearchError: Settings are not those of the trials on record.
         UsageError: The data are not.
     """
-    keep_settings(store, study.settings())
+    gpus = None if study.config.replay is not None else study.resources.gpus
+    keep_settings(store, study.settings(), gpus=gpus)
     keep_data(store, study.data_set)
 
 

@@ -22,6 +22,8 @@ from nas_attn.engine.status import read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.errors import SearchError, UsageError
 from nas_attn.trials import runner as worker
+from nas_attn.trials.failures import FailureKind
+from nas_attn.trials.job import TrialJob, TrialResult
 from tests.helpers.fakes import OBJECTIVES, kill_drivers, make_loop, telling_jobs
 from tests.helpers.telling import as_telling
 
@@ -73,8 +75,10 @@ def test_what_was_given_is_not_widened(
         (None, {"SLURM_JOB_GPUS": "2,3"}, 2, ["0", "1"]),  # a control group shows these alone
         (None, {"SLURM_JOB_GPUS": "2,3"}, 0, []),
         (None, {"SLURM_JOB_GPUS": ""}, 2, ["0", "1"]),
-        (None, {"SLURM_JOB_GPUS": "gpu:a100:2"}, 4, FOUR_NUMBERS := ["0", "1", "2", "3"]),
-        (None, {"SLURM_JOB_ID": "7"}, 4, FOUR_NUMBERS),
+        (None, {"SLURM_JOB_GPUS": "0-3"}, 8, ["0", "1", "2", "3"]),
+        (None, {"SLURM_JOB_GPUS": "0-1,5"}, 8, ["0", "1", "5"]),
+        (None, {"SLURM_JOB_GPUS": "gpu:a100:2"}, 0, []),
+        (None, {"SLURM_JOB_ID": "7"}, 4, ["0", "1", "2", "3"]),
         ("1", {"SLURM_JOB_GPUS": "2,3"}, 1, ["1"]),  # as a binding of tasks to GPUs sets it
         ("", {"SLURM_JOB_GPUS": "2,3"}, 0, []),
     ],
@@ -88,6 +92,17 @@ def test_gpus_of_a_slurm_job(
 ) -> None:
     monkeypatch.setattr(gpus, "_count", lambda: count)
     assert visible_gpus(environment(given, **slurm)) == seen
+
+
+@pytest.mark.parametrize("said", ["gpu:a100:2", "3-1", "0,,1", "0-", "-1", "0-99999999999"])
+def test_a_slurm_job_whose_gpus_cannot_be_read_gets_none(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would take those of other jobs."""
+    monkeypatch.setattr(gpus, "_count", lambda: 8)
+    with pytest.raises(UsageError, match=r"SLURM_JOB_GPUS.* is not understood: set CUDA_VISIBLE"):
+        visible_gpus(environment(None, SLURM_JOB_GPUS=said))
+    assert visible_gpus(environment("1", SLURM_JOB_GPUS=said)) == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -246,10 +261,10 @@ def test_trials_see_their_gpus(
     assert [trial.is_trained for trial in trials] == [True] * 5
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert len(told) == 5
-    for seen, began, ended in told:
+    for seen, began, _ in told:
         assert seen == "" if not each else set(seen.split(",")) <= set(names)
         for name in seen.split(",") if each else ():
-            beside = [s for s, b, e in told if name in s.split(",") and b < ended and e > began]
+            beside = [s for s, b, e in told if name in s.split(",") and b <= began < e]
             assert 1 <= len(beside) <= most
     recorded = [loop.store.refresh(trial.number).gpus for trial in trials]
     assert Counter(recorded) == (Counter(seen for seen, _, _ in told) if each else {None: 5})
@@ -309,6 +324,27 @@ def test_what_no_gpu_has_room_for_fails_in_words(
         loop.outcome()
     first = loop.store.trials()[0]
     assert first.failure == "out_of_memory" and len(first.attempts) == 1
+
+
+def test_what_another_driver_took_over_while_it_waited_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(local, "cpu_count", lambda: 8)
+    monkeypatch.setattr("nas_attn.engine.loop.RETRY_SECONDS", (0.0,))
+    executor = LocalExecutor(ExecutionConfig(), ResourcesConfig(gpus=0.5))
+    loop, other = make_loop(tmp_path, trials=2), make_loop(tmp_path, trials=2)
+    waiting: dict[int, TrialJob] = {}
+    (first, _), (second, _) = executor._startable(loop, waiting)
+    executor._places.leave(first.number)
+    loop.finish(first.number, TrialResult(error="full", failure=FailureKind.OUT_OF_MEMORY))
+    assert not list(executor._startable(loop, waiting)) and list(waiting) == [first.number]
+    loop.store.claim({"trial": first.number, "generation": 0, "driver": other.leases.driver})
+    loop.finish(second.number, TrialResult(losses=(1.0,), seconds=1.0))
+    executor._places.leave(second.number)
+    assert not list(executor._startable(loop, waiting))
+    assert not waiting and executor._places.has_room and not loop.snapshot().running
+    kill_drivers()
 
 
 def test_the_record_says_which_gpus_a_running_trial_has(tmp_path: Path) -> None:

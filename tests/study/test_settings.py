@@ -13,7 +13,7 @@ from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.loading import load_study
 from nas_attn.study.settings import keep_settings
-from tests.helpers.fakes import OBJECTIVES
+from tests.helpers.fakes import OBJECTIVES, FakeExecutor, kill_drivers, make_loop
 from tests.helpers.studies import write
 
 
@@ -55,6 +55,43 @@ def test_refused_flags_that_change_no_loss_can_be_left_out(tmp_path: Path) -> No
     keep_settings(store, {"training": {"arguments": {"lr": 0.1, "save-interval": 2}}})
     with pytest.raises(SearchError, match=r"arguments\.save-interval \(2, now None\)\. Restore"):
         keep_settings(store, {"training": {"arguments": {"lr": 0.1}}})
+
+
+def test_memory_is_compared_on_one_kind_of_device(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    """Resident memory and what CUDA has allocated are not the same cost."""
+    record = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+
+    def settings(gpus: float) -> dict[str, Any]:
+        costs = ["total", "peak_memory"]
+        changes = {"resources": {"gpus": gpus}, "objectives": {"costs": costs}}
+        return load_study(str(write(tmp_path, tiny_translation.folder, changes))).settings()
+
+    keep_settings(record, settings(0.25))
+    keep_settings(record, settings(1))
+    with pytest.raises(SearchError, match=r"resources\.device \('gpu', now 'cpu'\)"):
+        keep_settings(record, settings(0))
+    old = TrialStore("old", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    old.set_metadata("settings", {**settings(1), "resources": {"gpus": 1}})
+    keep_settings(old, settings(0))
+
+
+def test_records_that_may_be_of_gpus_that_nobody_gave_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = make_loop(tmp_path, trials=2)
+    settings = {"training": {"lr": 0.1}, "resources": {"gpus": 1}}
+    loop.store.set_metadata("settings", {"training": {"lr": 0.1}})
+    monkeypatch.setattr("nas_attn.study.settings.seen_gpus", lambda: ["0", "1"])
+    keep_settings(loop.store, settings, gpus=0)
+    assert "earlier version" not in caplog.text, "there are no trials yet"
+    FakeExecutor().run(loop)
+    keep_settings(loop.store, settings, gpus=1)
+    assert "earlier version" not in caplog.text
+    keep_settings(loop.store, settings, gpus=0)
+    assert "this process may use 2 (0, 1), and new trials train on CPUs" in caplog.text
+    kill_drivers()
 
 
 def test_as_many_gpus_train_a_trial(

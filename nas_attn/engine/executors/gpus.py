@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -20,8 +22,13 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     Where that variable is set, as a scheduler does, they are those that it names (numbers, UUIDs,
     which may be cut short, or MIG instances), as far as there are such; set but empty, it names
     none. Where it is not set, they are those of a Slurm job, or else all of the machine.
+
+    Raises:
+        UsageError: which GPUs a Slurm job has cannot be read.
     """
     count, given = _count(), environment.get(VARIABLE)
+    if count == 0:
+        return []
     if given is None:
         job = _of_slurm(environment)
         # Of as many as a job has, or fewer, the control group hides the others.
@@ -33,6 +40,13 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     return names[:count]  # what comes after a name that means nothing is not seen
 
 
+def seen_gpus() -> list[str]:
+    """The same to be mentioned where no trial gets any; none if that cannot be read."""
+    with contextlib.suppress(UsageError):
+        return visible_gpus()
+    return []
+
+
 def _count() -> int:
     import torch
 
@@ -40,12 +54,27 @@ def _count() -> int:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> list[str]:
-    """The numbers of a Slurm job's GPUs on this node; none if Slurm says none."""
+    """The numbers of a Slurm job's GPUs on this node; none if Slurm says none.
+
+    Raises:
+        UsageError: what it says cannot be read.
+    """
     for variable in SLURM_VARIABLES:
-        names = [name.strip() for name in environment.get(variable, "").split(",")]
-        if all(name.isdecimal() for name in names):
-            return list(dict.fromkeys(names))
+        given = environment.get(variable, "").strip()
+        if given:
+            return list(dict.fromkeys(str(n) for part in given.split(",") for n in _range(part)))
     return []
+
+
+def _range(part: str) -> range:
+    """Numbers of GPUs as Slurm writes them: one, or the first and last of several."""
+    found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+    if found is None or int(found[2] or found[1]) < int(found[1]):
+        raise UsageError(
+            f"{' and '.join(SLURM_VARIABLES)} say which GPUs a Slurm job has, as 0,1 or 0-3, and "
+            f"{part!r} is not understood: set {VARIABLE} to the numbers of the job's GPUs"
+        )
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
 def share_gpus(names: Sequence[str], gpus: float) -> tuple[list[str], int]:

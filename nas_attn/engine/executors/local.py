@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
-from nas_attn.engine.executors.gpus import check_workers, share_gpus, visible_gpus
+from nas_attn.engine.executors.gpus import check_workers, seen_gpus, share_gpus, visible_gpus
 from nas_attn.engine.executors.places import Places
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.machine import cpu_count
-from nas_attn.trials.job import TrialJob
+from nas_attn.trials.job import TrialJob, TrialResult
 from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.launch import ColdLauncher, Launcher
 from nas_attn.trials.runner import TrialRun
@@ -50,7 +50,7 @@ class LocalExecutor:
             self.workers = config.workers or max(1, cpu_count() // resources.cpus)
             # fairseq would start a process on every GPU that it sees, in each trial.
             self._places = Places([NO_GPU], self.workers, self.workers)
-            seen = visible_gpus()
+            seen = seen_gpus()
             if seen:
                 logger.warning(
                     "trials train on CPUs, as resources.gpus is 0, though this process may use "
@@ -98,6 +98,10 @@ class LocalExecutor:
             free = self._places.next_alone()
             if free is not None:
                 job, device = waiting.pop(free[0]), free[1]
+                if not loop.is_mine(job.number):  # it may have waited for long
+                    loop.finish(job.number, TrialResult())
+                    self._places.leave(job.number)
+                    continue
             elif self._places.has_room and (new := loop.next_job()) is not None:
                 if new.alone:
                     waiting[new.number] = new

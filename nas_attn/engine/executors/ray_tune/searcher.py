@@ -23,8 +23,9 @@ class LoopSearcher(Searcher):
         places: Function that returns how many trials fit now. A trial begins when there is room for
             it, since its proposal had better know what came before, and Ray would let it wait for a
             lost node.
-        trials_a_gpu: Places that a trial takes that is to be alone on its GPU. As long as it waits
-            for one, no others begin that could take it away.
+        trials_a_gpu: Places that a trial takes that is to be alone on its GPU. So many are held
+            back in all, not on one GPU: it waits in Ray until one is wholly free, and others that
+            find places meanwhile may make it wait longer.
     """
 
     def __init__(
