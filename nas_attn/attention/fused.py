@@ -10,7 +10,9 @@ torch's other kernels give zeros for rows that may attend to nothing, and finite
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +25,6 @@ MATH = 0
 """What torch calls its way without a fused kernel, by number."""
 
 CUDNN_DEVICES = ("cuda",)
-
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend_fused(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
@@ -98,15 +98,40 @@ def _kernels(call: AttentionCall, device: torch.device) -> AbstractContextManage
     """Within this, torch takes no kernel that could be wrong for the call."""
     if call.mask is None or device.type not in CUDNN_DEVICES:
         return nullcontext()
-    return sdpa_kernel(WITHOUT_CUDNN) if torch.compiler.is_compiling() else _CudnnOff()
+    return sdpa_kernel(_on_but_cudnn()) if torch.compiler.is_compiling() else _CudnnOff()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _on_but_cudnn() -> list[SDPBackend]:
+    """What is on besides cuDNN as a graph is made; compilers do not follow `_CudnnOff`."""
+    cuda: Any = torch.backends.cuda
+    found = []
+    if cuda.flash_sdp_enabled():
+        found.append(SDPBackend.FLASH_ATTENTION)
+    if cuda.mem_efficient_sdp_enabled():
+        found.append(SDPBackend.EFFICIENT_ATTENTION)
+    if cuda.math_sdp_enabled():
+        found.append(SDPBackend.MATH)
+    return found
 
 
 class _CudnnOff:
-    """cuDNN's attention is not taken; whatever else is off stays off."""
+    """cuDNN's attention is not taken; whatever else is off stays off.
+
+    torch has one switch for all threads: the first to come turns it off, the last to leave back.
+    """
+
+    _lock = Lock()
+    _within = 0
+    _was_on = False
 
     def __enter__(self) -> None:
-        self._was_on = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        with self._lock:
+            if _CudnnOff._within == 0:
+                cuda: Any = torch.backends.cuda
+                _CudnnOff._was_on = cuda.cudnn_sdp_enabled()
+                cuda.enable_cudnn_sdp(False)
+            _CudnnOff._within += 1
 
     def __exit__(
         self,
@@ -114,7 +139,10 @@ class _CudnnOff:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        torch.backends.cuda.enable_cudnn_sdp(self._was_on)
+        with self._lock:
+            _CudnnOff._within -= 1
+            if _CudnnOff._within == 0:
+                torch.backends.cuda.enable_cudnn_sdp(_CudnnOff._was_on)
 
 
 def _expand_heads(shared: Tensor, num_heads: int) -> Tensor:

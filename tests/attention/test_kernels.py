@@ -43,6 +43,52 @@ def test_cudnn_is_not_given_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_threads_do_not_turn_cudnn_on_for_each_other(on: bool) -> None:
+    """The one that came first may leave first, or last."""
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(on)
+        for last in (0, 1):
+            entered = [fused._CudnnOff(), fused._CudnnOff()]
+            for one in entered:
+                one.__enter__()
+            entered.pop(1 - last).__exit__(None, None, None)
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            entered.pop().__exit__(None, None, None)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == on
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_compilers_leave_off_what_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "CUDNN_DEVICES", ("cpu",))
+    tensors = drawn((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    switched: list[set[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        for node in graph.graph.nodes:
+            if node.target is torch.nn.attention._sdpa_kernel:
+                switched.append({by_name.args[0] for by_name in node.args[0]})
+        return graph
+
+    torch.compiler.reset()
+    call = torch.compile(
+        lambda: attend(*tensors, scale=1.0, mask=mask, implementation="fused")[0],
+        backend=backend,
+        fullgraph=True,
+    )
+    try:
+        torch.backends.cuda.enable_flash_sdp(False)
+        call()
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+    within, after = switched
+    assert within == {"EFFICIENT_ATTENTION", "MATH"}
+    assert "FLASH_ATTENTION" not in after
+    assert "CUDNN_ATTENTION" in after
+
+
 def test_compilers_follow_what_keeps_masks_from_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "CUDNN_DEVICES", ("cpu",))
     queries, keys, values = drawn((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8))
