@@ -1,13 +1,16 @@
 """Attention with keys and values of unequal widths by torch's FlexAttention.
 
 One kernel is compiled for each kind of call (type, widths, heads, masked or causal, with gradients
-or not) and serves all lengths (Dong et al. 2024, arXiv 2412.05496). Compiling takes half a minute,
-and beyond `torch._dynamo.config.recompile_limit` kinds torch computes all scores at once instead.
+or not) and serves all lengths (Dong et al. 2024, arXiv 2412.05496). Compiling takes half a minute.
+Only numbers of heads are counted against `torch._dynamo.config.recompile_limit`, beyond which torch
+computes all scores at once instead.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +40,8 @@ def attend_flex(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCa
     mask = call.mask
     if mask is not None:
         mask = mask.expand(batch, heads, time, keys.size(2))
-    output: Tensor = _compiled()(queries, keys, values, mask, blocks, call.scale, grouped)
+    attend = _compiled(_Kind.of(queries, keys, values, call, grouped))
+    output: Tensor = attend(queries, keys, values, mask, blocks, call.scale, grouped)
     return output
 
 
@@ -63,9 +67,39 @@ def flex_refusal(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionC
     return ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What calls have in common that one compiled function serves."""
+
+    dtype: torch.dtype
+    key_width: int
+    value_width: int
+    mask: torch.dtype | None
+    is_causal: bool
+    grouped: bool
+    with_gradients: bool
+
+    @classmethod
+    def of(
+        cls, queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, grouped: bool
+    ) -> _Kind:
+        learned = any(tensor.requires_grad for tensor in (queries, keys, values))
+        return cls(
+            dtype=keys.dtype,
+            key_width=keys.size(-1),
+            value_width=values.size(-1),
+            mask=None if call.mask is None else call.mask.dtype,
+            is_causal=call.is_causal,
+            grouped=grouped,
+            with_gradients=learned and torch.is_grad_enabled(),
+        )
+
+
 @cache
-def _compiled() -> Any:
-    return torch.compile(_attend, dynamic=True)
+def _compiled(kind: _Kind) -> Any:
+    """A function for calls of a kind, with code of its own: torch counts recompilations by code."""
+    code = _attend.__code__.replace()
+    return torch.compile(FunctionType(code, _attend.__globals__, _attend.__name__), dynamic=True)
 
 
 def _attend(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from nas_attn.attention import fused
 from nas_attn.attention.call import AttentionCall
-from nas_attn.attention.flex import _causal_blocks, _earlier, flex_refusal
+from nas_attn.attention.flex import _causal_blocks, _compiled, _earlier, flex_refusal
 from nas_attn.attention.functional import attend
 from tests.helpers.devices import needs_cuda
 
@@ -160,6 +162,25 @@ def test_flex_on_a_cpu(causal: bool) -> None:
         exact, _ = attend(*(t.double() for t in tensors), **how, implementation="explicit")
         found, _ = attend(*tensors, **how, implementation="flex")
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_kinds_of_calls_do_not_use_up_each_others_compilations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One compilation each, for whatever length; another would be refused here."""
+    torch.compiler.reset()
+    _compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for width, causal in ((32, False), (48, False), (32, True), (48, True)):
+            for length in (9, 12):
+                shapes = (2, 4, length, width), (2, 1, length, width), (2, 4, length, 16)
+                tensors = drawn(*shapes)
+                how = {"scale": 0.3, "is_causal": causal}
+                found, _ = attend(*tensors, **how, implementation="flex")
+                exact, _ = attend(*tensors, **how, implementation="explicit")
+                torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+    _compiled.cache_clear()
 
 
 @pytest.mark.parametrize("length", [300, 256, 100])
