@@ -35,7 +35,8 @@ def use_thresholds(path: Path | str | None) -> None:
     """Choose implementations of attention by measured thresholds, in this process from now on.
 
     The environment variable NAS_ATTN_THRESHOLDS names a file likewise, for commands and for the
-    processes that they start; it is read as `nas_attn.attention` is imported.
+    processes that they start; it is read as `nas_attn.attention` is imported, and made absolute, so
+    that processes that are started in other folders find the file.
 
     Args:
         path: File that `nas-attn bench attention --calibrate` wrote; what it says nothing of is
@@ -152,4 +153,5 @@ CHECKS: dict[str, Callable[[Any], str]] = {
 assert set(CHECKS) == {field.name for field in fields(Thresholds)}
 
 if os.environ.get(VARIABLE):
+    os.environ[VARIABLE] = str(Path(os.environ[VARIABLE]).absolute())
     use_thresholds(os.environ[VARIABLE])

@@ -20,6 +20,7 @@ from nas_attn.attention.thresholds import BUILT_IN, Thresholds, thresholds_for
 from nas_attn.attention.thresholds_file import read_thresholds, write_thresholds
 from nas_attn.errors import ConfigError
 from tests.helpers.devices import needs_cuda
+from tests.helpers.paths import ROOT
 
 CPU = torch.device("cpu")
 ROW = Thresholds(source="a test", device="cpu", dtype="bfloat16", unequal_widths="unpadded")
@@ -170,6 +171,29 @@ def test_the_environment_names_a_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "a test\n"
+
+
+def test_processes_in_other_folders_find_the_file(tmp_path: Path) -> None:
+    """Also where its name is relative, to the folder of the process that was started first."""
+    write_thresholds([replace(ROW, dtype=None)], tmp_path / "thresholds.json")
+    (tmp_path / "trial").mkdir()
+    child = (
+        "import torch; from nas_attn.attention.thresholds import thresholds_for; "
+        "print(thresholds_for(torch.device('cpu'), torch.float32).source)"
+    )
+    script = (
+        "import subprocess, sys; import nas_attn.attention; "
+        f"subprocess.run([sys.executable, '-c', {child!r}], cwd='trial', check=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"NAS_ATTN_THRESHOLDS": "thresholds.json", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "a test\n", done.stderr
 
 
 def test_a_command_refuses_a_wrong_file_of_the_environment(
