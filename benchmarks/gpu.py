@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -98,20 +99,30 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit that is checked out, and whether there are changes."""
+    """The commit that is checked out, and a digest of changes if there are any."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
+        head = git("rev-parse", "HEAD")
+        if not git("status", "--porcelain"):
+            return head
+        digest = hashlib.sha256(git("diff", "--binary", "HEAD").encode())
+        for name in filter(
+            None, git("ls-files", "--others", "--exclude-standard", "-z").split("\0")
+        ):
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+        return f"{head} and changes {digest.hexdigest()[:12]}"
+    except (OSError, UnicodeError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def is_done(options: argparse.Namespace, part: str) -> bool:
     """Whether an earlier call has ended the part for this commit, at these sizes."""
+    if options.commit == "unknown":
+        return False
     found = read_json(options.out / f"{part}.json")
     return (found.get("state"), found.get("commit"), found.get("dry")) == (
         "done",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import commit_of, is_done
 from benchmarks.gpu_page import Target, targets, write_page
 from benchmarks.gpu_tests import key_of, read_results
 from tests.helpers.paths import ROOT
@@ -125,6 +127,28 @@ def test_a_failed_part_is_written_down_and_tried_again(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["state"], found["commit"], found["data"]["gpu"]) == ("failed", "c0ffee", None)
     assert "PyTorch finds no GPU here" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_part_is_done_for_the_code_that_it_ran(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+
+    assert commit_of(tmp_path) == "unknown"
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    found = [commit_of(tmp_path)]
+    for name, text in (("code.py", "2"), ("code.py", "3"), ("new.py", "4"), ("new.py", "5")):
+        (tmp_path / name).write_text(text)
+        found.append(commit_of(tmp_path))
+        assert commit_of(tmp_path) == found[-1]
+    assert len(set(found)) == 5
+    for commit in (*found, "unknown"):
+        options = argparse.Namespace(out=tmp_path, commit=commit, dry=False)
+        (tmp_path / "a.json").write_text(json.dumps(result("a", {}, commit=commit)))
+        assert is_done(options, "a") == (commit != "unknown")
 
 
 @pytest.mark.slow
