@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,10 @@ def test_all_parts_with_tiny_sizes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu.py", "--dry", "--minutes=30", f"--out={tmp_path}"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where tests run by nohup
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heeded
+    ) as running:
         assert running.stdout is not None
         for line in running.stdout:
             if line.startswith("b  "):
