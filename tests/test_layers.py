@@ -91,6 +91,18 @@ def test_starting_is_light() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_attention_loads_no_compiler() -> None:
+    """It takes 3 s, in every process that counts, trains or evaluates."""
+    script = (
+        "import sys, nas_attn.attention, nas_attn.conversion; "
+        "print({'torch._dynamo', 'torch.nn.attention.flex_attention'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_nothing_prints_or_evaluates() -> None:
     for path in module_files():
         for node in ast.walk(ast.parse(path.read_text())):

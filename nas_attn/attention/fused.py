@@ -101,7 +101,6 @@ def _kernels(call: AttentionCall, device: torch.device) -> AbstractContextManage
     return sdpa_kernel(_on_but_cudnn()) if torch.compiler.is_compiling() else _CudnnOff()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _on_but_cudnn() -> list[SDPBackend]:
     """What is on besides cuDNN as a graph is made; compilers do not follow `_CudnnOff`."""
     cuda: Any = torch.backends.cuda
@@ -113,6 +112,10 @@ def _on_but_cudnn() -> list[SDPBackend]:
     if cuda.math_sdp_enabled():
         found.append(SDPBackend.MATH)
     return found
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler: 3 s in every process.
+_on_but_cudnn._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _CudnnOff:
