@@ -220,6 +220,7 @@ def test_fairseq_commands(tiny_translation: PreparedData, tmp_path: Path) -> Non
     assert "nas-attn prepare makes one" in missing
 
 
+@pytest.mark.slow
 def test_a_failing_command_names_its_log(tiny_translation: PreparedData, tmp_path: Path) -> None:
     command = ["bench", "fairseq", str(tiny_translation.folder), "--scheme=multi_query"]
     text = run(*command, "--max-tokens=much", "--out", str(tmp_path), status=1)

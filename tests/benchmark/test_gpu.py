@@ -119,6 +119,7 @@ def test_junit_names_are_those_that_pytest_collects(tmp_path: Path) -> None:
     assert ended[names[2]].lines == "why"
 
 
+@pytest.mark.slow
 def test_a_failed_part_is_written_down_and_tried_again(tmp_path: Path) -> None:
     assert "there is no part x" in gpu("--parts=a,x").stderr
     for _ in range(2):
