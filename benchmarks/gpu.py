@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                            # all parts, into runs/gpu
     python benchmarks/gpu.py --parts a,c --minutes 4    # two of them, in four minutes
     python benchmarks/gpu.py --parts d --again          # one of them once more
-    python benchmarks/gpu.py --dry --out /tmp/dry       # all of them on a CPU, tiny, in a minute
+    python benchmarks/gpu.py --dry --out /tmp/dry       # all of them on a CPU, tiny, in two minutes
 
 Parts:
 
