@@ -26,6 +26,7 @@ TELLING_LINES = 50
 
 CHAINED = "During handling of the above exception, another exception occurred:"
 LOGGED = " | INFO | "
+TRACEBACK = "Traceback (most recent call last):"
 
 
 class FailureKind(StrEnum):
@@ -115,6 +116,8 @@ def failure_after(name: str, code: int, log: str, *, oom_killed: bool) -> Failur
     if code < 0:
         message = f"{name} was killed by {_signal_name(-code)}"
         if code != -signal.SIGKILL:
+            if code == -signal.SIGABRT:
+                return _failure_of_abort(message, log)
             return Failure(FailureKind.KILLED, message)
         if oom_killed:
             message += ": the kernel's out-of-memory killer was at work in this control group"
@@ -130,6 +133,20 @@ def failure_after(name: str, code: int, log: str, *, oom_killed: bool) -> Failur
         return Failure(kind, f"{name} ended with status {code}: {cause}")
     message = f"{name} ended with status {code}:\n{last_lines(log)}"
     return Failure(kind, message, host_memory=host_memory)
+
+
+def _failure_of_abort(message: str, log: str) -> Failure:
+    """The failure of a process that aborted.
+
+    One whose error ends it while a thread still reads batches may abort as Python shuts down: then
+    the error counts. C++ aborts by itself, too, where nobody catches what it raises.
+    """
+    kind, sign = _told_by(log)
+    if kind is FailureKind.TRAINING and TRACEBACK not in last_lines(log, TELLING_LINES):
+        kind = FailureKind.KILLED
+    if log.strip():
+        message += f":\n{last_lines(log)}"
+    return Failure(kind, message, host_memory=sign is HOST_MEMORY)
 
 
 def _signal_name(number: int) -> str:

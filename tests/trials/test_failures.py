@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_part_killed_for_memory() -> None:
 def test_signals() -> None:
     assert failure_after("it", -11, "", oom_killed=True).message == "it was killed by SIGSEGV"
     assert failure_after("it", -40, "", oom_killed=True).message == "it was killed by signal 40"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        ("Traceback (most recent call last):\ntorch.OutOfMemoryError: CUDA", "out_of_memory"),
+        ("Traceback (most recent call last):\nKeyError: 'loss'", "training_error"),
+        ("terminate called after throwing an instance of\nCUDA out of memory", "out_of_memory"),
+        ("terminate called without an active exception", "killed"),
+        ("", "killed"),
+    ],
+)
+def test_an_abort_is_told_by_the_log(log: str, kind: str) -> None:
+    """Python may abort as it shuts down, after the error that has ended it."""
+    failure = failure_after("it", -signal.SIGABRT, log, oom_killed=False)
+    assert failure.kind == kind
+    assert failure.message == f"it was killed by SIGABRT:\n{log}".rstrip(":\n")
 
 
 @pytest.mark.parametrize(
