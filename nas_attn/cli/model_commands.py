@@ -14,7 +14,7 @@ from rich.table import Table
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, say, say_error
 from nas_attn.cli.options import SetOption
-from nas_attn.errors import NasAttnError
+from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.pieces import Subword
 from nas_attn.machine import cpu_count, library_versions, machine_text
 
@@ -256,6 +256,13 @@ def convert(
             "which is worse: only to compare with.",
         ),
     ] = False,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align",
+            help="With --mean-pool: turn heads to each other first (Procrustes; Jin et al. 2024).",
+        ),
+    ] = False,
     means: Annotated[bool, typer.Option("--means", hidden=True)] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Write over a file that is there.")
@@ -271,6 +278,8 @@ def convert(
     from nas_attn.workflows.models import convert as convert_model
 
     mean_pool = bool(renamed_option("--means", "--mean-pool", means or None, mean_pool or None))
+    if align and not mean_pool:
+        raise UsageError("--align needs --mean-pool")
     found = convert_model(
         checkpoint,
         plan,
@@ -278,7 +287,7 @@ def convert(
         data=calibrate,
         refit=refit,
         force=force,
-        mean_pool=mean_pool,
+        pooling=("aligned_means" if align else "means") if mean_pool else None,
         replace=replace,
     )
     console.print(converted_table(found))

@@ -15,10 +15,10 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.registry import build_attention
 from nas_attn.conversion.maps import HeadMatrices, maps_of
 from nas_attn.conversion.metric import InputStatistics, RecordedCall, attention_scores, run
+from nas_attn.conversion.pooling import Pooling, mean_pool
 from nas_attn.conversion.schemes import (
     cannot_inherit,
     largest_heads,
-    mean_pool,
     only_heads,
     write,
 )
@@ -63,7 +63,7 @@ def convert_attention(
     *,
     refit: bool = True,
     force: bool = False,
-    means: bool = False,
+    pooling: Pooling | None = None,
 ) -> Conversion:
     """Make a module of another scheme that computes what a trained one does, or nearly.
 
@@ -77,7 +77,7 @@ def convert_attention(
         calls: Recorded calls of the trained module (see `recorded`).
         refit: Whether to solve the output projection anew where there are calls, by least squares.
         force: Whether to convert also to a scheme that cannot inherit.
-        means: Whether to share keys and values as means of heads, to compare with; nothing is
+        pooling: How to share keys and values as means of heads, to compare with; nothing is
             refitted.
 
     Raises:
@@ -93,13 +93,13 @@ def convert_attention(
             "on the data, its inputs are infinite or not a number where nothing is padding"
         )
     maps, metric = _what_to_write(module, reference, calls)
-    if means:
-        mean_pool(module.eval(), reference)
+    if pooling is not None:
+        mean_pool(module.eval(), reference, metric, pooling)
     elif not _copied(module.eval(), reference):
         write(module, maps, metric)
     errors = None
     if calls:
-        if refit and not means:
+        if refit and pooling is None:
             refit_output(module, reference, calls)
         errors = errors_of(module, reference, calls)
     parameter = next(trained.parameters())

@@ -95,29 +95,6 @@ def _grouped(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> 
     _set_values(module, _shared_values(maps, metric, groups, module.head_dim))
 
 
-def mean_pool(module: Attention, trained: Attention) -> None:
-    """Set keys and values of groups to the means of what was trained (Ainslie et al. 2023).
-
-    It depends on the bases that heads happen to have; `write` does better.
-
-    Raises:
-        PlanError: it is for other schemes.
-    """
-    if not (
-        isinstance(module, GroupedQueryAttention)
-        and isinstance(trained, GroupedQueryAttention)
-        and trained.num_groups % module.num_groups == 0
-    ):
-        raise PlanError("means are taken of multi-head attention, for grouped_query or multi_query")
-    heads = trained.num_groups // module.num_groups
-    weights = trained.state_dict()
-    for name, weight in weights.items():
-        if name.startswith(("k_proj", "v_proj")):
-            split = weight.unflatten(0, (module.num_groups, heads, module.head_dim))
-            weights[name] = split.mean(1).flatten(0, 1)
-    module.load_state_dict(weights)
-
-
 def _shared_key_value(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """Of a head, the rows that serve as key and as value, errors of both counted alike."""
     assert isinstance(module, SharedKeyValueAttention)

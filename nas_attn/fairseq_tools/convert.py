@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nas_attn.conversion import Errors, RecordedCall, convert_attention, recorded, warn_without_data
+from nas_attn.conversion.pooling import Pooling
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.checkpoints import check_out, save_checkpoint, without_training
 from nas_attn.fairseq_tools.trained import (
@@ -104,7 +105,7 @@ def convert_checkpoint(
     data: Path | None = None,
     force: bool = False,
     refit: bool = True,
-    means: bool = False,
+    pooling: Pooling | None = None,
 ) -> Converted:
     """Write a checkpoint whose attention follows another plan and computes nearly the same.
 
@@ -118,7 +119,7 @@ def convert_checkpoint(
         data: Binarised data; the training split calibrates, the validation split is the judge.
         force: Whether schemes that cannot inherit are converted to as well.
         refit: Whether, with data, output projections are solved anew.
-        means: Whether keys and values are shared as means of heads, to compare with.
+        pooling: Kind of means of heads that keys and values are shared as, to compare with.
 
     Raises:
         NasAttnError: the checkpoint or the data are unfit, or there is no room; nothing is written.
@@ -128,7 +129,7 @@ def convert_checkpoint(
     trained = load_trained(path)
     before = validation_loss(trained, data) if data is not None else None
     calls = calibration_calls(trained, data) if data is not None else {}
-    converted = convert_trained(trained, plan, calls, force=force, refit=refit, means=means)
+    converted = convert_trained(trained, plan, calls, force=force, refit=refit, pooling=pooling)
     after = validation_loss(trained, data) if data is not None else None
     without_training(path, trained.state)
     save_checkpoint(trained.state, out)
@@ -148,7 +149,7 @@ def convert_trained(
     *,
     force: bool = False,
     refit: bool = True,
-    means: bool = False,
+    pooling: Pooling | None = None,
 ) -> Converted:
     """Convert a model in place, its checkpoint with it (see `convert_checkpoint`).
 
@@ -158,7 +159,7 @@ def convert_trained(
         calls: Calls of its attention modules, by place; empty for conversions by weights alone.
         force: Whether schemes that cannot inherit are converted to as well.
         refit: Whether, with calls, output projections are solved anew.
-        means: Whether keys and values are shared as means of heads, to compare with.
+        pooling: Kind of means of heads that keys and values are shared as, to compare with.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -181,7 +182,7 @@ def convert_trained(
                 calls.get(place, ()),
                 refit=refit,
                 force=force,
-                means=means,
+                pooling=pooling,
             )
         except PlanError as error:
             raise PlanError(f"{place}: {error}") from None

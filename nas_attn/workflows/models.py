@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nas_attn.conversion.pooling import Pooling
 from nas_attn.errors import NasAttnError, PlanError, UsageError
 from nas_attn.fairseq_tools.convert import Converted, convert_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData, hold_out, prepare, read_corpus, splits_beside
@@ -120,7 +121,7 @@ def convert(
     data: Path | None = None,
     refit: bool = True,
     force: bool = False,
-    mean_pool: bool = False,
+    pooling: Pooling | None = None,
     replace: bool = False,
 ) -> Converted:
     """Turn a trained checkpoint into one with another attention plan.
@@ -133,7 +134,8 @@ def convert(
             change is measured.
         refit: Whether, with data, the output projections are solved again.
         force: Whether schemes that cannot inherit trained heads are converted to as well.
-        mean_pool: Whether grouped_query and multi_query take means of heads (Ainslie et al. 2023).
+        pooling: Means of heads for grouped_query and multi_query: `means` (Ainslie et al. 2023) or
+            `aligned_means`, of heads turned to each other (Jin et al. 2024).
         replace: Write over a file that is there.
 
     Raises:
@@ -145,7 +147,7 @@ def convert(
     try:
         wanted = AttentionPlan.read(plan)
         return convert_checkpoint(
-            checkpoint, wanted, out, data=data, refit=refit, force=force, means=mean_pool
+            checkpoint, wanted, out, data=data, refit=refit, force=force, pooling=pooling
         )
     except PlanError as error:
         raise UsageError(str(error)) from None

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention, build_attention
+from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.conversion import RecordedCall, convert_attention, recorded
 from nas_attn.conversion.factors import collaborative_factors, shared_rows
 from nas_attn.conversion.maps import maps_of
+from nas_attn.conversion.metric import InputStatistics
+from nas_attn.conversion.pooling import aligned
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
 
@@ -152,17 +155,65 @@ def test_means_are_worse_and_exact_where_nothing_is_shared() -> None:
     module, calls = trained(), [make_call()]
     shared = of("grouped_query", num_groups=2)
     best = convert_attention(module, shared, calls, refit=False).errors
-    pooled = convert_attention(module, shared, calls, means=True)
+    pooled = convert_attention(module, shared, calls, pooling="means")
     assert best is not None
     assert pooled.errors is not None
     assert pooled.errors.outputs > 1.2 * best.outputs
     weight = module.k_proj.weight.detach().unflatten(0, (2, 2, -1)).mean(1).flatten(0, 1)
     assert torch.equal(pooled.module.k_proj.weight, weight)
-    alone = convert_attention(module, of("grouped_query", num_groups=HEADS), calls, means=True)
+    alone = convert_attention(module, of("grouped_query", num_groups=HEADS), calls, pooling="means")
     assert alone.errors is not None
     assert alone.errors.outputs < 1e-12
     with pytest.raises(PlanError, match="means are taken of multi-head attention"):
-        convert_attention(module, of("single_head"), calls, means=True)
+        convert_attention(module, of("single_head"), calls, pooling="means")
+
+
+@pytest.mark.parametrize("kdim", [WIDTH, 20])
+def test_aligned_heads_compute_the_same(kdim: int) -> None:
+    module, call = trained(kdim=kdim), make_call(kdim)
+    assert isinstance(module, GroupedQueryAttention)
+    turned = aligned(module, 2, InputStatistics.of_calls(module, [call]))
+    assert not torch.equal(turned.k_proj.weight, module.k_proj.weight)
+    assert distance(turned, module, call) < 1e-12
+
+
+def test_aligned_means_find_heads_that_differ_by_a_turn_alone() -> None:
+    """Keys and values of the heads of a group are the same but for their bases."""
+    module = trained("grouped_query", num_groups=2)
+    turned, width = trained(), WIDTH // HEADS
+    weights = module.state_dict()
+    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+        groups = weights[name].unflatten(0, (2, width))
+        weights[name] = groups.repeat_interleave(HEADS // 2, dim=0).flatten(0, 1)
+    turned.load_state_dict(weights)
+    with torch.no_grad():
+        for head in range(HEADS):
+            rows = slice(head * width, (head + 1) * width)
+            turn, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
+            for projection in (turned.k_proj, turned.q_proj):
+                projection.weight[rows] = turn @ projection.weight[rows]
+                projection.bias[rows] = turn @ projection.bias[rows]
+            turn, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
+            turned.v_proj.weight[rows] = turn @ turned.v_proj.weight[rows]
+            turned.v_proj.bias[rows] = turn @ turned.v_proj.bias[rows]
+            turned.out_proj.weight[:, rows] = turned.out_proj.weight[:, rows] @ turn.t()
+    shared = of("grouped_query", num_groups=2)
+    plain, near = (
+        convert_attention(turned, shared, pooling=pooling).module
+        for pooling in ("means", "aligned_means")
+    )
+    assert distance(plain, module, make_call()) > 0.1
+    assert distance(near, module, make_call()) < 1e-6
+
+
+def test_aligned_means_are_better_than_means_and_worse_than_ours() -> None:
+    module, calls, shared = trained(), [make_call()], of("grouped_query", num_groups=2)
+    errors = [
+        convert_attention(module, shared, calls, refit=False, pooling=pooling).errors
+        for pooling in ("means", "aligned_means", None)
+    ]
+    plain, near, ours = (error.outputs for error in errors if error is not None)
+    assert plain > near > ours
 
 
 def test_type_and_mode_are_those_of_the_trained_module() -> None:
