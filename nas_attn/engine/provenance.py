@@ -81,7 +81,8 @@ def check_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
     if different:
         raise SearchError(
             "the trials on record were proposed with other settings, on which all further ones "
-            f"hang: {', '.join(different)}. Restore them, or give the study another name."
+            f"hang: {', '.join(different)}. Restore them, or give the study another name "
+            "(--set name=NAME)."
         )
 
 

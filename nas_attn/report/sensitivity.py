@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nas_attn.analysis.sensitivity import SensitivityFindings, change_row, prediction_row
 from nas_attn.report.figures import save_figure
+from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
 from nas_attn.report.tables import write_rows
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN = (1e-3, 3.0)
 """The least and the largest change that colours of the heat map distinguish."""
+LINEAR = 0.01
+"""Changes up to which the figure of the predicted front is linear; logarithmic beyond."""
 
 
 def write_findings(findings: SensitivityFindings, folder: Path) -> None:
@@ -112,11 +115,21 @@ def curve(findings: SensitivityFindings) -> Figure:
             label="trained trials, against the trained baseline",
         )
     axes.axhline(0.0, color="#8a8f98", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_xlabel(findings.axis.replace("_", " "))
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    # What is better than the baseline is rare, and the scale would give it half the figure.
+    axes.set_ylim(bottom=min(-LINEAR / 5, 1.2 * _least_change(findings)))
+    axes.set_xlabel(cost_words(findings.axis))
     axes.set_ylabel("change of the validation loss, bits a token")
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _least_change(findings: SensitivityFindings) -> float:
+    """The least change that the figure of the predicted front shows."""
+    changes = [findings.corrected(p.change) for p in findings.front]
+    changes += [check.measured for check in findings.checks]
+    changes += [o.trained for o in findings.outcomes if findings.is_same_measure]
+    return min(changes, default=0.0)
 
 
 def heat_map(findings: SensitivityFindings) -> Figure:

@@ -45,7 +45,7 @@ def keep_settings(
         raise SearchError(
             "the study on record was started with other settings, so old and new trials could "
             f"not be compared: {', '.join(different)}. Restore them, or give the study "
-            "another name."
+            "another name (--set name=NAME)."
         )
 
 
