@@ -20,6 +20,7 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.loading import load_study
+from nas_attn.trials.job import StartFolders
 from nas_attn.validation_log import read_report
 from tests.helpers.cli import COMMAND, invoke
 from tests.helpers.studies import write
@@ -158,7 +159,8 @@ def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -
         for source in ("baseline", "nothing")
     )
     plan = AttentionPlan.uniform(AttentionChoice.of("collaborative", shared_dim=4))
-    first, second = (study.jobs.search_trial(1, plan, "runs/baseline") for study in (warm, cold))
+    start = StartFolders(baseline="runs/baseline")
+    first, second = (study.jobs.search_trial(1, plan, start) for study in (warm, cold))
     assert len(first.needs) == len(first.runs) == 2
     assert second.needs == ()
     for run_warm, run_cold in zip(first.runs, second.runs, strict=True):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from nas_attn.analysis.noise import Noise, standard_error, undecided
 from nas_attn.analysis.reproduction import reproduction_texts
+from nas_attn.engine.ladder import chain_updates
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.fairseq_tools.costs import MEASURED_COSTS
@@ -23,8 +24,10 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     parameters, those of them that act), every cost by name, loss (mean over seeds), loss_std (over
     seeds), loss_error (standard error of the mean), noise (standard error of trials of such a
     loss), seeds, seconds, updates, attempts (continued after a fault), duplicate_of, failure (its
-    kind), reason, command (of the first seed), folder; and where trainings had GPUs, gpu_memory
-    (the most that a process of theirs took, in MiB).
+    kind), reason, command (of the first seed), folder; where plans start from larger ones, parent
+    (the trial whose model it started from) and chain_updates (of fine-tuning, by it and those that
+    its model came from); and where trainings had GPUs, gpu_memory (the most that a process of
+    theirs took, in MiB).
     """
     on_front = {trial.number for trial in front(list(trials))}
     noise = Noise.of(trials)
@@ -62,6 +65,11 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     counts = (name for name in names if name not in MEASURED_COSTS)
     whole = ["cost", "effective_cost", "duplicate_of", *counts]
     table = pd.DataFrame(rows)
+    chains = chain_updates(trials)
+    if chains:
+        table["parent"] = [trial.parent for trial in trials]
+        table["chain_updates"] = [chains.get(trial.number) for trial in trials]
+        whole += ["parent", "chain_updates"]
     if any("gpu" in trial.memory for trial in trials):
         table["gpu_memory"] = [trial.memory.get("gpu") for trial in trials]
     return table.astype(dict.fromkeys(whole, "Int64")) if rows else table
@@ -93,6 +101,7 @@ def front_table(trials: Sequence[TrialRecord], objectives: Objectives) -> pd.Dat
         chosen["retention"] = (better / worse).where(worse != 0)
         saved = -chosen["cost_change"]
         chosen["price"] = (chosen["loss_change"] / saved * 0.1).where(saved > 0)
-    if "gpu_memory" in chosen:
-        chosen["gpu_memory"] = chosen.pop("gpu_memory")  # at the end, where new columns go
+    for name in ("parent", "chain_updates", "gpu_memory"):
+        if name in chosen:
+            chosen[name] = chosen.pop(name)  # at the end, where new columns go
     return chosen

@@ -36,14 +36,16 @@ class Derivation:
     Args:
         trial: Trial on record.
         plan: Plan that the history gives; None if it gives none.
+        parent: Trial from which it has that plan start, if it has to be one.
     """
 
     trial: TrialRecord
     plan: AttentionPlan | None
+    parent: int | None = None
 
     @property
     def agrees(self) -> bool:
-        return self.plan == self.trial.plan
+        return (self.plan, self.parent) == (self.trial.plan, self.trial.parent)
 
 
 def running_then(trials: Sequence[TrialRecord]) -> Iterator[set[int]]:
@@ -73,5 +75,8 @@ def derive_again(proposer: Proposer, trials: Sequence[TrialRecord]) -> Iterator[
             for ended in sorted(proposer.running - running):
                 proposer.close(trials[ended])
             proposal = proposer.propose()
-            yield Derivation(trial, None if proposal is None else proposal.plan)
+            if proposal is None:
+                yield Derivation(trial, None)
+            else:
+                yield Derivation(trial, proposal.plan, proposal.parent)
         proposer.add(trial)

@@ -7,9 +7,9 @@ still running when it was proposed, and so all proposals of a search can be deri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import optuna
@@ -19,7 +19,9 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from nas_attn.conversion.nesting import plan_nests
 from nas_attn.engine.config import SearchConfig
+from nas_attn.engine.ladder import ancestors_of, parents_of
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import PlanCosts, certain_excess, expected_costs
 from nas_attn.engine.samplers import (
@@ -53,6 +55,7 @@ class Proposal:
         over: Trials that have ended since the driver's proposal before.
         duplicate_of: The trial that has the plan already.
         excess: The limit that the plan breaks, however much of it is pruned.
+        parent: The trial whose model it starts from, where plans start from larger ones.
     """
 
     number: int
@@ -65,6 +68,7 @@ class Proposal:
     over: tuple[int, ...]
     duplicate_of: int | None = None
     excess: str | None = None
+    parent: int | None = None
 
     def origin(self) -> dict[str, Any]:
         """What the record keeps of where the proposal came from."""
@@ -154,6 +158,7 @@ class Proposer:
         self._counted = 0
         self._refusals = 0
         self._baselines: set[int] = set()
+        self._trained: set[int] = set()
 
     @property
     def counted(self) -> int:
@@ -169,6 +174,11 @@ class Proposer:
     def running(self) -> frozenset[int]:
         """Trials of the history that are not over."""
         return frozenset(self._running)
+
+    @property
+    def waits(self) -> bool:
+        """Whether plans of the queue are left, but each starts from a trial that is not over."""
+        return self.has_baseline and self._queued() is None and any(self._left())
 
     def update(self, trials: Sequence[TrialRecord], over: Sequence[int]) -> None:
         """Bring the history up to the record.
@@ -195,6 +205,8 @@ class Proposer:
         self._over.append(trial.number)
         if trial.state == TrialState.FAIL:
             self._baselines.discard(trial.number)
+        if trial.is_trained:
+            self._trained.add(trial.number)
         self._untold.append(partial(self._history.end, trial))
 
     def written(self) -> None:
@@ -203,7 +215,7 @@ class Proposer:
         self._over.clear()
 
     def propose(self) -> Proposal | None:
-        """The next plan; None if every plan of the space has been tried.
+        """The next plan; None if every plan of the space has been tried, or plans have to wait.
 
         What is proposed is not part of the history until the record has it (see `update`).
         """
@@ -211,13 +223,18 @@ class Proposer:
         plan: AttentionPlan
         params: Mapping[str, tuple[Any, BaseDistribution]] = {}
         system: Mapping[str, Any] = {}
+        parent: int | None = None
         if not self._baselines:
             plan = self.baseline
             chosen = self.space.encode(plan)
             if chosen is not None:
                 params = answers_of(self.space, chosen)
         elif (queued := self._queued()) is not None:
-            plan, params = queued
+            plan, parent = queued
+            chosen = self.space.encode(plan)
+            params = {} if chosen is None else answers_of(self.space, chosen)
+        elif self.waits:
+            return None
         elif self._asks_sampler():
             plan, params, system = self._ask(number)
         else:
@@ -238,15 +255,48 @@ class Proposer:
             over=tuple(self._over),
             duplicate_of=None if not self._baselines else self._known.get(plan.dumps()),
             excess=None if is_baseline else self._excess(plan),
+            parent=parent,
         )
 
-    def _queued(self) -> tuple[AttentionPlan, Mapping[str, tuple[Any, BaseDistribution]]] | None:
-        """The first plan of the queue that was not proposed yet, and may be."""
-        for plan in self.queue:
-            if plan.dumps() not in self._known and self._excess(plan) is None:
-                chosen = self.space.encode(plan)
-                return plan, {} if chosen is None else answers_of(self.space, chosen)
+    def _left(self) -> Iterator[AttentionPlan]:
+        """Plans of the queue that were not proposed yet."""
+        return (plan for plan in self._queue if plan.dumps() not in self._known)
+
+    def _queued(self) -> tuple[AttentionPlan, int | None] | None:
+        """The first plan of those that may be begun, with the trial that it starts from if it has
+        to be one."""
+        for plan in self._left():
+            if not self.config.warm_start.ladder:
+                return plan, None
+            parent = self._parent(plan)
+            if parent is not None:
+                return plan, parent
         return None
+
+    def _parent(self, plan: AttentionPlan) -> int | None:
+        """The trial that a plan starts from: of what it can start from, the nearest that did not
+        fail. None as long as that is not known."""
+        for ancestor in ancestors_of(plan, self._parents):
+            if ancestor == self.baseline:
+                return min(self._baselines & self._trained, default=None)
+            number = self._known.get(ancestor.dumps())
+            if number is None or number in self._running:
+                return None
+            if number in self._trained:
+                return number
+        return None
+
+    @cached_property
+    def _queue(self) -> list[AttentionPlan]:
+        """The plans of the queue that keep all limits."""
+        return [plan for plan in self.queue if self._excess(plan) is None]
+
+    @cached_property
+    def _parents(self) -> dict[AttentionPlan, AttentionPlan]:
+        shapes = self.costs.shapes
+        return parents_of(
+            self._queue, self.baseline, self._axis, lambda one, two: plan_nests(one, two, shapes)
+        )
 
     def _running_told(self) -> tuple[int, ...] | None:
         return None if self._has_told else tuple(sorted(self._running))

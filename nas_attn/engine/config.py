@@ -125,6 +125,8 @@ class WarmStartConfig(ConfigModel):
     """Flags of fairseq-train that fine-tuning has otherwise."""
     rank_agreement: Annotated[int, Field(ge=0)] = 0
     """So many warm trials are trained from nothing too, to see whether the order is the same."""
+    ladder: bool = False
+    """Points of a predicted front start from larger ones, fine-tuned, and not from the baseline."""
 
     @field_validator("rank_agreement")
     @classmethod

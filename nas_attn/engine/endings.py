@@ -8,7 +8,13 @@ from pathlib import Path
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import TrialJob, TrialResult
-from nas_attn.trials.layout import CALIBRATION_FILE, COMMANDS_FILE, START, fault_of_start
+from nas_attn.trials.layout import (
+    CALIBRATION_FILE,
+    CHECKPOINTS,
+    COMMANDS_FILE,
+    START,
+    fault_of_start,
+)
 
 
 class FailuresInARow:
@@ -124,9 +130,10 @@ def missing_start(job: TrialJob) -> str | None:
 def _how_made(path: Path) -> str:
     """How a file that trials start from is made again, as far as that is known."""
     commands = path.parent.parent.parent / COMMANDS_FILE
-    if path.parent.name == START and commands.is_file():
+    trial = {START: "the baseline", CHECKPOINTS: "that trial"}.get(path.parent.name)
+    if trial is not None and commands.is_file():
         return (
-            f", or train the baseline again (remove the checkpoints of {path.parent}, and run the "
+            f", or train {trial} again (remove the checkpoints of {path.parent}, and run the "
             f"line of {commands} that trains into it)"
         )
     if path.name == CALIBRATION_FILE:

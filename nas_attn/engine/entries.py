@@ -26,12 +26,15 @@ def proposal_entry(proposal: Proposal, driver: str) -> dict[str, Any]:
         proposal: Proposal that becomes the trial.
         driver: Name of the driver that writes it down.
     """
-    return {
+    entry = {
         fields.PLAN: proposal.plan.to_json(),
         **cost_entry(proposal.costs),
         fields.PROPOSAL: proposal.origin(),
         fields.DRIVER: driver,
     }
+    if proposal.parent is not None:
+        entry[fields.PARENT] = proposal.parent
+    return entry
 
 
 def cost_entry(costs: Mapping[str, float]) -> dict[str, Any]:

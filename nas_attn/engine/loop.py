@@ -41,7 +41,7 @@ from nas_attn.engine.trial_record import NewTrial, TrialRecord
 from nas_attn.errors import NasAttnError, SearchError
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import TrialJob, TrialResult, Validation
+from nas_attn.trials.job import StartFolders, TrialJob, TrialResult, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ RETRY_SECONDS = (0.0, 10.0, 60.0)
 MAX_FRUITLESS = 10 * MAX_REFUSALS
 """Proposals in a row that repeat plans or break limits before the search ends: nothing comes."""
 
-JobBuilder = Callable[[int, AttentionPlan, str | None], TrialJob]
-"""From a trial's number, its plan and the folder of the trained baseline, if there is one."""
+JobBuilder = Callable[[int, AttentionPlan, StartFolders], TrialJob]
+"""From a trial's number, its plan and the folders that it may start from."""
 
 
 @dataclass
@@ -135,7 +135,7 @@ class SearchLoop:
                 return self._continue(trial)
         while not self._exhausted and self._abort is None:
             self._read_others()
-            if self.proposer.counted >= self.config.trials or self._waits_for_baseline():
+            if self.proposer.counted >= self.config.trials or self._waits():
                 return None
             proposal = self.proposer.propose()
             if proposal is None:
@@ -153,10 +153,10 @@ class SearchLoop:
                 )
         return None
 
-    def _waits_for_baseline(self) -> bool:
-        """Whether trials are to start from a baseline that is still in training."""
+    def _waits(self) -> bool:
+        """Whether trials are to start from a baseline, or from others, still in training."""
         is_needed = self.config.warm_start.from_baseline and self.proposer.has_baseline
-        return is_needed and self._tally.baseline is None
+        return is_needed and (self._tally.baseline is None or self.proposer.waits)
 
     def is_over(self) -> bool:
         """Whether no trial runs, waits or can be proposed, with other drivers' taken into account.
@@ -264,7 +264,7 @@ class SearchLoop:
         else:
             attributes[fields.BASELINE] = proposal.plan == self.proposer.baseline
             try:
-                job = self._build_job(proposal.number, proposal.plan)
+                job = self._build_job(proposal.number, proposal.plan, proposal.parent)
             except NasAttnError as error:
                 state = TrialState.FAIL
                 attributes |= {fields.REASON: str(error), fields.FAILURE: str(FailureKind.TRAINING)}
@@ -321,14 +321,19 @@ class SearchLoop:
         logger.info("trial %d goes on where it was interrupted", trial.number)
         self._mine[trial.number] = trial
         self._rungs.resume(trial)
-        job = self._build_job(trial.number, trial.plan)
+        job = self._build_job(trial.number, trial.plan, trial.parent)
         has_machine = self.frees_machine and ran_out_of_memory(trial, of_machine=True)
         alone = has_machine or ran_out_of_memory(trial, of_machine=False)
         return self._start(trial, replace(job, alone=alone, has_machine=has_machine))
 
-    def _build_job(self, number: int, plan: AttentionPlan) -> TrialJob:
+    def _build_job(self, number: int, plan: AttentionPlan, parent: int | None) -> TrialJob:
         baseline = self._tally.baseline
-        return self.build_job(number, plan, None if baseline is None else baseline.folder)
+        start = None if parent is None else self.store.cached[parent]
+        folders = StartFolders(
+            baseline=None if baseline is None else baseline.folder,
+            parent=None if start is None or start.is_baseline else start.folder,
+        )
+        return self.build_job(number, plan, folders)
 
     def _start(self, trial: TrialRecord, job: TrialJob) -> TrialJob:
         assert trial.plan is not None

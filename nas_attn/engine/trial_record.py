@@ -23,7 +23,7 @@ THREADS, CERTAIN, PRUNED = "threads", "parameters_certain", "pruned_plans"
 COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
 ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
 STARTS, WARM, UPDATES = "starts", "warm", "updates"
-GPUS, MEMORY = "gpus", "memory"
+GPUS, MEMORY, PARENT = "gpus", "memory", "parent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class TrialRecord:
             parameters.
         seconds: Training time.
         updates: Updates of all its trainings; 0 in records of old.
-        is_warm: Whether it started from the trained baseline, converted.
+        is_warm: Whether it started from the trained baseline, converted, or from its parent.
+        parent: Number of the trial whose model it started from, where plans start from larger ones;
+            the baseline's if from that. None elsewhere.
         is_baseline: Whether it is the multi-head baseline.
         duplicate_of: Number of the trial whose result this proposal took over.
         is_superseded: Whether another driver's proposal came first, so that this one never ran.
@@ -105,6 +107,7 @@ class TrialRecord:
     driver: str | None
     gpus: str | None = None
     memory: Mapping[str, float] = field(default_factory=dict)
+    parent: int | None = None
     proposal: Mapping[str, Any] | None
     params: Mapping[str, Any]
     system: Mapping[str, Any]
@@ -198,6 +201,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         driver=attrs.get(DRIVER),
         gpus=attrs.get(GPUS),
         memory=attrs.get(MEMORY, {}),
+        parent=attrs.get(PARENT),
         proposal=proposal,
         params=dict(trial.params),
         system=dict(trial.system_attrs),

@@ -67,8 +67,16 @@ def time_text(trials: Sequence[TrialRecord]) -> str:
 def mark_text(row: dict[Any, Any]) -> str:
     """What sets a row of the front table apart; empty for a plain point of the front."""
     place = "" if row["on_front"] else "within the noise" if row["within_noise"] else "dominated"
-    kinds = ("baseline" if row["baseline"] else "", "warm" if row["warm"] else "", place)
+    kinds = ("baseline" if row["baseline"] else "", _warm_text(row), place)
     return ", ".join(kind for kind in kinds if kind)
+
+
+def _warm_text(row: dict[Any, Any]) -> str:
+    """Whether a trial started warm, and from which one if that is not always the baseline."""
+    parent = row.get("parent")
+    if not row["warm"] or parent is None or pd.isna(parent):
+        return "warm" if row["warm"] else ""
+    return f"warm from {parent}"
 
 
 def effective_text(row: dict[Any, Any]) -> str:

@@ -211,7 +211,8 @@
       const state = make("td", trial.state + " ");
       if (trial.on_front) state.append(make("span", "front", { class: "tag" }), " ");
       if (trial.baseline) state.append(make("span", "baseline", { class: "tag base" }), " ");
-      if (trial.warm) state.append(make("span", "warm", { class: "tag near" }));
+      const warm = trial.parent === null ? "warm" : `warm from ${trial.parent}`;
+      if (trial.warm) state.append(make("span", warm, { class: "tag near" }));
       row.append(number, state, make("td", trial.codes, { title: trial.plan }));
       for (const cost of data.costs) row.append(make("td", count(trial.costs[cost.name]), { class: "number" }));
       row.append(make("td", trial.loss === null ? "" : trial.loss.toFixed(4), { class: "number" }),

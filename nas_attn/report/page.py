@@ -130,6 +130,7 @@ def _facts(trials: Trials, codes: Mapping[AttentionChoice, str]) -> dict[str, An
         "time": time_text(trials),
         "baseline": trials.baseline,
         "has_warm": any(trial.is_warm for trial in trials),
+        "has_ladder": any(trial.parent is not None for trial in trials),
         "updates": sum(trial.updates for trial in trials),
         "codes": {t.number: codes_text(t.plan, codes) for t in trials if t.plan is not None},
         "counts": {

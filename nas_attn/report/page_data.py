@@ -108,6 +108,7 @@ def _trial(
         "noise": None if noise is None or trial.loss is None else noise.at(trial.loss).error,
         "baseline": trial.is_baseline,
         "warm": trial.is_warm,
+        "parent": trial.parent,
         "duplicate_of": trial.duplicate_of,
         "reason": trial.reason,
         "seconds": round(trial.seconds, 1),

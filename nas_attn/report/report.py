@@ -9,6 +9,7 @@ from pathlib import Path
 from nas_attn.analysis.learning_curves import curves_of
 from nas_attn.analysis.trials import Trials
 from nas_attn.curves import write_curves
+from nas_attn.engine.ladder import chain_updates
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.latex import latex_table
@@ -52,7 +53,7 @@ def write_report(trials: Trials, context: ReportContext, folder: Path) -> Path:
 
 
 def _write_front_json(trials: Trials, study: str, path: Path) -> None:
-    noise, objectives = trials.noise, trials.objectives
+    noise, objectives, chains = trials.noise, trials.objectives, chain_updates(trials)
     points = [
         {
             "trial": trial.number,
@@ -66,6 +67,8 @@ def _write_front_json(trials: Trials, study: str, path: Path) -> None:
             "starts": [list(start) for start in trial.starts],
             "commands": [list(command) for command in trial.commands],
             "updates": trial.updates,
+            "parent": trial.parent,
+            "chain_updates": chains.get(trial.number),
             "folder": trial.folder,
         }
         for trial in trials.front

@@ -190,9 +190,15 @@ def _check_devices(config: StudyConfig) -> list[ConfigIssue]:
 def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
     """What is wrong with the fine-tuning of warm starts."""
     warm = config.search.warm_start
+    key = "search.warm_start"
+    if warm.ladder and not (warm.from_baseline and config.search.strategy == "sensitivity"):
+        message = (
+            "points of a predicted front start from each other: set search.strategy to sensitivity "
+            "and search.warm_start.source to baseline"
+        )
+        return [ConfigIssue(f"{key}.ladder", message)]
     if not warm.is_on:
         return []
-    key = "search.warm_start"
     if config.replay is not None:
         return [ConfigIssue(key, "replayed learning curves start from nothing: leave it out")]
     training = fine_tuning(

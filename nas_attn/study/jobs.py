@@ -30,7 +30,7 @@ from nas_attn.study.config import StudyConfig
 from nas_attn.study.devices import count_processes
 from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.moved import folder_today
-from nas_attn.trials.job import CHECKPOINT, SeedRun, TrialJob
+from nas_attn.trials.job import CHECKPOINT, NO_FOLDERS, SeedRun, StartFolders, TrialJob
 from nas_attn.trials.layout import BEST, CHECKPOINTS, START
 
 
@@ -74,27 +74,27 @@ class TrialJobs:
         return fine_tuning_of(self.config, self.data)
 
     def search_trial(
-        self, number: int, plan: AttentionPlan, baseline: str | None = None
+        self, number: int, plan: AttentionPlan, start: StartFolders = NO_FOLDERS
     ) -> TrialJob:
         """A trial of the search.
 
         Args:
             number: Number of the trial.
             plan: Plan for all attention.
-            baseline: Folder of the trained baseline, from which warm trials start.
+            start: Folders that warm trials start from.
         """
         folder = self.folder / "trials" / f"{number:05d}"
         job = self._job(number, plan, folder, self.config.training.seeds, test=False)
         warm_start = self.config.search.warm_start
         if not warm_start.is_on:
             return job
-        return self._with_start(job, plan, baseline if warm_start.from_baseline else None)
+        return self._with_start(job, plan, start if warm_start.from_baseline else NO_FOLDERS)
 
     def cold_trial(self, number: int, plan: AttentionPlan) -> TrialJob:
         """A trial that starts from nothing, beside a warm one."""
         folder = self.folder / "cold" / plan.digest
         job = self._job(number, plan, folder, self.config.training.seeds, test=False)
-        return self._with_start(job, plan, None)
+        return self._with_start(job, plan, NO_FOLDERS)
 
     def confirmation(self, number: int, plan: AttentionPlan, seeds: Sequence[int]) -> TrialJob:
         """A training of a plan with other seeds, which opens the test split."""
@@ -116,15 +116,14 @@ class TrialJobs:
             bleu_tokenizer=objectives.bleu_tokenizer,
         )
 
-    def _with_start(self, job: TrialJob, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+    def _with_start(self, job: TrialJob, plan: AttentionPlan, start_from: StartFolders) -> TrialJob:
         """A job with the checkpoint made that its trainings start from; they fine-tune it."""
-        if baseline is not None and not inherits_everywhere(plan, self.sizer.shapes):
-            baseline = None
+        is_warm = start_from.baseline is not None and inherits_everywhere(plan, self.sizer.shapes)
         runs, needs = [], []
         for run in job.runs:
             made = Path(run.folder) / START
-            if baseline is not None:
-                trained = folder_today(baseline, self.folder) / f"seed-{run.seed}" / START / BEST
+            if is_warm:
+                trained = self._trained(start_from, run.seed)
                 needs.append(str(trained))
                 start = convert_command(trained, plan, self.data, made / BEST)
             else:
@@ -143,6 +142,14 @@ class TrialJobs:
             last_epoch=last_epoch,
             last_update=last_update,
         )
+
+    def _trained(self, start_from: StartFolders, seed: int) -> Path:
+        """The checkpoint that is converted: the baseline's before fine-tuning, a parent's after."""
+        if start_from.parent is None:
+            folder, kept = str(start_from.baseline), START
+        else:
+            folder, kept = start_from.parent, CHECKPOINTS
+        return folder_today(folder, self.folder) / f"seed-{seed}" / kept / BEST
 
     def _job(
         self, number: int, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool

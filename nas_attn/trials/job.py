@@ -47,6 +47,23 @@ class SeedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartFolders:
+    """Folders of the trained trials that a trial may start from.
+
+    Args:
+        baseline: Folder of the trained baseline; None where there is none.
+        parent: Folder of a warm trial whose fine-tuned model is converted in place of the
+            baseline's; None if it is the baseline's.
+    """
+
+    baseline: str | None = None
+    parent: str | None = None
+
+
+NO_FOLDERS = StartFolders()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialJob:
     """All that is needed to run a trial, on this machine or another.
 

@@ -24,6 +24,10 @@ def check_proposals(study: Study, store: TrialStore) -> int:
     derived = list(derive_again(study.proposer(queue_of(store)), store.trials()))
     for derivation in derived:
         if not derivation.agrees:
-            other = f"trial {derivation.trial.number}: the history gives {derivation.plan}"
-            raise NasAttnError(f"{other}, but on record is {derivation.trial.plan}")
+            trial = derivation.trial
+            other = f"trial {trial.number}: the history gives {derivation.plan}"
+            if derivation.plan == trial.plan:
+                other += f" from trial {derivation.parent}, but on record is trial {trial.parent}"
+                raise NasAttnError(other)
+            raise NasAttnError(f"{other}, but on record is {trial.plan}")
     return len(derived)

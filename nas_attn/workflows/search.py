@@ -10,7 +10,7 @@ from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
-from nas_attn.engine.sensitivity import largest_steps, spread_predictions
+from nas_attn.engine.sensitivity import Prediction, largest_steps, spread_predictions
 from nas_attn.engine.status import BUDGET
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
@@ -108,7 +108,7 @@ def _by_predictions(session: Session) -> SearchLoop:
         return _by_sampler(session)
     front = [p for p in findings.front if p.plan != study.baseline]
     if not queue:
-        queue = [p.plan for p in spread_predictions(front, first)]
+        queue = _in_order(session, spread_predictions(front, first))
         _keep_queue(session, queue)
     if not is_strategy:
         return _by_sampler(session, queue=queue)
@@ -116,7 +116,7 @@ def _by_predictions(session: Session) -> SearchLoop:
     if not loop.has_given_up and len(queue) < wanted:
         trained = [trial for trial in session.store.trials() if trial.is_trained]
         reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
-        queue += [p.plan for p in largest_steps(front, reached, wanted - len(queue))]
+        queue += _in_order(session, largest_steps(front, reached, wanted - len(queue)))
         _keep_queue(session, queue)
         loop = _by_sampler(session, queue=queue, trials=1 + len(queue))
     write_findings(predictions.findings(), study.folder / "sensitivity")
@@ -144,6 +144,13 @@ def _is_guide(session: Session, findings: SensitivityFindings) -> bool:
     if is_strategy and not findings.is_guide:
         raise NasAttnError("predictions are no guide for this model; search with strategy: sampler")
     return findings.is_guide
+
+
+def _in_order(session: Session, points: Sequence[Prediction]) -> list[AttentionPlan]:
+    """The plans of points, from small to large; from large to small where each starts from a larger
+    one."""
+    plans = [point.plan for point in points]
+    return plans[::-1] if session.study.config.search.warm_start.ladder else plans
 
 
 def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:

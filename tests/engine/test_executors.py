@@ -19,7 +19,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.trials import runner as worker
-from nas_attn.trials.job import SeedRun, TrialJob
+from nas_attn.trials.job import SeedRun, StartFolders, TrialJob
 from tests.helpers.fakes import make_loop, telling_jobs
 from tests.helpers.telling import as_telling
 
@@ -42,7 +42,7 @@ def test_a_simulated_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) ->
     loop = make_loop(tmp_path, trials=6, give_up_after=6)
     curves: dict[tuple[str, int], Curve] = {}
 
-    def build(number: int, plan: AttentionPlan, _: str | None) -> TrialJob:
+    def build(number: int, plan: AttentionPlan, _: StartFolders) -> TrialJob:
         text = plan.dumps()
         losses = {1: [4.0, float("nan")], 2: [float("inf"), 3.0]}.get(number, [4.0, 3.0])
         if number != 3:

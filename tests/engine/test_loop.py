@@ -13,7 +13,7 @@ from nas_attn.engine.trial_record import front
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.formatting import state_text
-from nas_attn.trials.job import TrialJob, TrialResult, Validation
+from nas_attn.trials.job import StartFolders, TrialJob, TrialResult, Validation
 from tests.helpers.fakes import (
     BASELINE,
     SHAPES,
@@ -166,9 +166,9 @@ def test_warm_trials_wait_for_the_baseline(tmp_path: Path) -> None:
     baselines: list[str | None] = []
     original = loop.build_job
 
-    def build(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
-        baselines.append(baseline)
-        return original(number, plan, baseline)
+    def build(number: int, plan: AttentionPlan, start: StartFolders) -> TrialJob:
+        baselines.append(start.baseline)
+        return original(number, plan, start)
 
     loop.build_job = build
     first = loop.next_job()

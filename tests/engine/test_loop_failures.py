@@ -16,7 +16,7 @@ from nas_attn.engine.trial_record import NewTrial
 from nas_attn.errors import DataError, SearchError
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import TrialJob, TrialResult
+from nas_attn.trials.job import StartFolders, TrialJob, TrialResult
 from tests.helpers.fakes import (
     WARM,
     FakeExecutor,
@@ -298,10 +298,10 @@ def test_a_trial_that_cannot_be_built_is_a_failed_one(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, trials=6, give_up_after=4)
     build = loop.build_job
 
-    def fail(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+    def fail(number: int, plan: AttentionPlan, start: StartFolders) -> TrialJob:
         if number in (2, 3) or number > 4:
             raise DataError(f"no curve for trial {number}")
-        return build(number, plan, baseline)
+        return build(number, plan, start)
 
     loop.build_job = fail
     FakeExecutor().run(loop)
@@ -327,8 +327,8 @@ def test_without_what_trials_start_from_none_is_begun(
     start.parent.mkdir(parents=True)
     torch.save({}, start)
 
-    def warm(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
-        job = build(number, plan, baseline)
+    def warm(number: int, plan: AttentionPlan, start: StartFolders) -> TrialJob:
+        job = build(number, plan, start)
         return replace(job, needs=(str(start),) if number else ())
 
     loop.build_job = warm

@@ -22,7 +22,7 @@ from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.trials.failures import FailureKind
-from nas_attn.trials.job import SeedRun, TrialJob, TrialResult, Validation
+from nas_attn.trials.job import SeedRun, StartFolders, TrialJob, TrialResult, Validation
 
 SHAPES = {
     site: SiteShape(num_layers=2, embed_dim=64, num_heads=4)
@@ -69,7 +69,7 @@ def make_loop(
 ) -> SearchLoop:
     config = SearchConfig.model_validate({"trials": 12, "startup_trials": 5, **settings})
 
-    def build_job(number: int, plan: AttentionPlan, baseline: str | None) -> TrialJob:
+    def build_job(number: int, plan: AttentionPlan, start: StartFolders) -> TrialJob:
         trial = folder / f"{number:05d}"
         run = SeedRun(
             seed=1,
@@ -192,7 +192,7 @@ def fail_trial_3(job: TrialJob) -> str | None:
 def telling_jobs(folder: Path) -> JobBuilder:
     """Jobs for `tests.helpers.telling`; what trainings see goes to the file `told`."""
 
-    def build(number: int, plan: AttentionPlan, _: str | None) -> TrialJob:
+    def build(number: int, plan: AttentionPlan, _: StartFolders) -> TrialJob:
         total = make_sizer().size(plan).total
         trial, told = folder / f"{number:05d}", str(folder / "told")
         run = SeedRun(seed=1, folder=str(trial / "seed-1"), command=(str(total), told))

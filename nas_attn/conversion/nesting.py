@@ -1,0 +1,167 @@
+"""Which attention can hold every function of another: what loses nothing on the way to it.
+
+A model that is converted in steps, from larger to smaller, keeps on each step what the next one can
+hold if each nests in the one before. Options that do not change the function, such as the groups
+that heads are trained into, make no difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+from nas_attn.attention import Attention
+from nas_attn.attention.collaborative import CollaborativeAttention
+from nas_attn.attention.counting import build_on_meta
+from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.grouped_query import GroupedQueryAttention
+from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
+from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.one_head import OneHeadAttention
+from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.attention.reduced_key import ReducedKeyAttention
+from nas_attn.attention.shared_key_value import SharedKeyValueAttention
+from nas_attn.attention.single_head import SingleHeadAttention
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+
+
+def plan_nests(narrow: AttentionPlan, wide: AttentionPlan, shapes: Mapping[str, SiteShape]) -> bool:
+    """Whether every module of a plan nests in the same module of another (see `nests`).
+
+    Args:
+        narrow: Plan that is to be held.
+        wide: Plan that may hold it.
+        shapes: Shapes of the model's sites.
+    """
+    return all(
+        nests(one, other, shape)
+        for site, shape in shapes.items()
+        for one, other in zip(
+            narrow.layers(site, shape.num_layers), wide.layers(site, shape.num_layers), strict=True
+        )
+    )
+
+
+def nests(narrow: AttentionChoice, wide: AttentionChoice, shape: SiteShape) -> bool:
+    """Whether attention of one choice can hold every function of another.
+
+    What holds all that multi-head attention does holds everything by this measure: nothing that was
+    trained is lost in it. (Heads that compare in more dimensions than one head of multi-head
+    attention has are the exception to the letter; they were made of such heads, not the other way.)
+    Attention that still is to be pruned holds its like alone, and so does what is not known here.
+
+    Args:
+        narrow: Choice that is to be held.
+        wide: Choice that may hold it.
+        shape: Shape of the module.
+
+    Raises:
+        PlanError: A choice does not fit the shape.
+    """
+    if narrow == wide:
+        return True
+    small, large = _built(narrow, shape), _built(wide, shape)
+    if any(isinstance(m, PrunableAttention) and m.is_prunable for m in (small, large)):
+        return False
+    return _holds_multi_head(large) or _holds(large, small)
+
+
+@lru_cache(maxsize=1024)
+def _built(choice: AttentionChoice, shape: SiteShape) -> Attention:
+    return build_on_meta(choice, shape)
+
+
+def _holds_multi_head(module: Attention) -> bool:
+    heads = _count_heads(module)
+    if isinstance(module, GroupedQueryAttention):
+        return module.num_groups == heads
+    if isinstance(module, GroupedHeadAttention):
+        return module.num_heads == heads
+    if isinstance(module, ReducedKeyAttention):
+        return module.key_dim >= module.embed_dim
+    if isinstance(module, CollaborativeAttention):
+        return module.shared_dim >= module.embed_dim and module.num_value_heads == heads
+    return False
+
+
+def _holds(wide: Attention, narrow: Attention) -> bool:
+    """Whether `wide`, which is less than multi-head attention, holds `narrow`."""
+    one_head = isinstance(narrow, SingleHeadAttention)
+    if isinstance(wide, GroupedQueryAttention):
+        groups = wide.num_groups
+        is_shared = groups % _value_heads(narrow) == 0
+        return is_shared and _key_rows(narrow, _count_heads(wide) // groups) <= wide.head_dim
+    if isinstance(wide, GroupedHeadAttention):
+        if isinstance(narrow, GroupedHeadAttention):
+            return narrow.num_heads <= wide.num_heads
+        return isinstance(narrow, SingleHeadAttention) and narrow.narrow_output
+    if isinstance(wide, ReducedKeyAttention):
+        return _rank_of_a_head(narrow) <= wide.key_dim // wide.num_heads
+    if isinstance(wide, CollaborativeAttention):
+        has_bias = wide.content_bias is not None
+        is_shared = wide.num_value_heads % _value_heads(narrow) == 0
+        return is_shared and _terms(narrow, has_bias=has_bias) <= wide.shared_dim
+    if isinstance(wide, HeadEmbeddingMulAttention):
+        is_shared = _value_heads(narrow) == 1
+        return is_shared and _terms(narrow, has_bias=False) <= wide.head_dim
+    if isinstance(wide, HeadEmbeddingAddAttention):
+        return one_head or type(narrow) is type(wide)
+    return type(narrow) is type(wide) and isinstance(
+        wide, SingleHeadAttention | SharedKeyValueAttention
+    )
+
+
+def _count_heads(module: Attention) -> int:
+    """Heads of the model, however many are left in the module."""
+    return module.embed_dim // module.head_dim
+
+
+def _value_heads(module: Attention) -> int:
+    """Groups of neighbouring heads that share a value; as many as heads if none do."""
+    if isinstance(module, GroupedQueryAttention):
+        return module.num_groups
+    if isinstance(module, CollaborativeAttention):
+        return module.num_value_heads
+    return 1 if isinstance(module, OneHeadAttention) else _count_heads(module)
+
+
+def _key_rows(module: Attention, size: int) -> float:
+    """Key rows that serve any group of `size` neighbouring heads whose values are shared."""
+    if isinstance(module, CollaborativeAttention):
+        return module.shared_dim + (0 if module.content_bias is None else size)
+    if isinstance(module, GroupedQueryAttention | OneHeadAttention):
+        return module.head_dim  # of groups as large as those, or larger
+    return math.inf
+
+
+def _rank_of_a_head(module: Attention) -> int:
+    """Most dimensions in which one head compares."""
+    if isinstance(module, ReducedKeyAttention):
+        return module.key_dim // module.num_heads
+    if isinstance(module, CollaborativeAttention):
+        return module.shared_dim + (module.content_bias is not None)
+    return module.head_dim
+
+
+def _terms(module: Attention, *, has_bias: bool) -> float:
+    """Dimensions shared by all heads that the scores of a module need at most.
+
+    Args:
+        module: Module of a known scheme; others need no end of them.
+        has_bias: Whether there is a content bias beside them.
+    """
+    heads = _count_heads(module)
+    if isinstance(module, CollaborativeAttention):
+        is_more = module.content_bias is not None and not has_bias
+        return module.shared_dim + (heads if is_more else 0)
+    if isinstance(module, HeadEmbeddingAddAttention):
+        return module.head_dim if has_bias else 2 * module.head_dim
+    if isinstance(module, OneHeadAttention):
+        return module.head_dim
+    if isinstance(module, ReducedKeyAttention):
+        return module.key_dim
+    if isinstance(module, GroupedHeadAttention):
+        return module.num_heads * module.head_dim
+    is_known = isinstance(module, GroupedQueryAttention | SharedKeyValueAttention)
+    return module.embed_dim if is_known else math.inf
