@@ -143,14 +143,15 @@ def _what_to_write(
 ) -> tuple[HeadMatrices, InputStatistics]:
     """The heads that a module takes over, all of them or as many as it has, and their metric."""
     num_heads = reference.embed_dim // reference.head_dim
-    maps = maps_of(reference).padded(num_heads)
+    maps = maps_of(reference)
+    own_heads, maps = maps.num_heads, maps.padded(num_heads)
     metric = (
         InputStatistics.of_calls(reference, calls)
         if calls
         else InputStatistics.of_weights(reference)
     )
     if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
-        if calls:
+        if calls and module.num_heads < own_heads:
             kept = heads_to_keep(reference, calls, module.num_heads)
         else:
             kept = largest_heads(maps, metric, module.num_heads)

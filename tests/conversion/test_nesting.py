@@ -91,6 +91,16 @@ def test_what_nests_is_held_exactly(narrow: AttentionChoice) -> None:
         assert distance(source, converted, call) < 1e-9, choice
 
 
+@pytest.mark.parametrize(
+    "narrow", [of("grouped_head", kept_heads=1), of("single_head", narrow_output=True)], ids=str
+)
+def test_no_head_is_lost_where_there_are_more_by_data_either(narrow: AttentionChoice) -> None:
+    source, call = build(narrow), make_call()
+    wide = of("grouped_head", kept_heads=3)
+    held = convert_attention(source, wide, [call], refit=False).module
+    assert distance(source, held, call) < 1e-9
+
+
 def test_what_holds_everything() -> None:
     assert [
         of("multi_head"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nas_attn.analysis.front import front_table, trials_table
 from nas_attn.conversion.nesting import plan_nests
 from nas_attn.engine.audit import derive_again
 from nas_attn.engine.candidates import Proposer
@@ -17,6 +18,7 @@ from nas_attn.engine.ladder import ancestors_of, chain_updates, parents_of
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.report.formatting import mark_text
 from nas_attn.trials.job import StartFolders, TrialJob, TrialResult
 from tests.helpers.fakes import (
     BASELINE,
@@ -250,8 +252,14 @@ def test_updates_of_a_chain_are_added_up(tmp_path: Path) -> None:
         losses=(loss_of(job),), seconds=1.0, updates=1000 if job.number == 0 else 100
     )
     executor.run(loop)
-    found = chain_updates(loop.store.trials())
-    assert found == dict(zip(itertools.count(1), [100, 100, 200, 200, 300, 400], strict=False))
+    trials = loop.store.trials()
+    assert chain_updates(trials) == dict(enumerate([100, 100, 200, 200, 300, 400], start=1))
+    table = trials_table(trials)
+    assert list(table.columns[-2:]) == ["parent", "chain_updates"]
+    assert list(table["parent"][1:]) == [trial.parent for trial in trials[1:]] == [0, 0, 1, 2, 4, 5]
+    assert list(table["chain_updates"][1:]) == [100, 100, 200, 200, 300, 400]
+    front = front_table([replace(trial, is_warm=True) for trial in trials], loop.store.objectives)
+    assert {mark_text(row) for row in front.to_dict("records")} >= {"warm from 5"}
 
 
 def test_without_a_ladder_nothing_has_a_parent(tmp_path: Path) -> None:
@@ -263,3 +271,4 @@ def test_without_a_ladder_nothing_has_a_parent(tmp_path: Path) -> None:
     assert {trial.parent for trial in trials} == {None}
     assert {start.parent for starts in ladder.starts.values() for start in starts} == {None}
     assert chain_updates(trials) == {}
+    assert "parent" not in trials_table(trials)
