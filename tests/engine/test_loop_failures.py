@@ -327,8 +327,8 @@ def test_without_what_trials_start_from_none_is_begun(
     start.parent.mkdir(parents=True)
     torch.save({}, start)
 
-    def warm(number: int, plan: AttentionPlan, start: StartFolders) -> TrialJob:
-        job = build(number, plan, start)
+    def warm(number: int, plan: AttentionPlan, folders: StartFolders) -> TrialJob:
+        job = build(number, plan, folders)
         return replace(job, needs=(str(start),) if number else ())
 
     loop.build_job = warm
