@@ -14,12 +14,10 @@ import yaml
 
 from nas_attn.errors import ConfigError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.loading import load_study
 from nas_attn.study.shipped import shipped_folder, shipped_names
 from nas_attn.study.spaces import load_space_config, space_folder, space_over
 from nas_attn.study.study import Study
-from nas_attn.trials.job import StartFolders
 from nas_attn.yaml_file import read_yaml
 from tests.helpers.studies import write
 
@@ -48,16 +46,6 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         {"search/warm_start": {"source": "baseline", "arguments": {"droopout": 0.1}}},
         "search.warm_start.arguments.droopout",
         "no such flag",
-    ),
-    (
-        {"search/warm_start": {"source": "baseline", "ladder": True}},
-        "search.warm_start.ladder",
-        "set search.strategy to sensitivity",
-    ),
-    (
-        {"search/warm_start": {"source": "none", "ladder": True}},
-        "search.warm_start.ladder",
-        "and search.warm_start.source to baseline",
     ),
     (
         {"search/warm_start": "baseline", "replay": {}},
@@ -259,31 +247,6 @@ def test_the_whole_study_loads(tmp_path: Path, tiny_translation: PreparedData) -
     assert command[0] == "fairseq-train"
     assert "--required-batch-size-multiple=1" in command
     assert job.parameters == high
-
-
-def test_a_trial_on_a_ladder_starts_from_its_parent(
-    tmp_path: Path, tiny_translation: PreparedData
-) -> None:
-    warm = {"source": "baseline", "ladder": True}
-    changes = {
-        "search/strategy": "sensitivity",
-        "search/warm_start": warm,
-        "training/seeds": [3, 4],
-    }
-    study = load_study(str(write(tmp_path, tiny_translation.folder, changes)), runs=tmp_path)
-    plan = AttentionPlan.uniform(AttentionChoice.of("collaborative", shared_dim=2))
-    for parent, kept in (("trials/00002", "checkpoints"), (None, "start")):
-        start = StartFolders(baseline="trials/00000", parent=parent)
-        job = study.jobs.search_trial(5, plan, start)
-        found = [
-            f"{parent or 'trials/00000'}/seed-{seed}/{kept}/checkpoint_best.pt" for seed in (3, 4)
-        ]
-        assert list(job.needs) == found
-        assert [run.start[:3] for run in job.runs] == [("nas-attn", "convert", f) for f in found]
-        assert {run.start[4] for run in job.runs} == {plan.dumps()}
-    assert study.settings()["warm_start"]["ladder"] is True
-    without = study.changed(["search.warm_start.ladder=false"])
-    assert "ladder" not in without.settings()["warm_start"], "records of old go on"
 
 
 def test_the_data_must_suit_the_task(
