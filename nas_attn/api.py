@@ -150,6 +150,7 @@ def predict_front(
     points: int = sensitivity.POINTS,
     max_schemes: int | None = None,
     keep_first_layer: bool = False,
+    distil: bool = False,
     overrides: Overrides = (),
     workers: int | None = None,
     address: str | None = None,
@@ -169,6 +170,8 @@ def predict_front(
         points: Plans that are recommended.
         max_schemes: Schemes in a plan at most; any number if None.
         keep_first_layer: Leave the first layer of each site as it is.
+        distil: Train converted modules alone before they are measured, so that every scheme
+            inherits; a study's own if its warm starts do.
         overrides: Values that replace the study's.
         workers: Plans that are measured at a time.
         address: Address of a running Ray cluster; implies `ray`.
@@ -200,13 +203,14 @@ def predict_front(
             runs=Path(runs or RUNS),
             address=address,
             events=events,
+            distil=distil,
         )
     else:
         if data is not None:
             raise UsageError("a study has a data set; --data goes with a checkpoint (.pt)")
         changes = execution_overrides(overrides, workers=workers, address=address)
         trainer = sensitivity.target_session(
-            load(study, changes, runs), space, address=address, events=events
+            load(study, changes, runs), space, address=address, events=events, distil=distil
         )
     return sensitivity.predict_front(
         trainer,

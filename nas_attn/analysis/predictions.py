@@ -81,7 +81,8 @@ class Predictions:
             )
         objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
-        name = f"{searched.name} (sensitivity)"
+        how = "sensitivity, distilled" if target.distils else "sensitivity"
+        name = f"{searched.name} ({how})"
         self.store = TrialStore(name, searched.storage, objectives, create=create)
 
     @cached_property

@@ -263,6 +263,14 @@ def convert(
             help="With --mean-pool: turn heads to each other first (Procrustes; Jin et al. 2024).",
         ),
     ] = False,
+    distil: Annotated[
+        bool,
+        typer.Option(
+            "--distil",
+            help="With --calibrate: train every converted module alone, on what it is called with, "
+            "to do what it did before. Then every scheme can inherit.",
+        ),
+    ] = False,
     means: Annotated[bool, typer.Option("--means", hidden=True)] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Write over a file that is there.")
@@ -288,6 +296,7 @@ def convert(
         refit=refit,
         force=force,
         pooling=("aligned_means" if align else "means") if mean_pool else None,
+        distil=distil,
         replace=replace,
     )
     console.print(converted_table(found))
@@ -298,6 +307,9 @@ def convert(
         console.print(
             f"validation loss, bits a token: {first:.4f} -> {second:.4f} ({second - first:+.4f})"
         )
+    modules, seconds = found.distillation
+    if modules:
+        console.print(f"distilled: {modules} modules in {seconds:.1f} s")
     say(f"written: {out}")
 
 

@@ -145,6 +145,13 @@ def sensitivity(
     keep_first_layer: Annotated[
         bool, typer.Option("--keep-first-layer", help="Leave the first layer of each site.")
     ] = False,
+    distil: Annotated[
+        bool,
+        typer.Option(
+            "--distil",
+            help="Train converted modules alone before they are measured (see convert).",
+        ),
+    ] = False,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Plans at a time.")] = None,
@@ -179,6 +186,7 @@ def sensitivity(
             points=points,
             max_schemes=max_schemes,
             keep_first_layer=keep_first_layer,
+            distil=distil,
             overrides=set_,
             address=address,
             workers=workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from nas_attn.attention import Attention
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.registry import build_attention
+from nas_attn.conversion.distillation import EXACT, Distilled
 from nas_attn.conversion.maps import HeadMatrices, maps_of
 from nas_attn.conversion.metric import InputStatistics, RecordedCall, attention_scores, run
 from nas_attn.conversion.pooling import Pooling, mean_pool
@@ -27,6 +28,9 @@ from nas_attn.plan import AttentionChoice
 
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 """Shares of the mean square of a head's output that hold refitted weights to what they were."""
+
+Distil = Callable[[Attention, Attention], Distilled]
+"""Trains the first module, changed in place, to do what the second does."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,12 @@ class Conversion:
     Args:
         module: Module in the type of the trained one.
         errors: Errors on the calls; None without calls.
+        distilled: What training it alone did; None if it was not.
     """
 
     module: Attention
     errors: Errors | None
+    distilled: Distilled | None = None
 
 
 def convert_attention(
@@ -64,6 +70,7 @@ def convert_attention(
     refit: bool = True,
     force: bool = False,
     pooling: Pooling | None = None,
+    distil: Distil | None = None,
 ) -> Conversion:
     """Make a module of another scheme that computes what a trained one does, or nearly.
 
@@ -79,12 +86,14 @@ def convert_attention(
         force: Whether to convert also to a scheme that cannot inherit.
         pooling: How to share keys and values as means of heads, to compare with; nothing is
             refitted.
+        distil: What trains the converted module alone, given it and the trained one, both in
+            float64; it is not called where the conversion is exact.
 
     Raises:
         PlanError: the choice does not fit the module, its scheme cannot inherit, or weights or
             inputs are no numbers.
     """
-    module = _built_for(trained, choice, force=force)
+    module = _built_for(trained, choice, force=force, distilled=distil is not None)
     reference = copy.deepcopy(trained).to("cpu", torch.float64).eval()
     calls = [call.to(torch.float64) for call in calls]
     _check_finite(reference)
@@ -102,21 +111,31 @@ def convert_attention(
         if refit and pooling is None:
             refit_output(module, reference, calls)
         errors = errors_of(module, reference, calls)
+    distilled = None
+    if distil is not None and (errors is None or errors.outputs > EXACT):
+        distilled = distil(module, reference)
+        errors = errors_of(module, reference, calls) if calls else None
     parameter = next(trained.parameters())
     module.to(device=parameter.device, dtype=parameter.dtype).train(trained.training)
-    return Conversion(module, errors)
+    return Conversion(module, errors, distilled)
 
 
-def inherits(module: Attention) -> bool:
+def inherits(module: Attention, *, distilled: bool = False) -> bool:
     """Whether a module, of any weights, can take over what trained heads have learned.
 
     It follows from the writers in `nas_attn.conversion.schemes`: a scheme without one cannot, nor
-    can one whose writer says what it loses.
+    can one whose writer says what it loses, unless converted modules are distilled.
+
+    Args:
+        module: Module of the scheme.
+        distilled: Whether converted modules are trained alone to do what the heads did.
     """
-    return cannot_inherit(module) is None
+    return cannot_inherit(module, distilled=distilled) is None
 
 
-def _built_for(trained: Attention, choice: AttentionChoice, *, force: bool) -> Attention:
+def _built_for(
+    trained: Attention, choice: AttentionChoice, *, force: bool, distilled: bool
+) -> Attention:
     """A new module (float64) of a scheme, as wide as a trained one.
 
     Raises:
@@ -132,7 +151,8 @@ def _built_for(trained: Attention, choice: AttentionChoice, *, force: bool) -> A
         bias=trained.has_bias,
         **dict(choice.options),
     ).double()
-    why = None if type(module) is type(trained) else cannot_inherit(module)
+    same = type(module) is type(trained)
+    why = None if same else cannot_inherit(module, distilled=distilled)
     if why is not None and not force:
         raise PlanError(f"{choice.scheme} cannot inherit trained heads: {why}")
     return module

@@ -37,7 +37,9 @@ class Writer:
 
     Args:
         write: Function that sets the weights of a module (float64) by as many maps as it has heads.
-        loses: Loss of the heads, in words; None if the scheme inherits what they learned.
+        loses: Loss of the heads, in words, unless the module is then trained alone to do what they
+            did (see `nas_attn.conversion.distillation`); None if the scheme inherits what they
+            learned.
     """
 
     write: Callable[[Attention, HeadMatrices, InputStatistics], None]
@@ -71,13 +73,18 @@ def write(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> Non
         writer.write(module, maps, metric)
 
 
-def cannot_inherit(module: Attention) -> str | None:
-    """Why a module's scheme cannot take over what trained heads have learned; None if it can."""
+def cannot_inherit(module: Attention, *, distilled: bool = False) -> str | None:
+    """Why a module's scheme cannot take over what trained heads have learned; None if it can.
+
+    Args:
+        module: Module of any weights.
+        distilled: Whether converted modules are trained alone to do what the heads did.
+    """
     writer = WRITERS.get(type(module))
     if writer is None:
         return f"{NO_WRITER}. Train it from scratch"
-    if writer.loses is not None:
-        return f"{writer.loses}. Train it from scratch, or force the conversion"
+    if writer.loses is not None and not distilled:
+        return f"{writer.loses}. Train it from scratch, distil it, or force the conversion"
     return None
 
 

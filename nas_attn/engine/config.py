@@ -123,6 +123,8 @@ class WarmStartConfig(ConfigModel):
     """The highest of fine-tuning, a share of the training's `lr`; it falls to 0."""
     arguments: dict[str, Scalar] = Field(default_factory=dict)
     """Flags of fairseq-train that fine-tuning has otherwise."""
+    distil: bool = False
+    """Converted modules are trained alone, too, and then every scheme inherits."""
     rank_agreement: Annotated[int, Field(ge=0)] = 0
     """So many warm trials are trained from nothing too, to see whether the order is the same."""
     ladder: bool = False
@@ -139,6 +141,8 @@ class WarmStartConfig(ConfigModel):
     def _compared_with_warm(self) -> WarmStartConfig:
         if self.rank_agreement and not self.from_baseline:
             raise ValueError("rank_agreement compares warm trials, which source: baseline has")
+        if self.distil and not self.from_baseline:
+            raise ValueError("distil trains converted modules, which source: baseline has")
         return self
 
     @property

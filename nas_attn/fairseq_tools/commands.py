@@ -153,10 +153,21 @@ def decoding_command(config: TrainingConfig, data: PreparedData, checkpoint: Pat
     return _with_checkpoint("generate", data, checkpoint) + _decoding_flags(data, "valid")
 
 
-def convert_command(trained: Path, plan: AttentionPlan, data: PreparedData, out: Path) -> list[str]:
-    """The command that turns a trained checkpoint into one of another plan."""
+def convert_command(
+    trained: Path, plan: AttentionPlan, data: PreparedData, out: Path, *, distil: bool = False
+) -> list[str]:
+    """The command that turns a trained checkpoint into one of another plan.
+
+    Args:
+        trained: The checkpoint.
+        plan: The other plan.
+        data: Data set that the conversion is calibrated on.
+        out: Path of the new checkpoint.
+        distil: Whether converted modules are trained alone, too.
+    """
     command = ["nas-attn", "convert", str(trained), "--plan", plan.dumps()]
-    return [*command, "--calibrate", str(data.folder), "--out", str(out), "--replace"]
+    command += ["--calibrate", str(data.folder), "--out", str(out), "--replace"]
+    return [*command, "--distil"] if distil else command
 
 
 def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[ConfigIssue]:

@@ -6,15 +6,21 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nas_attn.conversion import Errors, RecordedCall, convert_attention, recorded, warn_without_data
+from nas_attn.conversion.convert import Distil
+from nas_attn.conversion.distillation import DistillationData, Distilled
+from nas_attn.conversion.distillation import distil as distil_module
 from nas_attn.conversion.pooling import Pooling
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.checkpoints import check_out, save_checkpoint, without_training
+from nas_attn.fairseq_tools.distillation import distillation_data
+from nas_attn.fairseq_tools.kept_modules import KeptModules
 from nas_attn.fairseq_tools.trained import (
     TrainedModel,
     build_trained,
@@ -29,6 +35,7 @@ logger = logging.getLogger(__name__)
 CALIBRATION_TOKENS = 8192
 """Of the training split, of source and target each about so many."""
 BATCH_TOKENS = 2048
+NOT_DISTILLED: Mapping[str, DistillationData] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +46,13 @@ class Module:
         place: Site and layer, such as decoder_self.2.
         choice: Choice that it was converted to.
         errors: Errors on the calibration batch; None without one.
+        distilled: What training it alone did; None if it was not, or is exact.
     """
 
     place: str
     choice: AttentionChoice
     errors: Errors | None
+    distilled: Distilled | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,12 @@ class Converted:
     modules: tuple[Module, ...]
     parameters: tuple[int, int]
     losses: tuple[float, float] | None = None
+
+    @property
+    def distillation(self) -> tuple[int, float]:
+        """How many modules were trained alone, and the seconds that it took."""
+        done = [module.distilled for module in self.modules if module.distilled is not None]
+        return len(done), math.fsum(distilled.seconds for distilled in done)
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,7 @@ def convert_checkpoint(
     force: bool = False,
     refit: bool = True,
     pooling: Pooling | None = None,
+    distil: bool = False,
 ) -> Converted:
     """Write a checkpoint whose attention follows another plan and computes nearly the same.
 
@@ -120,6 +136,8 @@ def convert_checkpoint(
         force: Whether schemes that cannot inherit are converted to as well.
         refit: Whether, with data, output projections are solved anew.
         pooling: Kind of means of heads that keys and values are shared as, to compare with.
+        distil: Whether, with data, converted modules are trained alone on what they are called
+            with.
 
     Raises:
         NasAttnError: the checkpoint or the data are unfit, or there is no room; nothing is written.
@@ -129,7 +147,10 @@ def convert_checkpoint(
     trained = load_trained(path)
     before = validation_loss(trained, data) if data is not None else None
     calls = calibration_calls(trained, data) if data is not None else {}
-    converted = convert_trained(trained, plan, calls, force=force, refit=refit, pooling=pooling)
+    lessons = distillation_data(trained, data) if distil and data is not None else {}
+    converted = convert_trained(
+        trained, plan, calls, force=force, refit=refit, pooling=pooling, distillation=lessons
+    )
     after = validation_loss(trained, data) if data is not None else None
     without_training(path, trained.state)
     save_checkpoint(trained.state, out)
@@ -150,6 +171,8 @@ def convert_trained(
     force: bool = False,
     refit: bool = True,
     pooling: Pooling | None = None,
+    distillation: Mapping[str, DistillationData] = NOT_DISTILLED,
+    kept: KeptModules | None = None,
 ) -> Converted:
     """Convert a model in place, its checkpoint with it (see `convert_checkpoint`).
 
@@ -160,6 +183,8 @@ def convert_trained(
         force: Whether schemes that cannot inherit are converted to as well.
         refit: Whether, with calls, output projections are solved anew.
         pooling: Kind of means of heads that keys and values are shared as, to compare with.
+        distillation: Data that converted modules are trained on alone, by place; empty for none.
+        kept: Modules that were trained alone before, and where those of this plan are kept.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -175,20 +200,31 @@ def convert_trained(
     for number, ((site, layer), choice) in enumerate(choices.items(), start=1):
         place = f"{site}.{layer}"
         adapter = trained.modules[site, layer]
-        try:
-            conversion = convert_attention(
-                adapter.attention,
-                choice,
-                calls.get(place, ()),
-                refit=refit,
-                force=force,
-                pooling=pooling,
-            )
-        except PlanError as error:
-            raise PlanError(f"{place}: {error}") from None
+        conversion = None if kept is None else kept.load(place, choice, adapter.attention)
+        if conversion is None:
+            try:
+                conversion = convert_attention(
+                    adapter.attention,
+                    choice,
+                    calls.get(place, ()),
+                    refit=refit,
+                    force=force,
+                    pooling=pooling,
+                    distil=_distil_on(distillation.get(place)),
+                )
+            except PlanError as error:
+                raise PlanError(f"{place}: {error}") from None
+            if kept is not None:
+                kept.save(place, choice, conversion)
         adapter.attention = conversion.module
-        modules.append(Module(place=place, choice=choice, errors=conversion.errors))
-        logger.info("converted %d of %d: %s to %s", number, len(choices), place, choice)
+        module = Module(
+            place=place, choice=choice, errors=conversion.errors, distilled=conversion.distilled
+        )
+        modules.append(module)
+        logger.info(
+            "converted %d of %d: %s to %s%s",
+            *(number, len(choices), place, choice, _distilled_text(conversion.distilled)),
+        )
     trained.plan = plan.over(trained.plan)
     trained.arguments.attention_plan = trained.plan.dumps()
     trained.state["model"] = trained.model.state_dict()
@@ -196,6 +232,22 @@ def convert_trained(
     # It must be what fairseq will build and load.
     build_trained(trained.arguments, trained.state["model"], Path("the converted model"))
     return Converted(plan=trained.plan, modules=tuple(modules), parameters=(before, after))
+
+
+def _distil_on(data: DistillationData | None) -> Distil | None:
+    """What trains modules alone on data, on a GPU if there is one."""
+    if data is None:
+        return None
+    return partial(distil_module, data=data, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _distilled_text(distilled: Distilled | None) -> str:
+    if distilled is None:
+        return ""
+    return (
+        f"; distilled, error {distilled.before:.3f} -> {distilled.after:.3f} "
+        f"({distilled.steps} steps, {distilled.seconds:.1f} s)"
+    )
 
 
 @torch.no_grad()

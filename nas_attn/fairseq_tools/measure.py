@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from nas_attn.attention.counting import count_model
 from nas_attn.conversion import RecordedCall
+from nas_attn.conversion.distillation import DistillationData
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.convert import (
@@ -26,6 +28,8 @@ from nas_attn.fairseq_tools.convert import (
     convert_trained,
     validation_losses,
 )
+from nas_attn.fairseq_tools.distillation import as_plain, distillation_data, from_plain
+from nas_attn.fairseq_tools.kept_modules import KeptModules
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.plan import AttentionPlan
 from nas_attn.validation_log import report_validation
@@ -43,14 +47,24 @@ class Calibration:
     Args:
         calls: Recorded calls of the attention modules, by place.
         losses: Losses of the trained model.
+        distillation: What converted modules are trained on alone, by place; empty if they are not.
+        name: Name of the calibration, which no other has; empty of what earlier versions wrote.
     """
 
     calls: dict[str, list[RecordedCall]]
     losses: Losses
+    distillation: dict[str, DistillationData] = field(default_factory=dict)
+    name: str = ""
 
 
-def calibrate(checkpoint: Path, data: Path, out: Path) -> None:
+def calibrate(checkpoint: Path, data: Path, out: Path, *, distil: bool = False) -> None:
     """Make a file for `load_calibration`.
+
+    Args:
+        checkpoint: The trained checkpoint.
+        data: Binarised data set.
+        out: Path of the file.
+        distil: Whether it is to hold what converted modules are trained on.
 
     Raises:
         NasAttnError: the checkpoint or the data are unfit, or there is no room.
@@ -59,7 +73,11 @@ def calibrate(checkpoint: Path, data: Path, out: Path) -> None:
     calls = calibration_calls(trained, data)
     # As dictionaries: their tensors are read by what may hold nothing else.
     plain = {place: [_fields(call) for call in of_module] for place, of_module in calls.items()}
-    save_checkpoint({"calls": plain, "losses": asdict(validation_losses(trained, data))}, out)
+    state: dict[str, Any] = {"calls": plain, "losses": asdict(validation_losses(trained, data))}
+    if distil:
+        state["distillation"] = as_plain(distillation_data(trained, data))
+        state["name"] = uuid.uuid4().hex
+    save_checkpoint(state, out)
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -74,17 +92,19 @@ def load_calibration(path: Path) -> Calibration:
             place: [RecordedCall(**fields) for fields in of_module]
             for place, of_module in state["calls"].items()
         }
-        return Calibration(calls, Losses(**state["losses"]))
+        lessons = from_plain(state.get("distillation", {}))  # files of earlier versions hold none
+        return Calibration(calls, Losses(**state["losses"]), lessons, state.get("name", ""))
     except Exception as error:  # torch raises many kinds
         raise NasAttnError(f"{path} holds no calibration: {error}") from None
 
 
 def measure_command(
-    checkpoint: Path, plan: AttentionPlan, data: Path, calibration: Path
+    checkpoint: Path, plan: AttentionPlan, data: Path, calibration: Path, *, distil: bool = False
 ) -> list[str]:
     """The command that measures one plan."""
     command = [COMMAND, "--checkpoint", str(checkpoint), "--plan", plan.dumps()]
-    return [*command, "--data", str(data), "--calibration", str(calibration)]
+    command += ["--data", str(data), "--calibration", str(calibration)]
+    return [*command, "--distil"] if distil else command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,11 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plan", required=True)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--calibration", required=True, type=Path)
+    parser.add_argument("--distil", action="store_true")
     given = parser.parse_args(arguments)
     try:
         calibration = load_calibration(given.calibration)
+        if given.distil and not calibration.distillation:
+            raise NasAttnError(f"{given.calibration} holds nothing to distil on: make it for that")
         trained = load_trained(given.checkpoint)
-        convert_trained(trained, AttentionPlan.parse(given.plan), calibration.calls)
+        convert_trained(
+            trained,
+            AttentionPlan.parse(given.plan),
+            calibration.calls,
+            distillation=calibration.distillation if given.distil else {},
+            kept=_kept_modules(given.calibration, calibration) if given.distil else None,
+        )
         trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
         losses = validation_losses(trained, given.data)
     except NasAttnError as error:
@@ -107,6 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(f"{METRIC} {losses.mean:.4f}, changed by {change:+.4f} +- {deviation:.4f}\n")
     parameters = count_model(trained.model)._asdict()
     report_validation(0, parameters, {METRIC: losses.mean, CHANGE: change, ERROR: deviation})
+
+
+def _kept_modules(path: Path, calibration: Calibration) -> KeptModules:
+    """Where measurements with one calibration keep what they have trained."""
+    return KeptModules(path.parent / "modules", calibration.name)
 
 
 def _fields(call: RecordedCall) -> dict[str, Any]:

@@ -9,10 +9,18 @@ from nas_attn.conversion import inherits
 from nas_attn.plan import AttentionPlan, SiteShape
 
 
-def inherits_everywhere(plan: AttentionPlan, shapes: Mapping[str, SiteShape]) -> bool:
-    """Whether every module of a plan can take over what multi-head attention has learned."""
+def inherits_everywhere(
+    plan: AttentionPlan, shapes: Mapping[str, SiteShape], *, distilled: bool = False
+) -> bool:
+    """Whether every module of a plan can take over what multi-head attention has learned.
+
+    Args:
+        plan: The plan.
+        shapes: Shapes of the sites.
+        distilled: Whether converted modules are trained alone (see `convert --distil`).
+    """
     return all(
-        inherits(build_on_meta(choice, shapes[site]))
+        inherits(build_on_meta(choice, shapes[site]), distilled=distilled)
         for site, choices in plan
         for choice in choices
     )

@@ -118,14 +118,17 @@ class TrialJobs:
 
     def _with_start(self, job: TrialJob, plan: AttentionPlan, start_from: StartFolders) -> TrialJob:
         """A job with the checkpoint made that its trainings start from; they fine-tune it."""
-        is_warm = start_from.baseline is not None and inherits_everywhere(plan, self.sizer.shapes)
+        distil = self.config.search.warm_start.distil
+        is_warm = start_from.baseline is not None and inherits_everywhere(
+            plan, self.sizer.shapes, distilled=distil
+        )
         runs, needs = [], []
         for run in job.runs:
             made = Path(run.folder) / START
             if is_warm:
                 trained = self._trained(start_from, run.seed)
                 needs.append(str(trained))
-                start = convert_command(trained, plan, self.data, made / BEST)
+                start = convert_command(trained, plan, self.data, made / BEST, distil=distil)
             else:
                 start = list(run.command)
                 start = with_value(start, "--save-dir", str(made))

@@ -52,6 +52,7 @@ class SensitivityTarget:
         resources: Resources of one measurement.
         settings: Settings that must not change between two starts of the measurements.
         checkpoint: File of the trained model; None where only earlier measurements are read.
+        distils: Whether converted modules are trained alone before they are measured.
     """
 
     name: str
@@ -69,6 +70,12 @@ class SensitivityTarget:
     resources: ResourcesConfig
     settings: dict[str, Any]
     checkpoint: Path | None = None
+    distils: bool = False
+
+    @property
+    def measurements(self) -> Path:
+        """Folder of the measurements and of what follows; of distilled modules one of its own."""
+        return self.folder / ("sensitivity-distilled" if self.distils else "sensitivity")
 
     @property
     def folder(self) -> Path:
@@ -82,7 +89,7 @@ class SensitivityTarget:
 
     def inherits(self, plan: AttentionPlan) -> bool:
         """Whether a model of a plan can take over what the trained one has learned."""
-        return inherits_everywhere(plan, self.space.shapes)
+        return inherits_everywhere(plan, self.space.shapes, distilled=self.distils)
 
     def given_plans(self, plans: Sequence[AttentionPlan]) -> FixedCandidates:
         """Proposes these plans."""
@@ -99,8 +106,10 @@ class SensitivityTarget:
             calibration: File that `calibrate` has made of the checkpoint.
         """
         assert self.checkpoint is not None, "only earlier measurements can be read"
-        folder = self.folder / "sensitivity" / "trials" / plan.digest
-        command = measure_command(self.checkpoint, plan, self.data.folder, calibration)
+        folder = self.measurements / "trials" / plan.digest
+        command = measure_command(
+            self.checkpoint, plan, self.data.folder, calibration, distil=self.distils
+        )
         run = SeedRun(seed=self.seed, folder=str(folder / "run"), command=tuple(command))
         return TrialJob(
             number=number,
@@ -118,7 +127,11 @@ class SensitivityTarget:
 
 
 def target_of_study(
-    study: Study, checkpoint: Path | None, space: SearchSpace | None = None
+    study: Study,
+    checkpoint: Path | None,
+    space: SearchSpace | None = None,
+    *,
+    distil: bool = False,
 ) -> SensitivityTarget:
     """A study's trained baseline as what is measured.
 
@@ -127,6 +140,8 @@ def target_of_study(
         checkpoint: Checkpoint of the trained baseline; None where only earlier measurements are
             read.
         space: Space that is measured; the study's own if left out.
+        distil: Whether converted modules are trained alone before they are measured, also where the
+            study's warm starts do not.
 
     Raises:
         ConfigError: the model cannot be built with the data set's dictionaries.
@@ -153,6 +168,7 @@ def target_of_study(
         resources=config.resources,
         settings=study.settings(),
         checkpoint=checkpoint,
+        distils=distil or config.search.warm_start.distil,
     )
 
 
@@ -164,6 +180,7 @@ def target_of_checkpoint(
     cost: str,
     runs: Path,
     execution: ExecutionConfig,
+    distil: bool = False,
 ) -> SensitivityTarget:
     """A trained checkpoint, without a study, as what is measured.
 
@@ -177,6 +194,7 @@ def target_of_checkpoint(
         cost: Cost that plans are to save.
         runs: Folder that holds run folders.
         execution: Execution settings of the measurements.
+        distil: Whether converted modules are trained alone before they are measured.
 
     Raises:
         ConfigError: the space does not fit the model, there is no such cost, or fairseq refuses
@@ -212,6 +230,7 @@ def target_of_checkpoint(
         resources=ResourcesConfig(),
         settings=settings,
         checkpoint=checkpoint.absolute(),
+        distils=distil,
     )
 
 

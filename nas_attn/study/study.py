@@ -321,8 +321,9 @@ class Study:
         if self._has_warm_start:
             kept["warm_start"] = config["search"]["warm_start"]
             del kept["warm_start"]["rank_agreement"]
-            if not kept["warm_start"]["ladder"]:
-                del kept["warm_start"]["ladder"]  # records of old do not hold it
+            for name in ("ladder", "distil"):
+                if not kept["warm_start"][name]:
+                    del kept["warm_start"][name]  # records of old do not hold it
         # As JSON gives it back: with lists for tuples, so that it equals what a storage returns.
         kept["space"] = self.space.config.model_dump(mode="json")
         del kept["space"]["description"]

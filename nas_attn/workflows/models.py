@@ -122,6 +122,7 @@ def convert(
     refit: bool = True,
     force: bool = False,
     pooling: Pooling | None = None,
+    distil: bool = False,
     replace: bool = False,
 ) -> Converted:
     """Turn a trained checkpoint into one with another attention plan.
@@ -136,18 +137,30 @@ def convert(
         force: Whether schemes that cannot inherit trained heads are converted to as well.
         pooling: Means of heads for grouped_query and multi_query: `means` (Ainslie et al. 2023) or
             `aligned_means`, of heads turned to each other (Jin et al. 2024).
+        distil: Whether converted modules are trained alone, on data, to do what they did before;
+            then every scheme inherits.
         replace: Write over a file that is there.
 
     Raises:
-        UsageError: The plan does not fit the model, or `out` exists.
+        UsageError: The plan does not fit the model, there are no data to distil on, or `out`
+            exists.
         NasAttnError: The checkpoint or the data are unfit.
     """
+    if distil and data is None:
+        raise UsageError("--distil needs --calibrate DATA: modules are trained on what they see")
     if out.exists() and not replace:
         raise UsageError(f"{out} exists; remove it, name another file, or say --replace")
     try:
         wanted = AttentionPlan.read(plan)
         return convert_checkpoint(
-            checkpoint, wanted, out, data=data, refit=refit, force=force, pooling=pooling
+            checkpoint,
+            wanted,
+            out,
+            data=data,
+            refit=refit,
+            force=force,
+            pooling=pooling,
+            distil=distil,
         )
     except PlanError as error:
         raise UsageError(str(error)) from None

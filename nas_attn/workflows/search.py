@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from nas_attn.analysis.agreement import spread_evenly
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
@@ -104,7 +105,7 @@ def _by_predictions(session: Session) -> SearchLoop:
         return _by_sampler(session)
     measure_predictions(session, predictions, limits=PlanConstraints())
     findings = predictions.findings()
-    if not _is_guide(session, findings):
+    if not _is_guide(session, findings, predictions.target.measurements):
         return _by_sampler(session)
     front = [p for p in findings.front if p.plan != study.baseline]
     if not queue:
@@ -119,11 +120,11 @@ def _by_predictions(session: Session) -> SearchLoop:
         queue += _in_order(session, largest_steps(front, reached, wanted - len(queue)))
         _keep_queue(session, queue)
         loop = _by_sampler(session, queue=queue, trials=1 + len(queue))
-    write_findings(predictions.findings(), study.folder / "sensitivity")
+    write_findings(predictions.findings(), predictions.target.measurements)
     return loop
 
 
-def _is_guide(session: Session, findings: SensitivityFindings) -> bool:
+def _is_guide(session: Session, findings: SensitivityFindings, folder: Path) -> bool:
     """Whether predictions lead the search; their verdict is written and said.
 
     Raises:
@@ -139,7 +140,7 @@ def _is_guide(session: Session, findings: SensitivityFindings) -> bool:
                 "them, or search with strategy: sampler"
             )
         return False
-    write_findings(findings, session.study.folder / "sensitivity")
+    write_findings(findings, folder)
     session.events.on_message(findings.verdict)
     if is_strategy and not findings.is_guide:
         raise NasAttnError("predictions are no guide for this model; search with strategy: sampler")

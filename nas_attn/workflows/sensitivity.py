@@ -48,7 +48,12 @@ class PredictedFront:
 
 
 def target_session(
-    study: Study, space: str | None = None, *, address: str | None, events: Events | None
+    study: Study,
+    space: str | None = None,
+    *,
+    address: str | None,
+    events: Events | None,
+    distil: bool = False,
 ) -> Trainer:
     """A study's baseline, trained if need be, as what is measured, perhaps over another space."""
     if study.config.replay is not None:
@@ -56,7 +61,7 @@ def target_session(
     other = None if space is None else space_over(space, study.space.shapes)  # refused early
     session = Session.begin(study, address=address, events=events)
     checkpoint = study.trained_checkpoint(session.train_baseline())
-    target = target_of_study(study, checkpoint, other)
+    target = target_of_study(study, checkpoint, other, distil=distil)
     return Trainer(target, session.store, address, session.events)
 
 
@@ -70,6 +75,7 @@ def checkpoint_session(
     runs: Path,
     address: str | None,
     events: Events | None,
+    distil: bool = False,
 ) -> Trainer:
     """A trained checkpoint, without a study, as what is measured.
 
@@ -82,6 +88,7 @@ def checkpoint_session(
         runs: Folder that holds run folders.
         address: Address of a running Ray cluster; measurements run there.
         events: Object that is called with the progress.
+        distil: Whether converted modules are trained alone before they are measured.
     """
     target = target_of_checkpoint(
         checkpoint,
@@ -90,6 +97,7 @@ def checkpoint_session(
         cost=cost,
         runs=runs,
         execution=ExecutionConfig(executor="local" if address is None else "ray", workers=workers),
+        distil=distil,
     )
     # Earlier versions gave every checkpoint of a folder's name the same run folder.
     earlier = replace(target, name=plain_name(checkpoint))
@@ -132,7 +140,7 @@ def predict_front(
         raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
     if not findings.changes:
         raise NasAttnError("no single change could be measured; nas-attn status says why")
-    folder = trainer.subject.folder / "sensitivity"
+    folder = trainer.subject.measurements
     if space is not None:
         folder /= space_folder(space)  # what another space gave stays
     write_findings(findings, folder)
@@ -149,11 +157,11 @@ def measure_predictions(
             f"{NOTHING_INHERITS}, so there is nothing to measure: take another space, such as "
             "inherited_per_layer"
         )
-    calibration = target.folder / "sensitivity" / CALIBRATION_FILE
+    calibration = target.measurements / CALIBRATION_FILE
     if target.checkpoint is not None and not calibration.is_file():
         events.on_message("recording what the baseline's attention sees ...")
         try:
-            calibrate(target.checkpoint, target.data_folder, calibration)
+            calibrate(target.checkpoint, target.data_folder, calibration, distil=target.distils)
         except NasAttnError as error:  # also what is refused: a baseline was trained before
             raise NasAttnError(f"the baseline cannot be measured: {error}") from None
     events.on_message(
