@@ -8,11 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from nas_attn.conversion import Errors, RecordedCall, convert_attention, recorded, warn_without_data
+from nas_attn.attention import Attention
+from nas_attn.conversion import (
+    Conversion,
+    Errors,
+    RecordedCall,
+    convert_attention,
+    recorded,
+    warn_without_data,
+)
 from nas_attn.conversion.convert import Distil
 from nas_attn.conversion.distillation import DistillationData, Distilled
 from nas_attn.conversion.distillation import distil as distil_module
@@ -202,18 +210,9 @@ def convert_trained(
         adapter = trained.modules[site, layer]
         conversion = None if kept is None else kept.load(place, choice, adapter.attention)
         if conversion is None:
-            try:
-                conversion = convert_attention(
-                    adapter.attention,
-                    choice,
-                    calls.get(place, ()),
-                    refit=refit,
-                    force=force,
-                    pooling=pooling,
-                    distil=_distil_on(distillation.get(place)),
-                )
-            except PlanError as error:
-                raise PlanError(f"{place}: {error}") from None
+            some = distillation.get(place)
+            how: _How = {"refit": refit, "force": force, "pooling": pooling}
+            conversion = _conversion(adapter.attention, place, choice, calls, some, how)
             if kept is not None:
                 kept.save(place, choice, conversion)
         adapter.attention = conversion.module
@@ -234,11 +233,35 @@ def convert_trained(
     return Converted(plan=trained.plan, modules=tuple(modules), parameters=(before, after))
 
 
-def _distil_on(data: DistillationData | None) -> Distil | None:
-    """What trains modules alone on data, on a GPU if there is one."""
-    if data is None:
-        return None
-    return partial(distil_module, data=data, device="cuda" if torch.cuda.is_available() else "cpu")
+class _How(TypedDict):
+    """Options of `convert_attention` that are the same for all modules."""
+
+    refit: bool
+    force: bool
+    pooling: Pooling | None
+
+
+def _conversion(
+    attention: Attention,
+    place: str,
+    choice: AttentionChoice,
+    calls: Mapping[str, Sequence[RecordedCall]],
+    data: DistillationData | None,
+    how: _How,
+) -> Conversion:
+    """Convert one module; with data it is trained alone, on a GPU if there is one.
+
+    Raises:
+        PlanError: the choice does not fit; the message names the place.
+    """
+    distil: Distil | None = None
+    if data is not None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        distil = partial(distil_module, data=data, device=device)
+    try:
+        return convert_attention(attention, choice, calls.get(place, ()), distil=distil, **how)
+    except PlanError as error:
+        raise PlanError(f"{place}: {error}") from None
 
 
 def _distilled_text(distilled: Distilled | None) -> str:
