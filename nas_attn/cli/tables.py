@@ -199,15 +199,16 @@ def converted_table(converted: Converted) -> Table:
         for name in ("error of scores", "of outputs"):
             table.add_column(name, justify="right")
     distils = any(module.distilled is not None for module in converted.modules)
-    for name in ("felt, unseen", "before") if distils else ():
-        table.add_column(name, justify="right")
+    if distils:
+        table.add_column("weighted, distilled", justify="right")
     for module in converted.modules:
         errors = []
         if module.errors is not None:
             scores, outputs = module.errors.scores, module.errors.outputs
             errors = ["" if scores is None else f"{scores:.2%}", f"{outputs:.2%}"]
         if module.distilled is not None:
-            errors += [f"{module.distilled.after:.2%}", f"{module.distilled.before:.2%}"]
+            before, after = module.distilled.before, module.distilled.after
+            errors.append(f"{before:.2%} -> {after:.2%}")
         table.add_row(module.place, str(module.choice), *errors)
     return table
 

@@ -6,7 +6,6 @@ import logging
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import yaml
 
 from nas_attn.errors import ConfigError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.loading import load_study
-from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.shipped import shipped_folder, shipped_names
 from nas_attn.study.spaces import load_space_config, space_folder, space_over
 from nas_attn.study.study import Study
@@ -399,31 +396,6 @@ def test_a_folder_that_fairseq_would_cut(tmp_path: Path, tiny_translation: Prepa
     study.jobs.search_trial(1, study.baseline)
     with pytest.raises(UsageError, match="cuts names of files at ':'"):
         study.jobs.confirmation(1, study.baseline, [2])
-
-
-def test_with_distillation_every_scheme_starts_warm(
-    tmp_path: Path, tiny_translation: PreparedData
-) -> None:
-    plan = AttentionPlan.of({"encoder_self": AttentionChoice.of("head_embedding_add")})
-    path = str(write(tmp_path, tiny_translation.folder, {"search/warm_start": "baseline"}))
-    for distil in (False, True):
-        study = load_study(path, overrides=[f"search.warm_start.distil={str(distil).lower()}"])
-        # Records of earlier versions do not hold it.
-        assert study.settings()["warm_start"].get("distil", False) is distil
-        assert ("distil" in study.settings()["warm_start"]) is distil
-        start = study.jobs.search_trial(1, plan, "runs/baseline").runs[0].start
-        assert start[0] == ("nas-attn" if distil else "fairseq-train")
-        assert ("--distil" in start) is distil
-        target = target_of_study(study, None)
-        assert target.inherits(plan) is distil
-        measured = replace(target, checkpoint=Path("best.pt")).build_measurement(
-            1, plan, target.measurements / "calibration.pt"
-        )
-        assert ("--distil" in measured.runs[0].command) is distil
-        name = "sensitivity-distilled" if distil else "sensitivity"
-        assert Path(measured.folder).parent == study.folder / name / "trials"
-    plain = load_study(path)
-    assert target_of_study(plain, None, distil=True).inherits(plan)
 
 
 def test_sections_are_merged(tmp_path: Path, tiny_translation: PreparedData) -> None:
