@@ -9,6 +9,7 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
+from nas_attn.trials.job import StartFolders
 from tests.helpers.studies import write
 
 
@@ -25,7 +26,9 @@ def test_with_distillation_every_scheme_starts_warm(
         # Records of earlier versions do not hold it.
         assert study.settings()["warm_start"].get("distil", False) is distil
         assert ("distil" in study.settings()["warm_start"]) is distil
-        start = study.jobs.search_trial(1, plan, "runs/baseline").runs[0].start
+        start = (
+            study.jobs.search_trial(1, plan, StartFolders(baseline="runs/baseline")).runs[0].start
+        )
         assert start[0] == ("nas-attn" if distil else "fairseq-train")
         assert ("--distil" in start) is distil
         target = target_of_study(study, None)
