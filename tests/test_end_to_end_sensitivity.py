@@ -122,6 +122,25 @@ def test_nothing_is_measured_twice(measured: Measured) -> None:
     assert measured.logs() == before
 
 
+def test_distilled_conversions_are_measured_beside(measured: Measured) -> None:
+    """By every scheme of the space; tests of predictions train no module anew."""
+    plain = pd.read_csv(measured.folder / "sensitivity" / "sensitivity.csv").set_index("plan")
+    logs = measured.logs()
+    text = measured.command("--distil", "--checks", "4")
+    assert "3 choices are the baseline's own, or cannot inherit" in text
+    assert measured.logs() == logs
+    folder = measured.folder / "sensitivity-distilled"
+    table = pd.read_csv(folder / "sensitivity.csv").set_index("plan")
+    assert len(table) == len(plain) + 3, "added embeddings inherit"
+    assert table["choice"].str.contains("head_embedding_add").sum() == 3
+    both = table.join(plain, rsuffix="_plain").dropna()
+    assert both["change"].sum() < both["change_plain"].sum()
+    kept = list((folder / "modules").iterdir())
+    assert len(kept) == len(table), "each change is of one module"
+    for log in (folder / "trials").glob("*/run/train.log"):
+        assert "changed by" in log.read_text()
+
+
 def test_limits(measured: Measured) -> None:
     measured.command("--max-schemes", "1", "--checks", "0")
     predicted = pd.read_csv(measured.folder / "sensitivity" / "predicted.csv")

@@ -50,6 +50,11 @@ class ReportContext:
     study: Sequence[str] = ()
 
     @property
+    def distils(self) -> bool:
+        """Whether warm trials' converted modules were trained alone first."""
+        return bool(self.settings.get("warm_start", {}).get("distil", False))
+
+    @property
     def export_text(self) -> str:
         """The command that exports a trial, with {trial} for its number; empty without a study."""
         if not self.study:

@@ -45,6 +45,7 @@ def summary_text(trials: Trials, context: ReportContext) -> str:
         noise=_noise(trials),
         fine_tuning=context.fine_tuning,
         warm=sum(trial.is_warm for trial in trials.front),
+        distils=context.distils,
         has_ladder=any(trial.parent is not None for trial in trials),
         updates=sum(trial.updates for trial in trials),
         agreement=context.agreement,

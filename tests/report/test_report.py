@@ -143,6 +143,13 @@ def test_an_agreement_has_its_table(trials: Trials, tmp_path: Path) -> None:
     assert len(pd.read_csv(page.parent / "agreement.csv")) == 9
 
 
+def test_that_converted_modules_were_distilled_is_said(trials: Trials, tmp_path: Path) -> None:
+    for distil in (False, True):
+        about = replace(context(), fine_tuning=3, settings={"warm_start": {"distil": distil}})
+        write_report(trials, about, tmp_path)
+        assert ("trained alone first" in (tmp_path / "summary.md").read_text()) is distil
+
+
 def test_a_second_cost_has_its_column_and_its_panel(trials: Trials, tmp_path: Path) -> None:
     both = replace(OBJECTIVES, costs=("total", "decoding_seconds"))
     timed = [
