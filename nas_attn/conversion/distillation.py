@@ -169,7 +169,7 @@ def _error(student: Attention, batches: Sequence[_Batch], root: Tensor) -> float
 
 @torch.no_grad()
 def _batch(teacher: Attention, call: RecordedCall, root: Tensor) -> _Batch:
-    call = call.to(torch.float32)
+    call = call.to(torch.float32, root.device)
     counts = call.valid_queries
     return _Batch(call, counts, run(teacher, call)[counts] @ root)
 

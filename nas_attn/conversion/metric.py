@@ -64,20 +64,20 @@ class RecordedCall:
             return self.key.new_ones(self.key.shape[:2], dtype=torch.bool)
         return ~self.key_padding_mask.bool()
 
-    def to(self, dtype: torch.dtype) -> RecordedCall:
-        """The same with inputs of another type, on the CPU; 0 where they do not count, for padding
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> RecordedCall:
+        """The same with inputs of another type, on a device; 0 where they do not count, for padding
         may be no number."""
         moved = {}
         counts = {"query": self.valid_queries, "key": self.keys_that_count}
         for name in ("query", "key", "value"):
             ignored = ~counts.get(name, counts["key"])[..., None]
-            moved[name] = getattr(self, name).detach().masked_fill(ignored, 0.0).to("cpu", dtype)
+            moved[name] = getattr(self, name).detach().masked_fill(ignored, 0.0).to(device, dtype)
         if self.value is self.key:
             moved["value"] = moved["key"]
         for name in ("key_padding_mask", "attn_mask", "query_padding_mask"):
             mask = getattr(self, name)
             if mask is not None:
-                moved[name] = mask.to("cpu", dtype) if mask.is_floating_point() else mask.cpu()
+                moved[name] = mask.to(device, dtype if mask.is_floating_point() else None)
         return replace(self, **moved)
 
     def is_finite(self) -> bool:

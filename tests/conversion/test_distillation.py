@@ -17,6 +17,7 @@ from nas_attn.conversion.distillation import DistillationData, distil
 from nas_attn.conversion.metric import run
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
+from tests.helpers.devices import devices
 
 WIDTH, HEADS = 16, 4
 of = AttentionChoice.of
@@ -102,12 +103,14 @@ def test_what_is_worse_on_unseen_sequences_is_not_kept() -> None:
         assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
 
 
-def test_errors_count_by_what_the_loss_feels() -> None:
+@devices
+def test_errors_count_by_what_the_loss_feels(device: str) -> None:
     """Of outputs that lie in two halves, the half that counts becomes more exact."""
     felt = torch.diag(torch.tensor([1.0, 0.0]).repeat_interleave(WIDTH // 2))
     found = {}
     for name, metric in (("felt", felt), ("unfelt", felt.flip(0, 1)), ("nothing", 0 * felt)):
-        some = partial(distil, data=replace(TAUGHT, metric=metric), steps=30, learning_rate=0.02)
+        data = replace(TAUGHT, metric=metric)
+        some = partial(distil, data=data, steps=30, learning_rate=0.02, device=device)
         module = convert_attention(trained(), of("single_head"), CALLS[:1], distil=some).module
         found[name] = error(module, UNSEEN, felt)
     assert found["felt"] < found["nothing"] < found["unfelt"]
