@@ -8,6 +8,24 @@ from nas_attn._imports import require_extra
 
 require_extra("search", "fairseq")
 
-from . import amp, architectures, bleu, criterions, numpy_names, safe_globals, tasks  # noqa: E402
+from . import (  # noqa: E402
+    amp,
+    architectures,
+    bleu,
+    criterions,
+    distillation,
+    numpy_names,
+    safe_globals,
+    tasks,
+)
 
-__all__ = ["amp", "architectures", "bleu", "criterions", "numpy_names", "safe_globals", "tasks"]
+__all__ = [
+    "amp",
+    "architectures",
+    "bleu",
+    "criterions",
+    "distillation",
+    "numpy_names",
+    "safe_globals",
+    "tasks",
+]

@@ -31,6 +31,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import Phase
 from nas_attn.attention.voting import constraints, count_votes, recording
 
+from . import distillation  # noqa: F401  registers criterions, of which there are grouped ones too
 from .voting import Voting
 
 

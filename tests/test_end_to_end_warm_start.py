@@ -171,6 +171,50 @@ def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -
         assert "convert" not in run_cold.start
 
 
+def test_the_baseline_teaches(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    """Every trial's fine-tuning, its own too, by a file that commands name; resuming finds all."""
+    changes = {
+        **CHANGES,
+        "training/seeds": [1],
+        "search": {
+            "trials": 4,
+            "sampler": "stratified_random",
+            "warm_start": {
+                "source": "baseline",
+                "fraction": 0.25,
+                "teacher": "baseline",
+                "arguments": {"teacher-weight": 0.75, "teacher-temperature": 2},
+            },
+        },
+    }
+    study = str(write(tmp_path, tiny_translation.folder, changes))
+    arguments = ["search", study, "--runs", str(tmp_path / "runs")]
+    invoke(*arguments)
+    folder = tmp_path / "runs" / "small"
+    taught = folder / "trials" / "00000" / "seed-1" / "start" / "checkpoint_best.pt"
+    table = pd.read_csv(folder / "report" / "trials.csv").set_index("trial")
+    assert list(table["state"]) == ["complete"] * 4
+    inherits = ~table["plan"].str.contains("head_embedding_add") & ~table["baseline"]
+    assert list(table["warm"]) == list(inherits)
+    assert inherits.any() and not inherits[1:].all()
+    for number in range(4):
+        run = folder / "trials" / f"{number:05d}" / "seed-1"
+        words = shlex.split((run.parent / "commands.sh").read_text())
+        tuned = words[words.index("--finetune-from-model") - len(words) :]
+        assert str(taught) == tuned[tuned.index("--teacher") + 1]
+        assert "--criterion=distilled_label_smoothed_cross_entropy" in words
+        assert {"--teacher-weight=0.75", "--teacher-temperature=2"} <= set(words)
+        assert "teacher_kl" in (run / "train.log").read_text()
+        metrics = read_report(run)[-1]["metrics"]
+        assert "nll_loss" in metrics and "teacher_kl" not in metrics
+    again = shlex.split(table.loc[0, "command"])
+    made = "checkpoints/trial-0-run-1/start/checkpoint_best.pt"
+    assert again[again.index("--teacher") + 1] == made
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/*/*.log")}
+    invoke(*arguments)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
 def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two more trials; the least number is lowered, as this many would take minutes."""
     monkeypatch.setattr("nas_attn.engine.config.MIN_COMPARED", 6)

@@ -20,7 +20,10 @@ def reproduction_texts(trial: TrialRecord) -> list[str]:
         steps = [with_value(command, "--save-dir", folder)]
         if start:
             made = f"{folder}/{START}/{BEST}"
+            own = value_of(command, "--finetune-from-model")
             steps[0] = with_value(steps[0], "--finetune-from-model", made)
+            if value_of(command, "--teacher") == own:  # the baseline's
+                steps[0] = with_value(steps[0], "--teacher", made)
             trains = value_of(start, "--save-dir") is not None
             flag, value = ("--save-dir", f"{folder}/{START}") if trains else ("--out", made)
             steps.insert(0, with_value(start, flag, value))

@@ -125,6 +125,8 @@ class WarmStartConfig(ConfigModel):
     """Flags of fairseq-train that fine-tuning has otherwise."""
     distil: bool = False
     """Converted modules are trained alone, too, and then every scheme inherits."""
+    teacher: Literal["none", "baseline"] = "none"
+    """`baseline`: fine-tuning learns from the outputs of the trained baseline, too."""
     rank_agreement: Annotated[int, Field(ge=0)] = 0
     """So many warm trials are trained from nothing too, to see whether the order is the same."""
     ladder: bool = False
@@ -144,6 +146,17 @@ class WarmStartConfig(ConfigModel):
         if self.distil and not self.from_baseline:
             raise ValueError("distil trains converted modules, which source: baseline has")
         return self
+
+    @model_validator(mode="after")
+    def _taught_by_baseline(self) -> WarmStartConfig:
+        if self.is_taught and not self.from_baseline:
+            raise ValueError("teacher: baseline needs one that is trained first: source: baseline")
+        return self
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether fine-tuning asks a teacher."""
+        return self.teacher != "none"
 
     @property
     def is_on(self) -> bool:

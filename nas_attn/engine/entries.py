@@ -53,7 +53,8 @@ def job_entry(job: TrialJob) -> dict[str, Any]:
     }
     starts = [list(run.start) for run in job.runs if run.start]
     if starts:
-        about |= {fields.STARTS: starts, fields.WARM: bool(job.needs)}
+        is_warm = bool(job.needs) and not any(run.is_trained_first for run in job.runs)
+        about |= {fields.STARTS: starts, fields.WARM: is_warm}
     return about
 
 

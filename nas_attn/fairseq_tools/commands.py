@@ -11,7 +11,7 @@ from nas_attn.fairseq_tools.arguments import architecture, task_flag
 from nas_attn.fairseq_tools.bleu import check_tokenizer, scoring_flags, validation_flags
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.fairseq_tools.flags import given, words_of
+from nas_attn.fairseq_tools.flags import given, plain_criterion, words_of
 from nas_attn.plan import AttentionPlan
 
 MAXIMISED = frozenset({"bleu", "accuracy"})
@@ -209,7 +209,7 @@ def _refused_metric(config: TrainingConfig, metric: str) -> str:
     if metric == "nll_loss":
         return f"{message}: take loss, which is in bits a token here"
     if metric == "accuracy" and criterion == "cross_entropy":
-        grouped = "grouped_" if named.get("criterion", criterion) != criterion else ""
+        grouped = "grouped_" if str(named.get("criterion")).startswith("grouped_") else ""
         smoothed = f"{grouped}label_smoothed_cross_entropy"
         return f"{message}: set training.arguments.criterion to {smoothed}"
     return f"{message}: take one of these"
@@ -279,5 +279,5 @@ def _subword_flags(data: PreparedData) -> list[str]:
 
 
 def _criterion(config: TrainingConfig) -> str:
-    """The criterion's name without the group constraint, which changes no validation."""
-    return str(given(config.arguments).get("criterion", "cross_entropy")).removeprefix("grouped_")
+    """The criterion's name without group constraint and teacher, which change no validation."""
+    return plain_criterion(str(given(config.arguments).get("criterion", "cross_entropy")))

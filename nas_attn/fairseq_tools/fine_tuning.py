@@ -11,14 +11,19 @@ from nas_attn.config_model import Scalar
 from nas_attn.fairseq_tools.arguments import last_epoch_and_update, training_arguments
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.fairseq_tools.flags import dashed, given
+from nas_attn.fairseq_tools.flags import dashed, distilled, given
 
 WARM_UP = 0.1
 """Of the updates of fine-tuning, in which the learning rate rises."""
 
 
 def fine_tuning(
-    config: TrainingConfig, updates: int, *, learning_rate: float, replaced: Mapping[str, Scalar]
+    config: TrainingConfig,
+    updates: int,
+    *,
+    learning_rate: float,
+    replaced: Mapping[str, Scalar],
+    is_taught: bool = False,
 ) -> TrainingConfig:
     """A training's arguments for fine-tuning: few updates, and a learning rate that falls to 0.
 
@@ -27,6 +32,8 @@ def fine_tuning(
         updates: Number of updates of fine-tuning.
         learning_rate: The highest, a share of the training's.
         replaced: Further arguments, which replace others.
+        is_taught: Whether a teacher is asked: the criterion is the distilled one, and lacks nothing
+            but `--teacher`.
     """
     arguments, replaced = given(config.arguments), given(replaced)
     parsed = training_arguments(config)
@@ -39,7 +46,10 @@ def fine_tuning(
             "warmup-updates": max(1, round(WARM_UP * updates)),
             "total-num-update": updates,
         }
-    return config.model_copy(update={"arguments": kept | replaced})
+    tuned = kept | replaced
+    if is_taught:
+        tuned["criterion"] = distilled(str(tuned.get("criterion", "cross_entropy")))
+    return config.model_copy(update={"arguments": tuned})
 
 
 def count_updates(config: TrainingConfig, data: PreparedData, *, gpus: int = 1) -> int:

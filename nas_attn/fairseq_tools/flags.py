@@ -55,7 +55,7 @@ OWNED = _names(
     """
     arch attention-plan best-checkpoint-metric data keep-best-checkpoints keep-last-epochs log-file
     log-format maximize-best-checkpoint-metric no-epoch-checkpoints required-batch-size-multiple
-    save-dir seed source-lang target-lang task update-epoch-batch-itr user-dir
+    save-dir seed source-lang target-lang task teacher update-epoch-batch-itr user-dir
     """
 )
 """Flags that nas-attn sets itself, or leaves as it needs them."""
@@ -197,6 +197,9 @@ CRITERIONS = {
 """fairseq's criterions that train a model of ours, and the tasks that they are for; each also as
 grouped_NAME."""
 
+TAUGHT = ("cross_entropy", "label_smoothed_cross_entropy", "masked_lm")
+"""Those that the plugin has with a teacher too, as distilled_NAME and grouped_distilled_NAME."""
+
 GENERATION = _names(
     """
     beam diverse_beam_groups diverse_beam_strength diversity_rate lenpen match_source_len max_len
@@ -259,13 +262,13 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
     (
         SHARE,
         """adadelta-rho ema-decay fp16-scale-tolerance leave-unmasked-prob lr-decay mask-prob
-        random-token-prob""",
+        random-token-prob teacher-weight""",
     ),
     (
         POSITIVE,
         """adadelta-eps adam-eps adamax-eps adaptive-input-factor adaptive-softmax-factor
         clip-threshold lamb-eps lr-shrink max-lr min-loss-scale power t-mult
-        threshold-loss-scale""",
+        teacher-temperature threshold-loss-scale""",
     ),
     (
         FROM_0,
@@ -354,6 +357,22 @@ def given(arguments: Mapping[str, Scalar]) -> dict[str, Scalar]:
     return {ALIASES.get(dashed(name), dashed(name)): value for name, value in arguments.items()}
 
 
+def plain_criterion(name: str) -> str:
+    """The criterion of fairseq that one of the plugin's adds to."""
+    return name.removeprefix("grouped_").removeprefix("distilled_")
+
+
+def is_distilled(name: str) -> bool:
+    """Whether a criterion asks a teacher."""
+    return name.removeprefix("grouped_").startswith("distilled_")
+
+
+def distilled(name: str) -> str:
+    """The criterion that asks a teacher beside."""
+    prefix = "grouped_" if name.startswith("grouped_") else ""
+    return f"{prefix}distilled_{plain_criterion(name)}"
+
+
 def without_refused(arguments: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Arguments without the flags that no study may set; earlier versions took some of them."""
     refused = OWNED | REASONS.keys()
@@ -434,8 +453,13 @@ def _check_criterion(named: Mapping[str, Scalar], task: str) -> Iterator[ConfigI
     said = str(named.get("criterion", "cross_entropy"))
     if not WORD.fullmatch(said):
         return
-    tasks = CRITERIONS.get(said.removeprefix("grouped_"))
-    if tasks is None or task not in tasks:
+    plain = plain_criterion(said)
+    tasks = CRITERIONS.get(plain)
+    if is_distilled(said) and plain not in TAUGHT:
+        taught = [name for name in TAUGHT if task in CRITERIONS[name]]
+        message = f"no teacher teaches a model that is trained by {plain}; take "
+        yield ConfigIssue("arguments.criterion", message + ", ".join(taught))
+    elif tasks is None or task not in tasks:
         offer = ", ".join(name for name, tasks in CRITERIONS.items() if task in tasks)
         message = f"{said} does not train a {task} model here; take {offer}, or grouped_ and one"
         yield ConfigIssue("arguments.criterion", message)

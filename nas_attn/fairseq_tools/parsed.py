@@ -78,6 +78,11 @@ def _whose(flag: str, named: Mapping[str, Scalar]) -> str:
             continue
         fallback = "cross_entropy" if part == "criterion" else "fixed"
         chosen = named.get(part, "none" if part == "optimizer" else fallback)
+        if flag.startswith("teacher-"):
+            return (
+                "is for fine-tuning with a teacher: set search.warm_start.teacher to baseline, and "
+                f"{flag} in search.warm_start.arguments"
+            )
         meant = f"grouped_{chosen}" if f"grouped_{chosen}" in owners else owners[0]
         return (
             f"belongs to another {part.replace('-', ' ')}, not to {chosen}: set "

@@ -20,6 +20,7 @@ NAMES = frozenset(
         "distributed_init_method",
         "ema_seed_model",
         "finetune_from_model",
+        "teacher",
         "wandb_project",
     }
 )

@@ -20,7 +20,7 @@ from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.data import find_split_files, load_prepared, read_manifest
 from nas_attn.fairseq_tools.fine_tuning import fine_tuning
-from nas_attn.fairseq_tools.flags import given, without_refused
+from nas_attn.fairseq_tools.flags import given, is_distilled, without_refused
 from nas_attn.fairseq_tools.folders import missing_splits
 from nas_attn.fairseq_tools.models import (
     blank_dictionary,
@@ -95,6 +95,7 @@ def _check_sections(config: StudyConfig) -> list[ConfigIssue]:
         ConfigIssue(f"training.{f.key}", f.message) for f in check_arguments(config.training)
     ]
     faults += _check_objectives(config)
+    faults += _check_teachers(config)
     if not faults:
         faults += _check_training(config)
     if not faults:
@@ -202,7 +203,11 @@ def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
     if config.replay is not None:
         return [ConfigIssue(key, "replayed learning curves start from nothing: leave it out")]
     training = fine_tuning(
-        config.training, 1, learning_rate=warm.learning_rate, replaced=warm.arguments
+        config.training,
+        1,
+        learning_rate=warm.learning_rate,
+        replaced=warm.arguments,
+        is_taught=warm.is_taught,
     )
     faults = check_arguments(training)
     if not faults:
@@ -210,7 +215,25 @@ def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
         args = training_arguments(training)
         args.vote_at_epoch = args.vote_at_update = 0
         faults = list(check_training(args, training.arguments))
-    return [ConfigIssue(f"{key}.{fault.key}", fault.message) for fault in faults]
+    # A criterion that no teacher is for is right by itself.
+    keys = {"arguments.criterion": "teacher"} if warm.is_taught else {}
+    return [ConfigIssue(f"{key}.{keys.get(f.key, f.key)}", f.message) for f in faults]
+
+
+def _check_teachers(config: StudyConfig) -> Iterator[ConfigIssue]:
+    """Criterions that ask a teacher, which only `search.warm_start.teacher` names."""
+    warm = config.search.warm_start
+    for key, arguments in (
+        ("training", config.training.arguments),
+        ("search.warm_start", warm.arguments),
+    ):
+        name = str(given(arguments).get("criterion", ""))
+        if is_distilled(name):
+            yield ConfigIssue(
+                f"{key}.arguments.criterion",
+                f"{name} needs a teacher, which a study has in fine-tuning alone: leave distilled_ "
+                "out, and set search.warm_start.teacher to baseline",
+            )
 
 
 def _prunes(module: Attention) -> bool:

@@ -43,6 +43,7 @@ def fine_tuning_of(config: StudyConfig, data: PreparedData) -> TrainingConfig:
         max(1, round(warm.fraction * updates)),
         learning_rate=warm.learning_rate,
         replaced=warm.arguments,
+        is_taught=warm.is_taught,
     )
 
 
@@ -90,11 +91,13 @@ class TrialJobs:
             return job
         return self._with_start(job, plan, start if warm_start.from_baseline else NO_FOLDERS)
 
-    def cold_trial(self, number: int, plan: AttentionPlan) -> TrialJob:
-        """A trial that starts from nothing, beside a warm one."""
+    def cold_trial(
+        self, number: int, plan: AttentionPlan, start: StartFolders = NO_FOLDERS
+    ) -> TrialJob:
+        """A trial that starts from nothing, beside a warm one; its teacher is the same."""
         folder = self.folder / "cold" / plan.digest
         job = self._job(number, plan, folder, self.config.training.seeds, test=False)
-        return self._with_start(job, plan, NO_FOLDERS)
+        return self._with_start(job, plan, start, is_cold=True)
 
     def confirmation(self, number: int, plan: AttentionPlan, seeds: Sequence[int]) -> TrialJob:
         """A training of a plan with other seeds, which opens the test split."""
@@ -116,43 +119,60 @@ class TrialJobs:
             bleu_tokenizer=objectives.bleu_tokenizer,
         )
 
-    def _with_start(self, job: TrialJob, plan: AttentionPlan, start_from: StartFolders) -> TrialJob:
+    def _with_start(
+        self,
+        job: TrialJob,
+        plan: AttentionPlan,
+        start_from: StartFolders,
+        *,
+        is_cold: bool = False,
+    ) -> TrialJob:
         """A job with the checkpoint made that its trainings start from; they fine-tune it."""
-        distil = self.config.search.warm_start.distil
-        is_warm = start_from.baseline is not None and inherits_everywhere(
-            plan, self.sizer.shapes, distilled=distil
+        warm = self.config.search.warm_start
+        has_baseline, is_taught = start_from.baseline is not None, warm.is_taught
+        is_warm = (
+            has_baseline
+            and not is_cold
+            and inherits_everywhere(plan, self.sizer.shapes, distilled=warm.distil)
         )
         runs, needs = [], []
         for run in job.runs:
-            made = Path(run.folder) / START
+            made = Path(run.folder) / START / BEST
+            # The baseline learns from what it was before.
+            teacher = self._before_tuning(start_from, run.seed) if has_baseline else made
             if is_warm:
                 trained = self._trained(start_from, run.seed)
                 needs.append(str(trained))
-                start = convert_command(trained, plan, self.data, made / BEST, distil=distil)
+                start = convert_command(trained, plan, self.data, made, distil=warm.distil)
             else:
-                start = list(run.command)
-                start = with_value(start, "--save-dir", str(made))
+                start = with_value(list(run.command), "--save-dir", str(made.parent))
             command = self._training(
                 self.fine_tuning, plan, run.seed, Path(run.folder) / CHECKPOINTS
             )
-            command += ["--finetune-from-model", str(made / BEST)]
+            command += ["--finetune-from-model", str(made)]
+            if is_taught:
+                command += ["--teacher", str(teacher)]
+                needs += [str(teacher)] if has_baseline else []
             runs.append(replace(run, command=tuple(command), start=tuple(start)))
         last_epoch, last_update = last_epoch_and_update(self.fine_tuning)
         return replace(
             job,
             runs=tuple(runs),
-            needs=tuple(needs),
+            needs=tuple(dict.fromkeys(needs)),
             last_epoch=last_epoch,
             last_update=last_update,
         )
 
+    def _before_tuning(self, start_from: StartFolders, seed: int) -> Path:
+        """The baseline's checkpoint from before its fine-tuning."""
+        folder = folder_today(str(start_from.baseline), self.folder)
+        return folder / f"seed-{seed}" / START / BEST
+
     def _trained(self, start_from: StartFolders, seed: int) -> Path:
         """The checkpoint that is converted: the baseline's before fine-tuning, a parent's after."""
         if start_from.parent is None:
-            folder, kept = str(start_from.baseline), START
-        else:
-            folder, kept = start_from.parent, CHECKPOINTS
-        return folder_today(folder, self.folder) / f"seed-{seed}" / kept / BEST
+            return self._before_tuning(start_from, seed)
+        return folder_today(start_from.parent, self.folder) / f"seed-{seed}" / CHECKPOINTS / BEST
 
     def _job(
         self, number: int, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool

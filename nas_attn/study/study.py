@@ -321,8 +321,8 @@ class Study:
         if self._has_warm_start:
             kept["warm_start"] = config["search"]["warm_start"]
             del kept["warm_start"]["rank_agreement"]
-            for name in ("ladder", "distil"):
-                if not kept["warm_start"][name]:
+            for name, off in (("ladder", False), ("distil", False), ("teacher", "none")):
+                if kept["warm_start"][name] == off:
                     del kept["warm_start"][name]  # records of old do not hold it
         # As JSON gives it back: with lists for tuples, so that it equals what a storage returns.
         kept["space"] = self.space.config.model_dump(mode="json")

@@ -148,15 +148,16 @@ class TrialRun:
             )
             self._fail(Failure(FailureKind.NO_DATA, message))
             return
-        if step.kind is StepKind.START or not step.run.start:
-            lacking = [path for path in self.job.needs if not Path(path).is_file()]
-            if lacking:
-                message = (
-                    f"{socket.gethostname()} has no file {lacking[0]}, which trial "
-                    f"{self.job.number} starts from"
-                )
-                self._fail(Failure(FailureKind.NO_CHECKPOINT, message))
-                return
+        is_first = step.kind is StepKind.START or not step.run.start
+        needed = [path for path in self.job.needs if is_first or path in step.command]
+        lacking = [path for path in needed if not Path(path).is_file()]
+        if lacking:
+            message = (
+                f"{socket.gethostname()} has no file {lacking[0]}, which trial {self.job.number} "
+                "starts from or is taught by"
+            )
+            self._fail(Failure(FailureKind.NO_CHECKPOINT, message))
+            return
         self._start(step)
 
     def _start(self, step: Step) -> None:

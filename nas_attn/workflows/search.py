@@ -18,6 +18,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
+from nas_attn.trials.job import StartFolders
 from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.reporting import cold_store, write_study_report
 from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
@@ -172,10 +173,12 @@ def _train_cold(session: Session) -> None:
     session.events.on_message(
         f"trials {numbers} are trained from nothing too, for the rank agreement of warm and cold"
     )
+    baseline = next((t.folder for t in store.trials() if t.is_baseline and t.is_trained), None)
+    folders = StartFolders(baseline=baseline)
     loop = session.run_plans(
         [trial.plan for trial in chosen if trial.plan is not None],
         store=cold_store(study, store, create=True),
-        build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan),
+        build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan, folders),
         title=f"{store.name}, from nothing",
     )
     if loop.has_given_up:

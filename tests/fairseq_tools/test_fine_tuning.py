@@ -62,6 +62,29 @@ def test_what_is_replaced_wins() -> None:
     assert "total-num-update" not in tuned.arguments
 
 
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        (None, "distilled_cross_entropy"),
+        ("label_smoothed_cross_entropy", "distilled_label_smoothed_cross_entropy"),
+        ("grouped_cross_entropy", "grouped_distilled_cross_entropy"),
+    ],
+)
+def test_a_teacher_is_asked(criterion: str | None, expected: str) -> None:
+    flags = {"teacher-weight": 0.25, "teacher_temperature": 2}
+    tuned = fine_tuning(
+        training(criterion=criterion), 40, learning_rate=0.5, replaced=flags, is_taught=True
+    )
+    assert check_arguments(tuned) == []
+    args = training_arguments(tuned)
+    assert (args.criterion, args.teacher) == (expected, None)
+    assert (args.teacher_weight, args.teacher_temperature) == (0.25, 2.0)
+    for name, wrong in (("teacher-weight", 1.5), ("teacher-temperature", 0), ("teacher", "x.pt")):
+        changed = tuned.model_copy(update={"arguments": tuned.arguments | {name: wrong}})
+        (fault,) = check_arguments(changed)
+        assert fault.key == f"arguments.{name}"
+
+
 def test_a_number_of_updates_is_taken_as_it_is(tiny_translation: PreparedData) -> None:
     assert count_updates(training(max_epoch=None, max_update=7), tiny_translation) == 7
 

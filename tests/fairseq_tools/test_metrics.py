@@ -106,7 +106,7 @@ def test_flags_that_are_given_are_not_added(tmp_path: Path) -> None:
     assert command(measured, data, "accuracy", "s").count("--report-accuracy") == 1
 
 
-@pytest.mark.parametrize("prefix", ["", "grouped_"])
+@pytest.mark.parametrize("prefix", ["", "grouped_", "distilled_", "grouped_distilled_"])
 def test_accuracy_is_asked_of_the_criterion(prefix: str, tmp_path: Path) -> None:
     training = config(criterion=f"{prefix}label_smoothed_cross_entropy")
     flags = ["--maximize-best-checkpoint-metric", "--report-accuracy"]
@@ -137,6 +137,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"criterion": "grouped_cross_entropy"},
         "set training.arguments.criterion to grouped_label_smoothed_cross_entropy",
     ),
+    ("translation", "accuracy", {"criterion": "distilled_cross_entropy"}, "to label_smoothed"),
     ("translation", "loos", {}, "it logs accuracy, bleu, loss, nll_loss, ppl"),
     ("translation", "nll_loss", {"criterion": "grouped_cross_entropy"}, "take loss"),
 ]

@@ -43,6 +43,29 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         "set search.warm_start to baseline",
     ),
     (
+        {"search/warm_start": {"source": "nothing", "teacher": "baseline"}},
+        "search.warm_start",
+        "needs one that is trained first: source: baseline",
+    ),
+    (
+        {"search/warm_start": {"source": "baseline", "arguments": {"teacher-weight": 0.5}}},
+        "search.warm_start.arguments.teacher-weight",
+        "set search.warm_start.teacher to baseline, and teacher-weight in",
+    ),
+    (
+        {"training/arguments/criterion": "distilled_cross_entropy"},
+        "training.arguments.criterion",
+        "leave distilled_ out, and set search.warm_start.teacher to baseline",
+    ),
+    (
+        {
+            "search/warm_start": {"source": "baseline", "teacher": "baseline"},
+            "training/arguments/criterion": "label_smoothed_cross_entropy_with_rdrop",
+        },
+        "search.warm_start.teacher",
+        "no teacher teaches a model that is trained by label_smoothed_cross_entropy_with_rdrop",
+    ),
+    (
         {"search/warm_start": {"source": "baseline", "rank_agreement": 5}},
         "search.warm_start.rank_agreement",
         "must be 0 or at least 12",
