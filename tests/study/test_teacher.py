@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,15 @@ FROM = StartFolders(baseline=BASELINE)
 TRAINED = f"{BASELINE}/seed-1/start/checkpoint_best.pt"
 
 
+def study_with(folder: Path, data: PreparedData, **warm_start: Any) -> Study:
+    changes = {"search/warm_start": {"source": "baseline", **warm_start}}
+    return load_study(str(write(folder, data.folder, changes)), runs=folder)
+
+
 @pytest.fixture
 def study(tmp_path: Path, tiny_translation: PreparedData) -> Study:
-    warm = {"source": "baseline", "teacher": "baseline", "arguments": {"teacher-weight": 0.25}}
-    changes = {"search/warm_start": warm}
-    return load_study(str(write(tmp_path, tiny_translation.folder, changes)), runs=tmp_path)
+    flags = {"teacher-weight": 0.25}
+    return study_with(tmp_path, tiny_translation, teacher="baseline", arguments=flags)
 
 
 def test_all_trials_are_taught_by_the_baseline(study: Study) -> None:
@@ -55,9 +60,11 @@ def test_the_baseline_is_taught_by_what_it_was(study: Study) -> None:
     assert value_of(run.command, "--teacher") == start
 
 
-def test_nothing_changes_without(study: Study) -> None:
+def test_nothing_changes_without(
+    study: Study, tmp_path: Path, tiny_translation: PreparedData
+) -> None:
     """Records of old hold no teacher, and go on."""
-    without = study.changed(["search.warm_start.teacher=none", "search.warm_start.arguments={}"])
+    without = study_with(tmp_path, tiny_translation)
     assert study.settings()["warm_start"]["teacher"] == "baseline"
     assert "teacher" not in without.settings()["warm_start"]
     job = without.jobs.search_trial(1, PLANS["does not"], FROM)
