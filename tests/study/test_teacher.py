@@ -69,4 +69,5 @@ def test_nothing_changes_without(
     assert "teacher" not in without.settings()["warm_start"]
     job = without.jobs.search_trial(1, PLANS["does not"], FROM)
     assert job.needs == ()
-    assert not any("teacher" in word for word in job.runs[0].command)
+    assert not any(word.startswith("--teacher") for word in job.runs[0].command)
+    assert "--criterion=label_smoothed_cross_entropy" in job.runs[0].command
