@@ -73,7 +73,7 @@ class Teacher:
             logits: Tensor = self._model(*args, **named)[0]
         return logits
 
-    def _load(self, student: Any) -> nn.Module:
+    def _load(self, student: Any) -> Any:
         if not self._path:
             raise UsageError(
                 "the criterion asks a teacher, but there is none: give --teacher, the checkpoint "
@@ -124,12 +124,12 @@ def _for_evaluation(settings: Any) -> Any:
     if isinstance(settings, Namespace):
         changes = {name: value for name, value in AS_TRAINED.items() if hasattr(settings, name)}
         return Namespace(**vars(settings) | changes)
-    given = OmegaConf.to_container(settings) if isinstance(settings, DictConfig) else settings
+    given: Any = OmegaConf.to_container(settings) if isinstance(settings, DictConfig) else settings
     changes = {name: value for name, value in AS_TRAINED.items() if name in given}
     return OmegaConf.create({**given, **changes})
 
 
-def _build(path: Path, arguments: Any, weights: Mapping[str, Tensor], task: Any) -> nn.Module:
+def _build(path: Path, arguments: Any, weights: Mapping[str, Tensor], task: Any) -> Any:
     """The model with its weights, for the dictionaries of a task."""
     try:
         # The student's weights and dropout are drawn as if there were no teacher.
@@ -155,8 +155,7 @@ def _build(path: Path, arguments: Any, weights: Mapping[str, Tensor], task: Any)
             "take one without --adaptive-softmax-cutoff"
         )
     model.requires_grad_(False)
-    evaluated: nn.Module = model.eval()
-    return evaluated
+    return model.eval()
 
 
 def _check_task(path: Path, settings: Any, task: Any) -> None:
