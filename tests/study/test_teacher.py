@@ -71,3 +71,12 @@ def test_nothing_changes_without(
     assert job.needs == ()
     assert not any(word.startswith("--teacher") for word in job.runs[0].command)
     assert "--criterion=label_smoothed_cross_entropy" in job.runs[0].command
+
+
+def test_on_a_ladder_the_baseline_still_teaches(study: Study) -> None:
+    start = StartFolders(baseline=BASELINE, parent="runs/larger")
+    job = study.jobs.search_trial(1, PLANS["inherits"], start)
+    larger = "runs/larger/seed-1/checkpoints/checkpoint_best.pt"
+    assert larger in job.runs[0].start
+    assert value_of(job.runs[0].command, "--teacher") == TRAINED
+    assert job.needs == (larger, TRAINED)
