@@ -215,7 +215,7 @@ class Predictions:
                     cost=self._cost(trial.plan),
                     predicted=predicted.change,
                     trained=(trial.loss or 0.0) - (baseline.loss or 0.0),
-                    is_warm=trial.is_warm,
+                    is_warm=trial.is_warm and self.target.is_start,
                 )
                 found.append(outcome)
         return found

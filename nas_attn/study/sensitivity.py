@@ -53,6 +53,7 @@ class SensitivityTarget:
         settings: Settings that must not change between two starts of the measurements.
         checkpoint: File of the trained model; None where only earlier measurements are read.
         distils: Whether converted modules are trained alone before they are measured.
+        is_start: Whether warm trials start from such conversions as are measured.
     """
 
     name: str
@@ -71,6 +72,7 @@ class SensitivityTarget:
     settings: dict[str, Any]
     checkpoint: Path | None = None
     distils: bool = False
+    is_start: bool = True
 
     @property
     def measurements(self) -> Path:
@@ -169,6 +171,7 @@ def target_of_study(
         settings=study.settings(),
         checkpoint=checkpoint,
         distils=distil or config.search.warm_start.distil,
+        is_start=config.search.warm_start.distil or not distil,
     )
 
 

@@ -39,5 +39,7 @@ def test_with_distillation_every_scheme_starts_warm(
         assert ("--distil" in measured.runs[0].command) is distil
         name = "sensitivity-distilled" if distil else "sensitivity"
         assert Path(measured.folder).parent == study.folder / name / "trials"
-    plain = load_study(path)
-    assert target_of_study(plain, None, distil=True).inherits(plan)
+        assert target.is_start
+    other = target_of_study(load_study(path), None, distil=True)
+    assert other.inherits(plan)
+    assert not other.is_start, "warm trials of that study start from plain conversions"
