@@ -2,10 +2,14 @@
 
     python benchmarks/conversion.py speed checkpoint_best.pt
     python benchmarks/conversion.py damage checkpoint_best.pt data-bin/multi30k
+    python benchmarks/conversion.py groups checkpoint_best.pt data-bin/multi30k
 
 The checkpoint is of a trained fairseq transformer with multi-head attention. `speed` decomposes one
 module's score maps, tensorly's parafac by the settings of the collaborative-attention paper's code
-beside ours; `damage` converts every module without any fine-tuning.
+beside ours; `damage` converts every module without any fine-tuning; `groups` makes heads share keys
+and values in pairs by four ways: means of neighbours, means once heads are turned to each other,
+ours of neighbours, and ours of the pairs that leave a module's outputs with the least error (heads
+may be put in any order without changing anything).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import copy
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,8 +26,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nas_attn.attention import Attention
+from nas_attn.conversion import RecordedCall, convert_attention
 from nas_attn.conversion.factors import collaborative_factors
 from nas_attn.conversion.maps import maps_of
+from nas_attn.conversion.pooling import Pooling
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained, validation_loss
 from nas_attn.fairseq_tools.trained import TrainedModel, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -81,7 +89,7 @@ def damage(checkpoint: Path, data: Path) -> None:
     for choice in choices:
         cells = [" " * 9]
         if choice.scheme == "grouped_query":
-            cells = [f"{_loss_of(trained, choice, data, means=True) - base:+9.4f}"]
+            cells = [f"{_loss_of(trained, choice, data, pooling='means') - base:+9.4f}"]
         for source, refit in ((None, False), (data, False), (data, True)):
             loss = _loss_of(trained, choice, data, calibrate=source, refit=refit)
             cells.append(f"{loss - base:+9.4f}")
@@ -95,20 +103,87 @@ def _loss_of(
     *,
     calibrate: Path | None = None,
     refit: bool = False,
-    means: bool = False,
+    pooling: Pooling | None = None,
 ) -> float:
     model = copy.deepcopy(trained)
     plan = AttentionPlan.uniform(choice, tuple(trained.layers()))
     calls = calibration_calls(model, calibrate) if calibrate is not None else {}
-    convert_trained(model, plan, calls, refit=refit, means=means)
+    convert_trained(model, plan, calls, refit=refit, pooling=pooling)
     return validation_loss(model, data)
+
+
+def groups(checkpoint: Path, data: Path) -> None:
+    """Print what sharing keys and values in pairs of heads changes in the validation loss."""
+    trained = load_trained(checkpoint)
+    base = validation_loss(trained, data)
+    heads = next(iter(trained.attention().values())).num_heads
+    choice = AttentionChoice.of("grouped_query", num_groups=heads // 2)
+    print(f"{heads} heads, {choice} everywhere, validation loss {base:.4f} bits a token")
+    changes = {
+        "means": _loss_of(trained, choice, data, pooling="means"),
+        "means of aligned heads": _loss_of(
+            trained, choice, data, calibrate=data, pooling="aligned_means"
+        ),
+        "ours": _loss_of(trained, choice, data, calibrate=data, refit=True),
+    }
+    calls, tried = calibration_calls(trained, data), 0
+    for place, module in trained.attention().items():
+        pairs = list(partitions(tuple(range(heads))))
+        tried += len(pairs)
+        best = min(pairs, key=lambda p: _error(module, p, choice, calls[place]))
+        reorder(module, [head for pair in best for head in pair])
+    reordered = validation_loss(trained, data)
+    changes[f"ours, best of {tried} pairings"] = _loss_of(
+        trained, choice, data, calibrate=data, refit=True
+    )
+    print(f"heads in another order: {reordered - base:+.6f}")
+    for name, loss in changes.items():
+        print(f"{name:32} {loss - base:+.4f}", flush=True)
+
+
+def partitions(heads: tuple[int, ...]) -> Iterator[list[tuple[int, int]]]:
+    """Every way to put heads in pairs: 105 of 8 heads, 3 of 4."""
+    if not heads:
+        yield []
+        return
+    first, rest = heads[0], heads[1:]
+    for place, second in enumerate(rest):
+        for others in partitions(rest[:place] + rest[place + 1 :]):
+            yield [(first, second), *others]
+
+
+@torch.no_grad()
+def reorder(module: Attention, order: Sequence[int]) -> None:
+    """Put the heads of multi-head attention in another order, which changes nothing."""
+    heads = torch.tensor(order)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        projection = getattr(module, name)
+        for weight in (projection.weight, projection.bias):
+            if weight is not None:
+                weight.copy_(weight.unflatten(0, (len(order), -1))[heads].flatten(0, 1))
+    output = module.out_proj.weight
+    output.copy_(output.unflatten(1, (len(order), -1))[:, heads].flatten(1))
+
+
+def _error(
+    module: Attention,
+    pairs: Sequence[tuple[int, int]],
+    choice: AttentionChoice,
+    calls: Sequence[RecordedCall],
+) -> float:
+    """Relative error of outputs, once heads are in the order of the pairs and converted."""
+    ordered = copy.deepcopy(module)
+    reorder(ordered, [head for pair in pairs for head in pair])
+    errors = convert_attention(ordered, choice, calls[:1], refit=False).errors
+    assert errors is not None
+    return errors.outputs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["speed", "damage"])
+    parser.add_argument("what", choices=["speed", "damage", "groups"])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--shared-dims", type=int, nargs="+", default=[128, 256])
@@ -118,9 +193,9 @@ def main() -> None:
     if options.what == "speed":
         speed(options.checkpoint, options.shared_dims)
     elif options.data is None:
-        parser.error("damage needs the data set")
+        parser.error(f"{options.what} needs the data set")
     else:
-        damage(options.checkpoint, options.data)
+        (damage if options.what == "damage" else groups)(options.checkpoint, options.data)
 
 
 if __name__ == "__main__":
