@@ -4,11 +4,11 @@
     python benchmarks/inheritance.py show multi30k_sensitivity
 
 `train` trains the baseline of a study once a seed, and then each plan in each arm; what is on
-record is not trained again, and a killed run goes on. Arms: `cold` trains a plan whole, as the baseline
-was; `warm` converts the baseline; `distil` trains the converted modules alone, too; `teacher`
-fine-tunes by the baseline's predictions. All end with the same fine-tuning. Plans: `--uniform`, one
-scheme everywhere; `--front SEARCH COUNT`, the smallest that a search's single conversions predict
-to be on the front; or --plan.
+record is not trained again, and a killed run goes on. Arms: `cold` trains a plan whole, as the
+baseline was; `warm` converts the baseline; `distil` trains the converted modules alone, too;
+`teacher` fine-tunes by the baseline's predictions. All end with the same fine-tuning. Plans:
+`--uniform`, one scheme everywhere; `--front SEARCH COUNT`, the smallest that a search's single
+conversions predict to be on the front; or --plan.
 
 `show` prints the change of the validation loss against the untouched baseline, in bits: as
 converted (`--converted` computes it, with and without distillation), and in each arm, mean over
