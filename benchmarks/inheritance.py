@@ -85,7 +85,7 @@ def smallest_of_front(study: Study, search: str, count: int) -> list[AttentionPl
 
 def arm_jobs(study: Study, arm: str) -> TrialJobs:
     """What builds the trials of an arm, in folders of its own."""
-    changed = study.changed({"search": {"warm_start": ARMS[arm]}})
+    changed = study.changed({"search": {"strategy": "sampler", "warm_start": ARMS[arm]}})
     return replace(changed.jobs, folder=study.folder / "arms" / arm)
 
 
