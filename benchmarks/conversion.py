@@ -27,12 +27,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nas_attn.conversion.pooling import Pooling
-
 from nas_attn.attention import Attention
 from nas_attn.conversion import RecordedCall, convert_attention
 from nas_attn.conversion.factors import collaborative_factors
 from nas_attn.conversion.maps import maps_of
+from nas_attn.conversion.pooling import Pooling
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained, validation_loss
 from nas_attn.fairseq_tools.trained import TrainedModel, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan

@@ -41,6 +41,7 @@ from nas_attn.study.jobs import TrialJobs
 from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
+from nas_attn.trials.job import StartFolders, TrialJob
 from nas_attn.trials.layout import BEST, START
 from nas_attn.workflows.session import Session
 
@@ -99,14 +100,17 @@ def train(study: Study, arms: Sequence[str], plans: Sequence[AttentionPlan]) -> 
     baseline = session.train_baseline()
     for arm in arms:
         jobs = arm_jobs(study, arm)
+        start = StartFolders(baseline=str(Path(str(baseline.folder)).absolute()))
 
-        def build(number: int, plan: AttentionPlan, _: object, jobs: TrialJobs = jobs) -> object:
-            return jobs.search_trial(number, plan, str(Path(str(baseline.folder)).absolute()))
+        def build(
+            number: int, plan: AttentionPlan, _: StartFolders, jobs: TrialJobs = jobs
+        ) -> TrialJob:
+            return jobs.search_trial(number, plan, start)
 
         session.run_plans(
             plans,
             store=arm_store(session.store, arm, study, create=True),
-            build_job=build,  # type: ignore[arg-type]
+            build_job=build,
             title=f"{study.name}, {arm}",
         ).outcome()
 
