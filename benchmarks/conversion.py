@@ -156,9 +156,9 @@ def reorder(module: Attention, order: Sequence[int]) -> None:
         projection = getattr(module, name)
         for weight in (projection.weight, projection.bias):
             if weight is not None:
-                weight.copy_(weight.unflatten(0, (len(order), -1))[heads].flatten(0, 1))
+                weight.copy_(weight.view(len(order), -1, *weight.shape[1:])[heads].flatten(0, 1))
     output = module.out_proj.weight
-    output.copy_(output.unflatten(1, (len(order), -1))[:, heads].flatten(1))
+    output.copy_(output.view(len(output), len(order), -1)[:, heads].flatten(1))
 
 
 def _error(

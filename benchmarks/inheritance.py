@@ -97,10 +97,10 @@ def arm_store(store: TrialStore, arm: str, study: Study, *, create: bool = False
 def train(study: Study, arms: Sequence[str], plans: Sequence[AttentionPlan]) -> None:
     """Train every plan in every arm, as far as the record does not hold it."""
     session = Session.begin(study)
-    baseline = session.train_baseline()
+    folder = Path(str(session.train_baseline().folder)).absolute()
+    start = StartFolders(baseline=str(folder))
     for arm in arms:
         jobs = arm_jobs(study, arm)
-        start = StartFolders(baseline=str(Path(str(baseline.folder)).absolute()))
 
         def build(
             number: int, plan: AttentionPlan, _: StartFolders, jobs: TrialJobs = jobs
@@ -120,7 +120,7 @@ def convert_all(study: Study, baseline: TrialRecord, plan: AttentionPlan) -> dic
     from nas_attn.fairseq_tools.convert import convert_checkpoint
 
     found: dict[str, str] = {}
-    for name, options in (("converted", {}), ("distilled", {"distil": True})):
+    for name, distil in (("converted", False), ("distilled", True)):
         changes, seconds = [], []
         for seed in study.config.training.seeds:
             trained = Path(str(baseline.folder)) / f"seed-{seed}" / START / BEST
@@ -128,7 +128,7 @@ def convert_all(study: Study, baseline: TrialRecord, plan: AttentionPlan) -> dic
             out = study.folder / "converted.pt"
             out.unlink(missing_ok=True)
             done = convert_checkpoint(
-                trained, plan, out, data=study.data_folder, force=True, **options
+                trained, plan, out, data=study.data_folder, force=True, distil=distil
             )
             seconds.append(time.perf_counter() - began)
             assert done.losses is not None
