@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from nas_attn.errors import SearchError
-from nas_attn.fairseq_tools.convert import load_trained, validation_loss
+from nas_attn.fairseq_tools.convert import convert_checkpoint, load_trained, validation_loss
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -146,6 +146,35 @@ def test_the_line_that_is_shown_trains_the_same_again(searched: Searched, tmp_pa
     first = load_trained(folders[0] / "checkpoints" / "checkpoint_best.pt").model.state_dict()
     assert all(first[name].equal(again[name]) for name in first)
     assert shlex.split(row["command"]).count("&&") == 1
+
+
+def test_where_modules_are_distilled_all_trials_start_warm(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    changes = {
+        "space": {"schemes": {"multi_head": {}, "head_embedding_add": {}}, "decide": "site"},
+        "search": {"trials": 3, "warm_start": {"source": "baseline", "distil": True}},
+    }
+    study = str(write(tmp_path, tiny_translation.folder, changes))
+    invoke("search", study, "--runs", str(tmp_path / "runs"))
+    folder = tmp_path / "runs" / "small"
+    table = pd.read_csv(folder / "report" / "trials.csv")
+    assert list(table["state"]) == ["complete"] * 3
+    assert list(table["warm"]) == [not is_baseline for is_baseline in table["baseline"]]
+    assert "trained alone first (distilled)" in (folder / "report" / "summary.md").read_text()
+    number = int(table[table["warm"]]["trial"].iloc[0])
+    trial = folder / "trials" / f"{number:05d}"
+    assert "--distil" in (trial / "commands.sh").read_text()
+    assert "distilled: " in (trial / "seed-1" / "start.log").read_text()
+    plan = AttentionPlan.parse((trial / "plan.json").read_text())
+    baseline = folder / "trials" / "00000" / "seed-1" / "start" / "checkpoint_best.pt"
+    again = tmp_path / "again.pt"
+    convert_checkpoint(baseline, plan, again, data=tiny_translation.folder, distil=True)
+    first, second = (
+        load_trained(path).model.state_dict()
+        for path in (trial / "seed-1" / "start" / "checkpoint_best.pt", again)
+    )
+    assert all(first[name].allclose(second[name], atol=1e-4) for name in first)
 
 
 def test_other_settings_of_the_fine_tuning_are_refused(searched: Searched) -> None:
