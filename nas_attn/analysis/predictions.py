@@ -21,6 +21,7 @@ from nas_attn.engine.sensitivity import (
     validity_of,
 )
 from nas_attn.engine.store import TrialStore
+from nas_attn.engine.votes import votes_of
 from nas_attn.errors import SearchError, UsageError
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
@@ -54,7 +55,8 @@ class Predictions:
 
     Args:
         target: Target with the space that is measured.
-        searched: Record of the study, or of the checkpoint's run folder.
+        searched: Record of the study, or of the checkpoint's run folder, with the votes that were
+            held on the baseline.
         axis: Name of the cost that fronts are about; the target's first if left out.
         create: Whether the measurements' study is made if it is not there.
 
@@ -70,7 +72,7 @@ class Predictions:
         axis: str | None = None,
         create: bool = False,
     ) -> None:
-        self.target = target
+        self.target = target.settled(votes_of(searched))
         self.searched = searched
         self.axis = axis or target.objectives.primary_cost
         counted = target.costs.known(target.baseline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack
 
@@ -73,6 +73,13 @@ class GroupedHeadOptions:
     kept_heads: int | None = field(
         default=None, metadata={"help": "heads that are left after pruning; all by default"}
     )
+    heads: str | None = field(
+        default=None,
+        metadata={
+            "help": "which heads of a trained model those are, such as 0,3: conversion keeps them; "
+            "says nothing to training"
+        },
+    )
 
 
 class GroupedHeadAttention(PrunableAttention):
@@ -97,6 +104,8 @@ class GroupedHeadAttention(PrunableAttention):
         centre_shift: Share of the heads' lengths; once centres move less, the vote is held (see
             `shift`).
         kept_heads: Number of heads that this module has, pruned from n.
+        heads: Numbers of these heads among the n of a trained module, rising, such as "0,3"; a name
+            by which conversions know them, and no part of the function.
         kdim, vdim, dropout, bias: As in `Attention`.
 
     Raises:
@@ -130,11 +139,13 @@ class GroupedHeadAttention(PrunableAttention):
         vote_threshold: float = 1.0,
         centre_shift: float | None = None,
         kept_heads: int | None = None,
+        heads: str | None = None,
         **common: Unpack[CommonArguments],
     ) -> None:
         kept_heads = num_heads if kept_heads is None else kept_heads
         if not 1 <= kept_heads <= num_heads:
             raise PlanError(f"kept_heads must be between 1 and {num_heads}, but is {kept_heads}")
+        names = None if heads is None else read_heads(heads, kept_heads, num_heads)
         if not 1 <= num_groups <= max(2, num_heads):  # the default is no fault of a single head
             raise PlanError(f"num_groups must be between 1 and {num_heads}, but is {num_groups}")
         if not 0.0 <= vote_threshold <= 1.0:
@@ -144,6 +155,7 @@ class GroupedHeadAttention(PrunableAttention):
         joined_dim = kept_heads * (embed_dim // max(num_heads, 1))
         super().__init__(embed_dim, num_heads, joined_dim=joined_dim, **common)
         self.num_heads = kept_heads
+        self.names = names
         self.num_groups = min(num_groups, kept_heads)
         self.feature = feature
         self.alpha = alpha
@@ -288,7 +300,20 @@ class GroupedHeadAttention(PrunableAttention):
         small["together"] = state["together"][stay][:, stay]
         # What was pruned is not voted on again.
         left = {k: v for k, v in options.items() if k not in VOTE_OPTIONS}
-        return small, {**left, "kept_heads": stay.numel()}
+        left["kept_heads"] = stay.numel()
+        if left.get("heads") is not None:
+            names = left["heads"].split(",")
+            left["heads"] = ",".join(names[head] for head in stay.tolist())
+        return small, left
+
+    @classmethod
+    def settled(cls, heads: Sequence[int]) -> dict[str, Any]:
+        """The options where a vote on a trained module was held: so many heads, and which.
+
+        Nothing is left to group, so there is no constraint.
+        """
+        names = ",".join(str(head) for head in heads)
+        return {"kept_heads": len(heads), "heads": names, "alpha": 0.0, "beta": 0.0}
 
     @classmethod
     def expected(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any] | None:
@@ -297,7 +322,7 @@ class GroupedHeadAttention(PrunableAttention):
             return None
         if keep == "all":
             return dict(options)
-        return {**options, "kept_heads": options.get("num_groups", 2)}
+        return {**_unnamed(options), "kept_heads": options.get("num_groups", 2)}
 
     @classmethod
     def least(cls, options: Mapping[str, Any], num_heads: int) -> dict[str, Any]:
@@ -306,7 +331,7 @@ class GroupedHeadAttention(PrunableAttention):
         keeps_all = options.get("keep") == "threshold" and options.get("vote_threshold") == 0.0
         if not cls.prunes(options) or keeps_all:
             return dict(options)
-        return {**options, "kept_heads": min(heads, options.get("num_groups", 2))}
+        return {**_unnamed(options), "kept_heads": min(heads, options.get("num_groups", 2))}
 
     def cache_size(self) -> int:
         return 2 * self.num_heads * self.head_dim
@@ -316,3 +341,33 @@ class GroupedHeadAttention(PrunableAttention):
         scores = product_dimension(self.embed_dim + self.has_bias, self.kdim, self.head_dim)
         outputs = product_dimension(self.vdim, self.embed_dim, self.head_dim)
         return self.num_heads * (scores + outputs) + self.embed_dim * self.has_bias
+
+
+def read_heads(text: str, count: int, num_heads: int) -> tuple[int, ...]:
+    """The numbers of heads in a text such as "0,3".
+
+    Args:
+        text: Whole numbers with commas between.
+        count: Number of heads that it must name.
+        num_heads: Number of heads that there were.
+
+    Raises:
+        PlanError: it is no such text.
+    """
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        raise PlanError(f'heads must be numbers with commas between, such as "0,3", not {text!r}')
+    heads = tuple(int(part) for part in parts)
+    rising = tuple(sorted(set(heads)))
+    if heads != rising or text != ",".join(str(head) for head in heads):
+        raise PlanError(f"heads must be rising numbers without a space, but are {text!r}")
+    if heads[-1] >= num_heads:
+        raise PlanError(f"heads are numbered from 0 to {num_heads - 1}, but heads has {heads[-1]}")
+    if len(heads) != count:
+        raise PlanError(f"heads names {len(heads)}, but kept_heads is {count}")
+    return heads
+
+
+def _unnamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options where some heads go, and nobody knows which."""
+    return {name: value for name, value in options.items() if name != "heads"}

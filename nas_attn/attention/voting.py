@@ -25,7 +25,9 @@ from torch import Tensor
 
 from nas_attn.attention import grouping
 from nas_attn.attention.grouped_head import GroupedHeadAttention
+from nas_attn.attention.registry import get_scheme
 from nas_attn.errors import PlanError
+from nas_attn.plan import AttentionChoice
 
 SHIFT_MEMORY = 0.98
 """Share of the running mean of the centres' shift that an update leaves: about 50 updates."""
@@ -94,6 +96,12 @@ def count_votes(modules: Sequence[GroupedHeadAttention]) -> None:
         for module, ones, pairs in zip(alike, votes, together, strict=True):
             module.votes += ones.to(module.votes.device)
             module.together += pairs.to(module.together.device)
+
+
+def holds_vote(choice: AttentionChoice) -> bool:
+    """Whether a vote of heads is a part of a choice."""
+    module = get_scheme(choice.scheme).module
+    return issubclass(module, GroupedHeadAttention) and module.prunes(dict(choice.options))
 
 
 def sum_over_workers(counts: Tensor, device: torch.device) -> Tensor:

@@ -122,7 +122,7 @@ def sensitivity(
         str | None,
         typer.Option(
             help="Measure this space, by file or shipped name.",
-            show_default="the study's own; for a checkpoint inherited_per_layer",
+            show_default="the study's own; for a checkpoint inherited_voted_per_layer",
         ),
     ] = None,
     cost: Annotated[

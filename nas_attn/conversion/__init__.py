@@ -3,6 +3,7 @@
 from nas_attn.conversion.convert import Conversion, Errors, convert_attention, inherits
 from nas_attn.conversion.metric import RecordedCall, recorded
 from nas_attn.conversion.models import ConvertedModule, convert_model, warn_without_data
+from nas_attn.conversion.votes import settled_choice
 
 __all__ = [
     "Conversion",
@@ -13,5 +14,6 @@ __all__ = [
     "convert_model",
     "inherits",
     "recorded",
+    "settled_choice",
     "warn_without_data",
 ]

@@ -161,7 +161,11 @@ def _built_for(
 def _what_to_write(
     module: Attention, reference: Attention, calls: Sequence[RecordedCall]
 ) -> tuple[HeadMatrices, InputStatistics]:
-    """The heads that a module takes over, all of them or as many as it has, and their metric."""
+    """The heads that a module takes over, and their metric.
+
+    All of them, or those that its plan names, or as many as it has, without which the least is
+    lost; so too where a plan names heads that are gone already.
+    """
     num_heads = reference.embed_dim // reference.head_dim
     maps = maps_of(reference)
     own_heads, maps = maps.num_heads, maps.padded(num_heads)
@@ -171,7 +175,10 @@ def _what_to_write(
         else InputStatistics.of_weights(reference)
     )
     if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
-        if calls and module.num_heads < own_heads:
+        known = list(heads_of(reference))
+        if module.names is not None and set(module.names) <= set(known):
+            kept = torch.tensor([known.index(name) for name in module.names])
+        elif calls and module.num_heads < own_heads:
             kept = heads_to_keep(reference, calls, module.num_heads)
         else:
             kept = largest_heads(maps, metric, module.num_heads)
@@ -288,6 +295,12 @@ def refit_output(module: Attention, reference: Attention, calls: Sequence[Record
     module.out_proj.weight.add_(change[:inputs].t())
     if has_bias:
         module.out_proj.bias.add_(change[-1])
+
+
+def heads_of(trained: Attention) -> Sequence[int]:
+    """The numbers by which plans know the heads of a module."""
+    named = trained.names if isinstance(trained, GroupedHeadAttention) else None
+    return range(trained.num_heads) if named is None else named
 
 
 @torch.no_grad()

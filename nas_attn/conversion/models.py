@@ -17,6 +17,7 @@ from torch import nn
 from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close, site_of
 from nas_attn.conversion.convert import Errors, convert_attention
 from nas_attn.conversion.metric import RecordedCall, recorded
+from nas_attn.conversion.votes import settled_choice
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -29,7 +30,7 @@ class ConvertedModule:
 
     Args:
         name: Name in the model, such as `encoder.layer.0.attention.self`.
-        choice: Scheme and options that it was converted to.
+        choice: Scheme and options that it was converted to; those that a vote on the data left.
         errors: Errors on the calibration data; None without them.
     """
 
@@ -71,7 +72,7 @@ def convert_model(
         force: Whether to convert also to schemes that cannot inherit.
 
     Returns:
-        What was converted, in the order of the model.
+        What was converted, in the order of the model; votes on heads (`keep`) are held with `run`.
 
     Raises:
         PlanError: there is no attention, some is not known, is shared, quantised, adapted or else
@@ -85,8 +86,8 @@ def convert_model(
         warn_without_data(zip(choices, widths, strict=True))
     calls = {} if run is None else _calls(model, slots, run)
     converted = [
-        _convert(slot, choice, calls.get(slot.found.name, ()), refit=refit, force=force)
-        for slot, choice in zip(slots, choices, strict=True)
+        _convert(slot, choice, calls.get(slot.found.name, ()), number, refit=refit, force=force)
+        for number, (slot, choice) in enumerate(zip(slots, choices, strict=True))
     ]
     for slot in slots:
         slot.put()
@@ -99,7 +100,13 @@ def convert_model(
 
 
 def _convert(
-    slot: Slot, choice: AttentionChoice, calls: Sequence[RecordedCall], *, refit: bool, force: bool
+    slot: Slot,
+    choice: AttentionChoice,
+    calls: Sequence[RecordedCall],
+    number: int,
+    *,
+    refit: bool,
+    force: bool,
 ) -> ConvertedModule:
     """Convert what a slot holds.
 
@@ -110,6 +117,7 @@ def _convert(
         errors = Errors(scores=0.0, outputs=0.0) if calls else None
     else:
         try:
+            choice = settled_choice(slot.attention, choice, calls, seed=number)
             made = convert_attention(slot.attention, choice, calls, refit=refit, force=force)
         except PlanError as error:
             raise PlanError(f"{slot.found.label}: {error}") from None

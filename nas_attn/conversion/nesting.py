@@ -94,7 +94,8 @@ def _holds(wide: Attention, narrow: Attention) -> bool:
         return is_shared and _key_rows(narrow, _count_heads(wide) // groups) <= wide.head_dim
     if isinstance(wide, GroupedHeadAttention):
         if isinstance(narrow, GroupedHeadAttention):
-            return narrow.num_heads <= wide.num_heads
+            are_there = narrow.names is None or set(narrow.names) <= set(wide.names or ())
+            return narrow.num_heads <= wide.num_heads and are_there
         return isinstance(narrow, SingleHeadAttention) and narrow.narrow_output
     if isinstance(wide, ReducedKeyAttention):
         return _rank_of_a_head(narrow) <= wide.key_dim // wide.num_heads

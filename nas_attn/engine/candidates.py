@@ -180,6 +180,11 @@ class Proposer:
         """Whether plans of the queue are left, but each starts from a trial that is not over."""
         return self.has_baseline and self._queued() is None and any(self._left())
 
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Of those, the ones without which the proposer's work is not done."""
+        return self.running
+
     def update(self, trials: Sequence[TrialRecord], over: Sequence[int]) -> None:
         """Bring the history up to the record.
 
@@ -368,8 +373,25 @@ class FixedCandidates(Proposer):
     """
 
     def __init__(self, plans: Sequence[AttentionPlan], *arguments: Any) -> None:
-        super().__init__(*arguments)
         self.plans = list(plans)
+        self._wanted = set(plans)
+        super().__init__(*arguments)
+
+    def forget(self) -> None:
+        """Start from an empty history."""
+        super().forget()
+        self._listed: set[int] = set()
+
+    def add(self, trial: TrialRecord) -> None:
+        """Add the next trial, as it was when it began."""
+        super().add(trial)
+        if trial.plan in self._wanted:
+            self._listed.add(trial.number)
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Running trials of the list; another driver may have others in the same study."""
+        return self.running & self._listed
 
     def close(self, trial: TrialRecord) -> None:
         """Add the end of a trial."""

@@ -171,7 +171,7 @@ class SearchLoop:
             return False
         if not self._exhausted and self.proposer.counted < self.config.trials:
             return False
-        return not self.proposer.running
+        return not self.proposer.awaited
 
     def placed(self, number: int, gpus: str) -> None:
         """A trial begins on GPUs, which others are to see."""

@@ -120,9 +120,10 @@ def _changed(
     layers: dict[str, list[AttentionChoice]] = {
         site: list(baseline.layers(site, shape.num_layers)) for site, shape in space.shapes.items()
     }
-    for site, choice in alternative.choices:
-        for layer in range(len(layers[site])) if unit.layer is None else (unit.layer,):
-            layers[site][layer] = choice
+    for site, _ in alternative.choices:
+        count = space.count_layers(unit, site)
+        start = unit.layer or 0
+        layers[site][start : start + count] = alternative.at(site, count)
     return AttentionPlan.of(layers)
 
 

@@ -19,6 +19,7 @@ from nas_attn.conversion import (
     RecordedCall,
     convert_attention,
     recorded,
+    settled_choice,
     warn_without_data,
 )
 from nas_attn.conversion.convert import Distil
@@ -52,7 +53,7 @@ class Module:
 
     Args:
         place: Site and layer, such as decoder_self.2.
-        choice: Choice that it was converted to.
+        choice: Choice that it was converted to; what a vote on the data left, if it had one.
         errors: Errors on the calibration batch; None without one.
         distilled: What training it alone did; None if it was not, or is exact.
     """
@@ -133,6 +134,10 @@ def convert_checkpoint(
 ) -> Converted:
     """Write a checkpoint whose attention follows another plan and computes nearly the same.
 
+    Where the plan has heads voted on (`grouped_head` with `keep`), the vote is held on what is
+    recorded of the training split, and the new plan says which heads it left; without data all
+    stay, for training to vote on.
+
     The optimiser's state is left out. The plan is stored in the checkpoint, so fairseq's commands
     load it as any other.
 
@@ -204,10 +209,14 @@ def convert_trained(
             for place, choice in choices.items()
         )
     before = sum(p.numel() for p in trained.model.parameters())
+    lots = {place: lot for lot, place in enumerate(trained.modules)}
     modules = []
     for number, ((site, layer), choice) in enumerate(choices.items(), start=1):
         place = f"{site}.{layer}"
         adapter = trained.modules[site, layer]
+        choices[site, layer] = choice = _settled(
+            adapter.attention, place, choice, calls, lots[site, layer]
+        )
         conversion = None if kept is None else kept.load(place, choice, adapter.attention)
         if conversion is None:
             some = distillation.get(place)
@@ -224,13 +233,31 @@ def convert_trained(
             "converted %d of %d: %s to %s%s",
             *(number, len(choices), place, choice, _distilled_text(conversion.distilled)),
         )
-    trained.plan = plan.over(trained.plan)
+    trained.plan = _with_choices(trained, choices)
     trained.arguments.attention_plan = trained.plan.dumps()
     trained.state["model"] = trained.model.state_dict()
     after = sum(p.numel() for p in trained.model.parameters())
     # It must be what fairseq will build and load.
     build_trained(trained.arguments, trained.state["model"], Path("the converted model"))
     return Converted(plan=trained.plan, modules=tuple(modules), parameters=(before, after))
+
+
+def _settled(
+    attention: Attention,
+    place: str,
+    choice: AttentionChoice,
+    calls: Mapping[str, Sequence[RecordedCall]],
+    lot: int,
+) -> AttentionChoice:
+    """A choice with what its vote decides, if it has one.
+
+    Raises:
+        PlanError: the choice does not fit; the message names the place.
+    """
+    try:
+        return settled_choice(attention, choice, calls.get(place, ()), seed=lot)
+    except PlanError as error:
+        raise PlanError(f"{place}: {error}") from None
 
 
 class _How(TypedDict):
@@ -285,6 +312,21 @@ def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[Recor
         for sample in spread(batches, CALIBRATION_TOKENS // BATCH_TOKENS):
             trained.model(**sample["net_input"])
     return calls
+
+
+def _with_choices(
+    trained: TrainedModel, choices: Mapping[tuple[str, int], AttentionChoice]
+) -> AttentionPlan:
+    """A model's plan with other choices of some modules."""
+    return AttentionPlan.of(
+        {
+            site: [
+                choices.get((site, layer), now)
+                for layer, now in enumerate(trained.plan.layers(site, count))
+            ]
+            for site, count in trained.layers().items()
+        }
+    )
 
 
 def _choices(trained: TrainedModel, plan: AttentionPlan) -> dict[tuple[str, int], AttentionChoice]:

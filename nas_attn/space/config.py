@@ -41,7 +41,15 @@ Domain = Annotated[
 """Values that an option may take."""
 
 Schemes = Annotated[dict[str, dict[str, Domain]], Field(min_length=1)]
-"""For each scheme on offer, the options searched; options left out keep their defaults."""
+"""For each scheme on offer, the options searched; options left out keep their defaults. A scheme
+may stand several times, each time with another word behind it: `grouped_head (voted)`."""
+
+
+def scheme_of(name: str) -> str:
+    """The scheme of a name on offer, without the word behind it."""
+    scheme, bracket, word = name.partition(" (")
+    return scheme if bracket and word[:-1].isidentifier() and word[-1:] == ")" else name
+
 
 SiteName = Literal["encoder_self", "decoder_self", "encoder_decoder"]
 

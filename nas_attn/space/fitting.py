@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nas_attn.plan import AttentionChoice, SiteShape
-from nas_attn.space.config import FractionsOfHeads, FractionsOfWidth, Schemes, SpaceConfig
+from nas_attn.space.config import (
+    FractionsOfHeads,
+    FractionsOfWidth,
+    Schemes,
+    SpaceConfig,
+    scheme_of,
+)
 
 FaultOf = Callable[[AttentionChoice, SiteShape], str | None]
 """Why a choice does not fit a site; None if it does."""
@@ -94,7 +100,7 @@ def _faults(
         if broken:
             yield f"{broken[0]} is no whole number"
         else:
-            yield fault_of(AttentionChoice.of(scheme, **values), shape)
+            yield fault_of(AttentionChoice.of(scheme_of(scheme), **values), shape)
 
 
 def _items(domain: Any) -> list[Any]:

@@ -7,14 +7,22 @@ adds over units, such as parameters, can therefore be tabulated.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan, OptionValue, SiteShape
-from nas_attn.space.config import FractionsOfHeads, FractionsOfWidth, Schemes, SpaceConfig
+from nas_attn.space.config import (
+    FractionsOfHeads,
+    FractionsOfWidth,
+    Schemes,
+    SpaceConfig,
+    scheme_of,
+)
+from nas_attn.space.votes import Votes
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,16 @@ class Option:
     Args:
         picks: Name of each decision on the way here, with the index picked.
         choices: The resulting choice at each of the unit's sites.
+        settled: At sites where it is known what votes make of it, the choice of each layer.
     """
 
     picks: tuple[tuple[str, int], ...]
     choices: tuple[tuple[str, AttentionChoice], ...]
+    settled: tuple[tuple[str, tuple[AttentionChoice, ...]], ...] = ()
+
+    def at(self, site: str, num_layers: int) -> tuple[AttentionChoice, ...]:
+        """What each of the unit's layers of a site gets."""
+        return dict(self.settled).get(site) or (dict(self.choices)[site],) * num_layers
 
 
 @dataclass(frozen=True)
@@ -104,40 +118,85 @@ class SearchSpace:
         return math.prod(len(unit.alternatives) for unit in self.units)
 
     def plan(self, alternatives: Sequence[Option]) -> AttentionPlan:
-        """Join one alternative of every unit into a plan."""
+        """Join one alternative of every unit into a plan, votes as they were settled."""
         layers: dict[str, list[AttentionChoice]] = {site: [] for site in self.shapes}
         for unit, alternative in zip(self.units, alternatives, strict=True):
-            for site, choice in alternative.choices:
-                repeats = self.shapes[site].num_layers if unit.layer is None else 1
-                layers[site] += [choice] * repeats
+            for site, _ in alternative.choices:
+                layers[site] += alternative.at(site, self.count_layers(unit, site))
         return AttentionPlan.of({site: choices for site, choices in layers.items() if choices})
 
     def encode(self, plan: AttentionPlan) -> tuple[Option, ...] | None:
-        """Find the alternatives that make up a plan; None if the space does not hold it."""
+        """Find the alternatives that make up a plan; None if the space does not hold it.
+
+        A plan may have votes as they were settled, or as they are on offer.
+        """
         found = []
         for unit in self.units:
             wanted = {}
             for site in unit.sites:
                 choices = plan.layers(site, self.shapes[site].num_layers)
-                if unit.layer is not None:
-                    choices = choices[unit.layer : unit.layer + 1]
-                if len(set(choices)) > 1:
-                    return None
-                wanted[site] = choices[0]
-            match = next((a for a in unit.alternatives if dict(a.choices) == wanted), None)
+                wanted[site] = choices if unit.layer is None else choices[unit.layer :][:1]
+            match = self._find(unit, wanted)
             if match is None:
                 return None
             found.append(match)
         return tuple(found)
+
+    def _find(self, unit: Unit, wanted: Mapping[str, tuple[AttentionChoice, ...]]) -> Option | None:
+        """A unit's first alternative that gives its layers of each site the wanted choices."""
+        by_words = None
+        for alternative in unit.alternatives:
+            if all(alternative.at(site, len(w)) == w for site, w in wanted.items()):
+                return alternative
+            if by_words is None and all(
+                set(wanted[site]) == {choice} for site, choice in alternative.choices
+            ):
+                by_words = alternative
+        return by_words
+
+    def count_layers(self, unit: Unit, site: str) -> int:
+        """Layers of a site that a unit covers."""
+        return self.shapes[site].num_layers if unit.layer is None else 1
+
+    def settled(self, votes: Votes) -> SearchSpace:
+        """The space with what votes on a trained model have decided.
+
+        Its plans have the heads that stay in the place of the vote; what was not voted on is as it
+        was. Decisions and their names are the same.
+        """
+
+        def settle(unit: Unit, option: Option) -> Option:
+            known = []
+            for site, choice in option.choices:
+                layers = range(self.shapes[site].num_layers) if unit.layer is None else [unit.layer]
+                found = [votes.of(site, layer, choice) for layer in layers]
+                if all(found):
+                    known.append((site, tuple(c for c in found if c is not None)))
+            return replace(option, settled=tuple(known))
+
+        space = copy.copy(self)
+        space.units = tuple(
+            replace(unit, alternatives=tuple(settle(unit, o) for o in unit.alternatives))
+            for unit in self.units
+        )
+        return space
+
+    def as_offered(self, plan: AttentionPlan) -> AttentionPlan:
+        """A plan of the space with votes as they are on offer, and not as they were settled."""
+        found = self.encode(plan)
+        if found is None:
+            return plan
+        return self.plan([replace(option, settled=()) for option in found])
 
     def choices(self) -> Iterator[tuple[str, str, AttentionChoice]]:
         """Every distinct (key path, site, choice) on offer, for checking."""
         seen = set()
         for unit in self.units:
             for alternative in unit.alternatives:
+                name = unit.scheme.values[alternative.picks[0][1]]
                 for site, choice in alternative.choices:
                     key = f"sites.{site}" if site in self.config.sites else "schemes"
-                    entry = (f"{key}.{choice.scheme}", site, choice)
+                    entry = (f"{key}.{name}", site, choice)
                     if entry not in seen:
                         seen.add(entry)
                         yield entry
@@ -188,7 +247,7 @@ class SearchSpace:
                 for site in sites:
                     chosen = [v[i] for v, i in zip(values[site], picked, strict=True)]
                     given = dict(zip(domains, chosen, strict=True))
-                    choices.append((site, AttentionChoice.of(scheme_name, **given)))
+                    choices.append((site, AttentionChoice.of(scheme_of(scheme_name), **given)))
                 alternatives.append(Option(picks, tuple(choices)))
         return Unit(name, sites, layer, scheme, tuple(options), tuple(alternatives))
 

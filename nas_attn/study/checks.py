@@ -12,11 +12,12 @@ from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.attention.voting import holds_vote
 from nas_attn.config_model import faults_of
 from nas_attn.errors import ConfigError, ConfigIssue, DataError, PlanError
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import check_bleu, check_metric
-from nas_attn.fairseq_tools.config import DataConfig, TrainingConfig
+from nas_attn.fairseq_tools.config import DataConfig
 from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.data import find_split_files, load_prepared, read_manifest
 from nas_attn.fairseq_tools.fine_tuning import fine_tuning
@@ -29,6 +30,7 @@ from nas_attn.fairseq_tools.models import (
     site_shapes,
 )
 from nas_attn.fairseq_tools.parsed import check_training
+from nas_attn.plan import AttentionChoice
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import DEMO_TYPES
@@ -38,8 +40,13 @@ from nas_attn.study.spaces import fitted, load_space_config
 logger = logging.getLogger(__name__)
 
 NO_VOTE = (
-    "votes while it trains, and a warm start leaves no time for that: take grouped_head with "
-    "kept_heads, or search without search.warm_start"
+    "prunes while it trains, and a warm start leaves no time for that: take grouped_head with "
+    "kept_heads or collaborative with a small shared_dim, or search without search.warm_start"
+)
+NO_BASELINE = (
+    "has heads voted on, and where fine-tuned trials start from nothing there is no trained model "
+    "to vote on: set search.warm_start.source to baseline, take kept_heads, or search without "
+    "search.warm_start"
 )
 
 
@@ -112,10 +119,8 @@ def _check_choices(config: StudyConfig, space: SearchSpace, space_key: str) -> l
         except PlanError as error:
             seen[f"{space_key}.{key}", str(error)] = None
             continue
-        for message in _missing_for(module, site, config.training):
+        for message in _missing_for(choice, module, site, config):
             seen[f"{space_key}.{key}", message] = None
-        if config.search.warm_start.is_on and _prunes(module):
-            seen[f"{space_key}.{key}", NO_VOTE] = None
     return [ConfigIssue(key, message) for key, message in seen]
 
 
@@ -240,8 +245,17 @@ def _prunes(module: Attention) -> bool:
     return isinstance(module, PrunableAttention) and module.is_prunable
 
 
-def _missing_for(module: Attention, site: str, training: TrainingConfig) -> Iterator[str]:
+def _missing_for(
+    choice: AttentionChoice, module: Attention, site: str, config: StudyConfig
+) -> Iterator[str]:
     """What the training lacks for attention that is grouped or pruned, or does to it."""
+    training, warm_start = config.training, config.search.warm_start
+    if warm_start.is_on and _prunes(module):
+        if not holds_vote(choice):
+            yield NO_VOTE
+        elif not warm_start.from_baseline:
+            yield NO_BASELINE
+        return  # the vote is held on the trained baseline, and nothing is grouped in fine-tuning
     named = given(training.arguments)
     is_grouped = isinstance(module, GroupedHeadAttention)
     is_constrained = is_grouped and bool(module.alpha or module.beta)

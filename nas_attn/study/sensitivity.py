@@ -25,7 +25,7 @@ from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC, measure_comman
 from nas_attn.fairseq_tools.models import load_dictionaries, site_shapes
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.plan import AttentionPlan
-from nas_attn.space import SearchSpace
+from nas_attn.space import SearchSpace, Votes
 from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.spaces import space_over
 from nas_attn.study.study import Study
@@ -88,6 +88,10 @@ class SensitivityTarget:
     def data_folder(self) -> Path:
         """The folder of the data set."""
         return self.data.folder
+
+    def settled(self, votes: Votes) -> SensitivityTarget:
+        """The target with what votes on the trained model have decided of its space."""
+        return replace(self, space=self.space.settled(votes)) if votes else self
 
     def inherits(self, plan: AttentionPlan) -> bool:
         """Whether a model of a plan can take over what the trained one has learned."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from nas_attn.fairseq_tools.models import check_model, load_dictionaries
 from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.shell import shell_text
-from nas_attn.space import SearchSpace
+from nas_attn.space import SearchSpace, Votes
 from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import open_data, prepare_data
@@ -116,6 +116,10 @@ class Study:
         if typed:
             typed += typed_overrides(texts) + (() if runs is None else ("--runs", str(runs)))
         return Study(config, space, self.runs if runs is None else runs.absolute(), typed)
+
+    def settled(self, votes: Votes) -> Study:
+        """The study with what votes on its trained baseline have decided of its space."""
+        return replace(self, space=self.space.settled(votes)) if votes else self
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nas_attn.engine.audit import derive_again
 from nas_attn.engine.provenance import check_proposing
 from nas_attn.engine.store import TrialStore
+from nas_attn.engine.votes import votes_of
 from nas_attn.errors import NasAttnError
 from nas_attn.study.study import Study
 from nas_attn.workflows.session import queue_of
@@ -21,6 +22,8 @@ def check_proposals(study: Study, store: TrialStore) -> int:
         NasAttnError: One comes out otherwise.
     """
     check_proposing(store, study.proposing())
+    if study.search.warm_start.from_baseline:
+        study = study.settled(votes_of(store))
     derived = list(derive_again(study.proposer(queue_of(store)), store.trials()))
     for derivation in derived:
         if not derivation.agrees:

@@ -23,6 +23,7 @@ from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.reporting import cold_store, write_study_report
 from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
 from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
+from nas_attn.workflows.votes import hold_on_baseline, with_votes
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
 
 
 def _run(session: Session) -> None:
+    session = with_votes(session)
     config = session.study.config.search
     by_predictions = _by_predictions if config.predicts else _by_sampler
     loop = by_predictions(session)
@@ -100,7 +102,9 @@ def _by_predictions(session: Session) -> SearchLoop:
     if len(queue) >= first and not is_strategy:
         return _by_sampler(session, queue=queue)
     checkpoint = study.trained_checkpoint(session.train_baseline())
-    predictions = Predictions(target_of_study(study, checkpoint), session.store, create=True)
+    target = target_of_study(study, checkpoint)
+    hold_on_baseline(session, target)
+    predictions = Predictions(target, session.store, create=True)
     if not (is_strategy or predictions.changes):
         logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
         return _by_sampler(session)
@@ -111,6 +115,8 @@ def _by_predictions(session: Session) -> SearchLoop:
     front = [p for p in findings.front if p.plan != study.baseline]
     if not queue:
         queue = _in_order(session, spread_predictions(front, first))
+        if not config.warm_start.from_baseline:  # trained from nothing, heads are voted on again
+            queue = [predictions.target.space.as_offered(plan) for plan in queue]
         _keep_queue(session, queue)
     if not is_strategy:
         return _by_sampler(session, queue=queue)

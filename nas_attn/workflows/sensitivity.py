@@ -11,7 +11,6 @@ from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.engine.config import ExecutionConfig
 from nas_attn.errors import NasAttnError
-from nas_attn.fairseq_tools.measure import calibrate
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.same_data import keep_data
@@ -24,9 +23,9 @@ from nas_attn.study.sensitivity import (
 from nas_attn.study.settings import keep_settings
 from nas_attn.study.spaces import space_folder, space_over
 from nas_attn.study.study import Study
-from nas_attn.trials.layout import CALIBRATION_FILE
 from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.session import Session, Trainer, open_store
+from nas_attn.workflows.votes import calibration_of, hold_on_baseline
 
 CHECKS, POINTS = 40, 8
 """Plans that test predictions, and that are recommended."""
@@ -82,7 +81,7 @@ def checkpoint_session(
     Args:
         checkpoint: Checkpoint of a training with fairseq or with the plugin.
         data: Folder of its binarised data set.
-        space: Shipped name or file of a search space; `inherited_per_layer` if left out.
+        space: Shipped name or file of a search space; `inherited_voted_per_layer` if left out.
         cost: Name of the cost that plans are to save.
         workers: Plans at a time.
         runs: Folder that holds run folders.
@@ -93,7 +92,7 @@ def checkpoint_session(
     target = target_of_checkpoint(
         checkpoint,
         data,
-        space or "inherited_per_layer",
+        space or "inherited_voted_per_layer",
         cost=cost,
         runs=runs,
         execution=ExecutionConfig(executor="local" if address is None else "ray", workers=workers),
@@ -133,6 +132,7 @@ def predict_front(
         NasAttnError: Nothing can inherit, or nothing could be measured.
     """
     assert isinstance(trainer.subject, SensitivityTarget)
+    hold_on_baseline(trainer, trainer.subject)
     predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
     measure_predictions(trainer, predictions, limits=limits, checks=checks)
     findings = predictions.findings(limits, points)
@@ -157,15 +157,11 @@ def measure_predictions(
             f"{NOTHING_INHERITS}, so there is nothing to measure: take another space, such as "
             "inherited_per_layer"
         )
-    calibration = target.measurements / CALIBRATION_FILE
-    if target.checkpoint is not None and not calibration.is_file():
-        events.on_message("recording what the baseline's attention sees ...")
-        try:
-            calibrate(target.checkpoint, target.data_folder, calibration, distil=target.distils)
-        except NasAttnError as error:  # also what is refused: a baseline was trained before
-            raise NasAttnError(f"the baseline cannot be measured: {error}") from None
+    calibration = calibration_of(target, events)
+    # Votes may come to the same heads.
+    singles = list(dict.fromkeys(change.plan for change in predictions.changes))
     events.on_message(
-        f"{len(predictions.changes)} single changes of {len(target.space.units)} units are "
+        f"{len(singles)} single changes of {len(target.space.units)} units are "
         f"measured; {predictions.left_out} choices are the baseline's own, or cannot inherit and "
         "need training"
     )
@@ -181,7 +177,7 @@ def measure_predictions(
                 events.on_failure(trial)
         loop.outcome()
 
-    measure([change.plan for change in predictions.changes], "single changes")
+    measure(singles, "single changes")
     tests = predictions.tests(checks, limits)
     if tests:
         measure(tests, "tests of predictions")

@@ -25,7 +25,7 @@ from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
 from nas_attn.space import SearchSpace
 from nas_attn.study.sensitivity import SensitivityTarget
-from tests.helpers.fakes import BASELINE, OBJECTIVES, FakeCosts, make_space
+from tests.helpers.fakes import BASELINE, OBJECTIVES, FakeCosts, made_votes, make_space
 
 SCHEMES = {
     "multi_head": {},
@@ -99,6 +99,39 @@ def test_predictions_are_sums() -> None:
     assert model.predict(foreign) is None
     added = AttentionPlan.parse('{"encoder_self": "head_embedding_add"}').over(BASELINE)
     assert model.predict(added) is None, "it was not measured"
+
+
+def test_votes_that_are_known_are_choices_as_any_other() -> None:
+    """Costs are those of the heads that stay, and the same heads are one plan, measured once."""
+    schemes = {
+        "multi_head": {},
+        "multi_query": {},
+        "grouped_head": {"keep": ["threshold"], "vote_threshold": [0.25, 0.5, 0.75]},
+    }
+    heads = {0.25: "0,1,3", 0.5: "0,3", 0.75: "0,3"}
+    space = make_space("site", schemes).settled(made_votes(heads))
+    changes = single_changes(space, BASELINE, inherits)
+    assert len(changes) == 3 * 4
+    assert len({change.plan for change in changes}) == 3 * 3
+    assert {change.choice for change in changes} == {
+        "multi_query", *(f"grouped_head(keep=threshold, vote_threshold={share})" for share in heads)
+    }  # fmt: skip
+    measured = {change.plan: effect(change.plan) for change in changes}
+    model = AdditiveModel(space, BASELINE, COSTS, "total", None, measured)
+    every = itertools.product(*(unit.alternatives for unit in space.units))
+    plans = set(map(space.plan, every))
+    assert len(plans) == 4**3
+    points = []
+    for plan in plans:
+        found = model.predict(plan)
+        assert found is not None
+        points.append((COSTS(plan)["total"], found.change))
+    front = model.front()
+    assert [(p.cost, round(p.change, 6)) for p in front] == sorted(
+        (cost, round(change, 6)) for cost, change in (points[i] for i in non_dominated(points))
+    )
+    assert all(COSTS(p.plan)["total"] == p.cost and "keep" not in p.plan.dumps() for p in front)
+    assert any("heads" in p.plan.dumps() for p in front)
 
 
 @pytest.mark.parametrize("max_schemes", [None, 1, 2])

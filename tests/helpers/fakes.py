@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.models import Sizer
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-from nas_attn.space import SearchSpace, SpaceConfig
+from nas_attn.space import SearchSpace, SpaceConfig, Votes
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import SeedRun, StartFolders, TrialJob, TrialResult, Validation
 
@@ -36,6 +36,25 @@ SPACE = {
 
 def make_space(decide: str = "site", schemes: object = SPACE) -> SearchSpace:
     return SearchSpace(SpaceConfig.model_validate({"schemes": schemes, "decide": decide}), SHAPES)
+
+
+def made_votes(heads: Mapping[float, str]) -> Votes:
+    """Votes of the rule `threshold` that leave the same heads in every layer.
+
+    Args:
+        heads: The heads for each threshold, such as "0,3".
+    """
+    of = AttentionChoice.of
+    return Votes(
+        {
+            (f"{site}.{layer}", of("grouped_head", keep="threshold", vote_threshold=share)): of(
+                "grouped_head", kept_heads=len(left.split(",")), heads=left, alpha=0.0, beta=0.0
+            )
+            for site, shape in SHAPES.items()
+            for layer in range(shape.num_layers)
+            for share, left in heads.items()
+        }
+    )
 
 
 OBJECTIVES = Objectives(metric="loss", maximise=False, costs=("total",), limits={})

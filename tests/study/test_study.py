@@ -80,16 +80,6 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         "search.warm_start",
         "replayed learning curves start from nothing",
     ),
-    (
-        {
-            "search/warm_start": "baseline",
-            "space/schemes/grouped_head": {"keep": ["most_votes"], "num_groups": [2]},
-            "training/arguments/criterion": "grouped_label_smoothed_cross_entropy",
-            "training/arguments/vote-at-epoch": 1,
-        },
-        "space.schemes.grouped_head",
-        "votes while it trains",
-    ),
     ({"search/sampler": "tpee"}, "search.sampler", "but is 'tpee'"),
     ({"search/trials": "three"}, "search.trials", "valid integer, but is 'three'"),
     ({"search/trials": 0}, "search.trials", "greater than or equal to 1, but is 0"),
