@@ -163,7 +163,7 @@ def predict_front(
         study: A study, whose baseline is trained if need be, or a checkpoint (`.pt`).
         data: Binarised data set of a checkpoint.
         space: File or shipped name of the space; the study's own if left out, for a checkpoint
-            `inherited_per_layer`.
+            `inherited_voted_per_layer`.
         cost: Name of the cost that plans are to save; the study's first cost if left out, for a
             checkpoint `attention`.
         checks: Plans that test predictions, half of them random and half predicted.

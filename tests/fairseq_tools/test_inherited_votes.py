@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from nas_attn.analysis.predictions import Predictions
 from nas_attn.attention.counting import count_model
 from nas_attn.conversion import recorded
 from nas_attn.engine.config import ExecutionConfig
+from nas_attn.engine.votes import votes_of
 from nas_attn.fairseq_tools.convert import calibration_calls, convert_checkpoint, convert_trained
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.inherited_votes import hold_votes, votes_on_offer
@@ -19,7 +21,10 @@ from nas_attn.fairseq_tools.prune import prune_model
 from nas_attn.fairseq_tools.trained import load_batches, load_trained
 from nas_attn.fairseq_tools.vote import MAX_TOKENS, vote_on_data
 from nas_attn.plan import AttentionChoice
+from nas_attn.space import Votes
 from nas_attn.study.sensitivity import SensitivityTarget, target_of_checkpoint
+from nas_attn.workflows.sensitivity import checkpoint_session
+from nas_attn.workflows.votes import hold_on_baseline
 from tests.helpers.checkpoints import state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -137,3 +142,34 @@ def test_votes_leave_the_model_as_it_is(
     hold_votes(trained, votes_on_offer(target.space)[:2], calls)
     after = trained.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_votes_are_held_once_and_predictions_are_of_what_they_left(
+    target: SensitivityTarget, tiny_translation: PreparedData, tmp_path: Path
+) -> None:
+    assert target.checkpoint is not None
+    trainer = checkpoint_session(
+        target.checkpoint,
+        tiny_translation.folder,
+        str(target.checkpoint.parent / "space.yaml"),
+        cost="non_embedding",
+        workers=1,
+        runs=tmp_path,
+        address=None,
+        events=None,
+    )
+    assert isinstance(trainer.subject, SensitivityTarget)
+    hold_on_baseline(trainer, trainer.subject)
+    folder = trainer.subject.folder / "sensitivity"
+    votes = votes_of(trainer.store)
+    assert Votes.from_json(json.loads((folder / "votes.json").read_text())) == votes
+    assert len(votes.settled) == len(VOTES) * 6
+    (folder / "calibration.pt").unlink()
+    hold_on_baseline(trainer, trainer.subject)
+    assert not (folder / "calibration.pt").exists(), "what is on record is not held again"
+    predictions = Predictions(trainer.subject, trainer.store, create=True)
+    assert len(predictions.changes) == len(VOTES) * 3
+    for change in predictions.changes:
+        assert "keep=" in change.choice
+        assert '"keep"' not in change.plan.dumps()
+        assert '"heads"' in change.plan.dumps()
