@@ -50,7 +50,7 @@ IN_TRAINING: dict[str, Any] = {
     "training/arguments/vote-at-update": 6,
     "training/arguments/vote-updates": 2,
     "training/arguments/max-update": 10,
-    "training/arguments/max-epoch": 0,
+    "training/arguments/max-epoch": None,
     "space": "all_schemes_grouped",
     "search": {"trials": 12, "startup_trials": 6, "sampler": "tpe"},
 }
