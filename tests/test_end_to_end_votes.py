@@ -112,7 +112,7 @@ def test_trials_start_with_the_heads_that_the_baseline_s_votes_left(inherited: K
         assert row["cost_certain"]
         assert bool(row["warm"]) == (number > 0)
         voted += "heads=" in row["plan"]
-    assert voted >= 2
+    assert voted >= 1
     assert table["plan"].is_unique
     settled = study.settled(votes)
     for trial in table.index:
