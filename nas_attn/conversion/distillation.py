@@ -27,6 +27,7 @@ WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 LEARNING_RATE = 0.1
 """The highest, as a share of the root mean square of the trained module's weights."""
+BETAS = 0.9, 0.999
 RIDGE = 0.1
 """Share of the mean of the metric's diagonal that is added to it: every direction counts a little,
 for the matrix is an estimate."""
@@ -138,7 +139,7 @@ def _steps(
     """Train; yields after every step how many there were."""
     rows = sum(len(batch.wanted) for batch in batches)
     scale = sum(float(batch.wanted.square().sum()) for batch in batches) / max(1, rows)
-    optimiser = torch.optim.Adam(student.parameters(), lr=learning_rate)
+    adam = _Adam([weight for weight in student.parameters() if weight.requires_grad])
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     for step in range(steps):
@@ -146,13 +147,36 @@ def _steps(
             order = torch.randperm(len(batches), generator=generator).tolist()
         batch = batches[order.pop()]
         rise = min(1.0, (step + 1) / max(1.0, WARM_UP * steps))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        fall = 0.5 * (1.0 + math.cos(math.pi * step / steps))
         loss = _lost(student, batch, root) / (len(batch.wanted) * scale)
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
+        adam.step(loss, learning_rate * rise * fall)
         yield step + 1
+
+
+class _Adam:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980); torch's own loads its compiler, which takes two
+    seconds of every process."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+        self.means = [torch.zeros_like(weight) for weight in weights]
+        self.squares = [torch.zeros_like(weight) for weight in weights]
+        self.steps = 0
+
+    def step(self, loss: Tensor, learning_rate: float) -> None:
+        gradients = torch.autograd.grad(
+            loss, self.weights, allow_unused=True, materialize_grads=True
+        )
+        self.steps += 1
+        first, second = (1.0 - beta**self.steps for beta in BETAS)
+        with torch.no_grad():
+            for weight, gradient, mean, square in zip(
+                self.weights, gradients, self.means, self.squares, strict=True
+            ):
+                mean.lerp_(gradient, 1.0 - BETAS[0])
+                square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1.0 - BETAS[1])
+                size = (square / second).sqrt_().add_(1e-8)
+                weight.addcdiv_(mean, size, value=-learning_rate / first)
 
 
 def _lost(student: Attention, batch: _Batch, root: Tensor) -> Tensor:
