@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from optuna.trial import TrialState
@@ -94,3 +96,55 @@ def test_a_failed_baseline_is_trained_again_whatever_ended_meanwhile(study: Stud
     assert trained.is_baseline and trained.is_trained
     assert len(store.trials()) == 3
     assert session.train_baseline().number == trained.number
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_queue_that_another_driver_has_lengthened_is_taken_over(
+    is_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a driver would add later, knowing more results, is not what trials on record are of."""
+    plans = [
+        AttentionPlan.uniform(AttentionChoice.of("reduced_key", key_dim=width), ("encoder_self",))
+        for width in range(4, 36, 4)
+    ]
+    first, theirs, own = plans[:2], plans[2], plans[3]
+    kept = list(first)
+    runs: list[tuple[list[AttentionPlan], int]] = []
+
+    def by_sampler(_: Any, *, queue: list[AttentionPlan], trials: int) -> Any:
+        runs.append((list(queue), trials))
+        if is_ahead and len(runs) == 1:
+            kept.append(theirs)
+        return SimpleNamespace(has_given_up=False)
+
+    def keep(_: Any, queue: list[AttentionPlan]) -> None:
+        kept[:] = queue
+
+    class Session:
+        """A session with a record of nothing but a queue."""
+
+        study = MagicMock()
+        store = MagicMock()
+        train_baseline = MagicMock()
+
+        @property
+        def queue(self) -> list[AttentionPlan]:
+            return list(kept)
+
+    config = Session.study.config.search
+    config.strategy, config.trials, config.warm_start.ladder = "sensitivity", 4, False
+    Session.store.trials.return_value = []
+    stand_ins = {
+        "_by_sampler": by_sampler,
+        "_keep_queue": keep,
+        "largest_steps": lambda *_: [SimpleNamespace(plan=own)],
+    }
+    others = ("target_of_study", "hold_on_baseline", "Predictions", "measure_predictions")
+    for name in (*others, "_is_guide", "write_findings"):
+        stand_ins[name] = MagicMock()
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(searching, name, stand_in)
+    searching._by_predictions(Session())  # type: ignore[arg-type]
+    together = [*first, theirs if is_ahead else own]
+    assert runs == [(first, 3), (together, 4)]
+    assert kept == together

@@ -43,6 +43,10 @@ NO_VOTE = (
     "prunes while it trains, and a warm start leaves no time for that: take grouped_head with "
     "kept_heads or collaborative with a small shared_dim, or search without search.warm_start"
 )
+NAMED_BEFORE = (
+    "has heads voted on, on the trained baseline, which says how many and which stay: leave out "
+    "kept_heads and heads, or keep"
+)
 NO_BASELINE = (
     "has heads voted on, and where fine-tuned trials start from nothing there is no trained model "
     "to vote on: set search.warm_start.source to baseline, take kept_heads, or search without "
@@ -255,6 +259,8 @@ def _missing_for(
             yield NO_VOTE
         elif not warm_start.from_baseline:
             yield NO_BASELINE
+        elif dict(choice.options).keys() & {"kept_heads", "heads"}:
+            yield NAMED_BEFORE
         return  # the vote is held on the trained baseline, and nothing is grouped in fine-tuning
     named = given(training.arguments)
     is_grouped = isinstance(module, GroupedHeadAttention)

@@ -121,7 +121,10 @@ def _by_predictions(session: Session) -> SearchLoop:
     if not is_strategy:
         return _by_sampler(session, queue=queue)
     loop = _by_sampler(session, queue=queue, trials=1 + min(len(queue), wanted))
-    if not loop.has_given_up and len(queue) < wanted:
+    further = session.queue  # which another driver may have lengthened
+    if not loop.has_given_up and len(further) > len(queue):
+        loop = _by_sampler(session, queue=further, trials=1 + min(len(further), wanted))
+    elif not loop.has_given_up and len(queue) < wanted:
         trained = [trial for trial in session.store.trials() if trial.is_trained]
         reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
         queue += _in_order(session, largest_steps(front, reached, wanted - len(queue)))

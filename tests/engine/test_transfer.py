@@ -159,6 +159,9 @@ def test_what_another_trial_made_is_fetched_once(
         assert Path(start[2]).read_bytes() == b"weights"
         assert all(Path(part).is_relative_to(tmp_path / "node") for part in (start[2], start[4]))
     assert asked.count("read") == 1
+    needed.write_bytes(b"of another search in the same folder")
+    start = NodeWorkspace(archive, Direct(), tmp_path / "node").localise(job).runs[0].start
+    assert Path(start[2]).read_bytes() == needed.read_bytes()
     with pytest.raises(ValueError, match="not in the run folder"):
         FileSync(runs).read(str(tmp_path / "data"))
 

@@ -27,6 +27,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {
             "search/warm_start": "baseline",
+            "space/schemes/grouped_head": {"keep": ["pillars"], "kept_heads": [2]},
+        },
+        "space.schemes.grouped_head",
+        "leave out kept_heads and heads, or keep",
+    ),
+    (
+        {
+            "search/warm_start": "baseline",
             "space/schemes/collaborative": {"shared_dim": [8], "dim_threshold": [0.2]},
         },
         "space.schemes.collaborative",

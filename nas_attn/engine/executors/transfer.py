@@ -78,6 +78,13 @@ class FileSync:
             raise ValueError(f"{folder} is not in the run folder")
         _unpack(content, target)
 
+    def version(self, path: str) -> tuple[int, int]:
+        """What tells a file of the run folder from one that was in its place: time and size."""
+        if not Path(path).is_relative_to(self.runs):
+            raise ValueError(f"{path} is not in the run folder")
+        state = Path(path).stat()
+        return state.st_mtime_ns, state.st_size
+
     def read(self, path: str) -> bytes:
         """A file of the run folder."""
         if not Path(path).is_relative_to(self.runs):
@@ -155,10 +162,11 @@ class NodeWorkspace:
         )
 
     def _fetch(self, path: str) -> Path:
-        """A file of another trial, on this node; it is fetched once."""
+        """A file of another trial, on this node; it is fetched once, and when it was made anew."""
         import ray
 
-        name = hashlib.sha256(path.encode()).hexdigest()[:16]
+        version = ray.get(self._sync.version.remote(path))
+        name = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:16]
         target = self._under / "needed" / f"{name}{Path(path).suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock"), f"the file {target}"):
