@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from nas_attn.study.sensitivity import SensitivityTarget, target_of_study
 from nas_attn.trials.layout import CALIBRATION_FILE, VOTES_FILE
 from nas_attn.workflows.events import Events
 from nas_attn.workflows.session import Session, Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def calibration_of(target: SensitivityTarget, events: Events) -> Path:
@@ -63,6 +66,14 @@ def with_votes(session: Session) -> Session:
     study = session.study
     if not (study.search.warm_start.from_baseline and votes_on_offer(study.space)):
         return session
+    first, *others = study.config.training.seeds
+    if others:
+        logger.warning(
+            "votes are held on the baseline of seed %d alone; from those of the seeds %s the heads "
+            "of the same numbers are kept, which nobody voted on: search with one seed",
+            first,
+            ", ".join(map(str, others)),
+        )
     checkpoint = study.trained_checkpoint(session.train_baseline())
     hold_on_baseline(session, target_of_study(study, checkpoint))
     return replace(session, subject=study.settled(votes_of(session.store)))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from nas_attn.errors import ConfigError
 from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.space import Votes
 from nas_attn.study.loading import load_study
+from nas_attn.workflows import votes as voting
+from nas_attn.workflows.events import LogEvents
+from nas_attn.workflows.session import Session
 from tests.helpers.studies import write
 
 GROUPED = {"training/arguments/criterion": "grouped_label_smoothed_cross_entropy"}
@@ -80,3 +85,28 @@ def test_votes_on_a_trained_baseline_need_no_grouped_criterion(
     study = load_study(str(write(tmp_path, tiny_translation.folder, changes)))
     voted = [c for _, _, c in study.space.choices() if "keep" in dict(c.options)]
     assert voted
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
+def test_votes_say_that_they_are_of_one_seeds_baseline(
+    seeds: list[int],
+    tmp_path: Path,
+    tiny_translation: PreparedData,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = {
+        "search/warm_start": "baseline",
+        "space": "inherited_voted_per_layer",
+        "training/seeds": seeds,
+    }
+    study = load_study(str(write(tmp_path, tiny_translation.folder, changes)))
+    for place, name in (
+        (Session, "train_baseline"),
+        (voting, "hold_on_baseline"),
+        (voting, "target_of_study"),
+    ):
+        monkeypatch.setattr(place, name, MagicMock())
+    monkeypatch.setattr(voting, "votes_of", lambda _: Votes())
+    voting.with_votes(Session(study, MagicMock(), None, LogEvents()))
+    assert ("of the seeds 2, 3 the heads of the same numbers" in caplog.text) == (len(seeds) > 1)
