@@ -243,6 +243,12 @@ def _check_teachers(config: StudyConfig) -> Iterator[ConfigIssue]:
                 f"{name} needs a teacher, which a study has in fine-tuning alone: leave distilled_ "
                 "out, and set search.warm_start.teacher to baseline",
             )
+    if warm.is_taught and given(config.training.arguments).get("adaptive-softmax-cutoff"):
+        yield ConfigIssue(
+            "search.warm_start.teacher",
+            "an adaptive softmax gives no logits of all types that could be learned from: leave "
+            "teacher or training.arguments.adaptive-softmax-cutoff out",
+        )
 
 
 def _prunes(module: Attention) -> bool:

@@ -60,6 +60,14 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     (
         {
             "search/warm_start": {"source": "baseline", "teacher": "baseline"},
+            "training/arguments/adaptive-softmax-cutoff": "20,30",
+        },
+        "search.warm_start.teacher",
+        "an adaptive softmax gives no logits",
+    ),
+    (
+        {
+            "search/warm_start": {"source": "baseline", "teacher": "baseline"},
             "training/arguments/criterion": "label_smoothed_cross_entropy_with_rdrop",
         },
         "search.warm_start.teacher",
