@@ -69,7 +69,7 @@ def with_votes(session: Session) -> Session:
     first, *others = study.config.training.seeds
     if others:
         logger.warning(
-            "votes are held on the baseline of seed %d alone; from those of the seeds %s the heads "
+            "votes are held on the baseline of seed %d alone; from those of other seeds (%s) heads "
             "of the same numbers are kept, which nobody voted on: search with one seed",
             first,
             ", ".join(map(str, others)),

@@ -109,4 +109,4 @@ def test_votes_say_that_they_are_of_one_seeds_baseline(
         monkeypatch.setattr(place, name, MagicMock())
     monkeypatch.setattr(voting, "votes_of", lambda _: Votes())
     voting.with_votes(Session(study, MagicMock(), None, LogEvents()))
-    assert ("of the seeds 2, 3 the heads of the same numbers" in caplog.text) == (len(seeds) > 1)
+    assert ("of other seeds (2, 3) heads of the same numbers" in caplog.text) == (len(seeds) > 1)
