@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ import pytest
 from nas_attn.errors import ConfigError, NasAttnError, SearchError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.loading import load_study
-from tests.helpers.cli import COMMAND, invoke
+from tests.helpers.cli import invoke, kill_once
 from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
@@ -102,21 +98,10 @@ def test_proposals_are_shown_and_derived_again(searched: Searched) -> None:
 
 def test_a_confirmation_survives_kill_9_and_does_nothing_twice(searched: Searched) -> None:
     arguments = ("confirm", "--trial", "1", "--seeds", "2")
-    driver = subprocess.Popen(
-        [*COMMAND, *searched.arguments(*arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    kill_once(
+        lambda: list(searched.folder.glob("confirm/*/seed-*/finished.json")),
+        *searched.arguments(*arguments),
     )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(searched.folder.glob("confirm/*/seed-*/finished.json")):
-            assert driver.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
     text = searched.command(*arguments)
     assert "trials 0, 1 of the search, each trained again with seeds 3, 4" in text
     before = searched.trainings()

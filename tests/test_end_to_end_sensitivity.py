@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,7 @@ from nas_attn.fairseq_tools.convert import validation_losses as losses_of
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionPlan
 from nas_attn.study.sensitivity import target_of_checkpoint
-from tests.helpers.cli import COMMAND
+from tests.helpers.cli import kill_once
 from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
@@ -53,18 +49,7 @@ class Measured:
         study = str(write(folder, data.folder, CHANGES))
         self.folder = folder / "runs" / "small"
         self.arguments = ["sensitivity", study, "--runs", str(self.folder.parent), "--checks", "12"]
-        driver = subprocess.Popen(
-            [*COMMAND, *self.arguments], stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + 180
-            while len(self.logs()) < 4:
-                assert driver.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait()
+        kill_once(lambda: len(self.logs()) >= 4, *self.arguments)
         self.finished = {
             log: time_written
             for log, time_written in self.logs().items()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.space import Votes
 from nas_attn.study.loading import load_study
 from nas_attn.validation_log import read_report
-from tests.helpers.cli import COMMAND, invoke
+from tests.helpers.cli import COMMAND, invoke, kill_once
 from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
@@ -64,20 +62,12 @@ class Killed:
         self.study = str(write(folder, data.folder, changes))
         self.folder = folder / "runs" / "small"
         self.arguments = [self.study, "--runs", str(self.folder.parent)]
-        driver = subprocess.Popen(
-            [*COMMAND, "search", *self.arguments, "--workers", "1"],
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
+        logs = f"trials/{trial:05d}/seed-1/train.log"
+        kill_once(
+            lambda: list(self.folder.glob(logs)),
+            *("search", *self.arguments, "--workers", "1"),
+            seconds=600,
         )
-        try:
-            deadline = time.monotonic() + 600
-            while not list(self.folder.glob(f"trials/{trial:05d}/seed-1/train.log")):
-                assert driver.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait()
         self.before = {path: path.stat().st_mtime_ns for path in self.folder.rglob("*.log")}
         invoke("search", *self.arguments)
         self.table = pd.read_csv(self.folder / "report" / "trials.csv").set_index("trial")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.loading import load_study
 from nas_attn.trials.job import StartFolders
 from nas_attn.validation_log import read_report
-from tests.helpers.cli import COMMAND, invoke
+from tests.helpers.cli import COMMAND, invoke, kill_once
 from tests.helpers.studies import write
 
 pytestmark = pytest.mark.slow
@@ -54,20 +52,10 @@ class Searched:
         self.study = str(write(folder, data.folder, CHANGES))
         self.folder = folder / "runs" / "small"
         self.arguments = ["search", self.study, "--runs", str(self.folder.parent)]
-        driver = subprocess.Popen(
-            [*COMMAND, *self.arguments, "--workers", "1"],
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
+        kill_once(
+            lambda: list(self.folder.glob("trials/00001/seed-1/train.log")),
+            *(*self.arguments, "--workers", "1"),
         )
-        try:
-            deadline = time.monotonic() + 180
-            while not list(self.folder.glob("trials/00001/seed-1/train.log")):
-                assert driver.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            os.kill(driver.pid, signal.SIGKILL)
-            driver.wait()
         self.first = self.logs()
         invoke(*self.arguments)
         self.table = pd.read_csv(self.folder / "report" / "trials.csv").set_index("trial")

@@ -133,15 +133,13 @@ def inherits(module: Attention, *, distilled: bool = False) -> bool:
     return cannot_inherit(module, distilled=distilled) is None
 
 
-def _built_for(
-    trained: Attention, choice: AttentionChoice, *, force: bool, distilled: bool
-) -> Attention:
-    """A new module (float64) of a scheme, as wide as a trained one.
+def build_like(trained: Attention, choice: AttentionChoice) -> Attention:
+    """A new module of a choice for the place of a trained one: of its widths, heads and dropout.
 
     Raises:
-        PlanError: the choice does not fit, or its scheme cannot inherit and nothing is forced.
+        PlanError: the choice does not fit.
     """
-    module = build_attention(
+    return build_attention(
         choice.scheme,
         trained.embed_dim,
         trained.embed_dim // trained.head_dim,
@@ -150,7 +148,18 @@ def _built_for(
         dropout=trained.dropout,
         bias=trained.has_bias,
         **dict(choice.options),
-    ).double()
+    )
+
+
+def _built_for(
+    trained: Attention, choice: AttentionChoice, *, force: bool, distilled: bool
+) -> Attention:
+    """A new module (float64) of a scheme, as wide as a trained one.
+
+    Raises:
+        PlanError: the choice does not fit, or its scheme cannot inherit and nothing is forced.
+    """
+    module = build_like(trained, choice).double()
     same = type(module) is type(trained)
     why = None if same else cannot_inherit(module, distilled=distilled)
     if why is not None and not force:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from nas_attn.attention import Attention
-from nas_attn.attention.registry import build_attention
 from nas_attn.conversion import Conversion, Errors
+from nas_attn.conversion.convert import build_like
 from nas_attn.conversion.distillation import Distilled
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
@@ -47,16 +47,7 @@ class KeptModules:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["calibration"] != self.calibration:
                 return None
-            module = build_attention(
-                choice.scheme,
-                trained.embed_dim,
-                trained.embed_dim // trained.head_dim,
-                kdim=trained.kdim,
-                vdim=trained.vdim,
-                dropout=trained.dropout,
-                bias=trained.has_bias,
-                **dict(choice.options),
-            )
+            module = build_like(trained, choice)
             module.load_state_dict(state["module"])
             parameter = next(trained.parameters())
             module.to(device=parameter.device, dtype=parameter.dtype).train(trained.training)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nas_attn.errors import PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.plan import AttentionChoice
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,6 @@ class Votes:
     def of(self, site: str, layer: int, choice: AttentionChoice) -> AttentionChoice | None:
         """What a vote made of a choice; None if there was none on it."""
         return self.settled.get((f"{site}.{layer}", choice))
-
-    def settle(self, plan: AttentionPlan, layers: Mapping[str, int]) -> AttentionPlan:
-        """A plan with the heads that stay in the place of votes.
-
-        Args:
-            plan: Plan that names every site.
-            layers: Layers of each site.
-        """
-        return AttentionPlan.of(
-            {
-                site: [
-                    self.of(site, layer, choice) or choice
-                    for layer, choice in enumerate(plan.layers(site, count))
-                ]
-                for site, count in layers.items()
-            }
-        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data, one entry for each vote."""

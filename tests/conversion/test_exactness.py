@@ -15,6 +15,7 @@ from nas_attn.conversion.factors import collaborative_factors
 from nas_attn.conversion.maps import maps_of
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
+from tests.helpers.attention import distance
 
 of = AttentionChoice.of
 
@@ -76,15 +77,6 @@ def make_call(module: Attention, batch: int = 3, seed: int = 5) -> RecordedCall:
     padding = torch.zeros(batch, 9, dtype=torch.bool)
     padding[0, 6:] = True
     return RecordedCall(some(module.embed_dim, 7), key, value, key_padding_mask=padding)
-
-
-@torch.no_grad()
-def distance(one: Attention, other: Attention, call: RecordedCall) -> float:
-    outputs = [
-        m(call.query, call.key, call.value, call.key_padding_mask, need_weights=False)[0]
-        for m in (one, other)
-    ]
-    return float((outputs[0] - outputs[1]).abs().max())
 
 
 def rank_of(matrix: Tensor) -> int:

@@ -10,6 +10,7 @@ from nas_attn.attention import Attention, build_attention
 from nas_attn.conversion import RecordedCall, convert_attention
 from nas_attn.conversion.nesting import nests, plan_nests
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from tests.helpers.attention import distance
 
 of = AttentionChoice.of
 
@@ -64,15 +65,6 @@ def make_call() -> RecordedCall:
     padding = torch.zeros(3, 9, dtype=torch.bool)
     padding[0, 6:] = True
     return RecordedCall(some(7), key, key, key_padding_mask=padding)
-
-
-@torch.no_grad()
-def distance(one: Attention, other: Attention, call: RecordedCall) -> float:
-    outputs = [
-        m(call.query, call.key, call.value, call.key_padding_mask, need_weights=False)[0]
-        for m in (one, other)
-    ]
-    return float((outputs[0] - outputs[1]).abs().max())
 
 
 @pytest.mark.parametrize("narrow", CHOICES, ids=str)

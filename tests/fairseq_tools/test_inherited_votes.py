@@ -26,6 +26,7 @@ from nas_attn.study.sensitivity import SensitivityTarget, target_of_checkpoint
 from nas_attn.workflows.sensitivity import checkpoint_session
 from nas_attn.workflows.votes import hold_on_baseline
 from tests.helpers.checkpoints import state_of
+from tests.helpers.votes import settled_by
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIDE = {"embed-dim": 16, "ffn-embed-dim": 16, "attention-heads": 8, "layers": 2}
@@ -114,7 +115,7 @@ def test_whoever_converts_comes_to_the_same_heads_and_costs_are_exact(
         options = [unit.alternatives[number] for unit in target.space.units]
         asked = target.space.plan(options)
         known = settled.space.plan([unit.alternatives[number] for unit in settled.space.units])
-        assert known == votes.settle(asked, trained.layers()) != asked
+        assert known == settled_by(votes, asked, trained.layers()) != asked
         assert target.inherits(known)
         costs = settled.costs.known(known)
         models = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nas_attn.attention import Attention, build_attention
 from nas_attn.attention.thresholds import BUILT_IN
+from nas_attn.conversion import RecordedCall
 
 Options = dict[str, object]
 Choose = Callable[[int, int], Options]
@@ -106,3 +107,13 @@ def inputs(
     query = torch.randn(batch, time, embed_dim, dtype=torch.double, generator=generator)
     width = kdim or embed_dim
     return query, torch.randn(batch, source, width, dtype=torch.double, generator=generator)
+
+
+@torch.no_grad()
+def distance(one: Attention, other: Attention, call: RecordedCall) -> float:
+    """How far the outputs of two modules are apart at most."""
+    outputs = [
+        m(call.query, call.key, call.value, call.key_padding_mask, need_weights=False)[0]
+        for m in (one, other)
+    ]
+    return float((outputs[0] - outputs[1]).abs().max())

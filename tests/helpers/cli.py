@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -34,3 +39,28 @@ def invoke(*arguments: str) -> str:
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     return done.output
+
+
+def kill_once(is_time: Callable[[], object], *arguments: str, seconds: float = 180) -> None:
+    """Start the command as a process, and kill it by signal 9 once something holds.
+
+    Args:
+        is_time: Says whether it is time; asked again and again while the command runs.
+        arguments: Arguments of the command.
+        seconds: Seconds that it may take.
+    """
+    driver = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + seconds
+        while not is_time():
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()

@@ -10,6 +10,7 @@ from nas_attn.errors import ConfigError, PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.space import SearchSpace, SpaceConfig, Votes
 from nas_attn.space.fitting import fitting
+from tests.helpers.votes import settled_by
 
 SHAPES = {
     "encoder_self": SiteShape(num_layers=2, embed_dim=16, num_heads=4),
@@ -54,7 +55,7 @@ def test_settled_plans_are_what_is_proposed(decide: str) -> None:
             s.plan([u.alternatives[p] for u, p in zip(s.units, picks, strict=True)])
             for s in (offered, settled)
         )
-        assert made == votes().settle(asked, layers)
+        assert made == settled_by(votes(), asked, layers)
         assert "keep" not in made.dumps()
         first = seen.setdefault(made, asked)
         found = settled.encode(made)
