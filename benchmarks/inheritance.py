@@ -8,12 +8,13 @@ record is not trained again, and a killed run goes on. Arms: `cold` trains a pla
 baseline was; `warm` converts the baseline; `distil` trains the converted modules alone, too;
 `teacher` fine-tunes by the baseline's predictions. All end with the same fine-tuning. Plans:
 `--uniform`, one scheme everywhere; `--front SEARCH COUNT`, the smallest that a search's single
-conversions predict to be on the front; or --plan.
+conversions predict to be on the front; `--trials SEARCH`, all that a search trained; or --plan.
 
 `show` prints the change of the validation loss against the untouched baseline, in bits: as
 converted (`--converted` computes it, with and without distillation), and in each arm, mean over
 seeds and, in brackets, the largest distance of a seed from it. `match` does the same for two or
-more searches that trained the same plans, such as one with `search.warm_start.ladder`.
+more searches that trained the same plans, such as one with `search.warm_start.ladder` and the arm
+`inheritance (distil)`; of seeds, given in the same order, so many as all of them trained.
 """
 
 from __future__ import annotations
@@ -84,6 +85,20 @@ def smallest_of_front(study: Study, search: str, count: int) -> list[AttentionPl
     return [point.plan for point in findings.front[:count]]
 
 
+def plans_of_search(study: Study, search: str) -> list[AttentionPlan]:
+    """What a search trained, the baseline left out."""
+    trials = read_trials(study, search)
+    return [trial.plan for trial in trials if trial.plan is not None and not trial.is_baseline]
+
+
+def read_trials(study: Study, name: str) -> list[TrialRecord]:
+    """The trained trials of a search, or of an arm if its name ends with one in brackets."""
+    base = name.partition(" (")[0]
+    storage = open_storage(study.config.execution.storage, study.runs / base)
+    trials = TrialStore(name, storage, study.objectives).trials()
+    return [trial for trial in trials if trial.is_trained]
+
+
 def arm_jobs(study: Study, arm: str) -> TrialJobs:
     """What builds the trials of an arm, in folders of its own."""
     changed = study.changed({"search": {"strategy": "sampler", "warm_start": ARMS[arm]}})
@@ -143,8 +158,8 @@ def text_of(changes: Sequence[float]) -> str:
     return f"{mean:+.4f} ({max(abs(change - mean) for change in changes):.4f})"
 
 
-def change_of(trial: TrialRecord, untouched: Sequence[float]) -> str:
-    return text_of([a - b for a, b in zip(trial.losses, untouched, strict=True)])
+def change_of(losses: Sequence[float], untouched: Sequence[float]) -> str:
+    return text_of([a - b for a, b in zip(losses, untouched, strict=True)])
 
 
 def show(study: Study, *, converted: bool) -> None:
@@ -171,27 +186,33 @@ def show(study: Study, *, converted: bool) -> None:
             if plan in column:
                 done = column[plan]
                 each = done.seconds / len(done.losses) if done.seconds else 0.0
-                cells[arm] = f"{change_of(done, baseline.losses)} {each:.0f} s"
+                cells[arm] = f"{change_of(done.losses, baseline.losses)} {each:.0f} s"
         said = "  ".join(f"{name} {cell}" for name, cell in cells.items())
         print(f"{trial.cost:9,} {plan}: {said}", flush=True)
 
 
 def match(study: Study, searches: Sequence[str]) -> None:
     """Print what searches of the same study made of the plans that all of them trained."""
-    trained: list[dict[AttentionPlan, TrialRecord]] = []
-    for name in searches:
-        storage = open_storage(study.config.execution.storage, study.runs / name)
-        trials = TrialStore(name, storage, study.objectives).trials()
-        trained.append({t.plan: t for t in trials if t.plan is not None and t.is_trained})
-    common = [plan for plan in trained[0] if all(plan in others for others in trained[1:])]
-    for plan in sorted(common, key=lambda p: trained[0][p].cost or 0):
-        texts = []
-        for name, search in zip(searches, trained, strict=True):
-            untouched = next(t for t in search.values() if t.is_baseline).losses
-            texts.append(f"{name} {change_of(search[plan], untouched)}")
-        print(f"{trained[0][plan].cost:9,} {plan}: {'  '.join(texts)}")
-    for name, search in zip(searches, trained, strict=True):
-        print(f"{name}: {sum(t.updates for t in search.values()):,} updates in all")
+    trained = {name: read_trials(study, name) for name in searches}
+    plans = {name: {trial.plan: trial for trial in trials} for name, trials in trained.items()}
+    untouched = {name: baseline_losses(study, name) for name in searches}
+    seeds = min(len(losses) for losses in untouched.values())
+    common = set.intersection(*(set(of_search) for of_search in plans.values()))
+    first = plans[searches[0]]
+    for plan in sorted(common, key=lambda plan: first[plan].cost or 0):
+        texts = [
+            f"{name} {change_of(plans[name][plan].losses[:seeds], untouched[name][:seeds])}"
+            for name in searches
+        ]
+        print(f"{first[plan].cost:9,} {plan}: {'  '.join(texts)}")
+    for name, trials in trained.items():
+        print(f"{name}: {sum(trial.updates for trial in trials):,} updates in all")
+
+
+def baseline_losses(study: Study, name: str) -> Sequence[float]:
+    """The baseline's losses, seed by seed; arms have that of their run folder."""
+    trials = read_trials(study, name.partition(" (")[0])
+    return next(trial.losses for trial in trials if trial.is_baseline)
 
 
 def parse() -> argparse.Namespace:
@@ -204,6 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arm", action="append", default=[], choices=tuple(ARMS))
     parser.add_argument("--uniform", action="store_true", help="one scheme everywhere")
     parser.add_argument("--front", nargs=2, metavar=("SEARCH", "COUNT"))
+    parser.add_argument("--trials", metavar="SEARCH", help="all plans that it trained")
     parser.add_argument("--plan", action="append", default=[], metavar="PLAN", help="JSON text")
     parser.add_argument("--converted", action="store_true", help="convert and measure, too")
     parser.add_argument("--name", default="inheritance", help="name of the run folder")
@@ -227,6 +249,8 @@ def main() -> None:
 
 def plans_of(study: Study, options: argparse.Namespace) -> list[AttentionPlan]:
     plans = uniform_plans(study) if options.uniform else []
+    if options.trials:
+        plans += plans_of_search(study, options.trials)
     if options.front:
         plans += smallest_of_front(study, options.front[0], int(options.front[1]))
     return [*plans, *(AttentionPlan.parse(text) for text in options.plan)]
