@@ -27,7 +27,7 @@ CHANGES: dict[str, Any] = {
     "search": {
         "trials": 7,
         "strategy": "sensitivity",
-        "warm_start": {"source": "baseline", "fraction": 0.25, "ladder": True},
+        "warm_start": {"source": "baseline", "fraction": "auto", "ladder": True},
     },
 }
 BEST = "checkpoint_best.pt"
@@ -75,7 +75,23 @@ def test_each_point_starts_from_its_parent(searched: Searched) -> None:
         assert f"nas-attn convert {start} --plan " in commands
         before = table["chain_updates"].get(parent) if parent else 0
         assert row["chain_updates"] == row["updates"] + before
-        assert row["updates"] == points["updates"].iloc[0]
+
+
+def test_what_is_predicted_to_lose_more_is_fine_tuned_for_longer(searched: Searched) -> None:
+    """A tenth of the training and up to a second one, by the predictions that the search kept."""
+    least = int(searched.table["updates"][0] - searched.table["updates"][0] / 1.1)
+    points = searched.table.iloc[1:].sort_values("cost")
+    updates = list(points["updates"])
+    assert updates[0] == pytest.approx(2 * least, abs=1)
+    assert updates == sorted(updates, reverse=True)
+    assert updates[-1] >= least
+    predicted = pd.read_csv(searched.folder / "sensitivity" / "predicted.csv").set_index("cost")
+    most = predicted["predicted"].max()
+    for _, row in points.iterrows():
+        share = predicted["predicted"][row["cost"]] / most
+        assert row["updates"] == pytest.approx(least * (1 + max(0, share)), abs=1)
+    summary = (searched.folder / "report" / "summary.md").read_text()
+    assert f"with {least} to {2 * least} updates of fine-tuning, the more of them" in summary
 
 
 def test_a_child_starts_with_what_its_parent_knows(searched: Searched) -> None:

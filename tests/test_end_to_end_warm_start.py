@@ -82,7 +82,7 @@ def test_what_starts_how(searched: Searched) -> None:
     assert inherits.any()
     assert not inherits[1:].all(), "the space has plans that cannot inherit"
     study = load_study(searched.study)
-    tuned = study.fine_tuning.arguments["max-update"]
+    tuned = study.jobs.tuning_updates[0]
     whole = read_report(searched.run_folder(0) / "start")[-1]["num_updates"]
     assert whole == count_updates(study.config.training, searched.data)
     assert tuned == round(0.25 * whole)

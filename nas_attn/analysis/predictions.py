@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
-from nas_attn.engine.plan_costs import certain_excess
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
     Measured,
@@ -17,7 +16,6 @@ from nas_attn.engine.sensitivity import (
     UnitChange,
     single_changes,
     spread_predictions,
-    undominated,
     validity_of,
 )
 from nas_attn.engine.store import TrialStore
@@ -106,38 +104,27 @@ class Predictions:
             if trial.plan is not None and trial.is_trained
         }
 
-    def model(self, axis: str | None = None) -> AdditiveModel:
-        """What the single changes predict, for plans on the axis or over another cost."""
-        target, axis = self.target, axis or self.axis
+    def model(self) -> AdditiveModel:
+        """What the single changes predict, for plans on the axis."""
+        target = self.target
         has_cache = "cache_bytes" in available_costs(target.task)
-        tie = "cache_bytes" if has_cache and axis != "cache_bytes" else None
+        tie = "cache_bytes" if has_cache and self.axis != "cache_bytes" else None
         return AdditiveModel(
-            target.space, target.baseline, target.costs.known, axis, tie, self.measured()
+            target.space,
+            target.baseline,
+            target.costs.known,
+            self.axis,
+            tie,
+            self.measured(),
+            tuple(target.objectives.limits),
         )
 
-    def _front(self, model: AdditiveModel, limits: PlanConstraints) -> list[Prediction]:
-        """The plans within the target's limits that no other is predicted to dominate.
-
-        With a limit on the axis that is exact. A limit on another cost leaves those of the axis's
-        front and of that cost's own that keep it, and what lies between the two may be missed.
-        """
-        objectives = self.target.objectives
-
-        def front(of: AdditiveModel) -> list[Prediction]:
-            return of.front(
-                max_schemes=limits.max_schemes, keep_first_layer=limits.keep_first_layer
-            )
-
-        found = front(model)
-        for name in objectives.limits:
-            if name != self.axis:
-                others = front(self.model(name))
-                found += [replace(other, cost=self._cost(other.plan)) for other in others]
-        if not objectives.limits:
-            return found
-        costs = self.target.costs
-        return undominated(
-            point for point in found if certain_excess(costs, objectives, point.plan) is None
+    def _front(self, model: AdditiveModel, constraints: PlanConstraints) -> list[Prediction]:
+        """The plans within the target's limits that no other is predicted to dominate."""
+        return model.front(
+            max_schemes=constraints.max_schemes,
+            keep_first_layer=constraints.keep_first_layer,
+            limits=self.target.objectives.limits,
         )
 
     def tests(self, count: int, limits: PlanConstraints) -> list[AttentionPlan]:

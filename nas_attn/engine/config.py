@@ -102,6 +102,8 @@ class StoppingConfig(ConfigModel):
 
 
 MIN_COMPARED = 12
+AUTO_FRACTION = 0.1
+AUTO_TIMES = 2.0
 
 
 def _source_alone(value: Any) -> Any:
@@ -117,8 +119,9 @@ class WarmStartConfig(ConfigModel):
 
     source: Literal["none", "baseline", "nothing"] = "none"
     """`nothing`: all trials are trained whole, and fine-tuned as warm ones are, to compare."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Updates of fine-tuning, a share of those of a training."""
+    fraction: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Updates of fine-tuning, a share of those of a training. `auto`: a tenth, and the more of a
+    second tenth the more of the loss a point of a predicted front is predicted to lose."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.5
     """The highest of fine-tuning, a share of the training's `lr`; it falls to 0."""
     arguments: dict[str, Scalar] = Field(default_factory=dict)
@@ -143,6 +146,8 @@ class WarmStartConfig(ConfigModel):
     def _compared_with_warm(self) -> WarmStartConfig:
         if self.rank_agreement and not self.from_baseline:
             raise ValueError("rank_agreement compares warm trials, which source: baseline has")
+        if self.rank_agreement and self.fraction == "auto":
+            raise ValueError("rank_agreement compares plans that are all fine-tuned alike")
         if self.distil and not self.from_baseline:
             raise ValueError("distil trains converted modules, which source: baseline has")
         return self
@@ -152,6 +157,16 @@ class WarmStartConfig(ConfigModel):
         if self.is_taught and not self.from_baseline:
             raise ValueError("teacher: baseline needs one that is trained first: source: baseline")
         return self
+
+    @property
+    def least_fraction(self) -> float:
+        """Share of a training's updates that every fine-tuning has at the least."""
+        return AUTO_FRACTION if self.fraction == "auto" else self.fraction
+
+    @property
+    def longest(self) -> float:
+        """How many times as long as the shortest the longest fine-tuning is."""
+        return AUTO_TIMES if self.fraction == "auto" else 1.0
 
     @property
     def is_taught(self) -> bool:

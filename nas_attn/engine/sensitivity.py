@@ -29,6 +29,8 @@ DRIFT = 0.05
 """Median distance of measured over predicted from 1 above which predictions are corrected."""
 
 EPSILON = 1e-6
+UNLIMITED = 2**62
+NO_LIMITS: Mapping[str, float] = {}
 
 Costs = Callable[[AttentionPlan], Mapping[str, float]]
 
@@ -79,12 +81,14 @@ class Prediction:
         cost: Exact cost on the axis.
         change: Predicted change of the loss in bits a token, a sum.
         error: Standard error of that, those of its terms taken as independent.
+        others: Further costs, exact as well.
     """
 
     plan: AttentionPlan
     cost: int
     change: float
     error: float
+    others: tuple[int, ...] = ()
 
 
 def single_changes(
@@ -137,6 +141,7 @@ class AdditiveModel:
         axis: Name of the cost on the axis.
         tie: Name of the cost that decides among equals; None if there is none.
         measured: Measurement of each single change; what lacks is not chosen.
+        others: Names of further costs, which may have limits; those of units add up as well.
     """
 
     def __init__(
@@ -147,10 +152,13 @@ class AdditiveModel:
         axis: str,
         tie: str | None,
         measured: Mapping[AttentionPlan, Measured],
+        others: Sequence[str] = (),
     ) -> None:
         self.space = space
+        self.others = tuple(others)
         base = costs(baseline)
         self.base_cost = int(base[axis])
+        self._base_others = tuple(int(base[name]) for name in self.others)
         self._tables: list[dict[int, _Entry]] = [{} for _ in space.units]
         for unit, alternative, plan in _all_changes(space, baseline):
             found = Measured(0.0, 0.0) if plan == baseline else measured.get(plan)
@@ -161,6 +169,7 @@ class AdditiveModel:
                 cost=int(known[axis] - base[axis]),
                 loss=round(found.change / LOSS_UNIT),
                 tie=0 if tie is None else int(known[tie] - base[tie]),
+                others=tuple(int(known[name] - base[name]) for name in self.others),
             )
             self._tables[unit][alternative] = _Entry(option, found, plan != baseline)
 
@@ -193,7 +202,11 @@ class AdditiveModel:
         return self.space.plan([unit.alternatives[place] for unit, place in pairs])
 
     def front(
-        self, *, max_schemes: int | None = None, keep_first_layer: bool = False
+        self,
+        *,
+        max_schemes: int | None = None,
+        keep_first_layer: bool = False,
+        limits: Mapping[str, float] = NO_LIMITS,
     ) -> list[Prediction]:
         """The plans that no other is predicted to dominate, from small to large.
 
@@ -201,40 +214,77 @@ class AdditiveModel:
             max_schemes: Number of schemes that a plan may have; any number if None.
             keep_first_layer: The first layer of each site stays as it is; only where the space
                 decides layer by layer.
+            limits: The most that plans may cost, by the names of some of the further costs; those
+                within are equal in these.
+
+        Raises:
+            SearchError: Further costs have too many sums to choose among.
         """
+        return undominated(self._within(max_schemes, keep_first_layer, limits, surface=False))
+
+    def surface(
+        self,
+        *,
+        max_schemes: int | None = None,
+        keep_first_layer: bool = False,
+        limits: Mapping[str, float] = NO_LIMITS,
+    ) -> list[Prediction]:
+        """The plans that none is predicted to dominate in the axis, the first further cost and the
+        loss, by rising cost; for arguments and errors see `front`."""
+        found = self._within(max_schemes, keep_first_layer, limits, surface=True)
+        points = [(p.cost, p.others[0], p.change) for p in found]
+        return [found[index] for index in non_dominated(points)] if max_schemes else found
+
+    def _within(
+        self,
+        max_schemes: int | None,
+        keep_first_layer: bool,
+        limits: Mapping[str, float],
+        *,
+        surface: bool,
+    ) -> list[Prediction]:
         allowed: list[list[int]] = []
         for unit, table in zip(self.space.units, self._tables, strict=True):
             is_kept = keep_first_layer and unit.layer == 0
             allowed.append([a for a, e in table.items() if not (is_kept and e.is_change)])
         if max_schemes is None:
-            found = self._solve(allowed)
-        else:
-            schemes = sorted({s for unit in self.space.units for s in _schemes(unit)})
-            found = []
-            for some in itertools.combinations(schemes, min(max_schemes, len(schemes))):
-                within = [
-                    [a for a in places if _scheme(unit, a) in some]
-                    for unit, places in zip(self.space.units, allowed, strict=True)
-                ]
-                found += self._solve(within)
-        return undominated(found)
+            return self._solve(allowed, limits, surface=surface)
+        schemes = sorted({s for unit in self.space.units for s in _schemes(unit)})
+        found = []
+        for some in itertools.combinations(schemes, min(max_schemes, len(schemes))):
+            within = [
+                [a for a in places if _scheme(unit, a) in some]
+                for unit, places in zip(self.space.units, allowed, strict=True)
+            ]
+            found += self._solve(within, limits, surface=surface)
+        return found
 
-    def _solve(self, allowed: Sequence[Sequence[int]]) -> list[Prediction]:
+    def _solve(
+        self, allowed: Sequence[Sequence[int]], limits: Mapping[str, float], *, surface: bool
+    ) -> list[Prediction]:
         if not all(allowed):
             return []
         options = [
             [table[a].option for a in places]
             for table, places in zip(self._tables, allowed, strict=True)
         ]
+        most = [
+            math.floor(limits[name] - base) if name in limits else UNLIMITED
+            for name, base in zip(self.others, self._base_others, strict=True)
+        ]
         found = []
-        for solution in solve(options):
+        for solution in solve(options, most, surface=surface):
             picked = [places[o] for places, o in zip(allowed, solution.chosen, strict=True)]
             terms = [table[a].measured for table, a in zip(self._tables, picked, strict=True)]
             total = _total(terms)
-            cost = self.base_cost + solution.cost
+            known = zip(self._base_others, solution.others, strict=True)
             found.append(
                 Prediction(
-                    plan=self._plan(picked), cost=cost, change=total.change, error=total.error
+                    plan=self._plan(picked),
+                    cost=self.base_cost + solution.cost,
+                    change=total.change,
+                    error=total.error,
+                    others=tuple(base + other for base, other in known),
                 )
             )
         return found

@@ -25,7 +25,8 @@ class ReportContext:
         machine: Description of the machine on which the search ran.
         evaluate: Command that evaluates the checkpoint of each trial number on the front.
         confirmed: Rows of `confirmation_rows`; empty if nothing was confirmed.
-        fine_tuning: Updates that end every trial where there are warm starts; None where not.
+        fine_tuning: Updates that end every trial where there are warm starts, the fewest and the
+            most; None where there are none.
         agreement: Agreement of warm and cold trials, if it was asked for.
         findings: Predictions from single conversions of the baseline, if they were measured.
         shapes: Shapes of the model's sites.
@@ -42,12 +43,25 @@ class ReportContext:
     machine: str
     evaluate: dict[int, str]
     confirmed: Sequence[Mapping[str, Any]] = ()
-    fine_tuning: int | None = None
+    fine_tuning: tuple[int, int] | None = None
     agreement: Agreement | None = None
     findings: SensitivityFindings | None = None
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
     troubles: Sequence[str] = ()
     study: Sequence[str] = ()
+
+    @property
+    def fine_tuning_text(self) -> str:
+        """How long every trial is fine-tuned, in words; empty where none is."""
+        if self.fine_tuning is None:
+            return ""
+        least, most = self.fine_tuning
+        if least == most:
+            return f"the same {least:,} updates of fine-tuning"
+        return (
+            f"{least:,} to {most:,} updates of fine-tuning, the more of them the more of the loss "
+            "it was predicted to lose"
+        )
 
     @property
     def distils(self) -> bool:

@@ -80,7 +80,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "curves": curves,
         "left_out": len(trials) - len(shown),
         "confirmed": context.confirmed,
-        "fine_tuning": context.fine_tuning,
+        "fine_tuning": context.fine_tuning_text,
         "agreement": context.agreement,
     }
     return PAGES.from_string(_resource("page.html")).render(

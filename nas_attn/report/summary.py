@@ -43,7 +43,7 @@ def summary_text(trials: Trials, context: ReportContext) -> str:
         columns=[axis, "change", *effective, *further, objectives.metric, "change"],
         rows=[_row(row, trials) for row in trials.front_frame().to_dict("records")],
         noise=_noise(trials),
-        fine_tuning=context.fine_tuning,
+        fine_tuning=context.fine_tuning_text,
         warm=sum(trial.is_warm for trial in trials.front),
         distils=context.distils,
         has_ladder=any(trial.parent is not None for trial in trials),

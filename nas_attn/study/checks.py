@@ -207,6 +207,14 @@ def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
             "and search.warm_start.source to baseline"
         )
         return [ConfigIssue(f"{key}.ladder", message)]
+    if warm.fraction == "auto" and not (
+        warm.from_baseline and config.search.strategy == "sensitivity"
+    ):
+        message = (
+            "how long a plan is fine-tuned follows from what it is predicted to lose: set "
+            "search.strategy to sensitivity and search.warm_start.source to baseline"
+        )
+        return [ConfigIssue(f"{key}.fraction", message)]
     if not warm.is_on:
         return []
     if config.replay is not None:

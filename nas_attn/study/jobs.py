@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -34,19 +34,6 @@ from nas_attn.trials.job import CHECKPOINT, NO_FOLDERS, SeedRun, StartFolders, T
 from nas_attn.trials.layout import BEST, CHECKPOINTS, START
 
 
-def fine_tuning_of(config: StudyConfig, data: PreparedData) -> TrainingConfig:
-    """The training that ends every trial of a study with warm starts."""
-    warm = config.search.warm_start
-    updates = count_updates(config.training, data, gpus=count_processes(config.resources.gpus))
-    return fine_tuning(
-        config.training,
-        max(1, round(warm.fraction * updates)),
-        learning_rate=warm.learning_rate,
-        replaced=warm.arguments,
-        is_taught=warm.is_taught,
-    )
-
-
 def evaluation_of(config: StudyConfig, data: PreparedData, checkpoint: Path) -> list[str]:
     """The command that evaluates a checkpoint on the test split of a data set."""
     tokenizer = config.objectives.bleu_tokenizer
@@ -62,17 +49,41 @@ class TrialJobs:
         folder: Run folder of the study.
         data: The data set.
         sizer: Counter of the parameters of plans.
+        lengthened: How many times as long the fine-tuning of some plans is.
     """
 
     config: StudyConfig
     folder: Path
     data: PreparedData
     sizer: Sizer
+    lengthened: Mapping[AttentionPlan, float] = field(default_factory=dict)
 
     @cached_property
-    def fine_tuning(self) -> TrainingConfig:
-        """The training that ends every trial where there are warm starts."""
-        return fine_tuning_of(self.config, self.data)
+    def _whole_updates(self) -> int:
+        gpus = count_processes(self.config.resources.gpus)
+        return count_updates(self.config.training, self.data, gpus=gpus)
+
+    def _tuning_updates(self, times: float) -> int:
+        fraction = self.config.search.warm_start.least_fraction
+        return max(1, round(times * fraction * self._whole_updates))
+
+    @property
+    def tuning_updates(self) -> tuple[int, int]:
+        """The fewest and the most updates that end a trial where there are warm starts."""
+        return self._tuning_updates(1.0), self._tuning_updates(
+            self.config.search.warm_start.longest
+        )
+
+    def fine_tuning(self, plan: AttentionPlan) -> TrainingConfig:
+        """The training that ends the trial of a plan where there are warm starts."""
+        warm = self.config.search.warm_start
+        return fine_tuning(
+            self.config.training,
+            self._tuning_updates(self.lengthened.get(plan, 1.0)),
+            learning_rate=warm.learning_rate,
+            replaced=warm.arguments,
+            is_taught=warm.is_taught,
+        )
 
     def search_trial(
         self, number: int, plan: AttentionPlan, start: StartFolders = NO_FOLDERS
@@ -135,6 +146,7 @@ class TrialJobs:
             and not is_cold
             and inherits_everywhere(plan, self.sizer.shapes, distilled=warm.distil)
         )
+        tuning = self.fine_tuning(plan)
         runs, needs = [], []
         for run in job.runs:
             made = Path(run.folder) / START / BEST
@@ -146,15 +158,13 @@ class TrialJobs:
                 start = convert_command(trained, plan, self.data, made, distil=warm.distil)
             else:
                 start = with_value(list(run.command), "--save-dir", str(made.parent))
-            command = self._training(
-                self.fine_tuning, plan, run.seed, Path(run.folder) / CHECKPOINTS
-            )
+            command = self._training(tuning, plan, run.seed, Path(run.folder) / CHECKPOINTS)
             command += ["--finetune-from-model", str(made)]
             if is_taught:
                 command += ["--teacher", str(teacher)]
                 needs += [str(teacher)] if has_baseline else []
             runs.append(replace(run, command=tuple(command), start=tuple(start)))
-        last_epoch, last_update = last_epoch_and_update(self.fine_tuning)
+        last_epoch, last_update = last_epoch_and_update(tuning)
         return replace(
             job,
             runs=tuple(runs),

@@ -19,7 +19,6 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import maximises
-from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.costs import CostModel
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import check_model, load_dictionaries
@@ -31,7 +30,7 @@ from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import open_data, prepare_data
 from nas_attn.study.devices import count_processes
-from nas_attn.study.jobs import TrialJobs, evaluation_of, fine_tuning_of
+from nas_attn.study.jobs import TrialJobs, evaluation_of
 from nas_attn.study.tree import (
     Overrides,
     overridden,
@@ -199,11 +198,6 @@ class Study:
     def proposer(self, queue: Sequence[AttentionPlan] = ()) -> Proposer:
         """Proposes plans, from an empty history; those of a queue first."""
         return Proposer(*self._proposer_arguments(), queue)
-
-    @cached_property
-    def fine_tuning(self) -> TrainingConfig:
-        """The training that ends every trial where there are warm starts; needs the data set."""
-        return fine_tuning_of(self.config, self.data_set)
 
     def given_plans(self, plans: Sequence[AttentionPlan]) -> FixedCandidates:
         """Proposes these plans."""

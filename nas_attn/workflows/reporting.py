@@ -138,12 +138,9 @@ def _findings(study: Study, store: TrialStore) -> SensitivityFindings | None:
     return findings if findings.front and findings.changes else None
 
 
-def _fine_tuning_updates(study: Study) -> int | None:
-    """Updates at the end of every trial where there are warm starts."""
-    if not study.config.search.warm_start.is_on:
-        return None
-    updates: int = study.fine_tuning.arguments["max-update"]
-    return updates
+def _fine_tuning_updates(study: Study) -> tuple[int, int] | None:
+    """Updates at the end of every trial where there are warm starts, the fewest and the most."""
+    return study.jobs.tuning_updates if study.config.search.warm_start.is_on else None
 
 
 def _fit(study: Study, trials: Sequence[TrialRecord]) -> bool:

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
+from nas_attn.attention.counting import count_cache
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
     Measured,
@@ -160,23 +161,65 @@ class FakePredictions(Predictions):
             SimpleNamespace(costs=FakeCosts(), objectives=replace(OBJECTIVES, limits=limits)),
         )
 
-    def model(self, axis: str | None = None) -> AdditiveModel:
-        space, _, _ = make_model()
-        changes = single_changes(space, BASELINE, inherits)
-        measured = {change.plan: effect(change.plan) for change in changes}
-        return AdditiveModel(space, BASELINE, COSTS, axis or "total", None, measured)
 
-
-@pytest.mark.parametrize("limits", [{}, {"total": 60_000}, {"cache_bytes": 8_500}, {"total": 9}])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"total": 60_000},
+        {"cache_bytes": 600},
+        {"cache_bytes": 600, "total": 70_000},
+        {"cache_bytes": 767.5, "attention": 65_000},
+        {"total": 9},
+    ],
+)
 def test_a_predicted_front_is_taken_within_the_limits(limits: dict[str, float]) -> None:
-    space, model, effects = make_model()
-    within = [p for p in plans_of(space) if all(COSTS(p)[n] <= most for n, most in limits.items())]
+    """With a real cache, which has little to do with the parameters, so that what is best within a
+    limit need lie on no front without it."""
+
+    def costs(plan: AttentionPlan) -> dict[str, int]:
+        return {**COSTS(plan), "cache_bytes": 4 * count_cache(plan, FakeCosts.shapes)}
+
+    space, _, effects = make_model()
+    measured = {
+        change.plan: effect(change.plan) for change in single_changes(space, BASELINE, inherits)
+    }
+    model = AdditiveModel(space, BASELINE, costs, "total", None, measured, tuple(limits))
+    within = [p for p in plans_of(space) if all(costs(p)[n] <= most for n, most in limits.items())]
     points = [(COSTS(plan)["total"], summed(plan, effects).change) for plan in within]
     wanted = sorted(points[index] for index in non_dominated(points))
     found = FakePredictions(limits)._front(model, PlanConstraints())
     assert [point.cost for point in found] == [cost for cost, _ in wanted]
     assert [point.change for point in found] == pytest.approx([c for _, c in wanted], abs=1e-4)
     assert bool(found) == (limits != {"total": 9})
+
+
+def test_the_surface_over_two_costs_is_exact() -> None:
+    def costs(plan: AttentionPlan) -> dict[str, int]:
+        return {**COSTS(plan), "cache_bytes": 4 * count_cache(plan, FakeCosts.shapes)}
+
+    space, _, effects = make_model()
+    measured = {
+        change.plan: effect(change.plan) for change in single_changes(space, BASELINE, inherits)
+    }
+    model = AdditiveModel(space, BASELINE, costs, "total", None, measured, ("cache_bytes",))
+    for most in (None, 2):
+        plans = [
+            plan
+            for plan in plans_of(space)
+            if len({c.scheme for _, choices in plan for c in choices}) <= (most or 9)
+        ]
+        points = [
+            (costs(p)["total"], costs(p)["cache_bytes"], round(summed(p, effects).change, 6))
+            for p in plans
+        ]
+        wanted = {points[index] for index in non_dominated(points)}
+        found = model.surface(max_schemes=most)
+        assert {(p.cost, *p.others, round(p.change, 6)) for p in found} == wanted
+        assert len(found) > len(model.front(max_schemes=most))
+        for point in found:
+            known = costs(point.plan)
+            assert (known["total"], known["cache_bytes"]) == (point.cost, *point.others)
 
 
 def test_first_layers_that_stay() -> None:

@@ -138,14 +138,30 @@ def test_a_confirmation_has_its_table(trials: Trials, tmp_path: Path) -> None:
 
 def test_an_agreement_has_its_table(trials: Trials, tmp_path: Path) -> None:
     agreement = agreement_of(*compared(trials, *MISLEADING))
-    page = write_report(trials, replace(context(), fine_tuning=3, agreement=agreement), tmp_path)
+    about = replace(context(), fine_tuning=(3, 3), agreement=agreement)
+    page = write_report(trials, about, tmp_path)
     assert "misleads here" in page.read_text()
     assert len(pd.read_csv(page.parent / "agreement.csv")) == 9
 
 
+@pytest.mark.parametrize(
+    ("fine_tuning", "said"),
+    [
+        ((62, 62), "with the same 62 updates of fine-tuning. All"),
+        ((620, 1240), "with 620 to 1,240 updates of fine-tuning, the more of them the more of"),
+    ],
+)
+def test_how_long_the_fine_tuning_is(
+    trials: Trials, tmp_path: Path, fine_tuning: tuple[int, int], said: str
+) -> None:
+    page = write_report(trials, replace(context(), fine_tuning=fine_tuning), tmp_path)
+    for text in (page.read_text(), (tmp_path / "summary.md").read_text()):
+        assert said in " ".join(text.split())
+
+
 def test_that_converted_modules_were_distilled_is_said(trials: Trials, tmp_path: Path) -> None:
     for distil in (False, True):
-        about = replace(context(), fine_tuning=3, settings={"warm_start": {"distil": distil}})
+        about = replace(context(), fine_tuning=(3, 3), settings={"warm_start": {"distil": distil}})
         write_report(trials, about, tmp_path)
         assert ("trained alone first" in (tmp_path / "summary.md").read_text()) is distil
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,44 @@ def test_it_is_for_points_of_a_predicted_front(
     (fault,) = caught.value.faults
     assert fault.key == "search.warm_start.ladder"
     assert "set search.strategy to sensitivity and search.warm_start.source" in fault.message
+
+
+def test_plans_may_be_fine_tuned_for_longer(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    warm = {"source": "baseline", "fraction": "auto"}
+    changes = {"search": {"strategy": "sensitivity", "warm_start": warm}}
+    study = load_study(str(write(tmp_path, tiny_translation.folder, changes)), runs=tmp_path)
+    least, most = study.jobs.tuning_updates
+    assert most == pytest.approx(2 * least, abs=1)
+    small, large = (
+        AttentionPlan.uniform(AttentionChoice.of("reduced_key", key_dim=dim)) for dim in (4, 8)
+    )
+    jobs = replace(study.jobs, lengthened={small: 2.0})
+    start = StartFolders(baseline="trials/00000")
+    for plan, updates in ((small, most), (large, least)):
+        job = jobs.search_trial(1, plan, start)
+        assert job.last_update == updates
+        assert f"--max-update={updates}" in job.runs[0].command
+        assert f"--total-num-update={updates}" in job.runs[0].command
+    tenth = study.changed(["search.warm_start.fraction=0.1"])
+    assert tenth.jobs.tuning_updates == (least, least)
+
+
+@pytest.mark.parametrize(
+    ("search", "key", "message"),
+    [
+        (
+            {"strategy": "sampler"},
+            "search.warm_start.fraction",
+            "from what it is predicted to lose",
+        ),
+        ({"warm_start": {"rank_agreement": 12}}, "search.warm_start", "are all fine-tuned alike"),
+    ],
+)
+def test_what_is_not_predicted_is_not_fine_tuned_for_longer(
+    search: dict[str, Any], key: str, message: str, tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    warm = {"source": "baseline", "fraction": "auto", **search.get("warm_start", {})}
+    changes = {"search": {"strategy": "sensitivity", **search, "warm_start": warm}}
+    with pytest.raises(ConfigError) as caught:
+        load_study(str(write(tmp_path, tiny_translation.folder, changes)))
+    assert [(f.key, message in f.message) for f in caught.value.faults] == [(key, True)]
