@@ -23,6 +23,7 @@ from nas_attn.analysis.predictions import PlanConstraints
 from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import ExecutionConfig
+from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
@@ -150,6 +151,8 @@ def predict_front(
     points: int = sensitivity.POINTS,
     max_schemes: int | None = None,
     keep_first_layer: bool = False,
+    limits: Mapping[str, float] = NO_LIMITS,
+    second_cost: str | None = None,
     distil: bool = False,
     overrides: Overrides = (),
     workers: int | None = None,
@@ -170,6 +173,10 @@ def predict_front(
         points: Plans that are recommended.
         max_schemes: Schemes in a plan at most; any number if None.
         keep_first_layer: Leave the first layer of each site as it is.
+        limits: The most that plans may cost, by name, such as {"cache_bytes": 4096}; a study's own
+            hold as well.
+        second_cost: Name of a cost that counts as much as the first: the plans that no other
+            dominates in both and the loss are found, too.
         distil: Train converted modules alone before they are measured, so that every scheme
             inherits; a study's own if its warm starts do.
         overrides: Values that replace the study's.
@@ -184,7 +191,7 @@ def predict_front(
     """
     if checks < 0 or points < 1:
         raise UsageError("ask for 0 checks or more, and for 1 point or more")
-    limits = PlanConstraints(max_schemes, keep_first_layer)
+    constraints = PlanConstraints(max_schemes, keep_first_layer, limits, second_cost)
     if isinstance(study, str | Path) and Path(study).suffix == ".pt":
         if data is None:
             raise NasAttnError(
@@ -218,7 +225,7 @@ def predict_front(
         cost=cost,
         checks=checks,
         points=points,
-        limits=limits,
+        limits=constraints,
     )
 
 

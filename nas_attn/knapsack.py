@@ -68,8 +68,8 @@ def solve(
     Args:
         modules: The options of each; at least one, and all with as many further costs.
         limits: The most that each of the first further costs may come to.
-        surface: Whether a choice is dominated only by one that is no worse in any further cost
-            either; else those within the limits are equal in these.
+        surface: Whether a choice is dominated only by one that is no worse in the first further
+            cost either; in the others, those within the limits are equal.
 
     Raises:
         SearchError: Choices have so many sums of costs that they do not fit into memory.
@@ -98,9 +98,7 @@ def solve(
             )
         steps.append((kept // before, kept % before))
         sums = sums[:, kept]
-    places = np.arange(sums.shape[1])
-    if not surface:
-        places = places[_undominated(sums[[0, -2, -1]])]
+    places = _undominated(sums[[0, 1, -2, -1] if surface else [0, -2, -1]])
     chosen = np.empty((len(modules), len(places)), np.int64)
     ends = places
     for module in range(len(modules) - 1, -1, -1):

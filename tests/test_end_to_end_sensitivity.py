@@ -136,6 +136,24 @@ def test_limits(measured: Measured) -> None:
         assert len({choice.scheme for choice in choices}) == 1
 
 
+def test_limits_on_costs_and_a_second_cost(measured: Measured) -> None:
+    folder = measured.folder / "sensitivity"
+    measured.command("--checks", "0", "--second-cost", "cache_bytes")
+    free = pd.read_csv(folder / "predicted.csv")
+    surface = pd.read_csv(folder / "surface.csv")
+    most = int(surface["second_cost"].median())
+    assert (folder / "surface.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{len(surface)} plans are predicted" in (folder / "summary.md").read_text()
+    measured.command("--checks", "0", "--limit", f"cache_bytes={most}")
+    within = pd.read_csv(folder / "predicted.csv")
+    # The best within a limit is what the surface has within it, and no more than is best without.
+    for _, row in within.iterrows():
+        fit = surface[(surface["second_cost"] <= most) & (surface["cost"] <= row["cost"])]
+        assert row["predicted"] == pytest.approx(fit["predicted"].min(), abs=1e-5)
+        assert row["predicted"] >= free[free["cost"] <= row["cost"]]["predicted"].min() - 1e-5
+    assert len(within) > 1
+
+
 def test_replayed_studies_have_no_model(measured: Measured) -> None:
     with pytest.raises(NasAttnError, match="leave no model that could be converted"):
         CliRunner().invoke(app, [*measured.arguments, "--set", "replay={}"], catch_exceptions=False)

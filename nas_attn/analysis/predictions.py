@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
@@ -21,7 +22,7 @@ from nas_attn.engine.sensitivity import (
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.votes import votes_of
 from nas_attn.errors import SearchError, UsageError
-from nas_attn.fairseq_tools.costs import available_costs
+from nas_attn.fairseq_tools.costs import KNOWN_COSTS, available_costs
 from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT
@@ -35,17 +36,36 @@ class PlanConstraints:
     Args:
         max_schemes: Number of schemes in a plan at most; any number if None.
         keep_first_layer: The first layer of each site stays as it is.
+        limits: The most that plans may cost, by name; the study's own hold as well.
+        second: Name of a cost that counts as much as the axis: the plans that no other dominates in
+            both and the loss are a surface.
 
     Raises:
-        UsageError: No plan has so few schemes.
+        UsageError: No plan has so few schemes, or there is no such cost.
     """
 
     max_schemes: int | None = None
     keep_first_layer: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
+    second: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_schemes is not None and self.max_schemes < 1:
             raise UsageError("a plan has one scheme at least")
+        for name in self.further:
+            if name not in KNOWN_COSTS:
+                raise UsageError(
+                    f"{name} is no cost that is known before training; these are "
+                    f"{', '.join(KNOWN_COSTS)}"
+                )
+
+    @property
+    def further(self) -> list[str]:
+        """Names of all costs beside the axis, the second first."""
+        return list(dict.fromkeys([*([self.second] if self.second else []), *self.limits]))
+
+
+NO_CONSTRAINTS = PlanConstraints()
 
 
 class Predictions:
@@ -73,12 +93,7 @@ class Predictions:
         self.target = target.settled(votes_of(searched))
         self.searched = searched
         self.axis = axis or target.objectives.primary_cost
-        counted = target.costs.known(target.baseline)
-        if self.axis not in counted:
-            raise SearchError(
-                f"the study does not count {self.axis}; it has {', '.join(counted)} (flops once "
-                "they are among objectives.costs)"
-            )
+        self.check_counted(self.axis)
         objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         how = "sensitivity, distilled" if target.distils else "sensitivity"
@@ -104,32 +119,60 @@ class Predictions:
             if trial.plan is not None and trial.is_trained
         }
 
-    def model(self) -> AdditiveModel:
+    def model(self, constraints: PlanConstraints = NO_CONSTRAINTS) -> AdditiveModel:
         """What the single changes predict, for plans on the axis."""
         target = self.target
         has_cache = "cache_bytes" in available_costs(target.task)
         tie = "cache_bytes" if has_cache and self.axis != "cache_bytes" else None
+        others = tuple(dict.fromkeys((*constraints.further, *target.objectives.limits)))
         return AdditiveModel(
-            target.space,
-            target.baseline,
-            target.costs.known,
-            self.axis,
-            tie,
+            *(target.space, target.baseline, target.costs.known, self.axis, tie),
             self.measured(),
-            tuple(target.objectives.limits),
+            others,
         )
 
+    def _limits(self, constraints: PlanConstraints) -> dict[str, float]:
+        """The target's limits and those of the constraints, of two the tighter."""
+        limits = dict(self.target.objectives.limits)
+        for name, most in constraints.limits.items():
+            limits[name] = min(most, limits.get(name, most))
+        return limits
+
+    def check_counted(self, *names: str) -> None:
+        """Refuse costs that the target does not count.
+
+        Raises:
+            SearchError: It does not count one of them.
+        """
+        counted = self.target.costs.known(self.target.baseline)
+        for name in names:
+            if name not in counted:
+                raise SearchError(
+                    f"the study does not count {name}; it has {', '.join(counted)} (flops once "
+                    "they are among objectives.costs)"
+                )
+
     def _front(self, model: AdditiveModel, constraints: PlanConstraints) -> list[Prediction]:
-        """The plans within the target's limits that no other is predicted to dominate."""
+        """The plans within all limits that no other is predicted to dominate."""
         return model.front(
             max_schemes=constraints.max_schemes,
             keep_first_layer=constraints.keep_first_layer,
-            limits=self.target.objectives.limits,
+            limits=self._limits(constraints),
+        )
+
+    def _surface(self, model: AdditiveModel, constraints: PlanConstraints) -> list[Prediction]:
+        """The same over the axis and the second cost; none without one."""
+        if constraints.second is None:
+            return []
+        return model.surface(
+            max_schemes=constraints.max_schemes,
+            keep_first_layer=constraints.keep_first_layer,
+            limits=self._limits(constraints),
         )
 
     def tests(self, count: int, limits: PlanConstraints) -> list[AttentionPlan]:
         """Plans that test predictions: half from the predicted front, half random."""
-        model = self.model()
+        model = self.model(limits)
         front = self._front(model, limits)
         plans = [point.plan for point in spread_predictions(front, count - count // 2)]
         plans += model.random_plans(count // 2, self.target.search.seed)
@@ -137,7 +180,7 @@ class Predictions:
         return [plan for plan in dict.fromkeys(plans) if plan not in alone]
 
     def findings(
-        self, limits: PlanConstraints = PlanConstraints(), points: int = 8
+        self, limits: PlanConstraints = NO_CONSTRAINTS, points: int = 8
     ) -> SensitivityFindings:
         """All that was measured, and what follows.
 
@@ -145,7 +188,7 @@ class Predictions:
             limits: Limits of the plans on the front.
             points: Number of points that are recommended.
         """
-        measured, model = self.measured(), self.model()
+        measured, model = self.measured(), self.model(limits)
         front = self._front(model, limits)
         changes = [change for change in self.changes if change.plan in measured]
         checks = self._checks(model, measured, {point.plan for point in front})
@@ -157,6 +200,8 @@ class Predictions:
             costs={change.plan: self._cost(change.plan) for change in changes},
             measured=measured,
             front=front,
+            second=limits.second,
+            surface=self._surface(model, limits),
             checks=checks,
             validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
             chosen=spread_predictions(front, points),

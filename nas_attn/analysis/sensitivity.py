@@ -53,6 +53,9 @@ class SensitivityFindings:
         validity: Validity of the predictions by these checks; None with too few.
         chosen: Recommended plans of the front, spread over the axis.
         outcomes: Trained trials, with what was predicted of them.
+        second: Name of a second cost that counts as much; None without one.
+        surface: Plans that no other is predicted to dominate in both costs and the loss, their
+            second cost the first of the further ones.
         is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
             not, only their order can be compared.
     """
@@ -68,6 +71,8 @@ class SensitivityFindings:
     validity: Validity | None
     chosen: Sequence[Prediction]
     outcomes: Sequence[Outcome] = ()
+    second: str | None = None
+    surface: Sequence[Prediction] = ()
     is_same_measure: bool = True
 
     @property
@@ -148,6 +153,12 @@ def prediction_row(prediction: Prediction, findings: SensitivityFindings) -> dic
         "fine_tuned": None if remaining is None else remaining * corrected,
         "plan": prediction.plan.dumps(),
     }
+
+
+def surface_row(prediction: Prediction, findings: SensitivityFindings) -> dict[str, Any]:
+    """A predicted point over two costs."""
+    row = prediction_row(prediction, findings)
+    return {"cost": row.pop("cost"), "second_cost": prediction.others[0], **row}
 
 
 def change_row(change: UnitChange, findings: SensitivityFindings) -> dict[str, Any]:

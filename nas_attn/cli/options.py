@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
+
+from nas_attn.engine.config import KnownCost
+from nas_attn.errors import UsageError
+from nas_attn.literals import parse_count
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -28,3 +33,24 @@ RunsOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option(help="Address of a running Ray cluster, such as auto.")
 ]
+
+
+def parse_limits(given: Sequence[str]) -> dict[str, float]:
+    """Limits of costs by name.
+
+    Args:
+        given: Texts such as cache_bytes=4k.
+
+    Raises:
+        UsageError: One is no such text, or names no cost that is known before training.
+    """
+    limits: dict[str, float] = {}
+    for text in given:
+        name, _, amount = text.partition("=")
+        if name not in get_args(KnownCost):
+            raise UsageError(
+                f"--limit: {text!r} is no limit; write NAME=NUMBER with one of "
+                f"{', '.join(get_args(KnownCost))}"
+            )
+        limits[name] = parse_count(amount, f"--limit {name}")
+    return limits

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nas_attn.cli.console import console, resumable, say
-from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument
+from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
 from nas_attn.engine.config import KnownCost
 
 
@@ -145,6 +145,18 @@ def sensitivity(
     keep_first_layer: Annotated[
         bool, typer.Option("--keep-first-layer", help="Leave the first layer of each site.")
     ] = False,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="The most that plans may cost, such as cache_bytes=4k. Repeatable.",
+            show_default="the study's limits",
+        ),
+    ] = None,
+    second_cost: Annotated[
+        KnownCost | None,
+        typer.Option(help="Find the plans that no other dominates in this cost as well."),
+    ] = None,
     distil: Annotated[
         bool,
         typer.Option(
@@ -169,6 +181,8 @@ def sensitivity(
 
     nas-attn sensitivity checkpoint_best.pt --data data-bin/my_data
 
+    nas-attn sensitivity demo --limit cache_bytes=256 --second-cost cache_bytes
+
     The run folder of a checkpoint is named after its folder and file and a digest of its content;
     with --space, files go to a folder named after the space.
     """
@@ -186,6 +200,8 @@ def sensitivity(
             points=points,
             max_schemes=max_schemes,
             keep_first_layer=keep_first_layer,
+            limits=parse_limits(limit or ()),
+            second_cost=second_cost,
             distil=distil,
             overrides=set_,
             address=address,
@@ -199,5 +215,4 @@ def sensitivity(
     if findings.is_guide:
         console.print(predictions_table(findings))
     say(f"written: {predicted.folder}")
-    if not findings.is_guide and checks:
-        sys.exit(1)
+    sys.exit(1 if checks and not findings.is_guide else 0)

@@ -6,7 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas_attn.analysis.sensitivity import SensitivityFindings, change_row, prediction_row
+from nas_attn.analysis.sensitivity import (
+    SensitivityFindings,
+    change_row,
+    prediction_row,
+    surface_row,
+)
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
@@ -25,8 +30,8 @@ def write_findings(findings: SensitivityFindings, folder: Path) -> None:
     """Write tables, figures and summary.md.
 
     sensitivity.csv (single changes), predicted.csv (the front), checks.csv (predicted and
-    measured), outcomes.csv (what training made of predictions), heatmap and predicted as PNG and
-    SVG.
+    measured), outcomes.csv (what training made of predictions), surface.csv (the front over two
+    costs), heatmap, predicted and surface as PNG and SVG.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(
@@ -39,7 +44,11 @@ def write_findings(findings: SensitivityFindings, folder: Path) -> None:
         rows = [asdict(o) | {"plan": o.plan.dumps()} for o in findings.outcomes]
         write_rows(rows, folder / "outcomes.csv")
     write_rows([prediction_row(p, findings) for p in findings.front], folder / "predicted.csv")
-    for name, figure in (("heatmap", heat_map(findings)), ("predicted", curve(findings))):
+    figures = {"heatmap": heat_map(findings), "predicted": curve(findings)}
+    if findings.second is not None:
+        write_rows([surface_row(p, findings) for p in findings.surface], folder / "surface.csv")
+        figures["surface"] = surface(findings)
+    for name, figure in figures.items():
         save_figure(figure, folder, name)
     (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
 
@@ -53,6 +62,17 @@ def _summary(findings: SensitivityFindings) -> str:
         axis=findings.axis,
         rows=[(prediction_row(chosen, findings), chosen.plan) for chosen in findings.chosen],
         outcomes=outcome_text(findings),
+        surface=surface_text(findings),
+    )
+
+
+def surface_text(findings: SensitivityFindings) -> str:
+    """What the front over two costs holds, in words; empty without one."""
+    if findings.second is None:
+        return ""
+    return (
+        f"{len(findings.surface):,} plans are predicted to be dominated by no other in "
+        f"{findings.axis}, {findings.second} and loss together (surface.csv)"
     )
 
 
@@ -121,6 +141,33 @@ def curve(findings: SensitivityFindings) -> Figure:
     axes.set_xlabel(cost_words(findings.axis))
     axes.set_ylabel("change of the validation loss, bits a token")
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def surface(findings: SensitivityFindings) -> Figure:
+    """The predicted front over two costs, coloured by the change of the loss."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    assert findings.second is not None
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    # What loses most is drawn last, for there is least of it.
+    points = sorted(findings.surface, key=lambda point: point.change)
+    drawn = axes.scatter(
+        [point.cost for point in points],
+        [point.others[0] for point in points],
+        c=[max(SHOWN[0], findings.corrected(point.change)) for point in points],
+        s=9,
+        cmap="cividis_r",
+        norm=LogNorm(*SHOWN),
+    )
+    axes.set_xlabel(cost_words(findings.axis))
+    axes.set_ylabel(cost_words(findings.second))
+    bar = figure.colorbar(drawn, ax=axes)
+    bar.set_label("predicted change of the validation loss, bits a token", fontsize=8)
     return figure
 
 

@@ -134,6 +134,7 @@ def predict_front(
     assert isinstance(trainer.subject, SensitivityTarget)
     hold_on_baseline(trainer, trainer.subject)
     predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
+    predictions.check_counted(*limits.further)
     measure_predictions(trainer, predictions, limits=limits, checks=checks)
     findings = predictions.findings(limits, points)
     if not findings.front:

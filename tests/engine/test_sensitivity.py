@@ -22,6 +22,7 @@ from nas_attn.engine.sensitivity import (
     spread_predictions,
     validity_of,
 )
+from nas_attn.errors import SearchError
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
 from nas_attn.space import SearchSpace
@@ -192,6 +193,18 @@ def test_a_predicted_front_is_taken_within_the_limits(limits: dict[str, float]) 
     assert [point.cost for point in found] == [cost for cost, _ in wanted]
     assert [point.change for point in found] == pytest.approx([c for _, c in wanted], abs=1e-4)
     assert bool(found) == (limits != {"total": 9})
+
+
+def test_limits_are_on_what_is_counted() -> None:
+    FakePredictions({}).check_counted("total", "cache_bytes")
+    with pytest.raises(SearchError, match=r"does not count flops; it has attention, .*cache_bytes"):
+        FakePredictions({}).check_counted("total", "flops")
+
+
+def test_the_tighter_of_two_limits_holds() -> None:
+    constraints = PlanConstraints(limits={"total": 60_000, "cache_bytes": 700})
+    found = FakePredictions({"total": 70_000, "cache_bytes": 600})._limits(constraints)
+    assert found == {"total": 60_000, "cache_bytes": 600}
 
 
 def test_the_surface_over_two_costs_is_exact() -> None:
