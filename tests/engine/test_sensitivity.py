@@ -159,7 +159,11 @@ class FakePredictions(Predictions):
         self.axis = "total"
         self.target = cast(
             SensitivityTarget,
-            SimpleNamespace(costs=FakeCosts(), objectives=replace(OBJECTIVES, limits=limits)),
+            SimpleNamespace(
+                costs=FakeCosts(),
+                objectives=replace(OBJECTIVES, limits=limits),
+                baseline=BASELINE,
+            ),
         )
 
 
