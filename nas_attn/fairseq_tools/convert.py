@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.checkpoints import check_out, save_checkpoint, without_training
 from nas_attn.fairseq_tools.distillation import distillation_data
 from nas_attn.fairseq_tools.kept_modules import KeptModules
+from nas_attn.fairseq_tools.kept_outputs import KeptOutputs
 from nas_attn.fairseq_tools.trained import (
     TrainedModel,
     build_trained,
@@ -354,8 +356,14 @@ def validation_loss(trained: TrainedModel, data: Path) -> float:
 
 
 @torch.no_grad()
-def validation_losses(trained: TrainedModel, data: Path) -> Losses:
-    """Validation loss of each sequence, in the same order for every model; on its device."""
+def validation_losses(trained: TrainedModel, data: Path, kept: KeptOutputs | None = None) -> Losses:
+    """Validation loss of each sequence, in the same order for every model; on its device.
+
+    Args:
+        trained: The model.
+        data: Binarised data.
+        kept: Outputs of layers that are as they were, which are not computed again.
+    """
     from fairseq import utils
 
     model: Any = trained.model
@@ -363,14 +371,18 @@ def validation_losses(trained: TrainedModel, data: Path) -> Losses:
     sums: list[float] = []
     tokens: list[int] = []
     padding = 1  # of every fairseq dictionary
-    for batch in spread(load_batches(trained, data, "valid", BATCH_TOKENS), math.inf):
-        sample = utils.apply_to_sample(lambda tensor: tensor.to(device), batch)
-        output = model(**sample["net_input"])
-        scores = model.get_normalized_probs(output, log_probs=True).float()
-        target = sample["target"]
-        seen = target != padding
-        picked = scores.gather(-1, target[..., None])[..., 0]
-        in_bits = picked.double().masked_fill(~seen, 0.0).sum(1) / -math.log(2.0)
-        sums += in_bits.tolist()
-        tokens += seen.sum(1).tolist()
+    batches = spread(load_batches(trained, data, "valid", BATCH_TOKENS), math.inf)
+    with nullcontext() if kept is None else kept.used(model):
+        for number, batch in enumerate(batches):
+            if kept is not None:
+                kept.batch = number
+            sample = utils.apply_to_sample(lambda tensor: tensor.to(device), batch)
+            output = model(**sample["net_input"])
+            scores = model.get_normalized_probs(output, log_probs=True).float()
+            target = sample["target"]
+            seen = target != padding
+            picked = scores.gather(-1, target[..., None])[..., 0]
+            in_bits = picked.double().masked_fill(~seen, 0.0).sum(1) / -math.log(2.0)
+            sums += in_bits.tolist()
+            tokens += seen.sum(1).tolist()
     return Losses(sums, tokens)

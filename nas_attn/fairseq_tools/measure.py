@@ -30,6 +30,7 @@ from nas_attn.fairseq_tools.convert import (
 )
 from nas_attn.fairseq_tools.distillation import as_plain, distillation_data, from_plain
 from nas_attn.fairseq_tools.kept_modules import KeptModules
+from nas_attn.fairseq_tools.kept_outputs import KeptOutputs, Outputs, recording
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.plan import AttentionPlan
 from nas_attn.validation_log import report_validation
@@ -49,12 +50,15 @@ class Calibration:
         losses: Losses of the trained model.
         distillation: What converted modules are trained on alone, by place; empty if they are not.
         name: Name of the calibration, which no other has; empty of what earlier versions wrote.
+        outputs: Outputs of layers of the trained model on the validation split (see
+            `kept_outputs`); empty of what earlier versions wrote.
     """
 
     calls: dict[str, list[RecordedCall]]
     losses: Losses
     distillation: dict[str, DistillationData] = field(default_factory=dict)
     name: str = ""
+    outputs: Outputs = field(default_factory=dict)
 
 
 def calibrate(checkpoint: Path, data: Path, out: Path, *, distil: bool = False) -> None:
@@ -73,7 +77,10 @@ def calibrate(checkpoint: Path, data: Path, out: Path, *, distil: bool = False) 
     calls = calibration_calls(trained, data)
     # As dictionaries: their tensors are read by what may hold nothing else.
     plain = {place: [_fields(call) for call in of_module] for place, of_module in calls.items()}
-    state: dict[str, Any] = {"calls": plain, "losses": asdict(validation_losses(trained, data))}
+    outputs: Outputs = {}
+    with recording(trained, outputs):
+        losses = validation_losses(trained, data)
+    state: dict[str, Any] = {"calls": plain, "losses": asdict(losses), "outputs": outputs}
     if distil:
         state["distillation"] = as_plain(distillation_data(trained, data))
         state["name"] = uuid.uuid4().hex
@@ -93,7 +100,13 @@ def load_calibration(path: Path) -> Calibration:
             for place, of_module in state["calls"].items()
         }
         lessons = from_plain(state.get("distillation", {}))  # files of earlier versions hold none
-        return Calibration(calls, Losses(**state["losses"]), lessons, state.get("name", ""))
+        return Calibration(
+            calls=calls,
+            losses=Losses(**state["losses"]),
+            distillation=lessons,
+            name=state.get("name", ""),
+            outputs=state.get("outputs", {}),
+        )
     except Exception as error:  # torch raises many kinds
         raise NasAttnError(f"{path} holds no calibration: {error}") from None
 
@@ -121,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.distil and not calibration.distillation:
             raise NasAttnError(f"{given.calibration} holds nothing to distil on: make it for that")
         trained = load_trained(given.checkpoint)
-        convert_trained(
+        converted = convert_trained(
             trained,
             AttentionPlan.parse(given.plan),
             calibration.calls,
@@ -129,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept=_kept_modules(given.calibration, calibration) if given.distil else None,
         )
         trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        losses = validation_losses(trained, given.data)
+        kept = KeptOutputs(calibration.outputs, [module.place for module in converted.modules])
+        losses = validation_losses(trained, given.data, kept)
     except NasAttnError as error:
         sys.exit(str(error))
     change, deviation = losses.change_from(calibration.losses)
