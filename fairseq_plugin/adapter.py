@@ -112,6 +112,9 @@ class FairseqAttention(nn.Module):
             key_padding_mask = decoded.padding
         if self.attention.wants_query_padding:
             of_queries = self.query_padding_mask if static_kv else key_padding_mask
+            if of_queries is not None:
+                # With --cross-self-attention the encoder's output stands before the queries' own.
+                of_queries = of_queries[:, -time:]
             self.attention.query_padding_mask = of_queries
         # To attention, hypotheses that share keys are so many more queries.
         query = query.reshape(keys.size(0), -1, width)  # (rows, beams * time, width)

@@ -112,14 +112,14 @@ def test_every_change_loses_the_same_by_less_work(checkpoint: tuple[Path, Path])
     """Of one module at a time, and of several."""
     path, data = checkpoint
     trained = load_trained(path)
-    outputs = outputs_of(trained, data)
+    outputs, calls = outputs_of(trained, data), calibration_calls(trained, data)
     is_last = "decoder" if "decoder" in layers_of(trained.model) else "encoder"
     assert f"{is_last}.{LAYERS - 1}" not in outputs, "nothing comes after it"
     singles = [[f"{site}.{layer}"] for site, layer in trained.modules]
     upper = [place for (place,) in singles if not place.endswith(".0")]
     for places in (*singles, upper, [place for (place,) in singles]):
         made = load_trained(path)
-        converted = convert_trained(made, changed(places, made), {})
+        converted = convert_trained(made, changed(places, made), calls)
         assert sorted(module.place for module in converted.modules) == sorted(places)
         whole = validation_losses(made, data)
         seen = Calls(made.model)
