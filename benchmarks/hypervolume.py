@@ -82,10 +82,11 @@ def read_search(study: Study, name: str, runs: Path) -> Search:
     if name != base:
         trials = [trials[0], *TrialStore(name, storage, study.objectives).trials()]
     else:
-        with contextlib.suppress(NasAttnError):
-            predictions = Predictions(target_of_study(study, None), store)
-            measured = sum(t.seconds for t in predictions.store.trials())
-            predicted = predictions.model()
+        for distil in (False, True):
+            with contextlib.suppress(NasAttnError):
+                predictions = Predictions(target_of_study(study, None, distil=distil), store)
+                measured += sum(t.seconds for t in predictions.store.trials())
+                predicted = predictions.model()
     spending = [trial for trial in trials if trial.updates]
     if not spending or not spending[0].is_baseline:
         raise NasAttnError(f"{name}: its baseline is not trained")

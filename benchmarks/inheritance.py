@@ -81,8 +81,11 @@ def smallest_of_front(study: Study, search: str, count: int) -> list[AttentionPl
     """The smallest plans that a search's single conversions predict to be on the front."""
     storage = open_storage(study.config.execution.storage, study.runs / search)
     store = TrialStore(search, storage, study.objectives)
-    findings = Predictions(target_of_study(study, None), store).findings()
-    return [point.plan for point in findings.front[:count]]
+    try:
+        predictions = Predictions(target_of_study(study, None, distil=True), store)
+    except SearchError:  # measured without
+        predictions = Predictions(target_of_study(study, None), store)
+    return [point.plan for point in predictions.findings().front[:count]]
 
 
 def plans_of_search(study: Study, search: str) -> list[AttentionPlan]:
