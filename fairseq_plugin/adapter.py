@@ -43,6 +43,12 @@ class Decoded:
     """Hypotheses that share a row: those of a sentence share what comes from the encoder."""
 
 
+def _last(time: int, mask: Tensor | None) -> Tensor | None:
+    """A mask's last places, which are the queries': with `--cross-self-attention` the encoder's
+    output stands before them."""
+    return None if mask is None else mask[:, -time:]
+
+
 @with_incremental_state
 class FairseqAttention(nn.Module):
     """An attention scheme as fairseq's Transformer layers call it.
@@ -112,10 +118,7 @@ class FairseqAttention(nn.Module):
             key_padding_mask = decoded.padding
         if self.attention.wants_query_padding:
             of_queries = self.query_padding_mask if static_kv else key_padding_mask
-            if of_queries is not None:
-                # With --cross-self-attention the encoder's output stands before the queries' own.
-                of_queries = of_queries[:, -time:]
-            self.attention.query_padding_mask = of_queries
+            self.attention.query_padding_mask = _last(time, of_queries)
         # To attention, hypotheses that share keys are so many more queries.
         query = query.reshape(keys.size(0), -1, width)  # (rows, beams * time, width)
         is_causal = (

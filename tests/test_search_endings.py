@@ -111,7 +111,7 @@ def test_a_queue_that_another_driver_has_lengthened_is_taken_over(
     kept = list(first)
     runs: list[tuple[list[AttentionPlan], int]] = []
 
-    def by_sampler(_: Any, *, queue: list[AttentionPlan], trials: int) -> Any:
+    def by_sampler(_: Any, *, queue: list[AttentionPlan], trials: int, **__: Any) -> Any:
         runs.append((list(queue), trials))
         if is_ahead and len(runs) == 1:
             kept.append(theirs)
@@ -133,6 +133,7 @@ def test_a_queue_that_another_driver_has_lengthened_is_taken_over(
 
     config = Session.study.config.search
     config.strategy, config.trials, config.warm_start.ladder = "sensitivity", 4, False
+    config.warm_start.longest = 1.0
     Session.store.trials.return_value = []
     stand_ins = {
         "_by_sampler": by_sampler,
