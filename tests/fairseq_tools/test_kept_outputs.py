@@ -139,10 +139,8 @@ def test_every_change_loses_the_same_by_less_work(checkpoint: tuple[Path, Path])
         assert validation_losses(made, data) == whole, "the layers are back in their places"
 
 
-def test_measurements_use_what_was_kept(
-    tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And those of a calibration that holds nothing compute all."""
+def test_a_calibration_holds_what_was_kept(tmp_path: Path, tiny_translation: PreparedData) -> None:
+    """With none, as earlier versions wrote it, everything is computed."""
     path, data = tmp_path / "trained.pt", tiny_translation.folder
     save_checkpoint(state_of(data, **MODELS["translation"]), path)
     calibrate(path, data, tmp_path / "calibration.pt")
