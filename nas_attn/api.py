@@ -22,12 +22,12 @@ from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.predictions import PlanConstraints
 from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
 from nas_attn.analysis.trials import Trials
-from nas_attn.engine.config import ExecutionConfig
+from nas_attn.engine.config import ExecutionConfig, Scores
 from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.errors import NasAttnError, UsageError
+from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
 from nas_attn.report.figures import plot_front
 from nas_attn.study.config import StudyConfig
@@ -154,6 +154,8 @@ def predict_front(
     limits: Mapping[str, float] = NO_LIMITS,
     second_cost: str | None = None,
     distil: bool = False,
+    scores: Scores | None = None,
+    improve: int = 0,
     overrides: Overrides = (),
     workers: int | None = None,
     address: str | None = None,
@@ -179,6 +181,10 @@ def predict_front(
             dominates in both and the loss are found, too.
         distil: Train converted modules alone before they are measured, so that every scheme
             inherits; a study's own if its warm starts do.
+        scores: `measured`, a pass over the validation split for each single conversion; `gradient`,
+            one pass with gradients for all; or `auto`, the same and then those are measured of
+            which recommended plans consist; the study's `search.scores` if left out.
+        improve: Further passes, by which better plans are looked for next to recommended ones.
         overrides: Values that replace the study's.
         workers: Plans that are measured at a time.
         address: Address of a running Ray cluster; implies `ray`.
@@ -189,21 +195,13 @@ def predict_front(
         ConfigError: Study or space is refused; lists everything wrong with it.
         NasAttnError: Nothing can inherit, or nothing could be measured.
     """
-    if checks < 0 or points < 1:
-        raise UsageError("ask for 0 checks or more, and for 1 point or more")
+    if checks < 0 or points < 1 or improve < 0:
+        raise UsageError("ask for 0 checks or more, 0 passes or more, and 1 point or more")
     constraints = PlanConstraints(max_schemes, keep_first_layer, limits, second_cost)
     if isinstance(study, str | Path) and Path(study).suffix == ".pt":
-        if data is None:
-            raise NasAttnError(
-                "name the data set to measure the checkpoint on with --data DATA (data= in Python)"
-            )
-        if overrides:
-            raise NasAttnError(
-                "--set (overrides= in Python) changes studies, but this is a checkpoint"
-            )
         trainer = sensitivity.checkpoint_session(
             Path(study),
-            Path(data),
+            sensitivity.data_of_checkpoint(data, overrides),
             space,
             cost=cost or "attention",
             workers=workers,
@@ -226,6 +224,8 @@ def predict_front(
         checks=checks,
         points=points,
         limits=constraints,
+        scores=scores,
+        improve=improve,
     )
 
 

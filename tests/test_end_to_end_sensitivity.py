@@ -154,6 +154,46 @@ def test_limits_on_costs_and_a_second_cost(measured: Measured) -> None:
     assert len(within) > 1
 
 
+def test_scores_by_gradients(measured: Measured, tmp_path: Path) -> None:
+    """Of all changes; measured is what recommended plans consist of, and what is next to them."""
+    checkpoint = measured.folder / "trials" / "00000" / "seed-1" / "checkpoints"
+    arguments = ["sensitivity", str(checkpoint / "checkpoint_best.pt")]
+    arguments += ["--data", str(measured.data.folder), "--runs", str(tmp_path)]
+    arguments += ["--space", "inherited_per_layer_few", "--points", "3", "--checks", "6"]
+
+    def command(*more: str) -> str:
+        done = CliRunner().invoke(app, [*arguments, *more])
+        assert done.exit_code in (0, 1), done.output
+        return " ".join(done.output.split())
+
+    text = command("--scores", "gradient")
+    (own,) = tmp_path.iterdir()
+    folder = own / "sensitivity" / "inherited_per_layer_few"
+    scored = pd.read_csv(folder / "sensitivity.csv")
+    assert set(scored["by"]) == {"gradient"}
+    assert (scored["score"] == scored["change"]).all(), "nothing says yet by how much they are off"
+    assert f"scoring {len(scored)} plans by gradients" in text
+    assert f"{len(scored)} single changes were scored by gradients, 0 measured" in text
+    text = command("--scores", "auto", "--improve", "4")
+    assert f"scoring {len(scored)} plans" not in text, "they are on record"
+    table = pd.read_csv(folder / "sensitivity.csv")
+    assert 0 < (table["by"] == "measured").sum() < len(table)
+    known = {row["plan"]: row["by"] for _, row in table.iterrows()}
+    predicted = pd.read_csv(folder / "predicted.csv")
+    improved = pd.read_csv(folder / "improved.csv")
+    assert set(improved["cost"]) <= set(predicted["cost"])
+    assert (improved["best_measured"] <= improved["measured"]).all()
+    assert (improved["best_cost"] <= improved["cost"]).all()
+    assert f"of {len(improved)} recommended plans were bettered" in text
+    assert "recommended plans were bettered" in (folder / "summary.md").read_text()
+    command("--scores", "measured", "--checks", "0")
+    whole = pd.read_csv(folder / "sensitivity.csv")
+    assert set(whole["by"]) == {"measured"}
+    assert list(whole["score"]) == list(scored["score"])
+    both = table[table["plan"].map(known) == "measured"].merge(whole, on="plan")
+    assert list(both["change_x"]) == list(both["change_y"]), "nothing is measured twice"
+
+
 def test_replayed_studies_have_no_model(measured: Measured) -> None:
     with pytest.raises(NasAttnError, match="leave no model that could be converted"):
         CliRunner().invoke(app, [*measured.arguments, "--set", "replay={}"], catch_exceptions=False)

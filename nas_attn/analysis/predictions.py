@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
+from nas_attn.analysis.sensitivity import Improvement, Outcome, SensitivityFindings
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.scores import expected_changes, scores_of
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
     Measured,
@@ -20,6 +21,7 @@ from nas_attn.engine.sensitivity import (
     validity_of,
 )
 from nas_attn.engine.store import TrialStore
+from nas_attn.engine.swaps import swaps
 from nas_attn.engine.votes import votes_of
 from nas_attn.errors import SearchError, UsageError
 from nas_attn.fairseq_tools.costs import KNOWN_COSTS, available_costs
@@ -66,6 +68,10 @@ class PlanConstraints:
 
 
 NO_CONSTRAINTS = PlanConstraints()
+NEARBY = 24
+"""Plans next to a recommended one that are looked at."""
+TRIED = "tried"
+"""Under this name the record keeps the digests of plans that were measured next to the front."""
 
 
 class Predictions:
@@ -119,6 +125,12 @@ class Predictions:
             if trial.plan is not None and trial.is_trained
         }
 
+    def scores(self) -> dict[AttentionPlan, Measured]:
+        """What gradients said of single changes, those that were measured included."""
+        known = scores_of(self.store)
+        plans = (change.plan for change in self.changes)
+        return {plan: known[plan.digest] for plan in plans if plan.digest in known}
+
     def model(self, constraints: PlanConstraints = NO_CONSTRAINTS) -> AdditiveModel:
         """What the single changes predict, for plans on the axis."""
         target = self.target
@@ -127,7 +139,7 @@ class Predictions:
         others = tuple(dict.fromkeys((*constraints.further, *target.objectives.limits)))
         return AdditiveModel(
             *(target.space, target.baseline, target.costs.known, self.axis, tie),
-            self.measured(),
+            expected_changes(self.scores(), self.measured()),
             others,
         )
 
@@ -170,6 +182,33 @@ class Predictions:
             limits=self._limits(constraints),
         )
 
+    def unmeasured(self, points: int, limits: PlanConstraints) -> list[AttentionPlan]:
+        """Single changes that the recommended plans consist of and that were only scored."""
+        model, measured = self.model(limits), self.measured()
+        chosen = spread_predictions(self._front(model, limits), points)
+        parts = dict.fromkeys(part for point in chosen for part in model.parts(point.plan))
+        return [part for part in parts if part not in measured]
+
+    def nearby(self, points: int, limits: PlanConstraints) -> list[list[Prediction]]:
+        """Each recommended point, and behind it plans next to it that cost no more."""
+        model = self.model(limits)
+        chosen = spread_predictions(self._front(model, limits), points)
+        return [
+            [
+                point,
+                *swaps(
+                    model,
+                    point,
+                    NEARBY,
+                    max_schemes=limits.max_schemes,
+                    keep_first_layer=limits.keep_first_layer,
+                    limits=self._limits(limits),
+                ),
+            ]
+            for point in chosen
+            if point.plan != self.target.baseline
+        ]
+
     def tests(self, count: int, limits: PlanConstraints) -> list[AttentionPlan]:
         """Plans that test predictions: half from the predicted front, half random."""
         model = self.model(limits)
@@ -189,9 +228,10 @@ class Predictions:
             points: Number of points that are recommended.
         """
         measured, model = self.measured(), self.model(limits)
-        front = self._front(model, limits)
-        changes = [change for change in self.changes if change.plan in measured]
+        front, scores = self._front(model, limits), self.scores()
+        changes = [c for c in self.changes if c.plan in measured or c.plan in scores]
         checks = self._checks(model, measured, {point.plan for point in front})
+        chosen = spread_predictions(front, points)
         return SensitivityFindings(
             name=self.searched.name,
             axis=self.axis,
@@ -199,15 +239,49 @@ class Predictions:
             changes=changes,
             costs={change.plan: self._cost(change.plan) for change in changes},
             measured=measured,
+            scores=scores,
             front=front,
             second=limits.second,
             surface=self._surface(model, limits),
             checks=checks,
             validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
-            chosen=spread_predictions(front, points),
+            chosen=chosen,
+            improvements=self._improvements(chosen, measured),
             outcomes=self._outcomes(model, Trials(self.searched.trials(), self.target.objectives)),
             is_same_measure=self.target.is_same_metric,
         )
+
+    @property
+    def tried(self) -> set[str]:
+        """Digests of the plans that were measured next to recommended ones."""
+        return set(self.store.metadata().get(TRIED, ()))
+
+    def keep_tried(self, plans: Iterable[AttentionPlan]) -> None:
+        """Add plans to those."""
+        self.store.set_metadata(TRIED, sorted(self.tried | {plan.digest for plan in plans}))
+
+    def _improvements(
+        self, chosen: Sequence[Prediction], measured: Mapping[AttentionPlan, Measured]
+    ) -> list[Improvement]:
+        """For each recommended point the best plan that was measured and costs no more."""
+        if not self.tried:
+            return []
+        costs = {plan: self._cost(plan) for plan in measured}
+        found = []
+        for point in chosen:
+            if point.plan in measured:
+                within = [plan for plan in measured if costs[plan] <= point.cost]
+                best = min(within, key=lambda plan: (measured[plan].change, plan != point.plan))
+                found.append(
+                    Improvement(
+                        point=point,
+                        measured=measured[point.plan],
+                        plan=best,
+                        cost=costs[best],
+                        best=measured[best],
+                    )
+                )
+        return found
 
     def _checks(
         self,
@@ -216,9 +290,12 @@ class Predictions:
         on_front: set[AttentionPlan],
     ) -> list[PredictionCheck]:
         alone = {change.plan for change in self.changes}
+        tried = self.tried
         found = []
         for plan, seen in measured.items():
-            predicted = None if plan in alone else model.predict(plan)
+            # Plans next to recommended ones are no test: they were picked for what is measured.
+            is_test = plan not in alone and (plan in on_front or plan.digest not in tried)
+            predicted = model.predict(plan) if is_test else None
             if predicted is None:
                 continue
             check = PredictionCheck(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from nas_attn.engine.scores import expected_changes
 from nas_attn.engine.sensitivity import Measured, Prediction, PredictionCheck, UnitChange, Validity
 from nas_attn.plan import AttentionPlan
-from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
+from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, kendall, rank_agreement
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
 """Changes of the loss, in bits a token, for which units' savings are stated."""
@@ -38,6 +40,25 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Improvement:
+    """A recommended point, and the best plan that was measured and costs no more.
+
+    Args:
+        point: Point of the predicted front.
+        measured: Change of the loss of its plan, measured.
+        plan: Best plan; the point's own if none was better.
+        cost: Cost of that on the axis.
+        best: Change of the loss of that, measured.
+    """
+
+    point: Prediction
+    measured: Measured
+    plan: AttentionPlan
+    cost: int
+    best: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
 class SensitivityFindings:
     """All that was measured and predicted.
 
@@ -45,9 +66,9 @@ class SensitivityFindings:
         name: Name of the study.
         axis: Name of the cost.
         base_cost: Cost of the baseline.
-        changes: Every single change that was measured.
+        changes: Every single change that was measured or scored.
         costs: Costs of the plans of those.
-        measured: Changes of the loss that these plans made.
+        measured: Changes of the loss that were measured, of plans of any kind.
         front: Predicted front.
         checks: Plans that were predicted and measured.
         validity: Validity of the predictions by these checks; None with too few.
@@ -56,6 +77,9 @@ class SensitivityFindings:
         second: Name of a second cost that counts as much; None without one.
         surface: Plans that no other is predicted to dominate in both costs and the loss, their
             second cost the first of the further ones.
+        improvements: Recommended points with what was found next to them; empty if nothing was
+            looked for.
+        scores: Changes of the loss by gradients, of single changes; empty without such scores.
         is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
             not, only their order can be compared.
     """
@@ -73,7 +97,14 @@ class SensitivityFindings:
     outcomes: Sequence[Outcome] = ()
     second: str | None = None
     surface: Sequence[Prediction] = ()
+    improvements: Sequence[Improvement] = ()
+    scores: Mapping[AttentionPlan, Measured] = field(default_factory=dict)
     is_same_measure: bool = True
+
+    @cached_property
+    def expected(self) -> Mapping[AttentionPlan, Measured]:
+        """Measured changes, and of what was only scored what scores let expect."""
+        return expected_changes(self.scores, self.measured)
 
     @property
     def is_guide(self) -> bool:
@@ -88,6 +119,7 @@ class SensitivityFindings:
         text = f"Predicted and measured changes of {len(self.checks)} plans: {ranks}"
         if math.isfinite(ratio):
             text += f"; measured over predicted {ratio:.2f} (quartiles {low:.2f}, {high:.2f})"
+            text += self._kinds_text()
         text += "."
         if self.validity.left is not None:
             square = f" + {self.validity.bend:.2f} x^2" if self.validity.bend else ""
@@ -96,9 +128,49 @@ class SensitivityFindings:
                 f"their order and leaves {self.validity.left:.0%} (median, of a plan that was left "
                 "out)."
             )
+        if self.scores:
+            text += f" {self._scores_text()}"
         if not self.is_guide:
             text += " That is no guide: single changes do not add up here, so search by trials."
         return text
+
+    @property
+    def improvement_text(self) -> str:
+        """How much was lost by going by sums, as far as plans next to the front were measured."""
+        better = [one for one in self.improvements if one.plan != one.point.plan]
+        text = f"{len(better)} of {len(self.improvements)} recommended plans were bettered"
+        if better:
+            gains = [one.measured.change - one.best.change for one in better]
+            text += f", by {statistics.median(gains):.4f} bits a token (median)"
+        return f"{text}."
+
+    def _kinds_text(self) -> str:
+        """The same ratio of plans that were picked and of random ones: what was picked for a low
+        prediction may have been lucky."""
+        medians = []
+        for kind, words in (("predicted", "plans of the front"), ("random", "random plans")):
+            clear = [
+                check.measured / check.predicted
+                for check in self.checks
+                if check.kind == kind and check.predicted > max(0.0, 2 * check.error)
+            ]
+            if len(clear) < LEAST_COUNT:
+                return ""
+            medians.append(f"{words} {statistics.median(clear):.2f}")
+        return f", {', '.join(medians)}"
+
+    def _scores_text(self) -> str:
+        """How many single changes were only scored, and how scores compare with measurements."""
+        both = [change.plan for change in self.changes if change.plan in self.scores]
+        both = [plan for plan in both if plan in self.measured]
+        text = f"{len(self.scores)} single changes were scored by gradients, {len(both)} measured"
+        if len(both) >= LEAST_COUNT:
+            tau = kendall(
+                [self.scores[plan].change for plan in both],
+                [self.measured[plan].change for plan in both],
+            )
+            text += f"; of those scores and measurements agree with tau {tau:.2f}"
+        return f"{text}."
 
     def corrected(self, change: float) -> float:
         """What is to be measured after conversion where a change is predicted."""
@@ -131,7 +203,7 @@ class SensitivityFindings:
             for tolerance in TOLERANCES:
                 best = (0.0, "")
                 for change in self.changes:
-                    if change.unit == unit and self.measured[change.plan].change <= tolerance:
+                    if change.unit == unit and self.expected[change.plan].change <= tolerance:
                         saved = (self.base_cost - self.costs[change.plan]) / self.base_cost
                         best = max(best, (saved, change.choice))
                 cells.append(best)
@@ -155,6 +227,18 @@ def prediction_row(prediction: Prediction, findings: SensitivityFindings) -> dic
     }
 
 
+def improvement_row(improvement: Improvement) -> dict[str, Any]:
+    """A recommended point and the best plan that was measured next to it."""
+    return {
+        "cost": improvement.point.cost,
+        "measured": improvement.measured.change,
+        "plan": improvement.point.plan.dumps(),
+        "best_cost": improvement.cost,
+        "best_measured": improvement.best.change,
+        "best_plan": improvement.plan.dumps(),
+    }
+
+
 def surface_row(prediction: Prediction, findings: SensitivityFindings) -> dict[str, Any]:
     """A predicted point over two costs."""
     row = prediction_row(prediction, findings)
@@ -163,13 +247,16 @@ def surface_row(prediction: Prediction, findings: SensitivityFindings) -> dict[s
 
 def change_row(change: UnitChange, findings: SensitivityFindings) -> dict[str, Any]:
     """A single change as a row of the table of measurements."""
-    measured = findings.measured[change.plan]
+    expected = findings.expected[change.plan]
+    score = findings.scores.get(change.plan)
     return {
         "unit": change.unit,
         "choice": change.choice,
         "cost": findings.costs[change.plan],
         "cost_change": findings.costs[change.plan] / findings.base_cost - 1,
-        "change": measured.change,
-        "change_error": measured.error,
+        "change": expected.change,
+        "change_error": expected.error,
+        "by": "measured" if change.plan in findings.measured else "gradient",
+        "score": None if score is None else score.change,
         "plan": change.plan.dumps(),
     }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas_attn.cli.console import console, resumable, say
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
-from nas_attn.engine.config import KnownCost
+from nas_attn.engine.config import KnownCost, Scores
+
+if TYPE_CHECKING:
+    from nas_attn.workflows.sensitivity import PredictedFront
 
 
 def search(
@@ -164,6 +167,23 @@ def sensitivity(
             help="Train converted modules alone before they are measured (see convert).",
         ),
     ] = False,
+    scores: Annotated[
+        Scores | None,
+        typer.Option(
+            help="measured: a pass over the validation split for each conversion. gradient: one "
+            "pass for all. auto: so, and then those are measured that recommended plans consist "
+            "of.",
+            show_default="the study's search.scores, which is measured if it says nothing",
+        ),
+    ] = None,
+    improve: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Look next to the recommended plans for better ones, by N more passes.",
+        ),
+    ] = 0,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Plans at a time.")] = None,
@@ -188,7 +208,6 @@ def sensitivity(
     """
     from nas_attn import api
     from nas_attn.cli.live import TerminalEvents
-    from nas_attn.cli.tables import predictions_table, savings_table
 
     with resumable():
         predicted = api.predict_front(
@@ -203,16 +222,28 @@ def sensitivity(
             limits=parse_limits(limit or ()),
             second_cost=second_cost,
             distil=distil,
+            scores=scores,
+            improve=improve,
             overrides=set_,
             address=address,
             workers=workers,
             runs=runs,
             events=TerminalEvents(),
         )
+    show_predictions(predicted)
+    sys.exit(1 if checks and not predicted.findings.is_guide else 0)
+
+
+def show_predictions(predicted: PredictedFront) -> None:
+    """Print what was predicted, and whether it may be followed."""
+    from nas_attn.cli.tables import improvements_table, predictions_table, savings_table
+
     findings = predicted.findings
     console.print(savings_table(findings))
     say(findings.verdict)
     if findings.is_guide:
         console.print(predictions_table(findings))
+    if findings.improvements:
+        say(findings.improvement_text)
+        console.print(improvements_table(findings))
     say(f"written: {predicted.folder}")
-    sys.exit(1 if checks and not findings.is_guide else 0)

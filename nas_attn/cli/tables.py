@@ -113,6 +113,25 @@ def predictions_table(findings: SensitivityFindings) -> Table:
     return table
 
 
+def improvements_table(findings: SensitivityFindings) -> Table:
+    """Recommended points whose plan was bettered by one next to it."""
+    table = Table(box=None, show_header=any(o.plan != o.point.plan for o in findings.improvements))
+    axis = findings.axis.replace("_", " ")
+    for name in (axis, "measured", f"better: {axis}", "measured"):
+        table.add_column(name, justify="right")
+    table.add_column("plan", overflow="fold")
+    for one in findings.improvements:
+        if one.plan != one.point.plan:
+            table.add_row(
+                f"{one.point.cost:,}",
+                f"{one.measured.change:+.4f}",
+                f"{one.cost:,}",
+                f"{one.best.change:+.4f}",
+                Text(str(one.plan)),
+            )
+    return table
+
+
 def findings_table(findings: Sequence[StepOutcome]) -> Table:
     """What works: schemes in rows, tasks in columns."""
     table = Table(box=box.HORIZONTALS, show_lines=True)

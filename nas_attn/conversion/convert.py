@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from nas_attn.conversion.schemes import (
     only_heads,
     write,
 )
+from nas_attn.conversion.source import ConversionSource
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice
 
@@ -93,28 +93,57 @@ def convert_attention(
         PlanError: the choice does not fit the module, its scheme cannot inherit, or weights or
             inputs are no numbers.
     """
+    return convert_from(
+        ConversionSource(trained, calls),
+        choice,
+        refit=refit,
+        force=force,
+        pooling=pooling,
+        distil=distil,
+    )
+
+
+def convert_from(
+    source: ConversionSource,
+    choice: AttentionChoice,
+    *,
+    refit: bool = True,
+    force: bool = False,
+    pooling: Pooling | None = None,
+    distil: Distil | None = None,
+    judge: bool = True,
+) -> Conversion:
+    """The same as `convert_attention` of a module that is prepared for several conversions.
+
+    Args:
+        source: Trained module with its calls.
+        choice: Scheme and options of the new module.
+        refit: As in `convert_attention`.
+        force: As in `convert_attention`.
+        pooling: As in `convert_attention`.
+        distil: As in `convert_attention`.
+        judge: Whether errors on the calls are wanted.
+
+    Raises:
+        PlanError: The choice does not fit the module, or its scheme cannot inherit.
+    """
+    trained, reference = source.trained, source.reference
     module = _built_for(trained, choice, force=force, distilled=distil is not None)
-    reference = copy.deepcopy(trained).to("cpu", torch.float64).eval()
-    calls = [call.to(torch.float64) for call in calls]
-    _check_finite(reference)
-    if not all(call.is_finite() for call in calls):
-        raise PlanError(
-            "on the data, its inputs are infinite or not a number where nothing is padding"
-        )
-    maps, metric = _what_to_write(module, reference, calls)
+    maps, metric = _what_to_write(module, source)
     if pooling is not None:
         mean_pool(module.eval(), reference, metric, pooling)
     elif not _copied(module.eval(), reference):
         write(module, maps, metric)
     errors = None
-    if calls:
+    if source.calls:
         if refit and pooling is None:
-            refit_output(module, reference, calls)
-        errors = errors_of(module, reference, calls)
+            refit_output(module, source)
+        if judge or distil is not None:
+            errors = errors_of(module, source)
     distilled = None
     if distil is not None and (errors is None or errors.outputs > EXACT):
         distilled = distil(module, reference)
-        errors = errors_of(module, reference, calls) if calls else None
+        errors = errors_of(module, source) if source.calls and judge else None
     parameter = next(trained.parameters())
     module.to(device=parameter.device, dtype=parameter.dtype).train(trained.training)
     return Conversion(module, errors, distilled)
@@ -168,27 +197,23 @@ def _built_for(
 
 
 def _what_to_write(
-    module: Attention, reference: Attention, calls: Sequence[RecordedCall]
+    module: Attention, source: ConversionSource
 ) -> tuple[HeadMatrices, InputStatistics]:
     """The heads that a module takes over, and their metric.
 
     All of them, or those that its plan names, or as many as it has, without which the least is
     lost; so too where a plan names heads that are gone already.
     """
+    reference = source.reference
     num_heads = reference.embed_dim // reference.head_dim
-    maps = maps_of(reference)
-    own_heads, maps = maps.num_heads, maps.padded(num_heads)
-    metric = (
-        InputStatistics.of_calls(reference, calls)
-        if calls
-        else InputStatistics.of_weights(reference)
-    )
+    own_heads, maps = source.maps.num_heads, source.maps.padded(num_heads)
+    metric = source.metric
     if isinstance(module, GroupedHeadAttention) and module.num_heads < num_heads:
         known = list(heads_of(reference))
         if module.names is not None and set(module.names) <= set(known):
             kept = torch.tensor([known.index(name) for name in module.names])
-        elif calls and module.num_heads < own_heads:
-            kept = heads_to_keep(reference, calls, module.num_heads)
+        elif source.calls and module.num_heads < own_heads:
+            kept = heads_to_keep(reference, source.calls, module.num_heads)
         else:
             kept = largest_heads(maps, metric, module.num_heads)
         maps, metric = only_heads(maps, metric, kept)
@@ -214,65 +239,42 @@ def _copied(module: Attention, reference: Attention) -> bool:
     return False
 
 
-def _check_finite(module: Attention) -> None:
-    """Refuse weights that are no numbers.
-
-    Raises:
-        PlanError: some are not.
-    """
-    for name, parameter in module.named_parameters():
-        wrong = int((~parameter.isfinite()).sum())
-        if wrong:
-            raise PlanError(
-                f"{wrong} of the {parameter.numel()} weights {name} are infinite or not a number"
-            )
-
-
 @torch.no_grad()
-def errors_of(module: Attention, reference: Attention, calls: Sequence[RecordedCall]) -> Errors:
-    """Compare two modules on calls.
-
-    Args:
-        module: Converted module.
-        reference: Trained module.
-        calls: Recorded calls in the type of both.
-    """
+def errors_of(module: Attention, source: ConversionSource) -> Errors:
+    """Compare a converted module (float64) with the trained one on its calls."""
+    reference = source.reference
     same_heads = module.num_heads == reference.num_heads
     scores = torch.zeros(2, dtype=torch.float64)
     outputs = torch.zeros(2, dtype=torch.float64)
-    for call in calls:
-        counts = call.valid_queries
-        wanted = run(reference, call)[counts]
-        outputs += torch.stack(
-            [((run(module, call)[counts] - wanted) ** 2).sum(), (wanted**2).sum()]
-        )
+    for call, wanted in zip(source.calls, source.outputs, strict=True):
+        given = run(module, call)[call.valid_queries]
+        outputs += torch.stack([((given - wanted) ** 2).sum(), (wanted**2).sum()])
         if same_heads:
-            wanted = _seen_by_softmax(attention_scores(reference, call), call)
-            lost = _seen_by_softmax(attention_scores(module, call), call) - wanted
-            scores += torch.stack([(lost**2).sum(), (wanted**2).sum()])
+            seen = _seen_by_softmax(attention_scores(reference, call), call)
+            lost = _seen_by_softmax(attention_scores(module, call), call) - seen
+            scores += torch.stack([(lost**2).sum(), (seen**2).sum()])
     return Errors(_relative(scores) if same_heads else None, _relative(outputs))
 
 
 @torch.no_grad()
-def refit_output(module: Attention, reference: Attention, calls: Sequence[RecordedCall]) -> None:
-    """Solve a module's output projection so that outputs are nearest to the reference's.
+def refit_output(module: Attention, source: ConversionSource) -> None:
+    """Solve a module's output projection so that outputs are nearest to the trained module's.
 
     Least squares over what the projection gets, held to what it was by a ridge. Of `RIDGES` the one
     is taken that serves unseen sequences best, as either half of the sequences says of the other.
 
     Args:
-        module: Converted module; changed in place.
-        reference: Trained module.
-        calls: Recorded calls in the type of both.
+        module: Converted module (float64); changed in place.
+        source: Trained module with its calls.
     """
     has_bias = module.out_proj.bias is not None
     inputs = module.out_proj.in_features
     size = inputs + has_bias
     grams = torch.zeros(2, size, size, dtype=torch.float64)
     targets = torch.zeros(2, size, module.embed_dim, dtype=torch.float64)
-    for call in calls:
+    for call, wanted in zip(source.calls, source.outputs, strict=True):
         joined, output, sequence = _joined(module, call)
-        lost = run(reference, call)[call.valid_queries] - output
+        lost = wanted - output
         for half in range(2):
             rows = sequence % 2 == half
             some = joined[rows, :size]

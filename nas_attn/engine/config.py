@@ -14,6 +14,7 @@ from nas_attn.literals import parse_count
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
+Scores = Literal["measured", "gradient", "auto"]
 Cost = Literal[KnownCost, "decoding_seconds", "peak_memory"]
 """What a plan fixes before any training, or what is measured in it (MiB) or after it (seconds)."""
 
@@ -197,6 +198,9 @@ class SearchConfig(ConfigModel):
     warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
     strategy: Literal["sampler", "sensitivity"] = "sampler"
     """`sensitivity` trains points of a front that single conversions of the baseline predict."""
+    scores: Scores = "measured"
+    """How single conversions are scored: each by a pass over the validation split, all by one pass
+    with gradients, or so and then those measured that recommended plans consist of."""
     enqueue: Literal["none", "sensitivity"] = "none"
     """`sensitivity` puts such points in place of the startup trials, before the sampler."""
     give_up_after: Annotated[int, Field(ge=1)] = 5

@@ -64,8 +64,14 @@ class UnitChange:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What a unit may choose: as the solver has it, what was measured, whether it is a change."""
+class Entry:
+    """What a unit may choose.
+
+    Args:
+        option: The choice as the solver has it.
+        measured: What it does to the loss.
+        is_change: Whether it is other than the baseline's.
+    """
 
     option: Item
     measured: Measured
@@ -155,11 +161,13 @@ class AdditiveModel:
         others: Sequence[str] = (),
     ) -> None:
         self.space = space
+        self.baseline = baseline
         self.others = tuple(others)
         base = costs(baseline)
         self.base_cost = int(base[axis])
         self._base_others = tuple(int(base[name]) for name in self.others)
-        self._tables: list[dict[int, _Entry]] = [{} for _ in space.units]
+        # For each unit what it may choose, by the number of the alternative.
+        self.tables: list[dict[int, Entry]] = [{} for _ in space.units]
         for unit, alternative, plan in _all_changes(space, baseline):
             found = Measured(0.0, 0.0) if plan == baseline else measured.get(plan)
             if found is None:
@@ -171,29 +179,58 @@ class AdditiveModel:
                 tie=0 if tie is None else int(known[tie] - base[tie]),
                 others=tuple(int(known[name] - base[name]) for name in self.others),
             )
-            self._tables[unit][alternative] = _Entry(option, found, plan != baseline)
+            self.tables[unit][alternative] = Entry(option, found, plan != baseline)
 
     def predict(self, plan: AttentionPlan) -> Measured | None:
         """The sum of a plan's single changes; None if the space or a measurement lacks one."""
+        picked = self.chosen(plan)
+        if picked is None:
+            return None
+        return _total([table[a].measured for table, a in zip(self.tables, picked, strict=True)])
+
+    def chosen(self, plan: AttentionPlan) -> list[int] | None:
+        """The numbers of the alternatives of a plan; None if the space or a measurement lacks
+        one."""
         chosen = self.space.encode(plan)
         if chosen is None:
             return None
-        terms = []
-        for unit, table, alternative in zip(self.space.units, self._tables, chosen, strict=True):
-            term = table.get(unit.alternatives.index(alternative))
-            if term is None:
-                return None
-            terms.append(term.measured)
-        return _total(terms)
+        pairs = zip(self.space.units, chosen, strict=True)
+        picked = [unit.alternatives.index(alternative) for unit, alternative in pairs]
+        known = all(a in table for table, a in zip(self.tables, picked, strict=True))
+        return picked if known else None
+
+    def prediction(self, picked: Sequence[int]) -> Prediction:
+        """What is predicted of the plan of some alternatives."""
+        entries = [table[a] for table, a in zip(self.tables, picked, strict=True)]
+        total = _total([entry.measured for entry in entries])
+        return Prediction(
+            plan=self._plan(picked),
+            cost=self.base_cost + sum(entry.option.cost for entry in entries),
+            change=total.change,
+            error=total.error,
+            others=tuple(
+                base + sum(entry.option.others[number] for entry in entries)
+                for number, base in enumerate(self._base_others)
+            ),
+        )
+
+    def parts(self, plan: AttentionPlan) -> list[AttentionPlan]:
+        """The single changes that a plan of the space consists of."""
+        chosen = self.space.encode(plan) or ()
+        parts = [
+            _changed(self.space, self.baseline, unit, alternative)
+            for unit, alternative in zip(self.space.units, chosen, strict=True)
+        ]
+        return [part for part in parts if part != self.baseline]
 
     def random_plans(self, count: int, seed: int) -> list[AttentionPlan]:
         """Plans with any measured choice in every unit, each as likely; the same for a seed."""
         generator = random.Random(seed)
         plans: dict[AttentionPlan, None] = {}
         for _ in range(20 * count):
-            if len(plans) == count or not all(self._tables):
+            if len(plans) == count or not all(self.tables):
                 break
-            picked = [generator.choice(sorted(table)) for table in self._tables]
+            picked = [generator.choice(sorted(table)) for table in self.tables]
             plans[self._plan(picked)] = None
         return list(plans)
 
@@ -244,7 +281,7 @@ class AdditiveModel:
         surface: bool,
     ) -> list[Prediction]:
         allowed: list[list[int]] = []
-        for unit, table in zip(self.space.units, self._tables, strict=True):
+        for unit, table in zip(self.space.units, self.tables, strict=True):
             is_kept = keep_first_layer and unit.layer == 0
             allowed.append([a for a, e in table.items() if not (is_kept and e.is_change)])
         if max_schemes is None:
@@ -266,28 +303,16 @@ class AdditiveModel:
             return []
         options = [
             [table[a].option for a in places]
-            for table, places in zip(self._tables, allowed, strict=True)
+            for table, places in zip(self.tables, allowed, strict=True)
         ]
         most = [
             math.floor(limits[name] - base) if name in limits else UNLIMITED
             for name, base in zip(self.others, self._base_others, strict=True)
         ]
-        found = []
-        for solution in solve(options, most, surface=surface):
-            picked = [places[o] for places, o in zip(allowed, solution.chosen, strict=True)]
-            terms = [table[a].measured for table, a in zip(self._tables, picked, strict=True)]
-            total = _total(terms)
-            known = zip(self._base_others, solution.others, strict=True)
-            found.append(
-                Prediction(
-                    plan=self._plan(picked),
-                    cost=self.base_cost + solution.cost,
-                    change=total.change,
-                    error=total.error,
-                    others=tuple(base + other for base, other in known),
-                )
-            )
-        return found
+        return [
+            self.prediction([places[o] for places, o in zip(allowed, solution.chosen, strict=True)])
+            for solution in solve(options, most, surface=surface)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,18 +377,18 @@ def validity_of(checks: Sequence[PredictionCheck]) -> Validity:
     ratio = (median, low, high)
     if float(np.median(np.abs(ratios - 1))) <= DRIFT:
         return Validity(ranks=ranks, ratio=ratio)
-    scale, bend = _line(points, ratios)
+    scale, bend = straight_line(points, ratios)
     left = []
     for index, (point, known) in enumerate(zip(points, ratios, strict=True)):
-        s, c = _line(np.delete(points, index), np.delete(ratios, index))
+        s, c = straight_line(np.delete(points, index), np.delete(ratios, index))
         left.append(abs(known / (s + c * point) - 1))
     return Validity(
         ranks=ranks, ratio=ratio, scale=scale, bend=bend, left=float(statistics.median(left))
     )
 
 
-def _line(points: np.ndarray, ratios: np.ndarray) -> tuple[float, float]:
-    """The line of ratios over predictions, s + c p with s > 0 and c >= 0: least squares."""
+def straight_line(points: np.ndarray, ratios: np.ndarray) -> tuple[float, float]:
+    """The line of ratios over points p, s + c p with s > 0 and c >= 0: least squares."""
     bend, scale = np.polyfit(points, ratios, 1)
     if bend < 0 or scale <= 0:
         return max(float(ratios.mean()), EPSILON), 0.0

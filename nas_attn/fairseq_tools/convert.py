@@ -204,7 +204,7 @@ def convert_trained(
     Raises:
         PlanError: the plan does not fit the model.
     """
-    choices = _choices(trained, plan)
+    choices = changed_choices(trained, plan)
     if not calls:
         warn_without_data(
             (choice, trained.modules[place].attention.embed_dim)
@@ -283,14 +283,20 @@ def _conversion(
     Raises:
         PlanError: the choice does not fit; the message names the place.
     """
-    distil: Distil | None = None
-    if data is not None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        distil = partial(distil_module, data=data, device=device)
     try:
-        return convert_attention(attention, choice, calls.get(place, ()), distil=distil, **how)
+        return convert_attention(
+            attention, choice, calls.get(place, ()), distil=distiller(data), **how
+        )
     except PlanError as error:
         raise PlanError(f"{place}: {error}") from None
+
+
+def distiller(data: DistillationData | None) -> Distil | None:
+    """What trains a converted module alone, on a GPU if there is one; None without data."""
+    if data is None:
+        return None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return partial(distil_module, data=data, device=device)
 
 
 def _distilled_text(distilled: Distilled | None) -> str:
@@ -331,7 +337,9 @@ def _with_choices(
     )
 
 
-def _choices(trained: TrainedModel, plan: AttentionPlan) -> dict[tuple[str, int], AttentionChoice]:
+def changed_choices(
+    trained: TrainedModel, plan: AttentionPlan
+) -> dict[tuple[str, int], AttentionChoice]:
     """The modules that a plan changes, and to what.
 
     Raises:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from nas_attn.conversion import RecordedCall, recorded
 from nas_attn.conversion.distillation import DistillationData
 from nas_attn.errors import UsageError
+from nas_attn.fairseq_tools.felt import feel
 from nas_attn.fairseq_tools.trained import Batches, TrainedModel, load_batches, spread
 
 TOKENS = 54 * 1024
@@ -29,7 +29,6 @@ STORED = torch.bfloat16
 FISHER_BATCHES = 16
 """So many batches' gradients are taken."""
 SEED = 1
-PADDING = 1  # of every fairseq dictionary
 
 
 def distillation_data(trained: TrainedModel, data: Path) -> dict[str, DistillationData]:
@@ -62,7 +61,7 @@ def distillation_data(trained: TrainedModel, data: Path) -> dict[str, Distillati
     for number, sample in enumerate(spread(batches, count)):
         with recorded(attention) as seen, torch.set_grad_enabled(number in felt):
             if number in felt:
-                gradients = _gradients(trained, sample, generator)
+                gradients = feel(trained, sample, generator).of_draws[0]
             else:
                 trained.model(**sample["net_input"])
         stored: dict[Any, Tensor] = {}
@@ -101,48 +100,6 @@ def _split(batches: Batches) -> Batches:
     if len(lines) < 2:
         raise UsageError("to distil, the training split must hold two sequences at least")
     return replace(batches, lines=lines)
-
-
-def _gradients(
-    trained: TrainedModel, sample: Mapping[str, Any], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Gradients (B, T, embed_dim) of the loss at the output of each module, by place.
-
-    Labels are drawn from the model's own predictions, so that those of different targets of a
-    sequence do not mix: the mean of their products vanishes.
-    """
-    model: Any = trained.model
-    with _outputs(trained) as outputs:
-        output = model(**sample["net_input"])
-    scores = model.get_normalized_probs(output, log_probs=True)  # (B, T, types)
-    scores = scores[sample["target"] != PADDING]
-    labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)
-    places = list(outputs)
-    found = torch.autograd.grad(
-        -scores.gather(-1, labels).sum(), [outputs[place] for place in places], allow_unused=True
-    )
-    return {
-        place: torch.zeros_like(outputs[place]) if gradient is None else gradient
-        for place, gradient in zip(places, found, strict=True)
-    }
-
-
-@contextmanager
-def _outputs(trained: TrainedModel) -> Iterator[dict[str, Tensor]]:
-    """The outputs (B, T, embed_dim) of modules while a model runs."""
-    outputs: dict[str, Tensor] = {}
-    handles = []
-    for place, module in trained.attention().items():
-
-        def keep(_: Any, __: Any, output: Tensor, place: str = place) -> None:
-            outputs[place] = output
-
-        handles.append(module.out_proj.register_forward_hook(keep))
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _stored(call: RecordedCall, known: dict[Any, Tensor]) -> RecordedCall:

@@ -29,6 +29,7 @@ from nas_attn.fairseq_tools.convert import (
     validation_losses,
 )
 from nas_attn.fairseq_tools.distillation import as_plain, distillation_data, from_plain
+from nas_attn.fairseq_tools.gradient_scores import GradientScore, gradient_scores
 from nas_attn.fairseq_tools.kept_modules import KeptModules
 from nas_attn.fairseq_tools.kept_outputs import KeptOutputs, Outputs, recording
 from nas_attn.fairseq_tools.trained import load_trained
@@ -118,6 +119,39 @@ def measure_command(
     command = [COMMAND, "--checkpoint", str(checkpoint), "--plan", plan.dumps()]
     command += ["--data", str(data), "--calibration", str(calibration)]
     return [*command, "--distil"] if distil else command
+
+
+def score_plans(
+    checkpoint: Path,
+    plans: Sequence[AttentionPlan],
+    data: Path,
+    calibration: Path,
+    *,
+    distil: bool = False,
+) -> list[GradientScore]:
+    """Score conversions by gradients, in this process; on a GPU if there is one.
+
+    Args:
+        checkpoint: The trained checkpoint.
+        plans: Plans that it would be converted to.
+        data: Binarised data set.
+        calibration: File that `calibrate` has made of the checkpoint.
+        distil: Whether converted modules are trained alone first, and kept for measurements.
+
+    Raises:
+        NasAttnError: The checkpoint or the data are unfit, or a scheme cannot inherit.
+    """
+    known = load_calibration(calibration)
+    trained = load_trained(checkpoint)
+    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return gradient_scores(
+        trained,
+        plans,
+        known.calls,
+        data,
+        distillation=known.distillation if distil else {},
+        kept=_kept_modules(calibration, known) if distil else None,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

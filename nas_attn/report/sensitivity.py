@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from nas_attn.analysis.sensitivity import (
     SensitivityFindings,
     change_row,
+    improvement_row,
     prediction_row,
     surface_row,
 )
@@ -31,7 +33,8 @@ def write_findings(findings: SensitivityFindings, folder: Path) -> None:
 
     sensitivity.csv (single changes), predicted.csv (the front), checks.csv (predicted and
     measured), outcomes.csv (what training made of predictions), surface.csv (the front over two
-    costs), heatmap, predicted and surface as PNG and SVG.
+    costs), improved.csv (plans next to recommended ones), heatmap, predicted and surface as PNG
+    and SVG.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(
@@ -48,6 +51,9 @@ def write_findings(findings: SensitivityFindings, folder: Path) -> None:
     if findings.second is not None:
         write_rows([surface_row(p, findings) for p in findings.surface], folder / "surface.csv")
         figures["surface"] = surface(findings)
+    if findings.improvements:
+        rows = [improvement_row(one) for one in findings.improvements]
+        write_rows(rows, folder / "improved.csv")
     for name, figure in figures.items():
         save_figure(figure, folder, name)
     (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
@@ -63,6 +69,8 @@ def _summary(findings: SensitivityFindings) -> str:
         rows=[(prediction_row(chosen, findings), chosen.plan) for chosen in findings.chosen],
         outcomes=outcome_text(findings),
         surface=surface_text(findings),
+        improvements=findings.improvements,
+        improvement=findings.improvement_text,
     )
 
 
@@ -191,7 +199,7 @@ def heat_map(findings: SensitivityFindings) -> Figure:
     values = np.full((len(units), len(choices)), np.nan)
     for change in findings.changes:
         place = units.index(change.unit), choices.index(change.choice)
-        values[place] = max(SHOWN[0], findings.measured[change.plan].change)
+        values[place] = max(SHOWN[0], findings.expected[change.plan].change)
     # Choices that cost most come last, wherever the space lists them.
     order = np.argsort(np.nanmean(values, axis=0), kind="stable")
     size = (3.2 + 0.34 * len(choices), 2.4 + 0.3 * len(units))
@@ -208,7 +216,16 @@ def heat_map(findings: SensitivityFindings) -> Figure:
         ha="right",
         rotation_mode="anchor",
     )
-    axes.set_title("Change of the validation loss, one unit converted", fontsize=9)
+    title = "Change of the validation loss, one unit converted"
+    shown = {choice: place for place, choice in enumerate(order)}
+    for change in findings.changes:
+        if change.plan not in findings.measured:
+            title = "Change of the validation loss, one unit converted (~: by gradients)"
+            place = shown[choices.index(change.choice)], units.index(change.unit)
+            is_dark = findings.expected[change.plan].change > math.sqrt(SHOWN[0] * SHOWN[1])
+            colour = "white" if is_dark else "black"
+            axes.text(*place, "~", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title(title, fontsize=9)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("bits a token", fontsize=8)
     return figure

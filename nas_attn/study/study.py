@@ -337,6 +337,8 @@ class Study:
         names = ["seed", "sampler", "strategy", "enqueue"]
         names += ["startup_trials"] if search.sampler != "stratified_random" else []
         proposing = {f"search.{name}": getattr(search, name) for name in names}
+        if search.predicts and search.scores != "measured":  # records of old do not hold it
+            proposing["search.scores"] = search.scores
         proposing["objectives.limits"] = dict(sorted(objectives.limits.items()))
         if "flops" in objectives.limits:
             proposing["objectives.sentence_length"] = objectives.sentence_length

@@ -23,7 +23,7 @@ from nas_attn.study.study import Study
 from nas_attn.trials.job import StartFolders
 from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.reporting import cold_store, write_study_report
-from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
+from nas_attn.workflows.sensitivity import NOTHING_INHERITS, POINTS, measure_predictions
 from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
 from nas_attn.workflows.votes import hold_on_baseline, with_votes
 
@@ -114,7 +114,13 @@ def _by_predictions(session: Session) -> SearchLoop:
     if not (is_strategy or predictions.changes):
         logger.warning("%s, so the sampler starts without predictions", NOTHING_INHERITS)
         return _by_sampler(session)
-    measure_predictions(session, predictions, limits=PlanConstraints())
+    measure_predictions(
+        session,
+        predictions,
+        limits=PlanConstraints(),
+        scores=config.scores,
+        points=max(POINTS, wanted if is_strategy else first),
+    )
     findings = predictions.findings()
     if not _is_guide(session, findings, predictions.target.measurements):
         return _by_sampler(session)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+import math
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.sensitivity import SensitivityFindings
-from nas_attn.engine.config import ExecutionConfig
+from nas_attn.engine.config import ExecutionConfig, Scores
+from nas_attn.engine.scores import keep_scores, scores_of
+from nas_attn.engine.sensitivity import Measured, Prediction
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.measure import score_plans
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.same_data import keep_data
@@ -29,6 +35,9 @@ from nas_attn.workflows.votes import calibration_of, hold_on_baseline
 
 CHECKS, POINTS = 40, 8
 """Plans that test predictions, and that are recommended."""
+ROUNDS = 4
+"""Times that recommended plans are looked at anew once what they consist of was measured."""
+SINGLE_CHANGES = "single changes"
 NO_LIMITS = PlanConstraints()
 NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"
 
@@ -109,6 +118,21 @@ def checkpoint_session(
     return Trainer(target, store, address, events or LogEvents())
 
 
+def data_of_checkpoint(data: str | Path | None, overrides: Collection[str]) -> Path:
+    """The data set that a checkpoint is measured on.
+
+    Raises:
+        NasAttnError: There is none, or what goes with studies alone was given.
+    """
+    if data is None:
+        raise NasAttnError(
+            "name the data set to measure the checkpoint on with --data DATA (data= in Python)"
+        )
+    if overrides:
+        raise NasAttnError("--set (overrides= in Python) changes studies, but this is a checkpoint")
+    return Path(data)
+
+
 def predict_front(
     trainer: Trainer,
     *,
@@ -117,6 +141,8 @@ def predict_front(
     checks: int = CHECKS,
     points: int = POINTS,
     limits: PlanConstraints = NO_LIMITS,
+    scores: Scores | None = None,
+    improve: int = 0,
 ) -> PredictedFront:
     """Measure single conversions of a trained model, test what they predict, and write it.
 
@@ -127,6 +153,9 @@ def predict_front(
         checks: Plans that test predictions, half of them random and half predicted.
         points: Plans that are recommended.
         limits: Constraints on the plans.
+        scores: How single changes are scored (see `measure_predictions`); the study says if left
+            out.
+        improve: Further passes, for plans next to the recommended ones.
 
     Raises:
         NasAttnError: Nothing can inherit, or nothing could be measured.
@@ -135,7 +164,15 @@ def predict_front(
     hold_on_baseline(trainer, trainer.subject)
     predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
     predictions.check_counted(*limits.further)
-    measure_predictions(trainer, predictions, limits=limits, checks=checks)
+    measure_predictions(
+        trainer,
+        predictions,
+        limits=limits,
+        checks=checks,
+        scores=scores or trainer.subject.search.scores,
+        points=points,
+        improve=improve,
+    )
     findings = predictions.findings(limits, points)
     if not findings.front:
         raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
@@ -149,9 +186,28 @@ def predict_front(
 
 
 def measure_predictions(
-    trainer: Trainer, predictions: Predictions, *, limits: PlanConstraints, checks: int = CHECKS
+    trainer: Trainer,
+    predictions: Predictions,
+    *,
+    limits: PlanConstraints,
+    checks: int = CHECKS,
+    scores: Scores = "measured",
+    points: int = POINTS,
+    improve: int = 0,
 ) -> None:
-    """Measure single changes of a trained model, and then plans that test what they predict."""
+    """Score single changes of a trained model, and then measure plans that test what they predict.
+
+    Args:
+        trainer: Trainer of the target.
+        predictions: What is measured, with its record.
+        limits: Constraints on the plans.
+        checks: Plans that test predictions.
+        scores: `measured`: a pass over the validation split for each single change. `gradient`: one
+            pass with gradients for all. `auto`: the same, and then those are measured of which the
+            recommended plans consist.
+        points: Plans that are recommended.
+        improve: Further passes, for plans next to the recommended ones.
+    """
     target, events = predictions.target, trainer.events
     if not predictions.changes:
         raise NasAttnError(
@@ -163,22 +219,108 @@ def measure_predictions(
     singles = list(dict.fromkeys(change.plan for change in predictions.changes))
     events.on_message(
         f"{len(singles)} single changes of {len(target.space.units)} units are "
-        f"measured; {predictions.left_out} choices are the baseline's own, or cannot inherit and "
-        "need training"
+        f"{'measured' if scores == 'measured' else 'scored'}; {predictions.left_out} choices are "
+        "the baseline's own, or cannot inherit and need training"
     )
-
-    def measure(plans: Sequence[AttentionPlan], title: str) -> None:
-        loop = Trainer(target, predictions.store, trainer.address, events).run_plans(
-            plans,
-            build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
-            title=f"{target.name}, {title}",
-        )
-        for trial in predictions.store.trials():
-            if trial.failure is not None:
-                events.on_failure(trial)
-        loop.outcome()
-
-    measure(singles, "single changes")
+    if scores == "measured":
+        _measure(trainer, predictions, singles, calibration, SINGLE_CHANGES)
+    else:
+        measured = predictions.measured()
+        if not all(plan in measured for plan in singles):
+            _score(predictions, singles, calibration, events)
+    if scores == "auto":
+        for _ in range(ROUNDS):
+            wanted = predictions.unmeasured(points, limits)
+            if not wanted:
+                break
+            title = f"{SINGLE_CHANGES} of recommended plans"
+            _measure(trainer, predictions, wanted, calibration, title)
     tests = predictions.tests(checks, limits)
     if tests:
-        measure(tests, "tests of predictions")
+        _measure(trainer, predictions, tests, calibration, "tests of predictions")
+    if improve:
+        _improve(trainer, predictions, limits, calibration, passes=improve, points=points)
+
+
+def _measure(
+    trainer: Trainer,
+    predictions: Predictions,
+    plans: Sequence[AttentionPlan],
+    calibration: Path,
+    title: str,
+) -> None:
+    """Measure plans, as far as the record lacks them."""
+    target = predictions.target
+    loop = Trainer(target, predictions.store, trainer.address, trainer.events).run_plans(
+        plans,
+        build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
+        title=f"{target.name}, {title}",
+    )
+    for trial in predictions.store.trials():
+        if trial.failure is not None:
+            trainer.events.on_failure(trial)
+    loop.outcome()
+
+
+def _improve(
+    trainer: Trainer,
+    predictions: Predictions,
+    limits: PlanConstraints,
+    calibration: Path,
+    *,
+    passes: int,
+    points: int,
+) -> None:
+    """Measure plans next to the recommended ones, those first that are expected to be best.
+
+    What is expected is the sum of single changes, and what gradients say of all changes together
+    less what they say of each alone: to second order, how the changes act on each other.
+    """
+    nearby = predictions.nearby(points, limits)
+    plans = dict.fromkeys(p.plan for some in nearby for p in some)
+    model = predictions.model(limits)
+    parts = {plan: model.parts(plan) for plan in plans}
+    _score(
+        predictions,
+        list(dict.fromkeys([*plans, *(part for some in parts.values() for part in some)])),
+        calibration,
+        trainer.events,
+    )
+    scores = scores_of(predictions.store)
+
+    def expected(prediction: Prediction) -> float:
+        alone = math.fsum(scores[part.digest].change for part in parts[prediction.plan])
+        return prediction.change + scores[prediction.plan.digest].change - alone
+
+    ranked = [[some[0], *sorted(some[1:], key=expected)] for some in nearby]
+    # The next best of every point, in turn, until there are enough; each point itself comes first.
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
+    wanted = list(dict.fromkeys(p.plan for p in turns if p is not None))
+    known = predictions.measured()
+    chosen = [plan for plan in wanted if plan not in known][:passes]
+    predictions.keep_tried(chosen)
+    _measure(trainer, predictions, chosen, calibration, "next to recommended plans")
+
+
+def _score(
+    predictions: Predictions, plans: Sequence[AttentionPlan], calibration: Path, events: Events
+) -> None:
+    """Score plans by gradients, as far as the record lacks them."""
+    target, known = predictions.target, scores_of(predictions.store)
+    wanted = [plan for plan in plans if plan.digest not in known]
+    if not wanted:
+        return
+    assert target.checkpoint is not None, "only earlier measurements can be read"
+    events.on_message(f"scoring {len(wanted)} plans by gradients ...")
+    began = time.monotonic()
+    found = score_plans(
+        target.checkpoint, wanted, target.data_folder, calibration, distil=target.distils
+    )
+    keep_scores(
+        predictions.store,
+        {
+            plan: Measured(score.change, score.error)
+            for plan, score in zip(wanted, found, strict=True)
+        },
+    )
+    events.on_message(f"scored in {time.monotonic() - began:.0f} s")
