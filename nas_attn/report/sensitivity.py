@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,44 +189,44 @@ def _least_change(findings: SensitivityFindings) -> float:
 
 
 def heat_map(findings: SensitivityFindings) -> Figure:
-    """Units by choices, coloured by the change of the loss."""
+    """Choices by units, coloured by the change of the loss; what costs most stands below."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     units = list(dict.fromkeys(change.unit for change in findings.changes))
-    choices = list(dict.fromkeys(change.choice for change in findings.changes))
-    values = np.full((len(units), len(choices)), np.nan)
-    for change in findings.changes:
-        place = units.index(change.unit), choices.index(change.choice)
-        values[place] = max(SHOWN[0], findings.expected[change.plan].change)
-    # Choices that cost most come last, wherever the space lists them.
-    order = np.argsort(np.nanmean(values, axis=0), kind="stable")
-    size = (3.2 + 0.34 * len(choices), 2.4 + 0.3 * len(units))
-    figure = Figure(figsize=size, layout="constrained")
+    choices = _by_change(findings)
+    values = np.full((len(choices), len(units)), np.nan)
+    # Names are written beside the rows, so their length makes the figure wide.
+    width = 1.6 + 0.34 * len(units) + 0.058 * max(map(len, choices))
+    figure = Figure(figsize=(width, 1.5 + 0.19 * len(choices)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    image = axes.imshow(values[:, order], cmap="cividis_r", norm=LogNorm(*SHOWN), aspect="auto")
-    axes.set_yticks(range(len(units)), units, fontsize=8)
-    axes.set_xticks(
-        range(len(choices)),
-        [choices[i] for i in order],
-        fontsize=7,
-        rotation=60,
-        ha="right",
-        rotation_mode="anchor",
-    )
     title = "Change of the validation loss, one unit converted"
-    shown = {choice: place for place, choice in enumerate(order)}
     for change in findings.changes:
+        row, column = choices.index(change.choice), units.index(change.unit)
+        expected = findings.expected[change.plan].change
+        values[row, column] = max(SHOWN[0], expected)
         if change.plan not in findings.measured:
             title = "Change of the validation loss, one unit converted (~: by gradients)"
-            place = shown[choices.index(change.choice)], units.index(change.unit)
-            is_dark = findings.expected[change.plan].change > math.sqrt(SHOWN[0] * SHOWN[1])
-            colour = "white" if is_dark else "black"
-            axes.text(*place, "~", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_title(title, fontsize=9)
+            colour = "white" if expected > math.sqrt(SHOWN[0] * SHOWN[1]) else "black"
+            axes.text(column, row, "~", ha="center", va="center", fontsize=7, color=colour)
+    image = axes.imshow(values, cmap="cividis_r", norm=LogNorm(*SHOWN), aspect="auto")
+    axes.set_yticks(range(len(choices)), choices, fontsize=7)
+    axes.set_xticks(
+        range(len(units)), units, fontsize=7, rotation=60, ha="right", rotation_mode="anchor"
+    )
+    figure.suptitle(title, fontsize=9)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("bits a token", fontsize=8)
     return figure
+
+
+def _by_change(findings: SensitivityFindings) -> list[str]:
+    """The choices, by the mean of what they change."""
+    changes: dict[str, list[float]] = {}
+    for change in findings.changes:
+        of_choice = changes.setdefault(change.choice, [])
+        of_choice.append(max(SHOWN[0], findings.expected[change.plan].change))
+    return sorted(changes, key=lambda choice: statistics.fmean(changes[choice]))
