@@ -86,6 +86,7 @@ def test_changes_are_those_of_the_conversions(measured: Measured) -> None:
         change, error = losses_of(trained, measured.data.folder).change_from(before)
         assert row["change"] == pytest.approx(change, abs=1e-6)
         assert row["change_error"] == pytest.approx(error, rel=1e-3)
+        assert row["divergence"] > 0 < row["divergence_error"]
 
 
 def test_predictions_are_tested_on_plans_that_change_everything(measured: Measured) -> None:
@@ -93,7 +94,9 @@ def test_predictions_are_tested_on_plans_that_change_everything(measured: Measur
     assert len(checks) >= 6
     assert set(checks["kind"]) == {"random", "predicted"}
     assert (checks["predicted"] - checks["measured"]).abs().max() < 0.5
-    assert f"changes of {len(checks)} plans: tau" in measured.text.replace("\n", " ")
+    text = " ".join(measured.text.split())
+    assert f"changes of {len(checks)} plans: tau" in text
+    assert re.search(r"By sums of each alone, tau is: loss -?\d\.\d+, divergence -?\d\.\d+\.", text)
     predicted = pd.read_csv(measured.folder / "sensitivity" / "predicted.csv")
     assert predicted["cost"].is_monotonic_increasing
     assert predicted["predicted"].is_monotonic_decreasing

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from nas_attn.analysis.sensitivity import Improvement, Outcome, SensitivityFindings
+from nas_attn.analysis.sensitivity import Improvement, Outcome, SensitivityFindings, orders
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.scores import expected_changes, scores_of
@@ -25,7 +25,13 @@ from nas_attn.engine.swaps import swaps
 from nas_attn.engine.votes import votes_of
 from nas_attn.errors import SearchError, UsageError
 from nas_attn.fairseq_tools.costs import KNOWN_COSTS, available_costs
-from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC
+from nas_attn.fairseq_tools.measure import (
+    CHANGE,
+    DIVERGENCE,
+    DIVERGENCE_ERROR,
+    ERROR,
+    METRIC,
+)
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT
 from nas_attn.study.sensitivity import SensitivityTarget
@@ -123,6 +129,15 @@ class Predictions:
             trial.plan: Measured(trial.costs[CHANGE], trial.costs[ERROR])
             for trial in self.store.trials()
             if trial.plan is not None and trial.is_trained
+        }
+
+    def divergences(self) -> dict[AttentionPlan, Measured]:
+        """How far predictions of converted models are from the trained one's, as far as it was
+        measured."""
+        return {
+            trial.plan: Measured(trial.costs[DIVERGENCE], trial.costs[DIVERGENCE_ERROR])
+            for trial in self.store.trials()
+            if trial.plan is not None and trial.is_trained and DIVERGENCE in trial.costs
         }
 
     def scores(self) -> dict[AttentionPlan, Measured]:
@@ -231,6 +246,7 @@ class Predictions:
         front, scores = self._front(model, limits), self.scores()
         changes = [c for c in self.changes if c.plan in measured or c.plan in scores]
         checks = self._checks(model, measured, {point.plan for point in front})
+        divergences = self.divergences()
         chosen = spread_predictions(front, points)
         return SensitivityFindings(
             name=self.searched.name,
@@ -240,6 +256,12 @@ class Predictions:
             costs={change.plan: self._cost(change.plan) for change in changes},
             measured=measured,
             scores=scores,
+            divergences=divergences,
+            orders=orders(
+                checks,
+                model.parts,
+                {"loss": measured, "divergence": divergences, "gradients": scores},
+            ),
             front=front,
             second=limits.second,
             surface=self._surface(model, limits),

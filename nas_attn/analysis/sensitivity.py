@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -80,6 +80,10 @@ class SensitivityFindings:
         improvements: Recommended points with what was found next to them; empty if nothing was
             looked for.
         scores: Changes of the loss by gradients, of single changes; empty without such scores.
+        divergences: How far predictions of converted models are from the trained one's, in bits a
+            token, as far as it was measured.
+        orders: Kendall's tau of sums of single changes and of what was measured of whole plans, by
+            what the sums are of.
         is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
             not, only their order can be compared.
     """
@@ -99,6 +103,8 @@ class SensitivityFindings:
     surface: Sequence[Prediction] = ()
     improvements: Sequence[Improvement] = ()
     scores: Mapping[AttentionPlan, Measured] = field(default_factory=dict)
+    divergences: Mapping[AttentionPlan, Measured] = field(default_factory=dict)
+    orders: Mapping[str, float] = field(default_factory=dict)
     is_same_measure: bool = True
 
     @cached_property
@@ -130,6 +136,9 @@ class SensitivityFindings:
             )
         if self.scores:
             text += f" {self._scores_text()}"
+        if len(self.orders) > 1:
+            each = ", ".join(f"{name} {tau:.2f}" for name, tau in self.orders.items())
+            text += f" By sums of each alone, tau is: {each}."
         if not self.is_guide:
             text += " That is no guide: single changes do not add up here, so search by trials."
         return text
@@ -211,6 +220,28 @@ class SensitivityFindings:
         return rows
 
 
+def orders(
+    checks: Sequence[PredictionCheck],
+    parts: Callable[[AttentionPlan], Sequence[AttentionPlan]],
+    measures: Mapping[str, Mapping[AttentionPlan, Measured]],
+) -> dict[str, float]:
+    """How well sums of several measures order what was measured of whole plans.
+
+    Args:
+        checks: Plans whose loss was predicted and measured.
+        parts: Function that names the single changes of a plan.
+        measures: What is known of single changes, by the name of the measure; one that does not
+            know all that these plans consist of is left out.
+    """
+    parts_of = [parts(check.plan) for check in checks]
+    found = {}
+    for name, known in measures.items():
+        if len(checks) >= LEAST_COUNT and all(part in known for some in parts_of for part in some):
+            sums = [math.fsum(known[part].change for part in some) for some in parts_of]
+            found[name] = kendall(sums, [check.measured for check in checks])
+    return found
+
+
 def prediction_row(prediction: Prediction, findings: SensitivityFindings) -> dict[str, Any]:
     """A predicted point, corrected, and with what was measured if it was."""
     measured = {check.plan: check.measured for check in findings.checks}
@@ -249,6 +280,7 @@ def change_row(change: UnitChange, findings: SensitivityFindings) -> dict[str, A
     """A single change as a row of the table of measurements."""
     expected = findings.expected[change.plan]
     score = findings.scores.get(change.plan)
+    divergence = findings.divergences.get(change.plan)
     return {
         "unit": change.unit,
         "choice": change.choice,
@@ -256,6 +288,8 @@ def change_row(change: UnitChange, findings: SensitivityFindings) -> dict[str, A
         "cost_change": findings.costs[change.plan] / findings.base_cost - 1,
         "change": expected.change,
         "change_error": expected.error,
+        "divergence": None if divergence is None else divergence.change,
+        "divergence_error": None if divergence is None else divergence.error,
         "by": "measured" if change.plan in findings.measured else "gradient",
         "score": None if score is None else score.change,
         "plan": change.plan.dumps(),

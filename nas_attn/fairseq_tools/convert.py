@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
 from nas_attn.attention import Attention
 from nas_attn.conversion import (
@@ -364,13 +365,20 @@ def validation_loss(trained: TrainedModel, data: Path) -> float:
 
 
 @torch.no_grad()
-def validation_losses(trained: TrainedModel, data: Path, kept: KeptOutputs | None = None) -> Losses:
+def validation_losses(
+    trained: TrainedModel,
+    data: Path,
+    kept: KeptOutputs | None = None,
+    on_scores: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Losses:
     """Validation loss of each sequence, in the same order for every model; on its device.
 
     Args:
         trained: The model.
         data: Binarised data.
         kept: Outputs of layers that are as they were, which are not computed again.
+        on_scores: Function that is called for each batch with its number, the logarithms of
+            probabilities (B, T, types), and which targets (B, T) are seen.
     """
     from fairseq import utils
 
@@ -389,6 +397,8 @@ def validation_losses(trained: TrainedModel, data: Path, kept: KeptOutputs | Non
             scores = model.get_normalized_probs(output, log_probs=True).float()
             target = sample["target"]
             seen = target != padding
+            if on_scores is not None:
+                on_scores(number, scores, seen)
             picked = scores.gather(-1, target[..., None])[..., 0]
             in_bits = picked.double().masked_fill(~seen, 0.0).sum(1) / -math.log(2.0)
             sums += in_bits.tolist()

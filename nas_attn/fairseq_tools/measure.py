@@ -29,6 +29,7 @@ from nas_attn.fairseq_tools.convert import (
     validation_losses,
 )
 from nas_attn.fairseq_tools.distillation import as_plain, distillation_data, from_plain
+from nas_attn.fairseq_tools.divergence import Divergence, ScoreRecorder, Scores
 from nas_attn.fairseq_tools.gradient_scores import GradientScore, gradient_scores
 from nas_attn.fairseq_tools.kept_modules import KeptModules
 from nas_attn.fairseq_tools.kept_outputs import KeptOutputs, Outputs, recording
@@ -40,6 +41,9 @@ COMMAND = "nas-attn-measure"
 METRIC, CHANGE, ERROR = "nll_loss", "change", "change_error"
 """What is reported: the loss of the converted model in bits a token, by how much it is above the
 trained model's, and the standard error of that change, sequences taken as pairs."""
+DIVERGENCE, DIVERGENCE_ERROR = "divergence", "divergence_error"
+"""And how far its predictions are from the trained model's, in bits a token, with the standard
+error; left out with calibrations that earlier versions wrote."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Calibration:
         name: Name of the calibration, which no other has; empty of what earlier versions wrote.
         outputs: Outputs of layers of the trained model on the validation split (see
             `kept_outputs`); empty of what earlier versions wrote.
+        scores: What the trained model predicts of the validation split (see `divergence`); empty of
+            what earlier versions wrote.
     """
 
     calls: dict[str, list[RecordedCall]]
@@ -60,6 +66,7 @@ class Calibration:
     distillation: dict[str, DistillationData] = field(default_factory=dict)
     name: str = ""
     outputs: Outputs = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)
 
 
 def calibrate(checkpoint: Path, data: Path, out: Path, *, distil: bool = False) -> None:
@@ -79,9 +86,11 @@ def calibrate(checkpoint: Path, data: Path, out: Path, *, distil: bool = False) 
     # As dictionaries: their tensors are read by what may hold nothing else.
     plain = {place: [_fields(call) for call in of_module] for place, of_module in calls.items()}
     outputs: Outputs = {}
+    recorder = ScoreRecorder()
     with recording(trained, outputs):
-        losses = validation_losses(trained, data)
+        losses = validation_losses(trained, data, on_scores=recorder)
     state: dict[str, Any] = {"calls": plain, "losses": asdict(losses), "outputs": outputs}
+    state["scores"] = recorder.scores
     if distil:
         state["distillation"] = as_plain(distillation_data(trained, data))
         state["name"] = uuid.uuid4().hex
@@ -107,6 +116,7 @@ def load_calibration(path: Path) -> Calibration:
             distillation=lessons,
             name=state.get("name", ""),
             outputs=state.get("outputs", {}),
+            scores=state.get("scores", {}),
         )
     except Exception as error:  # torch raises many kinds
         raise NasAttnError(f"{path} holds no calibration: {error}") from None
@@ -177,13 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
         kept = KeptOutputs(calibration.outputs, [module.place for module in converted.modules])
-        losses = validation_losses(trained, given.data, kept)
+        divergence = Divergence(calibration.scores)
+        losses = validation_losses(trained, given.data, kept, divergence)
     except NasAttnError as error:
         sys.exit(str(error))
     change, deviation = losses.change_from(calibration.losses)
     sys.stdout.write(f"{METRIC} {losses.mean:.4f}, changed by {change:+.4f} +- {deviation:.4f}\n")
-    parameters = count_model(trained.model)._asdict()
-    report_validation(0, parameters, {METRIC: losses.mean, CHANGE: change, ERROR: deviation})
+    figures = {METRIC: losses.mean, CHANGE: change, ERROR: deviation}
+    if calibration.scores:
+        figures[DIVERGENCE], figures[DIVERGENCE_ERROR] = divergence.mean()
+    report_validation(0, count_model(trained.model)._asdict(), figures)
 
 
 def _kept_modules(path: Path, calibration: Calibration) -> KeptModules:

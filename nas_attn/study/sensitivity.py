@@ -21,7 +21,14 @@ from nas_attn.fairseq_tools.config import DataConfig
 from nas_attn.fairseq_tools.costs import CostModel, available_costs
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared
 from nas_attn.fairseq_tools.folders import languages_of
-from nas_attn.fairseq_tools.measure import CHANGE, ERROR, METRIC, measure_command
+from nas_attn.fairseq_tools.measure import (
+    CHANGE,
+    DIVERGENCE,
+    DIVERGENCE_ERROR,
+    ERROR,
+    METRIC,
+    measure_command,
+)
 from nas_attn.fairseq_tools.models import load_dictionaries, site_shapes
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.plan import AttentionPlan
@@ -129,6 +136,7 @@ class SensitivityTarget:
             hang_seconds=60 * self.execution.hang_minutes,
             needs=(str(self.checkpoint), str(calibration)),
             figures=(CHANGE, ERROR),
+            further_figures=(DIVERGENCE, DIVERGENCE_ERROR),
         )
 
 

@@ -86,6 +86,7 @@ class TrialJob:
         last_update: Update after which it ends; None if it has no such limit.
         needs: Files of another trial that must be there.
         figures: Names of validation metrics that are kept of the first seed's last validation.
+        further_figures: Names of those that are kept as well if the validation has them.
         alone: Whether no other trial is to share its GPUs meanwhile, or on a CPU the machine.
         has_machine: Whether, if it is to be alone, that is on the whole machine.
     """
@@ -106,6 +107,7 @@ class TrialJob:
     last_update: int | None = None
     needs: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
+    further_figures: tuple[str, ...] = ()
     alone: bool = False
     has_machine: bool = False
 
@@ -115,7 +117,8 @@ class TrialJob:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrialJob:
         runs = tuple(SeedRun.from_json(run) for run in data["runs"])
-        lists = {name: tuple(data.get(name, ())) for name in ("measure", "needs", "figures")}
+        names = ("measure", "needs", "figures", "further_figures")
+        lists = {name: tuple(data.get(name, ())) for name in names}
         return cls(**{**data, "runs": runs, **lists})
 
 

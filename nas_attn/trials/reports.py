@@ -107,6 +107,8 @@ class TrialReports:
                 if not math.isfinite(last.get(name, math.nan)):
                     raise TrialFileError(f"{runs[0].folder}/{REPORT_FILE} holds no {name}")
                 measured[name] = last[name]
+            known = ((name, last.get(name, math.nan)) for name in self.job.further_figures)
+            measured |= {name: value for name, value in known if math.isfinite(value)}
         return replace(
             self.spent(),
             losses=tuple(self._best_loss(run) for run in runs),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
+from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings, orders
 from nas_attn.engine.sensitivity import (
     Measured,
     Prediction,
@@ -90,3 +90,23 @@ def test_perplexities_are_compared_by_their_order_only(tmp_path: Path) -> None:
     assert "tau 1.00 over all" in outcome_text(found)
     assert "fine-tuning" not in outcome_text(found)
     write_findings(found, tmp_path)
+
+
+def test_sums_of_several_measures_are_compared() -> None:
+    parts = [
+        AttentionPlan.parse(f'{{"encoder_self": {{"scheme": "reduced_key", "key_dim": {n}}}}}')
+        for n in range(1, 9)
+    ]
+    checks = [
+        PredictionCheck(
+            plan=plan, cost=100, kind="random", predicted=0.0, measured=0.1 * n, error=0.0
+        )
+        for n, plan in enumerate(parts)
+    ]
+    rising = {plan: Measured(float(n), 0.0) for n, plan in enumerate(parts)}
+    falling = {plan: Measured(-float(n), 0.0) for n, plan in enumerate(parts)}
+    lacking = dict(list(rising.items())[1:])
+    measures = {"loss": rising, "divergence": falling, "gradients": lacking}
+    found = orders(checks, lambda plan: [plan, plan], measures)
+    assert found == pytest.approx({"loss": 1.0, "divergence": -1.0})
+    assert orders(checks[:5], lambda plan: [plan], measures) == {}
