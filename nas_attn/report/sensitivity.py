@@ -21,6 +21,7 @@ from nas_attn.report.rendering import render_markdown
 from nas_attn.report.tables import write_rows
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SHOWN = (1e-3, 3.0)
@@ -147,6 +148,7 @@ def curve(findings: SensitivityFindings) -> Figure:
     axes.set_yscale("symlog", linthresh=LINEAR)
     # What is better than the baseline is rare, and the scale would give it half the figure.
     axes.set_ylim(bottom=min(-LINEAR / 5, 1.2 * _least_change(findings)))
+    _mark_cost(axes.xaxis)
     axes.set_xlabel(cost_words(findings.axis))
     axes.set_ylabel("change of the validation loss, bits a token")
     axes.legend(frameon=False, fontsize=8)
@@ -173,11 +175,20 @@ def surface(findings: SensitivityFindings) -> Figure:
         cmap="cividis_r",
         norm=LogNorm(*SHOWN),
     )
-    axes.set_xlabel(cost_words(findings.axis))
-    axes.set_ylabel(cost_words(findings.second))
+    for axis, name in ((axes.xaxis, findings.axis), (axes.yaxis, findings.second)):
+        _mark_cost(axis)
+        axis.set_label_text(cost_words(name))
     bar = figure.colorbar(drawn, ax=axes)
     bar.set_label("predicted change of the validation loss, bits a token", fontsize=8)
     return figure
+
+
+def _mark_cost(axis: Axis) -> None:
+    """Few ticks, with whole numbers in groups of three digits."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
 def _least_change(findings: SensitivityFindings) -> float:

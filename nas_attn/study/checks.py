@@ -201,20 +201,14 @@ def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
     """What is wrong with the fine-tuning of warm starts."""
     warm = config.search.warm_start
     key = "search.warm_start"
-    if warm.ladder and not (warm.from_baseline and config.search.strategy == "sensitivity"):
-        message = (
-            "points of a predicted front start from each other: set search.strategy to sensitivity "
-            "and search.warm_start.source to baseline"
-        )
-        return [ConfigIssue(f"{key}.ladder", message)]
-    if warm.fraction == "auto" and not (
-        warm.from_baseline and config.search.strategy == "sensitivity"
-    ):
-        message = (
-            "how long a plan is fine-tuned follows from what it is predicted to lose: set "
-            "search.strategy to sensitivity and search.warm_start.source to baseline"
-        )
-        return [ConfigIssue(f"{key}.fraction", message)]
+    advice = "set search.strategy to sensitivity and search.warm_start.source to baseline"
+    if not (warm.from_baseline and config.search.strategy == "sensitivity"):
+        if warm.ladder:
+            why = "points of a predicted front start from each other"
+            return [ConfigIssue(f"{key}.ladder", f"{why}: {advice}")]
+        if warm.fraction == "auto":
+            why = "how long a plan is fine-tuned follows from what it is predicted to lose"
+            return [ConfigIssue(f"{key}.fraction", f"{why}: {advice}")]
     if not warm.is_on:
         return []
     if config.replay is not None:

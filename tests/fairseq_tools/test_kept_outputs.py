@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas_attn.fairseq_tools import kept_outputs
+from nas_attn.fairseq_tools import kept_outputs, measure
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.convert import (
     calibration_calls,
@@ -151,6 +152,32 @@ def test_a_calibration_holds_what_was_kept(tmp_path: Path, tiny_translation: Pre
     }
     assert KeptOutputs(found.outputs, ["decoder_self.2"]).until("encoder", LAYERS) == LAYERS
     assert KeptOutputs({}, ["decoder_self.2"]).until("encoder", LAYERS) == 0
+
+
+def test_the_command_reports_the_same_with_and_without(
+    tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions' calibrations hold neither outputs nor predictions."""
+    path, data = tmp_path / "trained.pt", tiny_translation.folder
+    save_checkpoint(state_of(data, **MODELS["translation"]), path)
+    calibrate(path, data, tmp_path / "new.pt")
+    state = torch.load(tmp_path / "new.pt", weights_only=True)
+    save_checkpoint({name: state[name] for name in ("calls", "losses")}, tmp_path / "old.pt")
+    plan = changed(["decoder_self.1", "encoder_decoder.2"], load_trained(path))
+    reported = {}
+    for name in ("new", "old"):
+        monkeypatch.setenv("NAS_ATTN_REPORT", str(tmp_path / f"{name}.jsonl"))
+        measure.main(
+            [
+                *("--checkpoint", str(path), "--plan", plan.dumps(), "--data", str(data)),
+                *("--calibration", str(tmp_path / f"{name}.pt")),
+            ]
+        )
+        (line,) = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        reported[name] = json.loads(line)["metrics"]
+    new = reported["new"]
+    assert new.pop(measure.DIVERGENCE) > 0 < new.pop(measure.DIVERGENCE_ERROR)
+    assert new == reported["old"]
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 30_000, 60_000])
