@@ -189,6 +189,9 @@ def test_scores_by_gradients(measured: Measured, tmp_path: Path) -> None:
     assert (improved["best_cost"] <= improved["cost"]).all()
     assert f"of {len(improved)} recommended plans were bettered" in text
     assert "recommended plans were bettered" in (folder / "summary.md").read_text()
+    trials = len(list((own / "sensitivity" / "trials").iterdir()))
+    command("--scores", "auto", "--improve", "4")
+    assert len(list((own / "sensitivity" / "trials").iterdir())) == trials, "it was done before"
     command("--scores", "measured", "--checks", "0")
     whole = pd.read_csv(folder / "sensitivity.csv")
     assert set(whole["by"]) == {"measured"}

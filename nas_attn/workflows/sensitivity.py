@@ -206,7 +206,7 @@ def measure_predictions(
             pass with gradients for all. `auto`: the same, and then those are measured of which the
             recommended plans consist.
         points: Plans that are recommended.
-        improve: Further passes, for plans next to the recommended ones.
+        improve: Further passes in all, for plans next to the recommended ones.
     """
     target, events = predictions.target, trainer.events
     if not predictions.changes:
@@ -296,8 +296,9 @@ def _improve(
     # The next best of every point, in turn, until there are enough; each point itself comes first.
     turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
     wanted = list(dict.fromkeys(p.plan for p in turns if p is not None))
-    known = predictions.measured()
-    chosen = [plan for plan in wanted if plan not in known][:passes]
+    known, tried = predictions.measured(), predictions.tried
+    left = max(0, passes - sum(plan.digest in tried for plan in known))
+    chosen = [plan for plan in wanted if plan not in known][:left]
     predictions.keep_tried(chosen)
     _measure(trainer, predictions, chosen, calibration, "next to recommended plans")
 
