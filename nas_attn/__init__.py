@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nas_attn.plan import AttentionPlan
     from nas_attn.space import SearchSpace
     from nas_attn.study import Study
+    from nas_attn.workflows.model_front import predict_model_front
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _MODULES = {
     "convert_model": "nas_attn.conversion",
     "open_study": "nas_attn.api",
     "predict_front": "nas_attn.api",
+    "predict_model_front": "nas_attn.workflows.model_front",
     "search": "nas_attn.api",
 }
 """Where the public names are; they are imported when they are asked for, since torch is slow."""
@@ -48,6 +50,7 @@ __all__ = [
     "convert_model",
     "open_study",
     "predict_front",
+    "predict_model_front",
     "search",
 ]
 

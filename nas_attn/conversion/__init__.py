@@ -2,11 +2,17 @@
 
 from nas_attn.conversion.convert import Conversion, Errors, convert_attention, inherits
 from nas_attn.conversion.metric import RecordedCall, recorded
-from nas_attn.conversion.models import ConvertedModule, convert_model, warn_without_data
+from nas_attn.conversion.models import (
+    Conversions,
+    ConvertedModule,
+    convert_model,
+    warn_without_data,
+)
 from nas_attn.conversion.votes import settled_choice
 
 __all__ = [
     "Conversion",
+    "Conversions",
     "ConvertedModule",
     "Errors",
     "RecordedCall",

@@ -5,21 +5,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from nas_attn.attention import Attention
 from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close, site_of
 from nas_attn.conversion.convert import Errors, convert_attention
 from nas_attn.conversion.metric import RecordedCall, recorded
 from nas_attn.conversion.votes import settled_choice
 from nas_attn.errors import PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +93,86 @@ def convert_model(
     ]
     for slot in slots:
         slot.put()
+    _settle(model)
+    return converted
+
+
+def _settle(model: nn.Module) -> None:
+    """Have a model do without what needs the attention that it had."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # which needs torch's own fused weights
         if hasattr(module, "save_pretrained"):
             setattr(module, "save_pretrained", _refuse_to_save)  # noqa: B010  hides the method
-    return converted
+
+
+class Conversions:
+    """A model that is converted to plan after plan: each module to each choice only once.
+
+    Args:
+        model: Trained model; a copy of it is converted.
+        run: Function that runs a model on calibration data (see `convert_model`).
+
+    Raises:
+        PlanError: As `convert_model` says.
+    """
+
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module], object] | None = None) -> None:
+        self.model = copy.deepcopy(model)
+        self._found = find(self.model)
+        self._slots = adopt(self.model, self._found)
+        self._trained = [slot.attention for slot in self._slots]
+        calls = {} if run is None else _calls(self.model, self._slots, run)
+        self._calls = [calls.get(slot.found.name, ()) for slot in self._slots]
+        self._made: dict[tuple[int, AttentionChoice], Attention] = {}
+        for slot in self._slots:
+            slot.put()
+        _settle(self.model)
+
+    @property
+    def shapes(self) -> dict[str, SiteShape]:
+        """The sizes of the model's sites.
+
+        Raises:
+            PlanError: Attention of one site has several sizes.
+        """
+        shapes: dict[str, SiteShape] = {}
+        for found, attention in zip(self._found, self._trained, strict=True):
+            site = site_of(found.name)
+            heads = attention.embed_dim // attention.head_dim
+            before = shapes.get(site)
+            layers = 1 if before is None else before.num_layers + 1
+            kdim = None if attention.kdim == attention.embed_dim else attention.kdim
+            shapes[site] = SiteShape(
+                num_layers=layers, embed_dim=attention.embed_dim, num_heads=heads, kdim=kdim
+            )
+            if before is not None and replace(before, num_layers=layers) != shapes[site]:
+                raise PlanError(f"{found.label}: its sizes are not those of others at {site}")
+        return shapes
+
+    def convert(self, plan: AttentionPlan) -> nn.Module:
+        """The model by a plan, until the next one; sites that it leaves out are multi_head.
+
+        Raises:
+            PlanError: The plan does not fit, or a scheme cannot inherit.
+        """
+        for number, choice in enumerate(_choices(self._found, plan)):
+            slot, attention = self._slots[number], self._attention(number, choice)
+            if slot.attention is not attention:
+                slot.attention = attention
+                slot.put()
+        return self.model
+
+    def _attention(self, number: int, choice: AttentionChoice) -> Attention:
+        if choice.scheme == "multi_head":
+            return self._trained[number]
+        if (number, choice) not in self._made:
+            try:
+                made = convert_attention(self._trained[number], choice, self._calls[number])
+            except PlanError as error:
+                raise PlanError(f"{self._found[number].label}: {error}") from None
+            self._made[number, choice] = made.module
+        return self._made[number, choice]
 
 
 def _convert(
