@@ -32,6 +32,7 @@ PUBLIC = [
     "convert_model",
     "open_study",
     "predict_front",
+    "predict_model_front",
     "search",
 ]
 

@@ -161,8 +161,12 @@ def test_scores_by_gradients(measured: Measured, tmp_path: Path) -> None:
     """Of all changes; measured is what recommended plans consist of, and what is next to them."""
     checkpoint = measured.folder / "trials" / "00000" / "seed-1" / "checkpoints"
     arguments = ["sensitivity", str(checkpoint / "checkpoint_best.pt")]
-    arguments += ["--data", str(measured.data.folder), "--runs", str(tmp_path)]
-    arguments += ["--space", "inherited_per_layer_few", "--points", "3", "--checks", "6"]
+    arguments += ["--data", str(measured.data.folder), "--runs", str(tmp_path / "runs")]
+    space = tmp_path / "few.yaml"
+    space.write_text(
+        "{decide: site, schemes: {multi_head: {}, multi_query: {}, reduced_key: {key_dim: [4, 8]}}}"
+    )
+    arguments += ["--space", str(space), "--points", "2", "--checks", "12"]
 
     def command(*more: str) -> str:
         done = CliRunner().invoke(app, [*arguments, *more])
@@ -170,8 +174,8 @@ def test_scores_by_gradients(measured: Measured, tmp_path: Path) -> None:
         return " ".join(done.output.split())
 
     text = command("--scores", "gradient")
-    (own,) = tmp_path.iterdir()
-    folder = own / "sensitivity" / "inherited_per_layer_few"
+    (own,) = (tmp_path / "runs").iterdir()
+    (folder,) = (own / "sensitivity").glob("few-*")
     scored = pd.read_csv(folder / "sensitivity.csv")
     assert set(scored["by"]) == {"gradient"}
     assert (scored["score"] == scored["change"]).all(), "nothing says yet by how much they are off"

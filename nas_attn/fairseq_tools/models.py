@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,23 +116,39 @@ class _NothingDrawn(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+_BLANK: ContextVar[bool] = ContextVar("positions are left blank", default=False)
+
+
 @contextmanager
 def _no_positions_computed() -> Iterator[None]:
-    """Leaves out fairseq's table of sines; what it refuses is still refused."""
+    """Leaves out fairseq's table of sines; what it refuses is still refused.
+
+    Of this thread alone: others may build models that compute something meanwhile.
+    """
+    _let_positions_be_blank()
+    token = _BLANK.set(True)
+    try:
+        yield
+    finally:
+        _BLANK.reset(token)
+
+
+@cache
+def _let_positions_be_blank() -> None:
+    """Have fairseq's table of sines ask whether it is wanted; done twice it does no harm."""
     from fairseq.modules import SinusoidalPositionalEmbedding
 
     compute = SinusoidalPositionalEmbedding.get_embedding
 
-    def blank(count: int, width: int, padding_idx: int | None = None) -> Tensor:
+    def blank_or_computed(count: int, width: int, padding_idx: int | None = None) -> Tensor:
+        if not _BLANK.get():
+            table: Tensor = compute(count, width, padding_idx)
+            return table
         with torch.device("cpu"):
             compute((padding_idx or 0) + 1, width, padding_idx)
         return torch.empty(count, width)
 
-    SinusoidalPositionalEmbedding.get_embedding = staticmethod(blank)
-    try:
-        yield
-    finally:
-        SinusoidalPositionalEmbedding.get_embedding = staticmethod(compute)
+    SinusoidalPositionalEmbedding.get_embedding = staticmethod(blank_or_computed)
 
 
 def check_model(

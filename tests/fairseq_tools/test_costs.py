@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 import torch
+from fairseq.modules import SinusoidalPositionalEmbedding
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
@@ -18,7 +20,13 @@ from nas_attn.fairseq_tools.costs import (
     available_costs,
     count_choice_flops,
 )
-from nas_attn.fairseq_tools.models import blank_dictionary, build_model, parse_architecture
+from nas_attn.fairseq_tools.models import (
+    _no_positions_computed,
+    blank_dictionary,
+    build_model,
+    build_on_meta,
+    parse_architecture,
+)
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 DEPTH = len(SCHEMES)
@@ -215,3 +223,31 @@ def test_costs_are_cheap() -> None:
         model.known(plan)
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.005
+
+
+def test_models_on_meta_leave_positions_to_others() -> None:
+    """Threads that come and go in any order; a table that is wanted is computed meanwhile."""
+    args = parse_architecture("multi_head_transformer_iwslt_de_en", ())
+    words = blank_dictionary(10)
+    wanted = SinusoidalPositionalEmbedding.get_embedding(9, 8, 1).clone()
+    assert bool(wanted.isfinite().all())
+    inside, leave = threading.Barrier(3), [threading.Event(), threading.Event()]
+
+    def build(number: int) -> None:
+        with torch.device("meta"), _no_positions_computed():
+            blank = SinusoidalPositionalEmbedding.get_embedding(9, 8, 1)
+            assert blank.is_meta and blank.shape == wanted.shape
+            inside.wait(60)
+            leave[number].wait(60)
+
+    threads = [threading.Thread(target=build, args=[number]) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(60)
+    for thread, event in zip(threads, leave, strict=True):
+        assert torch.equal(SinusoidalPositionalEmbedding.get_embedding(9, 8, 1), wanted)
+        event.set()  # the first that came leaves first, with the other still there
+        thread.join()
+    assert torch.equal(SinusoidalPositionalEmbedding.get_embedding(9, 8, 1), wanted)
+    assert build_on_meta(args, [words, words]).encoder.embed_positions.weights.is_meta
+    assert torch.equal(SinusoidalPositionalEmbedding.get_embedding(9, 8, 1), wanted)
