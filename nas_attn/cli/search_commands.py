@@ -173,7 +173,7 @@ def sensitivity(
             help="measured: a pass over the validation split for each conversion. gradient: one "
             "pass for all. auto: so, and then those are measured that recommended plans consist "
             "of.",
-            show_default="the study's search.scores, which is measured if it says nothing",
+            show_default="the study's search.scores, else measured",
         ),
     ] = None,
     improve: Annotated[
