@@ -87,7 +87,7 @@ def test_files_of_earlier_versions_hold_nothing_to_distil_on(made: Made) -> None
     calibration = made.folder / "calibration.pt"
     measure.calibrate(made.checkpoint, made.data, calibration)
     state = torch.load(calibration, weights_only=True)
-    assert set(state) == {"calls", "losses", "outputs"}
+    assert set(state) == {"calls", "losses", "outputs", "scores"}
     found = measure.load_calibration(calibration)
     assert found.distillation == {}
     command = measure.measure_command(made.checkpoint, PLAN, made.data, calibration, distil=True)
