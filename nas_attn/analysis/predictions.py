@@ -268,7 +268,7 @@ class Predictions:
             checks=checks,
             validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
             chosen=chosen,
-            improvements=self._improvements(chosen, measured),
+            improvements=self._improvements(chosen, measured, limits),
             outcomes=self._outcomes(model, Trials(self.searched.trials(), self.target.objectives)),
             is_same_measure=self.target.is_same_metric,
         )
@@ -283,16 +283,20 @@ class Predictions:
         self.store.set_metadata(TRIED, sorted(self.tried | {plan.digest for plan in plans}))
 
     def _improvements(
-        self, chosen: Sequence[Prediction], measured: Mapping[AttentionPlan, Measured]
+        self,
+        chosen: Sequence[Prediction],
+        measured: Mapping[AttentionPlan, Measured],
+        constraints: PlanConstraints,
     ) -> list[Improvement]:
-        """For each recommended point the best plan that was measured and costs no more."""
+        """For each recommended point the best plan that was measured and costs no more, of those
+        that the constraints allow."""
         if not self.tried:
             return []
-        costs = {plan: self._cost(plan) for plan in measured}
+        costs = {plan: self._cost(plan) for plan in measured if self._allows(plan, constraints)}
         found = []
         for point in chosen:
             if point.plan in measured:
-                within = [plan for plan in measured if costs[plan] <= point.cost]
+                within = [plan for plan, cost in costs.items() if cost <= point.cost]
                 best = min(within, key=lambda plan: (measured[plan].change, plan != point.plan))
                 found.append(
                     Improvement(
@@ -304,6 +308,23 @@ class Predictions:
                     )
                 )
         return found
+
+    def _allows(self, plan: AttentionPlan, constraints: PlanConstraints) -> bool:
+        """Whether a plan, measured under whatever constraints, is within these."""
+        known = self.target.costs.known(plan)
+        if any(known[name] > most for name, most in self._limits(constraints).items()):
+            return False
+        schemes = {choice.scheme for _, choices in plan for choice in choices}
+        if constraints.max_schemes is not None and len(schemes) > constraints.max_schemes:
+            return False
+        space, baseline = self.target.space, self.target.baseline
+        firsts = [unit for unit in space.units if unit.layer == 0]
+        return not constraints.keep_first_layer or all(
+            plan.layers(site, count)[0] == baseline.layers(site, count)[0]
+            for unit in firsts
+            for site in unit.sites
+            for count in (space.shapes[site].num_layers,)
+        )
 
     def _checks(
         self,

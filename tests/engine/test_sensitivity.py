@@ -304,3 +304,19 @@ def test_unsure_steps_are_halved() -> None:
     everything = largest_steps(front, reached, 10_000)
     assert len(everything) == len(front) - 3
     assert largest_steps(front, reached[:1], 3) == []
+
+
+def test_a_better_plan_must_be_within_the_constraints() -> None:
+    found = FakePredictions({})
+    found.target.space = make_space("layer", SCHEMES)  # type: ignore[misc]
+    first, later = (
+        AttentionPlan.parse(f'{{"encoder_self": [{text}]}}').over(BASELINE)
+        for text in ('"multi_query", "multi_head"', '"multi_head", "multi_query"')
+    )
+    for plan in (first, later):
+        cost = COSTS(plan)["cache_bytes"]
+        assert found._allows(plan, PlanConstraints(max_schemes=2, limits={"cache_bytes": cost}))
+        assert not found._allows(plan, PlanConstraints(max_schemes=1))
+        assert not found._allows(plan, PlanConstraints(limits={"cache_bytes": cost - 1}))
+    assert found._allows(later, PlanConstraints(keep_first_layer=True))
+    assert not found._allows(first, PlanConstraints(keep_first_layer=True))
