@@ -22,7 +22,7 @@ from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.predictions import PlanConstraints
 from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
 from nas_attn.analysis.trials import Trials
-from nas_attn.engine.config import ExecutionConfig, Scores
+from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
 from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
@@ -156,6 +156,7 @@ def predict_front(
     distil: bool = False,
     scores: Scores | None = None,
     improve: int = 0,
+    metric: FurtherMetric | None = None,
     overrides: Overrides = (),
     workers: int | None = None,
     address: str | None = None,
@@ -185,6 +186,7 @@ def predict_front(
             one pass with gradients for all; or `auto`, the same and then those are measured of
             which recommended plans consist; the study's `search.scores` if left out.
         improve: Further passes, by which better plans are looked for next to recommended ones.
+        metric: `bleu`: the recommended plans translate the validation split, as a last check.
         overrides: Values that replace the study's.
         workers: Plans that are measured at a time.
         address: Address of a running Ray cluster; implies `ray`.
@@ -226,6 +228,7 @@ def predict_front(
         limits=constraints,
         scores=scores,
         improve=improve,
+        metric=metric,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,20 @@ from nas_attn.cli.main import app
 from nas_attn.engine.config import ExecutionConfig
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
-from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained, load_trained
+from nas_attn.fairseq_tools.commands import evaluation_command
+from nas_attn.fairseq_tools.config import TrainingConfig
+from nas_attn.fairseq_tools.convert import (
+    calibration_calls,
+    convert_checkpoint,
+    convert_trained,
+    load_trained,
+)
 from nas_attn.fairseq_tools.convert import validation_losses as losses_of
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionPlan
 from nas_attn.study.sensitivity import target_of_checkpoint
+from nas_attn.trials.processes.programs import executable_form
+from nas_attn.trials.scores import parse_scores
 from tests.helpers.cli import kill_once
 from tests.helpers.studies import write
 
@@ -137,6 +147,35 @@ def test_limits(measured: Measured) -> None:
     for text in predicted["plan"]:
         choices = [choice for _, of_site in AttentionPlan.parse(text) for choice in of_site]
         assert len({choice.scheme for choice in choices}) == 1
+
+
+def test_recommended_plans_translate_as_fairseq_generate(
+    measured: Measured, tmp_path: Path
+) -> None:
+    text = " ".join(measured.command("--metric", "bleu", "--checks", "0", "--points", "3").split())
+    folder = measured.folder / "sensitivity"
+    predicted = pd.read_csv(folder / "predicted.csv")
+    known = predicted[predicted["bleu"].notna()]
+    assert 1 <= len(known) <= 3
+    assert "The trained model translates the validation split with BLEU" in text
+    assert "translated 1 of" in text
+    again = measured.command("--metric", "bleu", "--checks", "0", "--points", "3")
+    assert "translated 1 of" not in again, "scores are on record"
+    row = known.iloc[0]
+    checkpoint = measured.folder / "trials/00000/seed-1/checkpoints/checkpoint_best.pt"
+    convert_checkpoint(
+        checkpoint,
+        AttentionPlan.parse(row["plan"]),
+        tmp_path / "converted.pt",
+        data=measured.data.folder,
+    )
+    training = TrainingConfig(task="translation", arguments={})
+    command = evaluation_command(training, measured.data, tmp_path / "converted.pt", "valid")
+    done = subprocess.run(
+        executable_form(tuple(command)), capture_output=True, text=True, check=True
+    )
+    score = parse_scores(done.stdout + done.stderr)["bleu"]
+    assert row["bleu"] == pytest.approx(score, abs=0.006), "fairseq prints two digits"
 
 
 def test_limits_on_costs_and_a_second_cost(measured: Measured) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from nas_attn.analysis.sensitivity import Improvement, Outcome, SensitivityFindings, orders
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
-from nas_attn.engine.scores import expected_changes, scores_of
+from nas_attn.engine.scores import expected_changes, scores_of, translation_scores
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
     Measured,
@@ -76,6 +76,8 @@ class PlanConstraints:
 NO_CONSTRAINTS = PlanConstraints()
 NEARBY = 24
 """Plans next to a recommended one that are looked at."""
+DECISIVE = 0.2
+"""Share of a plan's predicted change from which on one of its single changes is measured."""
 TRIED = "tried"
 """Under this name the record keeps the digests of plans that were measured next to the front."""
 
@@ -198,11 +200,17 @@ class Predictions:
         )
 
     def unmeasured(self, points: int, limits: PlanConstraints) -> list[AttentionPlan]:
-        """Single changes that the recommended plans consist of and that were only scored."""
+        """Single changes that were only scored and that decide what recommended plans lose: those
+        of `DECISIVE` of a plan's predicted change."""
         model, measured = self.model(limits), self.measured()
         chosen = spread_predictions(self._front(model, limits), points)
-        parts = dict.fromkeys(part for point in chosen for part in model.parts(point.plan))
-        return [part for part in parts if part not in measured]
+        decisive = {
+            part: None
+            for point in chosen
+            for part in model.parts(point.plan)
+            if abs(model.changes[part].change) >= DECISIVE * abs(point.change)
+        }
+        return [part for part in decisive if part not in measured]
 
     def nearby(self, points: int, limits: PlanConstraints) -> list[list[Prediction]]:
         """Each recommended point, and behind it plans next to it that cost no more."""
@@ -246,7 +254,7 @@ class Predictions:
         front, scores = self._front(model, limits), self.scores()
         changes = [c for c in self.changes if c.plan in measured or c.plan in scores]
         checks = self._checks(model, measured, {point.plan for point in front})
-        divergences = self.divergences()
+        divergences, bleu = self.divergences(), translation_scores(self.store)
         chosen = spread_predictions(front, points)
         return SensitivityFindings(
             name=self.searched.name,
@@ -270,6 +278,8 @@ class Predictions:
             chosen=chosen,
             improvements=self._improvements(chosen, measured, limits),
             outcomes=self._outcomes(model, Trials(self.searched.trials(), self.target.objectives)),
+            bleu={point.plan: bleu[d] for point in chosen if (d := point.plan.digest) in bleu},
+            base_bleu=bleu.get(self.target.baseline.digest),
             is_same_measure=self.target.is_same_metric,
         )
 

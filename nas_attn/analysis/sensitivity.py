@@ -84,6 +84,9 @@ class SensitivityFindings:
             token, as far as it was measured.
         orders: Kendall's tau of sums of single changes and of what was measured of whole plans, by
             what the sums are of.
+        bleu: BLEU of recommended plans on the validation split, nothing trained; empty if nothing
+            was translated.
+        base_bleu: BLEU of the baseline; None if nothing was translated.
         is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
             not, only their order can be compared.
     """
@@ -105,6 +108,8 @@ class SensitivityFindings:
     scores: Mapping[AttentionPlan, Measured] = field(default_factory=dict)
     divergences: Mapping[AttentionPlan, Measured] = field(default_factory=dict)
     orders: Mapping[str, float] = field(default_factory=dict)
+    bleu: Mapping[AttentionPlan, float] = field(default_factory=dict)
+    base_bleu: float | None = None
     is_same_measure: bool = True
 
     @cached_property
@@ -151,6 +156,22 @@ class SensitivityFindings:
         if better:
             gains = [one.measured.change - one.best.change for one in better]
             text += f", by {statistics.median(gains):.4f} bits a token (median)"
+        return f"{text}."
+
+    @property
+    def bleu_text(self) -> str:
+        """Whether recommended plans that lose more also translate worse; empty if nothing was
+        translated."""
+        if self.base_bleu is None:
+            return ""
+        text = f"The trained model translates the validation split with BLEU {self.base_bleu:.2f}"
+        known = [point for point in self.chosen if point.plan in self.bleu]
+        if len(known) >= LEAST_COUNT:
+            tau = kendall(
+                [-self.corrected(point.change) for point in known],
+                [self.bleu[point.plan] for point in known],
+            )
+            text += f"; of {len(known)} plans, predicted loss and BLEU agree with tau {tau:.2f}"
         return f"{text}."
 
     def _kinds_text(self) -> str:
@@ -254,6 +275,7 @@ def prediction_row(prediction: Prediction, findings: SensitivityFindings) -> dic
         "error": prediction.error,
         "measured": measured.get(prediction.plan),
         "fine_tuned": None if remaining is None else remaining * corrected,
+        **({"bleu": findings.bleu.get(prediction.plan)} if findings.bleu else {}),
         "plan": prediction.plan.dumps(),
     }
 

@@ -10,7 +10,7 @@ import typer
 
 from nas_attn.cli.console import console, resumable, say
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
-from nas_attn.engine.config import KnownCost, Scores
+from nas_attn.engine.config import FurtherMetric, KnownCost, Scores
 
 if TYPE_CHECKING:
     from nas_attn.workflows.sensitivity import PredictedFront
@@ -184,6 +184,12 @@ def sensitivity(
             help="Look next to the recommended plans for better ones, by N more passes.",
         ),
     ] = 0,
+    metric: Annotated[
+        FurtherMetric | None,
+        typer.Option(
+            help="bleu: the recommended plans translate the validation split, as a last check."
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Plans at a time.")] = None,
@@ -224,6 +230,7 @@ def sensitivity(
             distil=distil,
             scores=scores,
             improve=improve,
+            metric=metric,
             overrides=set_,
             address=address,
             workers=workers,
@@ -243,6 +250,8 @@ def show_predictions(predicted: PredictedFront) -> None:
     say(findings.verdict)
     if findings.is_guide:
         console.print(predictions_table(findings))
+    if findings.bleu_text:
+        say(findings.bleu_text)
     if findings.improvements:
         say(findings.improvement_text)
         console.print(improvements_table(findings))

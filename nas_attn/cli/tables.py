@@ -100,14 +100,19 @@ def predictions_table(findings: SensitivityFindings) -> Table:
     table = Table(title="predicted front", title_justify="left", box=None)
     for name in (findings.axis.replace("_", " "), "change", "loss change", "measured"):
         table.add_column(name, justify="right")
+    if findings.bleu:
+        table.add_column("BLEU", justify="right")
     table.add_column("plan", overflow="fold")
     for prediction in findings.chosen:
         row = prediction_row(prediction, findings)
+        score = row.get("bleu")
+        bleu = ["" if score is None else f"{score:.2f}"] if findings.bleu else []
         table.add_row(
             f"{row['cost']:,}",
             f"{row['cost_change']:+.1%}",
             f"{row['corrected']:+.4f}",
             "" if row["measured"] is None else f"{row['measured']:+.4f}",
+            *bleu,
             Text(str(prediction.plan)),
         )
     return table

@@ -15,6 +15,8 @@ from nas_attn.literals import parse_count
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
 Scores = Literal["measured", "gradient", "auto"]
+FurtherMetric = Literal["bleu"]
+"""What recommended plans may be measured by beside the loss."""
 Cost = Literal[KnownCost, "decoding_seconds", "peak_memory"]
 """What a plan fixes before any training, or what is measured in it (MiB) or after it (seconds)."""
 

@@ -14,6 +14,8 @@ from nas_attn.rank_agreement import LEAST_COUNT
 
 SCORES: Final = "gradient_scores"
 """Under this name the record keeps scores, by the digests of plans."""
+TRANSLATIONS: Final = "bleu"
+"""And under this one BLEU of converted models."""
 
 
 def scores_of(store: TrialStore) -> dict[str, Measured]:
@@ -31,6 +33,16 @@ def keep_scores(store: TrialStore, scores: Mapping[AttentionPlan, Measured]) -> 
         for digest, score in together.items()
     }
     store.set_metadata(SCORES, shortened)
+
+
+def translation_scores(store: TrialStore) -> dict[str, float]:
+    """BLEU of converted models as a record keeps it, by the digest of the plan."""
+    return dict(store.metadata().get(TRANSLATIONS, {}))
+
+
+def keep_translation_score(store: TrialStore, plan: AttentionPlan, bleu: float) -> None:
+    """Add a plan's BLEU to a record."""
+    store.set_metadata(TRANSLATIONS, {**translation_scores(store), plan.digest: bleu})
 
 
 def expected_changes(

@@ -162,6 +162,7 @@ class AdditiveModel:
     ) -> None:
         self.space = space
         self.baseline = baseline
+        self.changes = measured
         self.others = tuple(others)
         base = costs(baseline)
         self.base_cost = int(base[axis])

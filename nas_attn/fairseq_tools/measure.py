@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,26 @@ from typing import Any
 import torch
 
 from nas_attn.attention.counting import count_model
+from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.conversion import RecordedCall
 from nas_attn.conversion.distillation import DistillationData
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
 from nas_attn.fairseq_tools.convert import (
+    Converted,
     Losses,
     calibration_calls,
     convert_trained,
     validation_losses,
 )
+from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.distillation import as_plain, distillation_data, from_plain
 from nas_attn.fairseq_tools.divergence import Divergence, ScoreRecorder, Scores
 from nas_attn.fairseq_tools.gradient_scores import GradientScore, gradient_scores
 from nas_attn.fairseq_tools.kept_modules import KeptModules
 from nas_attn.fairseq_tools.kept_outputs import KeptOutputs, Outputs, recording
-from nas_attn.fairseq_tools.trained import load_trained
+from nas_attn.fairseq_tools.trained import TrainedModel, load_trained
+from nas_attn.fairseq_tools.translation import validation_bleu
 from nas_attn.plan import AttentionPlan
 from nas_attn.validation_log import report_validation
 
@@ -164,6 +168,54 @@ def score_plans(
     )
 
 
+def translate_plans(
+    checkpoint: Path,
+    plans: Sequence[AttentionPlan],
+    data: PreparedData,
+    calibration: Path,
+    *,
+    tokenizer: BleuTokenizer = DEFAULT,
+    distil: bool = False,
+) -> Iterator[float]:
+    """BLEU of conversions on the validation split, in this process; on a GPU if there is one.
+
+    Args:
+        checkpoint: The trained checkpoint.
+        plans: Plans that it is converted to, one after the other.
+        data: Binarised data set.
+        calibration: File that `calibrate` has made of the checkpoint.
+        tokenizer: Name of sacreBLEU's tokenizer.
+        distil: Whether converted modules are trained alone first.
+
+    Raises:
+        NasAttnError: The checkpoint or the data are unfit, or nothing is translated.
+    """
+    known = load_calibration(calibration)
+    for plan in plans:
+        trained = load_trained(checkpoint)
+        _convert(trained, plan, calibration, known, distil=distil)
+        trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        yield validation_bleu(trained, data, tokenizer)
+
+
+def _convert(
+    trained: TrainedModel,
+    plan: AttentionPlan,
+    path: Path,
+    calibration: Calibration,
+    *,
+    distil: bool,
+) -> Converted:
+    """Convert a trained model as measurements do, with the calibration of a file."""
+    return convert_trained(
+        trained,
+        plan,
+        calibration.calls,
+        distillation=calibration.distillation if distil else {},
+        kept=_kept_modules(path, calibration) if distil else None,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog=COMMAND, allow_abbrev=False)
@@ -178,13 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.distil and not calibration.distillation:
             raise NasAttnError(f"{given.calibration} holds nothing to distil on: make it for that")
         trained = load_trained(given.checkpoint)
-        converted = convert_trained(
-            trained,
-            AttentionPlan.parse(given.plan),
-            calibration.calls,
-            distillation=calibration.distillation if given.distil else {},
-            kept=_kept_modules(given.calibration, calibration) if given.distil else None,
-        )
+        plan = AttentionPlan.parse(given.plan)
+        converted = _convert(trained, plan, given.calibration, calibration, distil=given.distil)
         trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
         kept = KeptOutputs(calibration.outputs, [module.place for module in converted.modules])
         divergence = Divergence(calibration.scores)

@@ -192,6 +192,16 @@ class Batches:
         return sample
 
 
+def task_config(trained: TrainedModel, data: Path) -> Any:
+    """Settings of a model's task, on a data set."""
+    from omegaconf import OmegaConf
+
+    config = trained.state["cfg"]["task"]
+    config = OmegaConf.create(config) if isinstance(config, dict) else copy.deepcopy(config)
+    point_at(config, data)
+    return config
+
+
 def load_batches(trained: TrainedModel, data: Path, subset: str, max_tokens: int) -> Batches:
     """Batch a side of a data set as training does: what is too long is left out, and counted.
 
@@ -206,12 +216,9 @@ def load_batches(trained: TrainedModel, data: Path, subset: str, max_tokens: int
         UsageError: the data do not fit the model, or nothing is short enough.
     """
     from fairseq import tasks, utils
-    from omegaconf import OmegaConf
 
-    config = trained.state["cfg"]["task"]
-    config = OmegaConf.create(config) if isinstance(config, dict) else copy.deepcopy(config)
     try:
-        point_at(config, data)
+        config = task_config(trained, data)
         task = tasks.setup_task(config)
         _check_dictionaries(trained.model, task, data)
         task.load_dataset(subset)

@@ -73,6 +73,7 @@ def _summary(findings: SensitivityFindings) -> str:
         surface=surface_text(findings),
         improvements=findings.improvements,
         improvement=findings.improvement_text,
+        bleu=findings.bleu_text,
     )
 
 

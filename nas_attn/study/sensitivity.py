@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import faults_of
 from nas_attn.engine.candidates import FixedCandidates
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
@@ -61,6 +62,7 @@ class SensitivityTarget:
         checkpoint: File of the trained model; None where only earlier measurements are read.
         distils: Whether converted modules are trained alone before they are measured.
         is_start: Whether warm trials start from such conversions as are measured.
+        bleu_tokenizer: Name of sacreBLEU's tokenizer for the target language.
     """
 
     name: str
@@ -80,6 +82,7 @@ class SensitivityTarget:
     checkpoint: Path | None = None
     distils: bool = False
     is_start: bool = True
+    bleu_tokenizer: BleuTokenizer = DEFAULT
 
     @property
     def measurements(self) -> Path:
@@ -184,6 +187,7 @@ def target_of_study(
         checkpoint=checkpoint,
         distils=distil or config.search.warm_start.distil,
         is_start=config.search.warm_start.distil or not distil,
+        bleu_tokenizer=config.objectives.bleu_tokenizer,
     )
 
 

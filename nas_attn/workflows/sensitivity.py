@@ -12,11 +12,16 @@ from pathlib import Path
 
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.sensitivity import SensitivityFindings
-from nas_attn.engine.config import ExecutionConfig, Scores
-from nas_attn.engine.scores import keep_scores, scores_of
+from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
+from nas_attn.engine.scores import (
+    keep_scores,
+    keep_translation_score,
+    scores_of,
+    translation_scores,
+)
 from nas_attn.engine.sensitivity import Measured, Prediction
-from nas_attn.errors import NasAttnError
-from nas_attn.fairseq_tools.measure import score_plans
+from nas_attn.errors import NasAttnError, UsageError
+from nas_attn.fairseq_tools.measure import score_plans, translate_plans
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.same_data import keep_data
@@ -143,6 +148,7 @@ def predict_front(
     limits: PlanConstraints = NO_LIMITS,
     scores: Scores | None = None,
     improve: int = 0,
+    metric: FurtherMetric | None = None,
 ) -> PredictedFront:
     """Measure single conversions of a trained model, test what they predict, and write it.
 
@@ -156,11 +162,14 @@ def predict_front(
         scores: How single changes are scored (see `measure_predictions`); the study says if left
             out.
         improve: Further passes, for plans next to the recommended ones.
+        metric: `bleu`: the recommended plans translate the validation split, as a last check.
 
     Raises:
-        NasAttnError: Nothing can inherit, or nothing could be measured.
+        NasAttnError: Nothing can inherit, nothing could be measured, or nothing is translated.
     """
     assert isinstance(trainer.subject, SensitivityTarget)
+    if metric == "bleu" and trainer.subject.task != "translation":
+        raise UsageError("only translations have BLEU, and this model does not translate")
     hold_on_baseline(trainer, trainer.subject)
     predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
     predictions.check_counted(*limits.further)
@@ -178,6 +187,9 @@ def predict_front(
         raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
     if not findings.changes:
         raise NasAttnError("no single change could be measured; nas-attn status says why")
+    if metric == "bleu":
+        _translate(trainer, predictions, findings)
+        findings = predictions.findings(limits, points)
     folder = trainer.subject.measurements
     if space is not None:
         folder /= space_folder(space)  # what another space gave stays
@@ -301,6 +313,26 @@ def _improve(
     chosen = [plan for plan in wanted if plan not in known][:left]
     predictions.keep_tried(chosen)
     _measure(trainer, predictions, chosen, calibration, "next to recommended plans")
+
+
+def _translate(trainer: Trainer, predictions: Predictions, findings: SensitivityFindings) -> None:
+    """Translate with the trained model and the recommended plans, as far as the record lacks it."""
+    target, events = predictions.target, trainer.events
+    plans = dict.fromkeys([target.baseline, *(point.plan for point in findings.chosen)])
+    known = translation_scores(predictions.store)
+    wanted = [plan for plan in plans if plan.digest not in known]
+    assert target.checkpoint is not None, "only earlier measurements can be read"
+    scores = translate_plans(
+        target.checkpoint,
+        wanted,
+        target.data,
+        calibration_of(target, events),
+        tokenizer=target.bleu_tokenizer,
+        distil=target.distils,
+    )
+    for number, (plan, bleu) in enumerate(zip(wanted, scores, strict=True), start=1):
+        keep_translation_score(predictions.store, plan, bleu)
+        events.on_message(f"translated {number} of {len(wanted)}: BLEU {bleu:.2f}")
 
 
 def _score(
