@@ -23,6 +23,7 @@ from nas_attn.analysis.predictions import PlanConstraints
 from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
+from nas_attn.engine.decoding import DECODING
 from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
@@ -205,7 +206,7 @@ def predict_front(
             Path(study),
             sensitivity.data_of_checkpoint(data, overrides),
             space,
-            cost=cost or "attention",
+            cost="attention" if cost is None or cost == DECODING else cost,
             workers=workers,
             runs=Path(runs or RUNS),
             address=address,

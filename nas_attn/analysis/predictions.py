@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import get_args
 
 from nas_attn.analysis.sensitivity import Improvement, Outcome, SensitivityFindings, orders
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.config import PredictedCost
+from nas_attn.engine.decoding import DECODING, DecodingTable, decoding_table, keep_decoding_table
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.scores import expected_changes, scores_of, translation_scores
 from nas_attn.engine.sensitivity import (
@@ -24,7 +28,7 @@ from nas_attn.engine.store import TrialStore
 from nas_attn.engine.swaps import swaps
 from nas_attn.engine.votes import votes_of
 from nas_attn.errors import SearchError, UsageError
-from nas_attn.fairseq_tools.costs import KNOWN_COSTS, available_costs
+from nas_attn.fairseq_tools.costs import available_costs
 from nas_attn.fairseq_tools.measure import (
     CHANGE,
     DIVERGENCE,
@@ -61,10 +65,10 @@ class PlanConstraints:
         if self.max_schemes is not None and self.max_schemes < 1:
             raise UsageError("a plan has one scheme at least")
         for name in self.further:
-            if name not in KNOWN_COSTS:
+            if name not in get_args(PredictedCost):
                 raise UsageError(
-                    f"{name} is no cost that is known before training; these are "
-                    f"{', '.join(KNOWN_COSTS)}"
+                    f"{name} is no cost that can be predicted; these are "
+                    f"{', '.join(get_args(PredictedCost))}"
                 )
 
     @property
@@ -76,8 +80,6 @@ class PlanConstraints:
 NO_CONSTRAINTS = PlanConstraints()
 NEARBY = 24
 """Plans next to a recommended one that are looked at."""
-DECISIVE = 0.2
-"""Share of a plan's predicted change from which on one of its single changes is measured."""
 TRIED = "tried"
 """Under this name the record keeps the digests of plans that were measured next to the front."""
 
@@ -106,19 +108,41 @@ class Predictions:
     ) -> None:
         self.target = target.settled(votes_of(searched))
         self.searched = searched
+        self._decoding: DecodingTable | None = None
         self.axis = axis or target.objectives.primary_cost
-        self.check_counted(self.axis)
         objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         how = "sensitivity, distilled" if target.distils else "sensitivity"
         name = f"{searched.name} ({how})"
         self.store = TrialStore(name, searched.storage, objectives, create=create)
+        if self.axis != DECODING:  # which may be timed later
+            self.check_counted(self.axis)
 
     @cached_property
     def changes(self) -> list[UnitChange]:
         """Every single change that can be measured."""
         target = self.target
         return single_changes(target.space, target.baseline, target.inherits)
+
+    def costs(self, plan: AttentionPlan) -> Mapping[str, int]:
+        """What a plan costs, the time of decoding among it once its modules were timed."""
+        known = self.target.costs.known(plan)
+        if self.decoding is None:
+            return known
+        taken = self.decoding.microseconds(plan, self.target.baseline, self.target.costs.shapes)
+        return known if taken is None else {**known, DECODING: taken}
+
+    @property
+    def decoding(self) -> DecodingTable | None:
+        """Times of modules; None if they were not taken."""
+        if self._decoding is None:
+            self._decoding = decoding_table(self.store)
+        return self._decoding
+
+    def keep_decoding(self, table: DecodingTable) -> None:
+        """Go by this table from here on."""
+        keep_decoding_table(self.store, table)
+        self._decoding = table
 
     @property
     def left_out(self) -> int:
@@ -155,7 +179,7 @@ class Predictions:
         tie = "cache_bytes" if has_cache and self.axis != "cache_bytes" else None
         others = tuple(dict.fromkeys((*constraints.further, *target.objectives.limits)))
         return AdditiveModel(
-            *(target.space, target.baseline, target.costs.known, self.axis, tie),
+            *(target.space, target.baseline, self.costs, self.axis, tie),
             expected_changes(self.scores(), self.measured()),
             others,
         )
@@ -173,7 +197,7 @@ class Predictions:
         Raises:
             SearchError: It does not count one of them.
         """
-        counted = self.target.costs.known(self.target.baseline)
+        counted = self.costs(self.target.baseline)
         for name in names:
             if name not in counted:
                 raise SearchError(
@@ -199,18 +223,23 @@ class Predictions:
             limits=self._limits(constraints),
         )
 
-    def unmeasured(self, points: int, limits: PlanConstraints) -> list[AttentionPlan]:
-        """Single changes that were only scored and that decide what recommended plans lose: those
-        of `DECISIVE` of a plan's predicted change."""
+    def decisive(self, points: int, limits: PlanConstraints, count: int) -> list[AttentionPlan]:
+        """Single changes that were only scored and that decide what recommended plans lose.
+
+        Args:
+            points: Plans that are recommended.
+            limits: Constraints on the plans.
+            count: Changes at most; those first that make up most of what plans are predicted to
+                lose, each plan's loss counted alike.
+        """
         model, measured = self.model(limits), self.measured()
-        chosen = spread_predictions(self._front(model, limits), points)
-        decisive = {
-            part: None
-            for point in chosen
-            for part in model.parts(point.plan)
-            if abs(model.changes[part].change) >= DECISIVE * abs(point.change)
-        }
-        return [part for part in decisive if part not in measured]
+        weights: dict[AttentionPlan, float] = {}
+        for point in spread_predictions(self._front(model, limits), points):
+            for part in model.parts(point.plan):
+                if part not in measured and point.change:
+                    share = abs(model.changes[part].change / point.change)
+                    weights[part] = weights.get(part, 0.0) + share
+        return sorted(weights, key=lambda part: -weights[part])[:count]
 
     def nearby(self, points: int, limits: PlanConstraints) -> list[list[Prediction]]:
         """Each recommended point, and behind it plans next to it that cost no more."""
@@ -279,9 +308,22 @@ class Predictions:
             improvements=self._improvements(chosen, measured, limits),
             outcomes=self._outcomes(model, Trials(self.searched.trials(), self.target.objectives)),
             bleu={point.plan: bleu[d] for point in chosen if (d := point.plan.digest) in bleu},
+            decoding=self._decoding_checks(chosen),
             base_bleu=bleu.get(self.target.baseline.digest),
             is_same_measure=self.target.is_same_metric,
         )
+
+    def _decoding_checks(self, chosen: Sequence[Prediction]) -> list[tuple[float, float]]:
+        """What decoding was expected to take, and took, of recommended plans that were timed."""
+        table = self.decoding
+        if table is None:
+            return []
+        timed = [p.plan for p in chosen if p.plan.digest in table.models]
+        return [
+            (float(self.costs(plan)[DECODING]), table.models[plan.digest])
+            for plan in timed
+            if plan != self.target.baseline
+        ]
 
     @property
     def tried(self) -> set[str]:
@@ -302,7 +344,8 @@ class Predictions:
         that the constraints allow."""
         if not self.tried:
             return []
-        costs = {plan: self._cost(plan) for plan in measured if self._allows(plan, constraints)}
+        allowed = [plan for plan in measured if self._allows(plan, constraints)]
+        costs = {plan: self._cost(plan) for plan in allowed}
         found = []
         for point in chosen:
             if point.plan in measured:
@@ -321,8 +364,11 @@ class Predictions:
 
     def _allows(self, plan: AttentionPlan, constraints: PlanConstraints) -> bool:
         """Whether a plan, measured under whatever constraints, is within these."""
-        known = self.target.costs.known(plan)
-        if any(known[name] > most for name, most in self._limits(constraints).items()):
+        known = self.costs(plan)
+        if self.axis not in known:  # its modules were not timed
+            return False
+        limits = self._limits(constraints)
+        if any(known.get(name, math.inf) > most for name, most in limits.items()):
             return False
         schemes = {choice.scheme for _, choices in plan for choice in choices}
         if constraints.max_schemes is not None and len(schemes) > constraints.max_schemes:
@@ -385,4 +431,4 @@ class Predictions:
         return found
 
     def _cost(self, plan: AttentionPlan) -> int:
-        return int(self.target.costs.known(plan)[self.axis])
+        return int(self.costs(plan)[self.axis])

@@ -86,6 +86,8 @@ class SensitivityFindings:
             what the sums are of.
         bleu: BLEU of recommended plans on the validation split, nothing trained; empty if nothing
             was translated.
+        decoding: Microseconds a sentence that decoding takes recommended plans, by the table and
+            measured; empty if none was timed.
         base_bleu: BLEU of the baseline; None if nothing was translated.
         is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
             not, only their order can be compared.
@@ -109,6 +111,7 @@ class SensitivityFindings:
     divergences: Mapping[AttentionPlan, Measured] = field(default_factory=dict)
     orders: Mapping[str, float] = field(default_factory=dict)
     bleu: Mapping[AttentionPlan, float] = field(default_factory=dict)
+    decoding: Sequence[tuple[float, float]] = ()
     base_bleu: float | None = None
     is_same_measure: bool = True
 
@@ -157,6 +160,17 @@ class SensitivityFindings:
             gains = [one.measured.change - one.best.change for one in better]
             text += f", by {statistics.median(gains):.4f} bits a token (median)"
         return f"{text}."
+
+    @property
+    def decoding_text(self) -> str:
+        """Whether whole models take what the table of modules says; empty if none was timed."""
+        if not self.decoding:
+            return ""
+        ratios = [measured / expected for expected, measured in self.decoding]
+        text = f"Decoding of {len(ratios)} recommended plans takes {statistics.median(ratios):.2f}"
+        if len(ratios) > 1:
+            text += f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        return f"{text} of what their modules let expect."
 
     @property
     def bleu_text(self) -> str:

@@ -21,16 +21,25 @@ def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
     Raises:
         PlanError: the choice does not fit the shape.
     """
-    options: dict[str, Any] = dict(choice.options)
     with torch.device("meta"):
-        return build_attention(
-            choice.scheme,
-            shape.embed_dim,
-            shape.num_heads,
-            kdim=shape.kdim,
-            vdim=shape.kdim,
-            **options,
-        )
+        return build_choice(choice, shape)
+
+
+def build_choice(choice: AttentionChoice, shape: SiteShape) -> Attention:
+    """Build a choice's module with new weights.
+
+    Raises:
+        PlanError: the choice does not fit the shape.
+    """
+    options: dict[str, Any] = dict(choice.options)
+    return build_attention(
+        choice.scheme,
+        shape.embed_dim,
+        shape.num_heads,
+        kdim=shape.kdim,
+        vdim=shape.kdim,
+        **options,
+    )
 
 
 class AttentionSize(NamedTuple):

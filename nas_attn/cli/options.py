@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from nas_attn.engine.config import KnownCost
+from nas_attn.engine.config import PredictedCost
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
 
@@ -47,10 +47,10 @@ def parse_limits(given: Sequence[str]) -> dict[str, float]:
     limits: dict[str, float] = {}
     for text in given:
         name, _, amount = text.partition("=")
-        if name not in get_args(KnownCost):
+        if name not in get_args(PredictedCost):
             raise UsageError(
                 f"--limit: {text!r} is no limit; write NAME=NUMBER with one of "
-                f"{', '.join(get_args(KnownCost))}"
+                f"{', '.join(get_args(PredictedCost))}"
             )
         limits[name] = parse_count(amount, f"--limit {name}")
     return limits

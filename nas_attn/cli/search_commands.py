@@ -10,7 +10,7 @@ import typer
 
 from nas_attn.cli.console import console, resumable, say
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
-from nas_attn.engine.config import FurtherMetric, KnownCost, Scores
+from nas_attn.engine.config import FurtherMetric, PredictedCost, Scores
 
 if TYPE_CHECKING:
     from nas_attn.workflows.sensitivity import PredictedFront
@@ -129,7 +129,7 @@ def sensitivity(
         ),
     ] = None,
     cost: Annotated[
-        KnownCost | None,
+        PredictedCost | None,
         typer.Option(
             help="What plans are to save.",
             show_default="the study's first cost; for a checkpoint attention",
@@ -157,7 +157,7 @@ def sensitivity(
         ),
     ] = None,
     second_cost: Annotated[
-        KnownCost | None,
+        PredictedCost | None,
         typer.Option(help="Find the plans that no other dominates in this cost as well."),
     ] = None,
     distil: Annotated[
@@ -171,8 +171,8 @@ def sensitivity(
         Scores | None,
         typer.Option(
             help="measured: a pass over the validation split for each conversion. gradient: one "
-            "pass for all. auto: so, and then those are measured that recommended plans consist "
-            "of.",
+            "pass for all. auto: so, and then a twelfth are measured, those that decide what "
+            "recommended plans lose.",
             show_default="the study's search.scores, else measured",
         ),
     ] = None,
@@ -250,8 +250,9 @@ def show_predictions(predicted: PredictedFront) -> None:
     say(findings.verdict)
     if findings.is_guide:
         console.print(predictions_table(findings))
-    if findings.bleu_text:
-        say(findings.bleu_text)
+    for text in (findings.bleu_text, findings.decoding_text):
+        if text:
+            say(text)
     if findings.improvements:
         say(findings.improvement_text)
         console.print(improvements_table(findings))

@@ -14,6 +14,8 @@ from nas_attn.literals import parse_count
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
 """Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
+PredictedCost = Literal[KnownCost, "decoding_microseconds"]
+"""And microseconds a sentence, of decoding, by a table of modules that were timed."""
 Scores = Literal["measured", "gradient", "auto"]
 FurtherMetric = Literal["bleu"]
 """What recommended plans may be measured by beside the loss."""

@@ -22,6 +22,7 @@ def cost_words(name: str) -> str:
         "cache_bytes": "cache bytes a token",
         "flops": "operations a sentence",
         "decoding_seconds": "decoding seconds a sentence",
+        "decoding_microseconds": "decoding microseconds a sentence",
         "peak_memory": "peak memory of training in MiB",
     }[name]
 

@@ -74,6 +74,7 @@ def _summary(findings: SensitivityFindings) -> str:
         improvements=findings.improvements,
         improvement=findings.improvement_text,
         bleu=findings.bleu_text,
+        decoding=findings.decoding_text,
     )
 
 

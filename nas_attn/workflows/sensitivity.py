@@ -13,15 +13,11 @@ from pathlib import Path
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
-from nas_attn.engine.scores import (
-    keep_scores,
-    keep_translation_score,
-    scores_of,
-    translation_scores,
-)
+from nas_attn.engine.decoding import DECODING
+from nas_attn.engine.scores import keep_scores, scores_of
 from nas_attn.engine.sensitivity import Measured, Prediction
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.fairseq_tools.measure import score_plans, translate_plans
+from nas_attn.fairseq_tools.measure import score_plans
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.same_data import keep_data
@@ -34,14 +30,18 @@ from nas_attn.study.sensitivity import (
 from nas_attn.study.settings import keep_settings
 from nas_attn.study.spaces import space_folder, space_over
 from nas_attn.study.study import Study
+from nas_attn.workflows.decoding import time_models, time_modules, translate
 from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.session import Session, Trainer, open_store
 from nas_attn.workflows.votes import calibration_of, hold_on_baseline
 
 CHECKS, POINTS = 40, 8
 """Plans that test predictions, and that are recommended."""
-ROUNDS = 4
-"""Times that recommended plans are looked at anew once what they consist of was measured."""
+ROUNDS = 2
+"""Times that it is looked at what decides the loss of recommended plans, and measured."""
+LEAST_MEASURED, PART_MEASURED = 8, 1 / 12
+"""Single changes that are measured beside scores: so many, or that part of all if it is more. In
+studies/README.md more of them made plans no better."""
 SINGLE_CHANGES = "single changes"
 NO_LIMITS = PlanConstraints()
 NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"
@@ -172,7 +172,10 @@ def predict_front(
         raise UsageError("only translations have BLEU, and this model does not translate")
     hold_on_baseline(trainer, trainer.subject)
     predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
-    predictions.check_counted(*limits.further)
+    is_timed = DECODING in (predictions.axis, *limits.further)
+    if is_timed:
+        time_modules(trainer, predictions)
+    predictions.check_counted(predictions.axis, *limits.further)
     measure_predictions(
         trainer,
         predictions,
@@ -187,8 +190,11 @@ def predict_front(
         raise NasAttnError("no plan within these limits can inherit from the baseline everywhere")
     if not findings.changes:
         raise NasAttnError("no single change could be measured; nas-attn status says why")
+    if is_timed:
+        time_models(trainer, predictions, findings)
     if metric == "bleu":
-        _translate(trainer, predictions, findings)
+        translate(trainer, predictions, findings)
+    if is_timed or metric is not None:
         findings = predictions.findings(limits, points)
     folder = trainer.subject.measurements
     if space is not None:
@@ -215,8 +221,8 @@ def measure_predictions(
         limits: Constraints on the plans.
         checks: Plans that test predictions.
         scores: `measured`: a pass over the validation split for each single change. `gradient`: one
-            pass with gradients for all. `auto`: the same, and then those are measured of which the
-            recommended plans consist.
+            pass with gradients for all. `auto`: the same, and then some are measured that decide
+            what recommended plans lose.
         points: Plans that are recommended.
         improve: Further passes in all, for plans next to the recommended ones.
     """
@@ -241,11 +247,14 @@ def measure_predictions(
         if not all(plan in measured for plan in singles):
             _score(predictions, singles, calibration, events)
     if scores == "auto":
-        for _ in range(ROUNDS):
-            wanted = predictions.unmeasured(points, limits)
+        title = f"{SINGLE_CHANGES} that decide"
+        most = max(LEAST_MEASURED, math.ceil(PART_MEASURED * len(singles)))
+        for left in range(ROUNDS, 0, -1):
+            measured = predictions.measured()
+            count = most - sum(plan in measured for plan in singles)
+            wanted = predictions.decisive(points, limits, max(0, math.ceil(count / left)))
             if not wanted:
                 break
-            title = f"{SINGLE_CHANGES} of recommended plans"
             _measure(trainer, predictions, wanted, calibration, title)
     tests = predictions.tests(checks, limits)
     if tests:
@@ -313,26 +322,6 @@ def _improve(
     chosen = [plan for plan in wanted if plan not in known][:left]
     predictions.keep_tried(chosen)
     _measure(trainer, predictions, chosen, calibration, "next to recommended plans")
-
-
-def _translate(trainer: Trainer, predictions: Predictions, findings: SensitivityFindings) -> None:
-    """Translate with the trained model and the recommended plans, as far as the record lacks it."""
-    target, events = predictions.target, trainer.events
-    plans = dict.fromkeys([target.baseline, *(point.plan for point in findings.chosen)])
-    known = translation_scores(predictions.store)
-    wanted = [plan for plan in plans if plan.digest not in known]
-    assert target.checkpoint is not None, "only earlier measurements can be read"
-    scores = translate_plans(
-        target.checkpoint,
-        wanted,
-        target.data,
-        calibration_of(target, events),
-        tokenizer=target.bleu_tokenizer,
-        distil=target.distils,
-    )
-    for number, (plan, bleu) in enumerate(zip(wanted, scores, strict=True), start=1):
-        keep_translation_score(predictions.store, plan, bleu)
-        events.on_message(f"translated {number} of {len(wanted)}: BLEU {bleu:.2f}")
 
 
 def _score(
