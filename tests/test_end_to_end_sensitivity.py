@@ -196,6 +196,28 @@ def test_limits_on_costs_and_a_second_cost(measured: Measured) -> None:
     assert len(within) > 1
 
 
+def test_time_of_decoding_is_a_cost(measured: Measured) -> None:
+    folder = measured.folder / "sensitivity"
+    options = ["--checks", "0", "--points", "3"]
+    text = " ".join(measured.command(*options, "--second-cost", "decoding_microseconds").split())
+    assert "timing 12 kinds of modules" in text, "three choices and the baseline's, at three sites"
+    assert re.search(r"Decoding of \d+ recommended plans takes \d\.\d\d", text)
+    assert "recommended plans takes" in (folder / "summary.md").read_text()
+    surface = pd.read_csv(folder / "surface.csv")
+    assert (surface["second_cost"] > 0).all()
+    again = measured.command(*options, "--second-cost", "decoding_microseconds")
+    assert "kinds of modules" not in again, "times are on record"
+    most = int(surface["second_cost"].median())
+    measured.command(*options, "--limit", f"decoding_microseconds={most}")
+    within = pd.read_csv(folder / "predicted.csv")
+    for _, row in within.iterrows():
+        fit = surface[(surface["second_cost"] <= most) & (surface["cost"] <= row["cost"])]
+        assert row["predicted"] == pytest.approx(fit["predicted"].min(), abs=1e-5)
+    measured.command(*options, "--cost", "decoding_microseconds")
+    fastest = pd.read_csv(folder / "predicted.csv")["cost"].min()
+    assert fastest == surface["second_cost"].min()
+
+
 def test_scores_by_gradients(measured: Measured, tmp_path: Path) -> None:
     """Of all changes; measured is what recommended plans consist of, and what is next to them."""
     checkpoint = measured.folder / "trials" / "00000" / "seed-1" / "checkpoints"

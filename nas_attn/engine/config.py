@@ -204,7 +204,7 @@ class SearchConfig(ConfigModel):
     """`sensitivity` trains points of a front that single conversions of the baseline predict."""
     scores: Scores = "measured"
     """How single conversions are scored: each by a pass over the validation split, all by one pass
-    with gradients, or so and then those measured that recommended plans consist of."""
+    with gradients, or so and then a twelfth measured that decides what recommended plans lose."""
     enqueue: Literal["none", "sensitivity"] = "none"
     """`sensitivity` puts such points in place of the startup trials, before the sampler."""
     give_up_after: Annotated[int, Field(ge=1)] = 5

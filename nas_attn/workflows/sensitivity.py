@@ -168,8 +168,9 @@ def predict_front(
         NasAttnError: Nothing can inherit, nothing could be measured, or nothing is translated.
     """
     assert isinstance(trainer.subject, SensitivityTarget)
-    if metric == "bleu" and trainer.subject.task != "translation":
-        raise UsageError("only translations have BLEU, and this model does not translate")
+    named = {cost, limits.second, *limits.limits}
+    if (metric == "bleu" or DECODING in named) and trainer.subject.task != "translation":
+        raise UsageError("only what translates is decoded, and this model does not translate")
     hold_on_baseline(trainer, trainer.subject)
     predictions = Predictions(trainer.subject, trainer.store, axis=cost, create=True)
     is_timed = DECODING in (predictions.axis, *limits.further)
