@@ -185,7 +185,8 @@ def predict_front(
             inherits; a study's own if its warm starts do.
         scores: `measured`, a pass over the validation split for each single conversion; `gradient`,
             one pass with gradients for all; or `auto`, the same and then a twelfth are measured,
-            those that decide what recommended plans lose; the study's `search.scores` if left out.
+            those that decide what recommended plans lose. Left out: the study's `search.scores`,
+            else `auto`, or `measured` with `distil`.
         improve: Further passes, by which better plans are looked for next to recommended ones.
         metric: `bleu`: the recommended plans translate the validation split, as a last check.
         overrides: Values that replace the study's.

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.slow
 CHANGES: dict[str, Any] = {
     "training/arguments/max-epoch": 6,
     "training/arguments/lr": 0.01,
+    "search/scores": "measured",
     "space": {
         "schemes": {
             "multi_head": {},

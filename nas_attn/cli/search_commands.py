@@ -173,7 +173,7 @@ def sensitivity(
             help="measured: a pass over the validation split for each conversion. gradient: one "
             "pass for all. auto: so, and then a twelfth are measured, those that decide what "
             "recommended plans lose.",
-            show_default="the study's search.scores, else measured",
+            show_default="the study's search.scores, else auto; with --distil measured",
         ),
     ] = None,
     improve: Annotated[

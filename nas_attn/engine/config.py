@@ -202,9 +202,10 @@ class SearchConfig(ConfigModel):
     warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
     strategy: Literal["sampler", "sensitivity"] = "sampler"
     """`sensitivity` trains points of a front that single conversions of the baseline predict."""
-    scores: Scores = "measured"
+    scores: Scores | None = None
     """How single conversions are scored: each by a pass over the validation split, all by one pass
-    with gradients, or so and then a twelfth measured that decides what recommended plans lose."""
+    with gradients, or so and then a twelfth measured that decides what recommended plans lose. Left
+    out: `auto`, or `measured` where modules are trained alone, which workers share."""
     enqueue: Literal["none", "sensitivity"] = "none"
     """`sensitivity` puts such points in place of the startup trials, before the sampler."""
     give_up_after: Annotated[int, Field(ge=1)] = 5
@@ -213,6 +214,14 @@ class SearchConfig(ConfigModel):
     @property
     def predicts(self) -> bool:
         return "sensitivity" in (self.strategy, self.enqueue)
+
+    def scores_where(self, *, distils: bool) -> Scores:
+        """How single conversions are scored.
+
+        Args:
+            distils: Whether converted modules are trained alone.
+        """
+        return self.scores or ("measured" if distils else "auto")
 
     @model_validator(mode="after")
     def _predicted_points_start_warm(self) -> SearchConfig:

@@ -66,6 +66,11 @@ def _one_after_another(words: list[str]) -> str:
     return ", then ".join(dict.fromkeys(word for word in words if word))
 
 
+def proposing_of(store: TrialStore) -> dict[str, Any] | None:
+    """The settings that proposals on record hang on; None if there is no such record."""
+    return store.metadata().get(PROPOSING) if store.trials() else None
+
+
 def check_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
     """See that proposals hang on what they hung on before; records of old do not say on what.
 
@@ -76,8 +81,8 @@ def check_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
     Raises:
         SearchError: something differs; says what.
     """
-    kept = store.metadata().get(PROPOSING)
-    different = sorted(differences(kept, proposing)) if kept and store.trials() else []
+    kept = proposing_of(store)
+    different = sorted(differences(kept, proposing)) if kept else []
     if different:
         raise SearchError(
             "the trials on record were proposed with other settings, on which all further ones "

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import faults_of
 from nas_attn.engine.candidates import FixedCandidates
-from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
+from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, Scores, SearchConfig
 from nas_attn.engine.objectives import Objectives
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.config import DataConfig
@@ -88,6 +88,11 @@ class SensitivityTarget:
     def measurements(self) -> Path:
         """Folder of the measurements and of what follows; of distilled modules one of its own."""
         return self.folder / ("sensitivity-distilled" if self.distils else "sensitivity")
+
+    @property
+    def scores(self) -> Scores:
+        """How single conversions are scored."""
+        return self.search.scores_where(distils=self.distils)
 
     @property
     def folder(self) -> Path:

@@ -328,6 +328,18 @@ class Study:
         settings: dict[str, Any] = json.loads(json.dumps(kept))
         return settings
 
+    def continued(self, proposing: Mapping[str, Any] | None) -> Study:
+        """The study, with scores that it leaves out as the record of its search has them.
+
+        Args:
+            proposing: What proposals on record hang on; None without a record.
+        """
+        if proposing is None or self.config.search.scores is not None:
+            return self
+        kept = {"scores": proposing.get("search.scores", "measured")}
+        search = self.config.search.model_copy(update=kept)
+        return replace(self, config=self.config.model_copy(update={"search": search}))
+
     def proposing(self) -> dict[str, Any]:
         """What proposals hang on besides `settings`, by key path.
 
@@ -337,8 +349,9 @@ class Study:
         names = ["seed", "sampler", "strategy", "enqueue"]
         names += ["startup_trials"] if search.sampler != "stratified_random" else []
         proposing = {f"search.{name}": getattr(search, name) for name in names}
-        if search.predicts and search.scores != "measured":  # records of old do not hold it
-            proposing["search.scores"] = search.scores
+        scores = search.scores_where(distils=search.warm_start.distil)
+        if search.predicts and scores != "measured":  # records of old do not hold it
+            proposing["search.scores"] = scores
         proposing["objectives.limits"] = dict(sorted(objectives.limits.items()))
         if "flops" in objectives.limits:
             proposing["objectives.sentence_length"] = objectives.sentence_length

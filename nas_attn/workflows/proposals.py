@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas_attn.engine.audit import derive_again
-from nas_attn.engine.provenance import check_proposing
+from nas_attn.engine.provenance import check_proposing, proposing_of
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.votes import votes_of
 from nas_attn.errors import NasAttnError
@@ -21,6 +21,7 @@ def check_proposals(study: Study, store: TrialStore) -> int:
         SearchError: Settings that proposals hang on have changed.
         NasAttnError: One comes out otherwise.
     """
+    study = study.continued(proposing_of(store))
     check_proposing(store, study.proposing())
     if study.search.warm_start.from_baseline:
         study = study.settled(votes_of(store))

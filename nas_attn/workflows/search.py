@@ -49,6 +49,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     study.check_limits()
     advise(study)
     session = Session.begin(study, address=address, events=events)
+    study = session.study
     keep_proposing(session.store, study.proposing())
     session.note_start()
     session.store.set_metadata(BUDGET, study.config.search.trials)
@@ -118,7 +119,7 @@ def _by_predictions(session: Session) -> SearchLoop:
         session,
         predictions,
         limits=PlanConstraints(),
-        scores=config.scores,
+        scores=target.scores,
         points=max(POINTS, wanted if is_strategy else first),
     )
     findings = predictions.findings()

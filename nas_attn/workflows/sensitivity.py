@@ -182,7 +182,7 @@ def predict_front(
         predictions,
         limits=limits,
         checks=checks,
-        scores=scores or trainer.subject.search.scores,
+        scores=scores or trainer.subject.scores,
         points=points,
         improve=improve,
     )

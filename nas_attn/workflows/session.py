@@ -13,7 +13,7 @@ from nas_attn.engine.executors.base import Executor
 from nas_attn.engine.leases import TrialLeases
 from nas_attn.engine.locks import FileLock
 from nas_attn.engine.loop import JobBuilder, SearchLoop
-from nas_attn.engine.provenance import note_start
+from nas_attn.engine.provenance import note_start, proposing_of
 from nas_attn.engine.storage import JOURNAL, open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
@@ -190,6 +190,7 @@ class Session(Trainer):
 
     @classmethod
     def _kept(cls, study: Study, store: TrialStore, address: str | None, events: Events) -> Session:
+        study = study.continued(proposing_of(store))
         keep_study(study, store)
         return cls(study, store, address, events)
 

@@ -68,7 +68,10 @@ def proposing(folder: Path, data: PreparedData, **changes: Any) -> dict[str, Any
         ({"search": {"seed": 2}}, r"search.seed \(1, now 2\)"),
         ({"search": {"sampler": "gp"}}, r"search.sampler \('tpe', now 'gp'\)"),
         ({"search": {"startup_trials": 3}}, r"search.startup_trials \(8, now 3\)"),
-        ({"search": {"enqueue": "sensitivity"}}, r"search.enqueue \('none', now 'sensitivity'\)"),
+        (
+            {"search": {"enqueue": "sensitivity", "scores": "measured"}},
+            r"search.enqueue \('none', now 'sensitivity'\)",
+        ),
         (
             {"objectives": {"limits": {"total": 10000}}},
             r"objectives.limits.total \(None, now 10000.0\)",
@@ -90,6 +93,22 @@ def test_what_proposals_hang_on_stays(
     with pytest.raises(SearchError, match="on which all further ones hang"):
         check_proposing(store, after)
     keep_proposing(store, before)
+
+
+def test_scores_are_those_that_a_search_began_with(
+    tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    """Records of old measured every single conversion, and say nothing of it."""
+    changes = {"search": {"enqueue": "sensitivity"}}
+    study = load_study(str(write(tmp_path, tiny_translation.folder, changes)))
+    assert study.proposing()["search.scores"] == "auto"
+    of_old = {k: v for k, v in study.proposing().items() if k != "search.scores"}
+    assert study.continued(of_old).proposing() == of_old
+    assert study.continued(study.proposing()).proposing() == study.proposing()
+    assert study.continued(None) == study
+    changes["search"]["scores"] = "gradient"
+    wanted = load_study(str(write(tmp_path, tiny_translation.folder, changes)))
+    assert wanted.continued(of_old).proposing()["search.scores"] == "gradient"
 
 
 def test_a_study_may_be_extended(tmp_path: Path, tiny_translation: PreparedData) -> None:
