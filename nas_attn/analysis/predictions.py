@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import get_args
 
-from nas_attn.analysis.sensitivity import Improvement, Outcome, SensitivityFindings, orders
+from nas_attn.analysis.sensitivity import (
+    Improvement,
+    Outcome,
+    SensitivityFindings,
+    checks_of,
+    orders,
+    plans_for_tests,
+)
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import PredictedCost
 from nas_attn.engine.decoding import DECODING, DecodingTable, decoding_table, keep_decoding_table
@@ -264,11 +271,9 @@ class Predictions:
     def tests(self, count: int, limits: PlanConstraints) -> list[AttentionPlan]:
         """Plans that test predictions: half from the predicted front, half random."""
         model = self.model(limits)
-        front = self._front(model, limits)
-        plans = [point.plan for point in spread_predictions(front, count - count // 2)]
-        plans += model.random_plans(count // 2, self.target.search.seed)
         alone = {change.plan for change in self.changes} | {self.target.baseline}
-        return [plan for plan in dict.fromkeys(plans) if plan not in alone]
+        front = self._front(model, limits)
+        return plans_for_tests(model, front, count, seed=self.target.search.seed, alone=alone)
 
     def findings(
         self, limits: PlanConstraints = NO_CONSTRAINTS, points: int = 8
@@ -282,7 +287,7 @@ class Predictions:
         measured, model = self.measured(), self.model(limits)
         front, scores = self._front(model, limits), self.scores()
         changes = [c for c in self.changes if c.plan in measured or c.plan in scores]
-        checks = self._checks(model, measured, {point.plan for point in front})
+        checks = self._checks(model, measured, front)
         divergences, bleu = self.divergences(), translation_scores(self.store)
         chosen = spread_predictions(front, points)
         return SensitivityFindings(
@@ -385,28 +390,18 @@ class Predictions:
     def _checks(
         self,
         model: AdditiveModel,
-        measured: dict[AttentionPlan, Measured],
-        on_front: set[AttentionPlan],
+        measured: Mapping[AttentionPlan, Measured],
+        front: Sequence[Prediction],
     ) -> list[PredictionCheck]:
         alone = {change.plan for change in self.changes}
-        tried = self.tried
-        found = []
-        for plan, seen in measured.items():
-            # Plans next to recommended ones are no test: they were picked for what is measured.
-            is_test = plan not in alone and (plan in on_front or plan.digest not in tried)
-            predicted = model.predict(plan) if is_test else None
-            if predicted is None:
-                continue
-            check = PredictionCheck(
-                plan=plan,
-                cost=self._cost(plan),
-                kind="predicted" if plan in on_front else "random",
-                predicted=predicted.change,
-                measured=seen.change,
-                error=seen.error,
-            )
-            found.append(check)
-        return found
+        on_front, tried = {point.plan for point in front}, self.tried
+        # Plans next to recommended ones are no test: they were picked for what is measured.
+        tests = {
+            plan: seen
+            for plan, seen in measured.items()
+            if plan not in alone and (plan in on_front or plan.digest not in tried)
+        }
+        return checks_of(model, tests, front, self._cost)
 
     def _outcomes(self, model: AdditiveModel, trials: Trials) -> list[Outcome]:
         """The search's trials of which a prediction was made, the baseline left out."""

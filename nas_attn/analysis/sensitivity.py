@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from nas_attn.engine.scores import expected_changes
-from nas_attn.engine.sensitivity import Measured, Prediction, PredictionCheck, UnitChange, Validity
+from nas_attn.engine.sensitivity import (
+    AdditiveModel,
+    Measured,
+    Prediction,
+    PredictionCheck,
+    UnitChange,
+    Validity,
+    spread_predictions,
+)
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, kendall, rank_agreement
 
@@ -253,6 +261,59 @@ class SensitivityFindings:
                 cells.append(best)
             rows.append((unit, cells))
         return rows
+
+
+def plans_for_tests(
+    model: AdditiveModel,
+    front: Sequence[Prediction],
+    count: int,
+    *,
+    seed: int,
+    alone: Collection[AttentionPlan],
+) -> list[AttentionPlan]:
+    """Plans that test predictions: half from the predicted front, half random.
+
+    Args:
+        model: What single changes predict.
+        front: Predicted front.
+        count: Number of plans.
+        seed: Seed of the random ones.
+        alone: Plans that test nothing: the baseline, and single changes of it.
+    """
+    plans = [point.plan for point in spread_predictions(front, count - count // 2)]
+    plans += model.random_plans(count // 2, seed)
+    return [plan for plan in dict.fromkeys(plans) if plan not in alone]
+
+
+def checks_of(
+    model: AdditiveModel,
+    measured: Mapping[AttentionPlan, Measured],
+    front: Sequence[Prediction],
+    cost: Callable[[AttentionPlan], int],
+) -> list[PredictionCheck]:
+    """What was predicted and measured of plans.
+
+    Args:
+        model: What single changes predict.
+        measured: Plans that were measured to test that.
+        front: Predicted front.
+        cost: Function that gives a plan's cost on the axis.
+    """
+    on_front = {point.plan for point in front}
+    found = []
+    for plan, seen in measured.items():
+        predicted = model.predict(plan)
+        if predicted is not None:
+            check = PredictionCheck(
+                plan=plan,
+                cost=cost(plan),
+                kind="predicted" if plan in on_front else "random",
+                predicted=predicted.change,
+                measured=seen.change,
+                error=seen.error,
+            )
+            found.append(check)
+    return found
 
 
 def orders(

@@ -7,20 +7,19 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nas_attn.analysis.sensitivity import SensitivityFindings
+from nas_attn.analysis.sensitivity import SensitivityFindings, checks_of, plans_for_tests
 from nas_attn.attention.counting import count_plan
 from nas_attn.attention.voting import holds_vote
 from nas_attn.conversion import Conversions
 from nas_attn.engine.sensitivity import (
     AdditiveModel,
     Measured,
-    PredictionCheck,
     single_changes,
     spread_predictions,
     validity_of,
@@ -146,30 +145,20 @@ class _ModelFront:
     def tests(self, count: int) -> list[AttentionPlan]:
         """Plans that test predictions: half from the predicted front, half random."""
         model = self.model
-        plans = [p.plan for p in spread_predictions(model.front(), count - count // 2)]
-        plans += model.random_plans(count // 2, SEED)
         alone = {change.plan for change in self.changes} | {self.baseline}
-        return [plan for plan in plans if plan not in alone]
+        return plans_for_tests(model, model.front(), count, seed=SEED, alone=alone)
 
     def findings(self, name: str, points: int) -> SensitivityFindings:
         """All that was measured, and what follows."""
         model, measured = self.model, self.kept.measured
         front = model.front()
-        on_front = {point.plan for point in front}
-        checks = []
         alone = {change.plan for change in self.changes}
-        for plan, seen in measured.items():
-            predicted = None if plan in alone else model.predict(plan)
-            if predicted is not None:
-                check = PredictionCheck(
-                    plan=plan,
-                    cost=int(self.costs(plan)[AXIS]),
-                    kind="predicted" if plan in on_front else "random",
-                    predicted=predicted.change,
-                    measured=seen.change,
-                    error=0.0 if math.isnan(seen.error) else seen.error,
-                )
-                checks.append(check)
+        tests = {
+            plan: replace(seen, error=0.0) if math.isnan(seen.error) else seen
+            for plan, seen in measured.items()
+            if plan not in alone
+        }
+        checks = checks_of(model, tests, front, lambda plan: int(self.costs(plan)[AXIS]))
         return SensitivityFindings(
             name=name,
             axis=AXIS,
