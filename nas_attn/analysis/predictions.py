@@ -115,13 +115,13 @@ class Predictions:
     ) -> None:
         self.target = target.settled(votes_of(searched))
         self.searched = searched
-        self._decoding: DecodingTable | None = None
         self.axis = axis or target.objectives.primary_cost
         objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
         # Names of studies hold no spaces, so this can be no other study's.
         how = "sensitivity, distilled" if target.distils else "sensitivity"
         name = f"{searched.name} ({how})"
         self.store = TrialStore(name, searched.storage, objectives, create=create)
+        self.decoding: DecodingTable | None = decoding_table(self.store)
         if self.axis != DECODING:  # which may be timed later
             self.check_counted(self.axis)
 
@@ -139,17 +139,10 @@ class Predictions:
         taken = self.decoding.microseconds(plan, self.target.baseline, self.target.costs.shapes)
         return known if taken is None else {**known, DECODING: taken}
 
-    @property
-    def decoding(self) -> DecodingTable | None:
-        """Times of modules; None if they were not taken."""
-        if self._decoding is None:
-            self._decoding = decoding_table(self.store)
-        return self._decoding
-
     def keep_decoding(self, table: DecodingTable) -> None:
         """Go by this table from here on."""
         keep_decoding_table(self.store, table)
-        self._decoding = table
+        self.decoding = table
 
     @property
     def left_out(self) -> int:

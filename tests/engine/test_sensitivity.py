@@ -126,6 +126,7 @@ class FakePredictions(Predictions):
 
     def __init__(self, limits: dict[str, float]) -> None:
         self.axis = "total"
+        self.decoding = None
         self.target = cast(
             SensitivityTarget,
             SimpleNamespace(
