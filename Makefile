@@ -2,7 +2,7 @@
 #
 # `make test` leaves out tests marked slow, but trains, resumes, searches, reports, converts and
 # generates really once each. `make test-slow` runs those that are marked: every scheme on every
-# task, clusters, databases, kills. `make test-all` runs all.
+# task, clusters, databases, kills. `make test-all` runs all. `make lint` also builds the docs.
 #
 # torch comes first and pinned: fairseq compiles against it without build isolation, and with it
 # installed no other package pulls another build. TORCH_ARGS says where from, for machines whose
@@ -19,7 +19,7 @@ TORCH_ARGS ?=
 
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: search test test-slow test-all lint install clean
+.PHONY: search test test-slow test-all lint docs install clean
 
 search: install
 	$(VENV)/bin/nas-attn search $(STUDY)
@@ -37,6 +37,12 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(MAKE) docs
+
+# The site, in site/: strict, so a link or anchor that leads nowhere is an error. Material's notice of
+# the next mkdocs is not about us.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 install: $(VENV)/installed
 
@@ -54,4 +60,4 @@ $(VENV)/installed: Makefile pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist site
