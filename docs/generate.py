@@ -248,13 +248,15 @@ def commands_page() -> str:
 
     from nas_attn.cli.main import app
 
+    root = typer.main.get_command(app)
     parts = [
         "# Commands",
         "Errors are one message and an exit status: 0 done, 1 it could not be done, 2 the input "
         "was refused and nothing was started, 130 after Ctrl-C. `nas-attn COMMAND --help` prints "
         "the same text.",
+        _parameters(root, "nas-attn"),
     ]
-    for path, command in walk(typer.main.get_command(app), "nas-attn"):
+    for path, command in walk(root, "nas-attn"):
         parts += [f"## {path}", prose(command.help or ""), _parameters(command, path)]
     return "\n\n".join(part for part in parts if part)
 
