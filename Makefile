@@ -39,10 +39,10 @@ lint: install
 	$(VENV)/bin/mypy
 	$(MAKE) docs
 
-# The site, in site/: strict, so a link or anchor that leads nowhere is an error. Material's notice of
-# the next mkdocs is not about us.
+# The site, in site/. A link or anchor that leads nowhere is an error, but not with --quiet, which
+# hides warnings from --strict. Material's notice of the next mkdocs is not about us.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 install: $(VENV)/installed
 
