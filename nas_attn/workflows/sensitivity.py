@@ -40,8 +40,7 @@ CHECKS, POINTS = 40, 8
 ROUNDS = 2
 """Times that it is looked at what decides the loss of recommended plans, and measured."""
 LEAST_MEASURED, PART_MEASURED = 8, 1 / 12
-"""Single changes that are measured beside scores: so many, or that part of all if it is more. In
-studies/README.md more of them made plans no better."""
+"""Single changes that are measured beside scores: so many, or that part of all if it is more."""
 SINGLE_CHANGES = "single changes"
 NO_LIMITS = PlanConstraints()
 NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"
