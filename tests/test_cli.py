@@ -378,5 +378,5 @@ def test_a_language_model_search(
     redundant = table["total"] - table["effective"]
     assert (table["cost"] - table["effective_cost"] == redundant).all()
     assert tool in (out / "index.html").read_text()
-    assert "of them effective" in (out / "summary.md").read_text()
+    assert "effective parameters" in (out / "summary.md").read_text()
     assert "2 of 2 finished" in run("status", str(path), *runs)

@@ -79,10 +79,10 @@ def test_two_costs_two_seeds_and_a_limit(searched: Searched) -> None:
     assert list(trained["loss_error"]) == pytest.approx(list(trained["loss_std"] / 2**0.5))
     assert trained["loss_error"].min() > 0
     page = (searched.report / "index.html").read_text()
-    assert "decoding seconds a sentence" in page
+    assert "decoding seconds per sentence" in page
     assert "noise of one trial" in page
     summary = (searched.report / "summary.md").read_text()
-    assert "| decoding seconds a sentence |" in summary
+    assert "| decoding seconds per sentence |" in summary
     assert "3 trials of 2 seeds" in summary
     assert ": 3 of 3 finished, " in searched.command("status")
 
@@ -170,7 +170,7 @@ def test_bleu_against_cache_and_operations_where_all_but_the_baseline_fails(
     assert table["flops"][1] < table["flops"][0]
     page = (folder / "report" / "index.html").read_text()
     assert "bleu (higher is better)" in page
-    assert "of them effective" not in page  # no count of parameters is weighed
+    assert "effective parameters" not in page  # no count of parameters is weighed
 
 
 def test_limits_that_leave_nothing(tmp_path: Path, tiny_translation: PreparedData) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 POINTS = 300
 """Places at which a curve is drawn, at most."""
 SLACK = 0.1
-"""Of what a front spans in loss, the part by which the reference is worse than its worst point."""
+"""The tenth by which a reference is worse than what it is taken from."""
 WEAKER = 1.2
 """A weak loss over the baseline's, where a front is one point."""
 
@@ -61,20 +61,49 @@ class HypervolumeCurve:
 
 
 def reference_of(trials: Trials) -> CurveReference | None:
-    """The baseline's costs, and a score a little worse than the front's worst.
+    """The baseline's costs, and a loss a little worse than the baseline's; None without it.
 
-    None without a trained baseline.
+    The loss is fixed once the baseline is trained, so that what the search finds later cannot move
+    it: the first of these within which a smaller trial lies, since any plan would beat a wider one
+    and the first trials would have nearly all of the hypervolume:
+
+    1. the baseline's loss, made worse by a tenth of it;
+    2. the same, made worse by a tenth of what the baseline's training gained after its first
+       validation.
+
+    Where no trial lies within either, it is that of `weak_loss`, which depends on the front.
     """
     baseline, objectives = trials.baseline, trials.objectives
     if baseline is None or baseline.point is None:
         return None
-    weak = weak_loss([t.point for t in trials.front if t.point], baseline.point)
+    points = [trial.point for trial in trials.trained if trial.point]
+    costs = baseline.point[1:]
+    for weak, words in _fixed_losses(baseline):
+        words = (
+            f"the baseline's {objectives.metric} made worse by {words}, fixed once it is trained"
+        )
+        point = (weak, *costs)
+        if any(all(a < b for a, b in zip(p, point, strict=True)) for p in points):
+            break
+    else:
+        weak = weak_loss([t.point for t in trials.front if t.point], baseline.point)
+        words = (
+            f"the worst {objectives.metric} on the front made worse by a tenth of what the front "
+            "spans, as no smaller trial is near the baseline's"
+        )
     shown = -weak if objectives.maximise else weak
-    return CurveReference(
-        (weak, *baseline.point[1:]),
-        f"the baseline's costs, and the worst {objectives.metric} on the front made worse by a "
-        f"tenth of what the front spans ({shown:.4f})",
-    )
+    return CurveReference((weak, *costs), f"the baseline's costs, and {words} ({shown:.4f})")
+
+
+def _fixed_losses(baseline: TrialRecord) -> list[tuple[float, str]]:
+    """Losses that the baseline alone settles, better when lower, and by what each is worse."""
+    assert baseline.point is not None
+    own = baseline.point[0]
+    losses = [(own + SLACK * abs(own), "a tenth")]
+    if len(baseline.curve) > 1:
+        gain = abs(baseline.curve[min(baseline.curve)] - baseline.curve[max(baseline.curve)])
+        losses.append((own + SLACK * gain, "a tenth of what its training gained"))
+    return losses
 
 
 def weak_loss(front: Sequence[Sequence[float]], baseline: Sequence[float]) -> float:

@@ -6,11 +6,14 @@ import bisect
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from nas_attn.engine.trial_record import TrialRecord, front
 
 LEAST_DEGREES = 10
 """Degrees of freedom that an estimate is made of, as far as there are so many."""
+FAR = 3.0
+"""Ratio of two losses beyond which the noise of one says nothing of the other's."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,35 @@ class Noise:
         """The noise of a trial of such a loss.
 
         The variance over seeds is averaged over the trials nearest in loss that have
-        `LEAST_DEGREES` degrees of freedom together, or over all if there are fewer.
+        `LEAST_DEGREES` degrees of freedom together, or over all if there are fewer. Trials whose
+        loss is more than `FAR` times as large or as small do not count, but for the nearest where
+        there is no other.
         """
-        high = bisect.bisect_left(self.losses, loss)
+        first, last = self._near(loss)
+        high = min(max(bisect.bisect_left(self.losses, loss), first), last)
         low, degrees = high, 0
-        while degrees < LEAST_DEGREES and high - low < len(self.losses):
-            is_below = high == len(self.losses) or (
-                low > 0 and loss - self.losses[low - 1] <= self.losses[high] - loss
+        while degrees < LEAST_DEGREES and high - low < last - first:
+            is_below = high == last or (
+                low > first and loss - self.losses[low - 1] <= self.losses[high] - loss
             )
             low, high = (low - 1, high) if is_below else (low, high + 1)
             degrees += self.seeds[low if is_below else high - 1] - 1
         return self._level(range(low, high))
 
+    def _near(self, loss: float) -> tuple[int, int]:
+        """Places of the losses, from the first to before the last, that say something of this."""
+        ends = sorted((loss / FAR, loss * FAR))
+        first = bisect.bisect_left(self.losses, ends[0])
+        last = bisect.bisect_right(self.losses, ends[1])
+        if first == last:
+            place = min(range(len(self.losses)), key=lambda n: abs(self.losses[n] - loss))
+            return place, place + 1
+        return first, last
+
     def margin(self, one: float, other: float) -> float:
         """Half the 95 % interval of the difference of two trials of such losses (Student's)."""
-        from scipy.stats import t
-
         first, second = self.at(one), self.at(other)
-        quantile = t.ppf(0.975, min(first.degrees, second.degrees))
+        quantile = _quantile(min(first.degrees, second.degrees))
         return float(quantile * (first.error**2 + second.error**2) ** 0.5)
 
     def _level(self, places: Sequence[int]) -> NoiseLevel:
@@ -90,6 +104,14 @@ class Noise:
         ) / sum(degrees)
         seeds = statistics.fmean(self.seeds[place] for place in places)
         return NoiseLevel(float((variance / seeds) ** 0.5), sum(degrees))
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    """Student's, that 2.5 % lie beyond."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, degrees))
 
 
 def undecided(trials: Sequence[TrialRecord], noise: Noise | None) -> set[int]:

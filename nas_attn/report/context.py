@@ -69,6 +69,16 @@ class ReportContext:
         return bool(self.settings.get("warm_start", {}).get("distil", False))
 
     @property
+    def is_replayed(self) -> bool:
+        """Whether trainings were replayed or made up, so that no command can repeat them."""
+        return self.settings.get("replay") is not None
+
+    @property
+    def confirm_text(self) -> str:
+        """The command that confirms the front; empty without a study."""
+        return f"nas-attn confirm {shlex.join(self.study)}" if self.study else ""
+
+    @property
     def export_text(self) -> str:
         """The command that exports a trial, with {trial} for its number; empty without a study."""
         if not self.study:

@@ -19,10 +19,10 @@ def cost_words(name: str) -> str:
     if name in ModelSize._fields:
         return f"{name.replace('_', '-')} parameters"
     return {
-        "cache_bytes": "cache bytes a token",
-        "flops": "operations a sentence",
-        "decoding_seconds": "decoding seconds a sentence",
-        "decoding_microseconds": "decoding microseconds a sentence",
+        "cache_bytes": "KV-cache bytes per token",
+        "flops": "operations per sentence",
+        "decoding_seconds": "decoding seconds per sentence",
+        "decoding_microseconds": "decoding microseconds per sentence",
         "peak_memory": "peak memory of training in MiB",
     }[name]
 

@@ -12,9 +12,10 @@ from jinja2 import Environment, StrictUndefined
 
 from nas_attn.analysis.hypervolume import progress_of
 from nas_attn.analysis.importance import Importance, importance_of
-from nas_attn.analysis.reproduction import reproduction_texts
+from nas_attn.analysis.noise import undecided
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.analysis.trials import Trials
+from nas_attn.analysis.verdict import Change, changes_of, smallest_good
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice
@@ -33,11 +34,21 @@ from nas_attn.report.formatting import (
     retention_text,
     time_text,
 )
-from nas_attn.report.page_data import page_data, parallel_of, series_of, shown_curves
+from nas_attn.report.page_data import (
+    PageParts,
+    page_data,
+    reproduction_commands,
+    series_of,
+    shown_curves,
+    units_of,
+)
 from nas_attn.report.pictures import codes_of, codes_text, plan_picture
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 
 PAGES = Environment(autoescape=True, undefined=StrictUndefined)
+PAGES.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
+SCRIPTS = ("page.js", "page_trials.js", "page_charts.js")
+"""Parts of one script, in the order in which they run."""
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""
 MAX_FAILURES = 50
@@ -54,10 +65,18 @@ def render_page(trials: Trials, context: ReportContext) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    codes = _codes(trials)
-    progress = progress_of(trials)
-    series, parallel = series_of(trials, context, progress), parallel_of(trials, context)
-    curves, shown = shown_curves(trials), _shown(trials)
+    codes, progress, shown = _codes(trials), progress_of(trials), _shown(trials)
+    searched, confirmed = changes_of(trials, context.confirmed)
+    answer = smallest_good(trials, searched, confirmed)
+    made = PageParts(
+        codes=codes,
+        series=series_of(trials, context, progress),
+        units=units_of(trials, context) if len(trials.front) > 1 else [],
+        curves=shown_curves(trials),
+        changes=searched,
+        near=undecided(trials, trials.noise),
+        answer=None if answer is None else answer.number,
+    )
     parts = {
         **_facts(trials, codes),
         **_labels(trials.objectives),
@@ -71,23 +90,24 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "settings": json.dumps(context.settings, indent=2),
         "versions": context.versions,
         "machine": context.machine,
-        "budget": _budget(trials.front),
+        "verdict": _verdict(trials, answer, confirmed or searched, context),
         "front": _front_rows(trials, context, codes),
-        "parallel": parallel,
+        "units": made.units,
         "has_models": bool(context.export_text),
         "progress": progress,
-        "has_startup": len(series) > 1,
-        "curves": curves,
+        "has_startup": len(made.series) > 1,
+        "curves": made.curves,
         "left_out": len(trials) - len(shown),
         "confirmed": context.confirmed,
+        "has_tests": any(row["score"].startswith("test ") for row in context.confirmed),
         "fine_tuning": context.fine_tuning_text,
         "agreement": context.agreement,
     }
     return PAGES.from_string(_resource("page.html")).render(
         style=_resource("page.css"),
-        script=_resource("page.js"),
+        script="\n".join(_resource(name) for name in SCRIPTS),
         library=get_plotlyjs(),
-        data=page_data(shown, trials, context, codes, series, parallel, curves),
+        data=page_data(shown, trials, context, made),
         sections=_sections(parts),
         **parts,
     )
@@ -106,7 +126,7 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("mattered", "what mattered", bool(parts["importance"])),
         ("progress", "search", parts["progress"] is not None),
         ("curves", "learning curves", bool(parts["curves"])),
-        ("agreement", "warm against cold", parts["agreement"] is not None),
+        ("agreement", "warm vs. from scratch", parts["agreement"] is not None),
         ("predicted", "predicted front", parts["findings"] is not None),
         ("confirmed", "confirmed", bool(parts["confirmed"])),
         ("failures", "failures", bool(parts["failures"])),
@@ -139,6 +159,8 @@ def _facts(trials: Trials, codes: Mapping[AttentionChoice, str]) -> dict[str, An
             "stopped": sum(trial.was_stopped for trial in trials),
             "over": sum(trial.is_over_limit and trial.uses_budget for trial in trials),
             "failed": len(_failed(trials)),
+            "running": sum(trial.state.name == "RUNNING" for trial in trials),
+            "near": len(undecided(trials, noise)),
             "refused": sum(trial.is_infeasible for trial in trials),
         },
     }
@@ -148,9 +170,10 @@ def _labels(objectives: Objectives) -> dict[str, Any]:
     """The objectives in words."""
     costs = cost_labels(objectives)
     axis, *further = costs.values()
-    columns = [("number", "trial", ""), ("state", "state", ""), ("codes", "plan", "")]
+    columns = [("number", "trial", ""), ("state", "state", "")]
     columns += [(name, words, "number") for name, words in costs.items()]
     columns += [("loss", objectives.metric, "number"), ("seconds", "seconds", "number")]
+    columns += [("codes", "plan", "")]
     return {
         "loss": objectives.metric,
         "quality": objectives.quality,
@@ -173,11 +196,22 @@ def _mattered(importance: Sequence[Importance]) -> dict[str, Any]:
 
 
 def _failures(trials: Trials) -> dict[str, Any]:
-    failed = _failed(trials)
-    return {
-        "failures": [_failure(trial) for trial in failed[-MAX_FAILURES:]],
-        "more_failures": max(0, len(failed) - MAX_FAILURES),
-    }
+    """Failures by kind and reason, the most frequent first."""
+    groups: dict[tuple[str, str], list[TrialRecord]] = {}
+    for trial in _failed(trials):
+        lines = (trial.reason or "").strip().splitlines() or ["no reason is known"]
+        groups.setdefault((trial.failure or "", lines[-1][:200]), []).append(trial)
+    rows = [
+        {
+            "kind": kind,
+            "first": first,
+            "numbers": [trial.number for trial in group[:MAX_FAILURES]],
+            "more": max(0, len(group) - MAX_FAILURES),
+            "reason": group[-1].reason or "",
+        }
+        for (kind, first), group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+    return {"failures": rows[:MAX_FAILURES], "more_failures": max(0, len(rows) - MAX_FAILURES)}
 
 
 def _failed(trials: Trials) -> list[TrialRecord]:
@@ -193,13 +227,27 @@ def _shown(trials: Trials) -> list[TrialRecord]:
     return [trial for trial in trials if trial.number in kept]
 
 
-def _budget(best: Sequence[TrialRecord]) -> dict[str, int]:
-    costs = [trial.cost or 0 for trial in best] or [0]
-    low, high = min(costs), max(costs)
-    return {
-        "low": low,
-        "high": high,
-        "middle": (low + high) // 2,
+def _verdict(
+    trials: Trials,
+    answer: TrialRecord | None,
+    changes: Mapping[int, Change],
+    context: ReportContext,
+) -> dict[str, Any]:
+    """What the first screen says of the search's answer."""
+    baseline = trials.baseline
+    found: dict[str, Any] = {"trial": None, "confirm": context.confirm_text}
+    found["confirmed"] = context.confirmed[0]["seeds"] if context.confirmed else 0
+    if answer is None or baseline is None:
+        return found
+    change = changes[answer.number]
+    half = change.interval
+    return found | {
+        "trial": answer.number,
+        "saved": f"{100 - 100 * (answer.cost or 0) / (baseline.cost or 1):.1f} %",
+        "change": f"{change.change:+.4f}",
+        "interval": None
+        if half is None
+        else [f"{change.change - half:+.4f}", f"{change.change + half:+.4f}"],
     }
 
 
@@ -219,7 +267,7 @@ def _front_rows(
                 "mark": mark_text(row),
                 "plan": row["plan"],
                 "picture": [] if left is None else plan_picture(left, context.shapes, codes),
-                "commands": reproduction_texts(trial),
+                "commands": reproduction_commands(trial, context),
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "cost": row["cost"],
                 "cost_change": percent_text(row),
@@ -250,17 +298,6 @@ def _importance_row(unit: Importance) -> dict[str, Any]:
         "share": unit.share,
         "is_clear": unit.is_clear,
         "effects": effects,
-    }
-
-
-def _failure(trial: TrialRecord) -> dict[str, Any]:
-    reason = trial.reason or ""
-    lines = reason.strip().splitlines() or ["no reason is known"]
-    return {
-        "number": trial.number,
-        "kind": trial.failure or "",
-        "first": lines[-1][:200],
-        "reason": reason,
     }
 
 

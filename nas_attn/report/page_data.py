@@ -5,31 +5,51 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 from nas_attn.analysis.hypervolume import HypervolumeCurve, progress_of
 from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.analysis.trials import Trials
+from nas_attn.analysis.verdict import Change
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.formatting import cost_labels, state_text
-from nas_attn.report.pictures import codes_text, label_of, scheme_styles
+from nas_attn.report.pictures import codes_text, initials, label_of, scheme_styles
 
 MAX_STOPPED = 60
 """Learning curves of trials that were stopped early."""
-MAX_DIMENSIONS = 20
-"""Of parallel coordinates."""
+MAX_UNITS = 18
+"""Units of parallel coordinates: six layers at three sites."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageParts:
+    """What of a page's data other modules make.
+
+    Args:
+        codes: Codes of all choices, from `codes_of`.
+        series: Hypervolume curves, from `series_of`.
+        units: Units of plans that vary, from `units_of`.
+        curves: Learning curves, from `shown_curves`.
+        changes: Changes against the baseline by trial number, from `changes_of`.
+        near: Numbers of trials off the front that nothing clearly dominates.
+        answer: Number of the trial that the page names first; None where there is none.
+    """
+
+    codes: Mapping[AttentionChoice, str]
+    series: Sequence[Mapping[str, Any]]
+    units: Sequence[Mapping[str, Any]]
+    curves: Sequence[Mapping[str, Any]]
+    changes: Mapping[int, Change]
+    near: AbstractSet[int]
+    answer: int | None
 
 
 def page_data(
-    shown: Sequence[TrialRecord],
-    trials: Trials,
-    context: ReportContext,
-    codes: Mapping[AttentionChoice, str],
-    series: Sequence[Mapping[str, Any]],
-    parallel: Sequence[Mapping[str, Any]],
-    curves: Sequence[Mapping[str, Any]],
+    shown: Sequence[TrialRecord], trials: Trials, context: ReportContext, parts: PageParts
 ) -> str:
     """What the page's script reads, as JSON that cannot end the script element.
 
@@ -37,31 +57,54 @@ def page_data(
         shown: Trials that the page holds.
         trials: Trials of the study.
         context: Everything else that a report says.
-        codes: Codes of all choices, from `codes_of`.
-        series: Hypervolume curves, from `series_of`.
-        parallel: Dimensions of the front, from `parallel_of`.
-        curves: Learning curves, from `shown_curves`.
+        parts: What other modules make of the trials.
     """
     objectives, best = trials.objectives, trials.front
     labels = cost_labels(objectives)
     on_front = {trial.number for trial in best}
+    codes = parts.codes
     data = {
         "loss": objectives.metric,
         "quality": objectives.quality,
         "maximise": objectives.maximise,
         "costs": [{"name": name, "words": words} for name, words in labels.items()],
         "styles": scheme_styles(),
+        "schemes": {code: choice.scheme for choice, code in codes.items()},
+        "initials": {choice.scheme: initials(choice.scheme) for choice in codes},
         "export": context.export_text,
-        "commands": {trial.number: reproduction_texts(trial) for trial in best},
-        "progress": series,
-        "parallel": parallel,
-        "curves": curves,
+        "commands": {trial.number: reproduction_commands(trial, context) for trial in best},
+        "answer": parts.answer,
+        "confirmed": _confirmed(trials, context),
+        "progress": parts.series,
+        "units": parts.units,
+        "curves": parts.curves,
         "trials": [
-            _trial(trial, trials, codes) | {"on_front": trial.number in on_front} for trial in shown
+            _trial(trial, trials, parts) | {"on_front": trial.number in on_front} for trial in shown
         ],
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def reproduction_commands(trial: TrialRecord, context: ReportContext) -> list[str]:
+    """For each seed, the line that trains a trial again; none where trainings were only replayed.
+
+    Args:
+        trial: Trial to be trained again.
+        context: Everything else that a report says.
+    """
+    return [] if context.is_replayed else reproduction_texts(trial)
+
+
+def _confirmed(trials: Trials, context: ReportContext) -> dict[int, dict[str, Any]]:
+    """Rows of the study's own loss, by trial number."""
+    score = f"validation {trials.objectives.metric}"
+    names = ("mean", "error", "change", "interval", "seeds")
+    return {
+        row["trial"]: {name: row[name] for name in names}
+        for row in context.confirmed
+        if row["score"] == score and row["trial"] is not None
+    }
 
 
 def series_of(
@@ -92,20 +135,21 @@ def series_of(
     return series
 
 
-def _trial(
-    trial: TrialRecord, trials: Trials, codes: Mapping[AttentionChoice, str]
-) -> dict[str, Any]:
-    noise, costs = trials.noise, trials.objectives.costs
+def _trial(trial: TrialRecord, trials: Trials, parts: PageParts) -> dict[str, Any]:
+    noise, costs, change = trials.noise, trials.objectives.costs, parts.changes.get(trial.number)
     return {
         "number": trial.number,
         "state": state_text(trial),
         "scheme": None if trial.plan is None else label_of(trial.plan),
         "plan": trial.text,
-        "codes": "" if trial.plan is None else codes_text(trial.plan, codes),
+        "codes": "" if trial.plan is None else codes_text(trial.plan, parts.codes),
         "costs": {name: trial.costs[name] for name in costs if name in trial.costs},
         "loss": trial.loss if trial.is_trained else None,
         "losses": trial.losses,
         "noise": None if noise is None or trial.loss is None else noise.at(trial.loss).error,
+        "change": None if change is None else change.change,
+        "interval": None if change is None else change.interval,
+        "near": trial.number in parts.near,
         "baseline": trial.is_baseline,
         "warm": trial.is_warm,
         "parent": trial.parent,
@@ -117,28 +161,18 @@ def _trial(
     }
 
 
-def parallel_of(trials: Trials, context: ReportContext) -> list[dict[str, Any]]:
-    """Dimensions of the front: cost, loss, and the scheme of every unit that varies."""
-    best = trials.front
-    if len(best) < 2 or not context.shapes:
-        return []
-    dimensions: list[dict[str, Any]] = [
-        {"label": words, "values": [trial.costs.get(name) for trial in best]}
-        for name, words in cost_labels(trials.objectives).items()
-    ]
-    dimensions.append({"label": trials.objectives.metric, "values": [trial.loss for trial in best]})
+def units_of(trials: Trials, context: ReportContext) -> list[dict[str, Any]]:
+    """Sites and layers at which the trained plans have several schemes, with short labels."""
+    done = [trial.plan for trial in trials.trained if trial.plan is not None]
+    units = []
     for site, shape in context.shapes.items():
         for layer in range(shape.num_layers):
-            schemes = [
-                "" if t.plan is None else t.plan.layers(site, shape.num_layers)[layer].scheme
-                for t in best
-            ]
-            names = sorted(set(schemes))
-            if len(names) > 1:
-                values = [names.index(scheme) for scheme in schemes]
-                label = f"{site}.{layer}"
-                dimensions.append({"label": label, "values": values, "names": names})
-    return dimensions[:MAX_DIMENSIONS]
+            schemes = {plan.layers(site, shape.num_layers)[layer].scheme for plan in done}
+            if len(schemes) > 1:
+                words = f"{site}.{layer}"
+                label = f"{initials(site)}.{layer}"
+                units.append({"site": site, "layer": layer, "words": words, "label": label})
+    return units[:MAX_UNITS]
 
 
 def shown_curves(trials: Trials) -> list[dict[str, Any]]:

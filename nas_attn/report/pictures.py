@@ -88,7 +88,7 @@ def codes_of(plans: Iterable[AttentionPlan]) -> dict[AttentionChoice, str]:
 def _short_code(choice: AttentionChoice) -> str:
     options = sorted(choice.options, key=lambda option: (not option[0].endswith("_dim"), option[0]))
     numbers = [str(v) for _, v in options if isinstance(v, int) and not isinstance(v, bool)]
-    return _initials(choice.scheme) + "/".join(numbers)
+    return initials(choice.scheme) + "/".join(numbers)
 
 
 def _option_code(choice: AttentionChoice, name: str) -> str:
@@ -96,8 +96,8 @@ def _option_code(choice: AttentionChoice, name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
-        return f"{'+' if value else '-'}{_initials(name)}"
-    return f"+{_initials(name)}{value}"
+        return f"{'+' if value else '-'}{initials(name)}"
+    return f"+{initials(name)}{value}"
 
 
 def _value(choice: AttentionChoice, name: str) -> tuple[type, OptionValue | None]:
@@ -105,7 +105,12 @@ def _value(choice: AttentionChoice, name: str) -> tuple[type, OptionValue | None
     return type(value), value
 
 
-def _initials(name: str) -> str:
+def initials(name: str) -> str:
+    """The first letters of a name's words, in capitals.
+
+    Args:
+        name: Name with underscores, such as that of a scheme or a site.
+    """
     return "".join(word[0] for word in name.split("_")).upper()
 
 

@@ -30,7 +30,7 @@ def summary_text(trials: Trials, context: ReportContext) -> str:
     """
     objectives = trials.objectives
     axis, *further = cost_labels(objectives).values()
-    effective = ["of them effective"] if counts_parameters(objectives) else []
+    effective = ["effective parameters"] if counts_parameters(objectives) else []
     return render_markdown(
         "summary.md",
         name=context.name,

@@ -42,6 +42,17 @@ def test_poor_trials_do_not_blur_good_ones(trials: Trials) -> None:
     assert not undecided(found, noise) & set(range(11))
 
 
+def test_losses_ten_times_as_large_say_nothing(trials: Trials) -> None:
+    """Even where the trials of such a loss have few degrees of freedom."""
+    few = [seeded(trials[n], 100 - n, 0.20 + n / 100, 0.22 + n / 100) for n in range(3)]
+    noise = Noise.of([*few, seeded(trials[3], 9, 1.9, 2.5), seeded(trials[4], 9, 3.9, 4.5)])
+    assert noise is not None
+    assert (noise.at(0.2).error, noise.at(0.2).degrees) == (pytest.approx(0.01), 3)
+    assert (noise.at(2.2).error, noise.at(2.2).degrees) == (pytest.approx(0.3), 2)
+    alone = noise.at(90.0)
+    assert (alone.error, alone.degrees) == (pytest.approx(0.3), 1), "the nearest, whatever it is"
+
+
 def test_a_point_dominates_only_beyond_the_noise(trials: Trials) -> None:
     """The standard error of a mean of two is 0.1; with three degrees of freedom, 3.182 is Student's
     97.5 % quantile, so that a difference must exceed 0.45."""

@@ -36,7 +36,7 @@ def test_the_front_is_drawn_for_a_notebook(trials: Trials) -> None:
     assert [tuple(point) for point in step] == [(t.cost, t.loss) for t in trials.front]
     _, own = pyplot.subplots()
     assert plot_front(trials, x="cache_bytes", ax=own) is own
-    assert own.get_xlabel() == "cache bytes a token"
+    assert own.get_xlabel() == "KV-cache bytes per token"
     assert len(own.get_lines()[0].get_xydata()) == len(trials.front)
     assert own.get_lines()[0].get_linestyle() == "None", "over another cost it is no line"
     pyplot.close("all")

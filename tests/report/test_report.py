@@ -172,7 +172,7 @@ def test_a_second_cost_has_its_column_and_its_panel(trials: Trials, tmp_path: Pa
         replace(t, costs={**t.costs, "decoding_seconds": 0.0123 * (t.number + 1)}) for t in trials
     ]
     page = write_report(Trials(timed, both), context(), tmp_path)
-    assert "| decoding seconds a sentence |" in (tmp_path / "summary.md").read_text()
+    assert "| decoding seconds per sentence |" in (tmp_path / "summary.md").read_text()
     assert "| 0.0123 |" in (tmp_path / "summary.md").read_text()
     text = page.read_text()
     assert '<td class="number">0.0123</td>' in text

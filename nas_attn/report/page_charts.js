@@ -1,0 +1,227 @@
+// Charts, each drawn when it comes near. The plot library takes longer to start than all the rest,
+// so the page is there before it.
+let hasLibrary = false;
+function startLibrary() {
+  if (hasLibrary) return;
+  hasLibrary = true;
+  document.head.append(make("script", byId("library").textContent));
+}
+
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const isDark = matchMedia("(prefers-color-scheme: dark)");
+// Viridis, whose dark end would be lost on a dark page.
+const ramp = () => isDark.matches ? [[0, "#7f8cff"], [0.5, "#2fb5a5"], [1, "#fde725"]] : "Viridis";
+const narrow = () => window.innerWidth < 700;
+// On a phone the legend is below the title of the x axis, else above the chart.
+function look(more = {}) {
+  const { xaxis = {}, yaxis = {}, ...rest } = more;
+  const grid = { gridcolor: color("grid"), zeroline: false, automargin: true };
+  const legend = narrow() ? { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" }
+    : { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" };
+  return { margin: narrow() ? { l: 55, r: 10, t: 10, b: 110 } : { l: 70, r: 20, t: 10, b: 50 }, font: { size: 13, color: color("ink") },
+    paper_bgcolor: color("paper"), plot_bgcolor: color("paper"), hoverlabel: { align: "left", bgcolor: color("tint"), font: { color: color("ink") } },
+    legend, ...rest, xaxis: { ...grid, ...xaxis }, yaxis: { ...grid, ...yaxis } };
+}
+const settings = { displayModeBar: false, responsive: true };
+
+function hover(trial) {
+  const lines = [`<b>trial ${trial.number}</b>${trial.baseline ? " (baseline)" : ""}`];
+  lines.push(`${safe(data.loss)} ${fixed(trial.loss)}${trial.noise === null ? "" : ` \u00b1${fixed(trial.noise)}`}`);
+  for (const cost of data.costs) lines.push(`${count(trial.costs[cost.name])} ${safe(cost.words)}`);
+  if (baseline && trial !== baseline) lines.push(`${percent(trial.costs[axis] / baseline.costs[axis] - 1)}, ${signed(trial.change)}${trial.interval === null ? "" : ` \u00b1${fixed(trial.interval)} (95 %)`} against the baseline`);
+  return lines.join("<br>") + "<br>" + safe(trial.plan).replaceAll("; ", "<br>");
+}
+
+// How a trial stands to the front, as marks show it: [name, size, opacity, open].
+const STANDING = [["dominated", 7, 0.4, false], ["within the noise", 9, 1, true], ["front", 11, 1, false]];
+const standing = (trial) => trial.on_front ? 2 : trial.near ? 1 : 0;
+
+function schemeOf(trial, unit) {
+  const found = sites(trial).find(([site]) => site === unit.site);
+  return found ? data.schemes[found[1][Math.min(unit.layer, found[1].length - 1)]] : null;
+}
+
+function markers(rows, kind, x, y, along) {
+  const [, size, opacity, isOpen] = STANDING[kind];
+  const bars = kind === 2 && y === "loss" && rows.every((trial) => trial.noise !== null)
+    ? { type: "data", array: rows.map((trial) => trial.noise), width: 3, color: color("soft"), thickness: 1.2 } : undefined;
+  return { x: along(rows, x), y: along(rows, y), mode: "markers", error_y: bars, customdata: rows.map((trial) => trial.number),
+    text: rows.map(hover), hovertemplate: "%{text}<extra></extra>", marker: { size, opacity, line: { color: color("ink"), width: isOpen ? 2 : 1 } } };
+}
+
+function byCategory(rows, of, x, y, along) {
+  const traces = [], named = new Set();
+  for (const [scheme, [fill, symbol]] of Object.entries(data.styles)) {
+    for (const kind of [0, 1, 2]) {
+      const own = rows.filter((trial) => of(trial) === scheme && standing(trial) === kind);
+      if (!own.length) continue;
+      const trace = markers(own, kind, x, y, along);
+      Object.assign(trace.marker, { color: fill, symbol });
+      if (kind === 1) trace.marker.line.color = color("accent");
+      traces.push({ ...trace, name: scheme, legendgroup: scheme, showlegend: !named.has(scheme) });
+      named.add(scheme);
+    }
+  }
+  return traces;
+}
+
+function byNumbers(rows, of, title, x, y, along) {
+  const values = rows.map(of), scale = { cmin: Math.min(...values), cmax: Math.max(...values), colorscale: ramp() };
+  return [0, 1, 2].map((kind) => {
+    const own = rows.filter((trial) => standing(trial) === kind);
+    const trace = markers(own, kind, x, y, along);
+    Object.assign(trace.marker, { color: own.map(of), symbol: kind === 1 ? "circle-open" : "circle", ...scale, showscale: kind === 2 });
+    if (kind === 1) trace.marker.line = { width: 2 };
+    trace.marker.colorbar = { title: { text: safe(title), side: "right" }, thickness: 12, outlinewidth: 0 };
+    return { ...trace, name: STANDING[kind][0] };
+  }).filter((trace) => trace.x.length);
+}
+
+function confirmedTrace(x, y, along) {
+  const rows = front.concat(trained.filter((trial) => !trial.on_front)).filter((trial) => trial.number in data.confirmed);
+  if (!rows.length || y !== "loss" || x === "loss") return [];
+  const means = rows.map((trial) => data.confirmed[trial.number]);
+  return [{ x: along(rows, x), y: means.map((row) => row.mean), mode: "markers", name: "confirmed", customdata: rows.map((trial) => trial.number),
+    text: rows.map((trial) => `<b>trial ${trial.number}</b><br>${safe(confirmation(trial))}`), hovertemplate: "%{text}<extra></extra>",
+    error_y: { type: "data", array: means.map((row) => row.error ?? 0), width: 3, color: color("accent"), thickness: 1.2 },
+    marker: { symbol: "square-open", size: 9, color: color("accent"), line: { width: 2 } } }];
+}
+
+function drawFront() {
+  const x = byId("front-x").value, y = byId("front-y").value, by = byId("front-color").value;
+  const along = (rows, name) => rows.map((trial) => name === "loss" ? trial.loss : trial.costs[name]);
+  const name = (key) => key === "loss" ? data.quality : words[key];
+  const rows = trained.filter((trial) => !trial.baseline), traces = [];
+  if (data.costs.length === 1 && x === axis && y === "loss")
+    traces.push({ x: along(front, x), y: along(front, y), mode: "lines", line: { shape: "hv", color: color("accent"), width: 1.5 }, hoverinfo: "skip", name: "front" });
+  if (by === "scheme") traces.push(...byCategory(rows, (trial) => trial.scheme, x, y, along));
+  else if (by.startsWith("unit-")) traces.push(...byCategory(rows, (trial) => schemeOf(trial, data.units[Number(by.slice(5))]), x, y, along));
+  else traces.push(...byNumbers(rows, by === "order" ? (trial) => trial.number : (trial) => trial.costs[by], by === "order" ? "trial" : words[by], x, y, along));
+  traces.push(...confirmedTrace(x, y, along));
+  if (baseline) traces.push({ ...markers([baseline], 2, x, y, along), name: "multi-head baseline",
+    marker: { color: color("base"), symbol: "diamond", size: 14, line: { color: color("ink"), width: 1 } } });
+  const scale = (box) => byId(box).checked ? "log" : "linear";
+  // Zoom and legend stay as they are until an axis changes.
+  return Plotly.react("chart-front", traces, look({ dragmode: byId("front-drag").value, uirevision: x + y + scale("front-x-log") + scale("front-y-log"),
+    xaxis: { title: { text: safe(name(x)) }, type: scale("front-x-log") },
+    yaxis: { title: { text: safe(name(y)) }, type: scale("front-y-log") } }), settings)
+    .then((chart) => {
+      for (const kind of ["plotly_click", "plotly_selected", "plotly_deselect"]) chart.removeAllListeners(kind);
+      chart.on("plotly_click", (event) => { const number = event.points[0].customdata; if (number !== undefined) open(number); });
+      chart.on("plotly_selected", (event) => { if (event) select(event.points.map((point) => point.customdata).filter((number) => number !== undefined)); });
+      chart.on("plotly_deselect", () => select(null));
+    });
+}
+
+// Trials in the box are those of the table and of the parallel coordinates.
+function select(numbers) {
+  selected = numbers && numbers.length ? new Set(numbers) : null;
+  byId("selected").hidden = !selected;
+  if (selected) byId("selected").firstElementChild.textContent = `${selected.size} trials selected; the table and the parallel coordinates show these alone.`;
+  from = 0;
+  list();
+  if (byId("chart-parallel")?.data) drawParallel();
+}
+byId("selected").querySelector("button").addEventListener("click", () => {
+  select(null);
+  Plotly.restyle("chart-front", { selectedpoints: null }).then(() => Plotly.relayout("chart-front", { selections: [] }));
+});
+
+function drawProgress() {
+  const bySpent = byId("progress-x").value === "spent";
+  const traces = data.progress.map((series, index) => ({ x: bySpent ? series.spent : series.trials, y: series.share, name: series.name,
+    mode: "lines", line: { shape: "hv", color: [color("accent"), color("soft")][index], dash: ["solid", "dot"][index] },
+    hovertemplate: "%{x:,}: %{y:.1%}<extra></extra>" }));
+  return Plotly.react("chart-progress", traces, look({ showlegend: traces.length > 1,
+    xaxis: { title: { text: bySpent ? safe(data.progress[0].unit) : "trials trained" } },
+    yaxis: { title: { text: "share of the final hypervolume" }, tickformat: ".0%", rangemode: "tozero" } }), settings);
+}
+
+// Blues by size, so that lines of the front can be told apart.
+function shade(number) {
+  const place = front.findIndex((trial) => trial.number === number);
+  const share = front.length < 2 ? 1 : place / (front.length - 1);
+  return `hsl(210, 80%, ${isDark.matches ? 40 + 40 * share : 68 - 38 * share}%)`;
+}
+
+function drawCurves() {
+  const kinds = { stopped: [color("faint"), 1, "stopped early"], front: [color("accent"), 1.6, "front"], baseline: [color("base"), 2.4, "multi-head baseline"] };
+  const named = new Set();
+  const traces = data.curves.map((curve) => {
+    const [fill, width, name] = kinds[curve.kind];
+    const first = !named.has(curve.kind);
+    named.add(curve.kind);
+    const own = curve.kind === "front" ? shade(curve.number) : fill;
+    return { x: curve.updates, y: curve.values, mode: curve.updates.length > 1 ? "lines" : "markers", name, legendgroup: name, showlegend: first,
+      line: { color: own, width }, marker: { color: own }, hovertemplate: `trial ${curve.number}: %{y:.4f} after %{x:,} updates<extra></extra>` };
+  });
+  const isLog = byId("curves-log").checked, ends = curvesEnd();
+  const range = byId("curves-end").checked && ends ? ends.map((end) => isLog ? Math.log10(end) : end) : undefined;
+  return Plotly.react("chart-curves", traces, look({ xaxis: { title: { text: "updates" } },
+    yaxis: { title: { text: safe(data.quality) }, type: isLog ? "log" : "linear", ...(range ? { range } : {}) } }), settings);
+}
+
+// What the last third of the updates spans in y, without the trials that were stopped.
+function curvesEnd() {
+  const kept = data.curves.filter((curve) => curve.kind !== "stopped");
+  const last = Math.max(...kept.map((curve) => curve.updates.at(-1)));
+  const values = kept.flatMap((curve) => curve.values.filter((_, index) => curve.updates[index] >= 2 * last / 3));
+  if (values.length < 2) return null;
+  const [low, high] = [Math.min(...values), Math.max(...values)], slack = 0.05 * (high - low || Math.abs(high));
+  return low - slack > 0 || low <= 0 ? [low - slack, high + slack] : [low, high + slack];
+}
+
+function drawParallel() {
+  const rows = trained.filter((trial) => !selected || selected.has(trial.number)).sort((a, b) => a.on_front - b.on_front);
+  const named = new Map();  // no two schemes share a label
+  for (const [scheme, short] of Object.entries(data.initials)) named.set(scheme, [...named.values()].includes(short) ? scheme : short);
+  byId("initials").textContent = [...named].map(([scheme, short]) => `${short}: ${scheme}`).join(", ");
+  const dimensions = [...data.costs.map((cost) => ({ label: safe(cost.words), values: rows.map((trial) => trial.costs[cost.name]) })),
+    { label: safe(data.loss), values: rows.map((trial) => trial.loss) }];
+  for (const unit of data.units) {
+    const schemes = rows.map((trial) => schemeOf(trial, unit)), names = [...new Set(schemes)].filter(Boolean).sort();
+    dimensions.push({ label: safe(unit.label), values: schemes.map((scheme) => names.indexOf(scheme)),
+      tickvals: names.map((_, index) => index), ticktext: names.map((scheme) => safe(named.get(scheme))) });
+  }
+  return Plotly.react("chart-parallel", [{ type: "parcoords", dimensions, labelside: "top", unselected: { line: { opacity: 0.05 } },
+    line: { color: rows.map((trial) => Number(trial.on_front)), cmin: 0, cmax: 1, colorscale: [[0, color("faint")], [1, color("accent")]], showscale: false },
+    tickfont: { size: 12, color: color("ink") }, labelfont: { size: 12, color: color("ink") }, rangefont: { size: 11, color: color("soft") } }],
+  look({ margin: { l: 70, r: 50, t: 50, b: 20 } }), settings);
+}
+
+// Below a chart: its size again, and files of it.
+function tools(id) {
+  const line = make("p", undefined, { class: "tools" }), name = id.replace("chart-", "");
+  const add = (text, act) => {
+    const button = make("button", text, { type: "button", "aria-label": `${text}, ${name}` });
+    button.addEventListener("click", act);
+    line.append(button, " ");
+  };
+  if (id !== "chart-parallel") add("reset zoom", () => Plotly.relayout(id, { "xaxis.autorange": true, "yaxis.autorange": true }));
+  for (const format of ["png", "svg"])
+    add(format.toUpperCase(), () => Plotly.downloadImage(id, { format, filename: name, scale: format === "png" ? 2 : 1 }));
+  return line;
+}
+
+const redrawn = [];
+const charts = [["chart-front", drawFront, ["front-x", "front-y", "front-color", "front-drag", "front-x-log", "front-y-log"]],
+  ["chart-progress", drawProgress, ["progress-x"]], ["chart-curves", drawCurves, ["curves-log", "curves-end"]], ["chart-parallel", drawParallel, []]];
+// Where most plans mix schemes, their order tells more than one common mark.
+if (trained.filter((trial) => trial.scheme === "several schemes").length > trained.length / 2) byId("front-color").value = "order";
+for (const [id, draw, controls] of charts) {
+  const place = byId(id);
+  if (!place) continue;
+  let drawn = false;
+  const now = () => { drawn = true; startLibrary(); draw(); };
+  const once = () => { if (!drawn && place.offsetParent) now(); };
+  redrawn.push(() => { if (drawn) draw(); });
+  (place.closest(".scroll") || place).after(tools(id));
+  new IntersectionObserver((entries, observer) => {
+    if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); setTimeout(once); }
+  }, { rootMargin: "300px" }).observe(place);
+  window.addEventListener("beforeprint", once);
+  for (const control of controls) byId(control).addEventListener("change", now);
+}
+const redraw = () => redrawn.forEach((draw) => draw());
+isDark.addEventListener("change", redraw);
+matchMedia("(max-width: 699px)").addEventListener("change", redraw);
