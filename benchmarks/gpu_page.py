@@ -24,7 +24,7 @@ SEARCHED = {
     "plan": "plan",
     "cost": "total parameters",
     "cost_change": "change",
-    "effective_cost": "of them effective",
+    "effective_cost": "effective parameters",
     "loss": "nll_loss",
     "loss_change": "change",
     "seconds": "seconds",

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nas_attn.analysis.comparison import Comparison, ComparisonRow
+from nas_attn.analysis.searches import RunSummary, point_of
 from nas_attn.errors import UsageError
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
 from nas_attn.report.tables import write_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which people with any colour vision can distinguish, without the yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -119,6 +124,7 @@ def _write_figure(comparison: Comparison, folder: Path) -> None:
             markersize=5.5,
             label=_label(search.name),
         )
+        _add_marks(axes, search, color, marks_baseline=not turn)
     better = " (higher is better)" if objectives.maximise else ""
     axes.set_xlabel(cost_words(objectives.primary_cost))
     axes.set_ylabel(f"validation {objectives.metric}{better}".replace("$", r"\$"))
@@ -127,6 +133,27 @@ def _write_figure(comparison: Comparison, folder: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     save_figure(figure, folder, "compare")
+
+
+def _add_marks(axes: Axes, search: RunSummary, color: str, *, marks_baseline: bool) -> None:
+    """Standard errors of a front, where they are known, and the baseline of the first search."""
+    noise, best = search.trials.noise, set(search.front)
+    if noise is not None:
+        points = [trial for trial in search.trained if point_of(trial) in best]
+        errors = [noise.at(trial.loss or 0.0).error for trial in points]
+        costs, losses = [trial.cost for trial in points], [trial.loss for trial in points]
+        axes.errorbar(costs, losses, yerr=errors, fmt="none", ecolor=color, capsize=2, lw=0.9)
+    if marks_baseline and search.baseline is not None:
+        axes.scatter(
+            [search.baseline.cost],
+            [search.baseline.loss],
+            s=90,
+            marker="D",
+            facecolors="none",
+            edgecolors="black",
+            zorder=3,
+            label="multi-head baseline",
+        )
 
 
 def _label(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from nas_attn.analysis.trials import Trials
 from nas_attn.report.formatting import cost_words, loss_change_text, mark_text, percent_text
 from nas_attn.report.rendering import render_latex
@@ -9,7 +11,8 @@ from nas_attn.report.rendering import render_latex
 
 def latex_table(trials: Trials) -> str:
     """A tabular of the front, what is within its noise and the baseline, each marked as such; it
-    needs the package booktabs.
+    needs the package booktabs. After a loss stands the standard error of trials of such a loss,
+    where it is known.
 
     Args:
         trials: Trials of the study.
@@ -24,6 +27,7 @@ def latex_table(trials: Trials) -> str:
                 "cost": f"{row['cost']:,}",
                 "cost_change": percent_text(row),
                 "loss": f"{row['loss']:.4f}",
+                "noise": "" if pd.isna(row["noise"]) else f"{row['noise']:.4f}",
                 "loss_change": loss_change_text(row),
             }
         )

@@ -65,7 +65,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    codes, progress, shown = _codes(trials), progress_of(trials), _shown(trials)
+    codes, progress, shown = _codes(trials), progress_of(trials), _shown(trials, context)
     searched, confirmed = changes_of(trials, context.confirmed)
     answer = smallest_good(trials, searched, confirmed)
     made = PageParts(
@@ -218,10 +218,11 @@ def _failed(trials: Trials) -> list[TrialRecord]:
     return [trial for trial in trials if trial.state.name == "FAIL" and trial.uses_budget]
 
 
-def _shown(trials: Trials) -> list[TrialRecord]:
-    """The front, the baseline, and as many of the others as the page holds, the last first."""
-    on_front = {trial.number for trial in trials.front}
-    kept = {t.number for t in trials if t.number in on_front or t.is_baseline}
+def _shown(trials: Trials, context: ReportContext) -> list[TrialRecord]:
+    """The front, the baseline, what was confirmed, and as many of the others as the page holds,
+    the last first."""
+    named = {trial.number for trial in trials.front} | {row["trial"] for row in context.confirmed}
+    kept = {t.number for t in trials if t.number in named or t.is_baseline}
     others = [trial.number for trial in trials if trial.number not in kept]
     kept |= set(others[-MAX_ROWS:])
     return [trial for trial in trials if trial.number in kept]

@@ -25,7 +25,7 @@ from nas_attn.report.pictures import (
 from nas_attn.report.rendering import latex_text
 from tests.helpers.fakes import BASELINE, OBJECTIVES
 from tests.helpers.reports import context
-from tests.helpers.searched import searched_trials
+from tests.helpers.searched import searched_trials, seeded
 
 HALF = AttentionChoice.of("collaborative", num_value_heads=4, shared_dim=32)
 QUERIES = AttentionChoice.of("grouped_query", num_groups=2)
@@ -152,6 +152,13 @@ def test_the_latex_table_marks_what_is_not_on_the_front(trials: Trials) -> None:
     text = latex_table(found)
     assert "multi-head (baseline, dominated) &" in text
     assert text.count("dominated") == 1
+    assert "Change of cost & loss & Change of loss" in text
+
+
+def test_the_latex_table_has_true_minus_signs_and_errors(trials: Trials) -> None:
+    found = Trials([seeded(trials[0], 100, 2.0, 2.2), seeded(trials[1], 80, 1.8, 2.0)], OBJECTIVES)
+    text = latex_table(found)
+    assert r"80 & $-20.0\%$ & 1.9000 $\pm$ 0.1000 & $-0.2000$ \\" in text
 
 
 def test_latex_takes_any_text() -> None:

@@ -130,10 +130,46 @@ def test_a_confirmation_has_its_table(trials: Trials, tmp_path: Path) -> None:
     confirmed = confirmed_trials(trials)
     about = replace(context(), confirmed=confirmation_rows(confirmed, {}))
     page = write_report(confirmed, about, tmp_path)
-    assert "with 3 seeds that the search did not use" in page.read_text()
+    text = page.read_text()
+    assert "with 3 seeds that the search did not use, and evaluated on\nthe test set" in text
+    assert "no clear difference" in text and "<td>noise</td>" not in text
     table = pd.read_csv(tmp_path / "confirmed.csv")
     assert list(table["score"]) == ["validation loss", "test bleu"] * 3
     assert list(table["baseline"]) == [False] * 4 + [True] * 2
+
+
+def test_a_confirmation_reaches_the_first_screen(trials: Trials, tmp_path: Path) -> None:
+    confirmed = confirmed_trials(trials)
+    numbers = {trial.plan: trial.number for trial in trials if trial.plan is not None}
+    rows = confirmation_rows(confirmed, numbers)
+    about = replace(context(), study=("my.yaml",), confirmed=rows)
+    page = write_report(trials, about, tmp_path)
+    text = " ".join(page.read_text().split())
+    # Trial 1 is worse by 0.1 with every seed, so sure; trial 2 has the baseline's very losses.
+    assert ">2</button> is the smallest model not clearly worse" in text
+    assert "loss +0.0000 (95&nbsp;% interval +0.0000 to +0.0000)" in text
+    assert "Confirmed by 3 seeds" in text and "Not confirmed yet" not in text
+    data = page_data(page)
+    assert data["answer"] == 2
+    assert data["confirmed"]["1"]["change"] == pytest.approx(0.1)
+    replayed = replace(about, confirmed=[row for row in rows if "test" not in row["score"]])
+    assert "the test set" not in write_report(trials, replayed, tmp_path).read_text()
+    unconfirmed = write_report(trials, replace(about, confirmed=[]), tmp_path).read_text()
+    assert '<code id="confirm-command">nas-attn confirm my.yaml</code>' in unconfirmed
+
+
+def test_replayed_trainings_offer_no_command(trials: Trials, tmp_path: Path) -> None:
+    page = write_report(trials, replace(context(), settings={"replay": {}}), tmp_path)
+    assert not any(page_data(page)["commands"].values())
+    assert any(page_data(write_report(trials, context(), tmp_path))["commands"].values())
+
+
+def test_failures_are_grouped_by_reason(trials: Trials, tmp_path: Path) -> None:
+    failed = next(trial for trial in trials if trial.state.name == "FAIL")
+    others = [replace(failed, number=100 + n) for n in range(2)]
+    text = write_report(Trials([*trials, *others], OBJECTIVES), context(), tmp_path).read_text()
+    assert text.count('<td class="number">3</td>') == 1
+    assert 'data-trial="101"' in text
 
 
 def test_an_agreement_has_its_table(trials: Trials, tmp_path: Path) -> None:
