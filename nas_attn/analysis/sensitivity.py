@@ -147,8 +147,7 @@ class SensitivityFindings:
             square = f" + {self.validity.bend:.2f} x^2" if self.validity.bend else ""
             text += (
                 f" Predictions x are corrected to {self.validity.scale:.2f} x{square}, which keeps "
-                f"their order and leaves {self.validity.left:.0%} (median, of a plan that was left "
-                "out)."
+                f"their order; median leave-one-out error {self.validity.left:.0%}."
             )
         if self.scores:
             text += f" {self._scores_text()}"

@@ -9,8 +9,9 @@ function startLibrary() {
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const isDark = matchMedia("(prefers-color-scheme: dark)");
+const onDark = () => isDark.matches && !document.documentElement.classList.contains("printing");
 // Viridis, whose dark end would be lost on a dark page.
-const ramp = () => isDark.matches ? [[0, "#7f8cff"], [0.5, "#2fb5a5"], [1, "#fde725"]] : "Viridis";
+const ramp = () => onDark() ? [[0, "#7f8cff"], [0.5, "#2fb5a5"], [1, "#fde725"]] : "Viridis";
 const narrow = () => window.innerWidth < 700;
 // On a phone the legend is below the title of the x axis, else above the chart.
 function look(more = {}) {
@@ -141,7 +142,7 @@ function drawProgress() {
 function shade(number) {
   const place = front.findIndex((trial) => trial.number === number);
   const share = front.length < 2 ? 1 : place / (front.length - 1);
-  return `hsl(210, 80%, ${isDark.matches ? 40 + 40 * share : 68 - 38 * share}%)`;
+  return `hsl(210, 80%, ${onDark() ? 40 + 40 * share : 68 - 38 * share}%)`;
 }
 
 function drawCurves() {
@@ -223,5 +224,9 @@ for (const [id, draw, controls] of charts) {
   for (const control of controls) byId(control).addEventListener("change", now);
 }
 const redraw = () => redrawn.forEach((draw) => draw());
+// Paper is light, whatever the screen is.
+const paint = (isPrinting) => { document.documentElement.classList.toggle("printing", isPrinting); if (isDark.matches) redraw(); };
+window.addEventListener("beforeprint", () => paint(true));
+window.addEventListener("afterprint", () => paint(false));
 isDark.addEventListener("change", redraw);
 matchMedia("(max-width: 699px)").addEventListener("change", redraw);
