@@ -141,12 +141,13 @@ def _add_marks(axes: Axes, search: RunSummary, color: str, *, marks_baseline: bo
     if noise is not None:
         points = [trial for trial in search.trained if point_of(trial) in best]
         errors = [noise.at(trial.loss or 0.0).error for trial in points]
-        costs, losses = [trial.cost for trial in points], [trial.loss for trial in points]
+        costs = [float(trial.cost or 0) for trial in points]
+        losses = [trial.loss or 0.0 for trial in points]
         axes.errorbar(costs, losses, yerr=errors, fmt="none", ecolor=color, capsize=2, lw=0.9)
     if marks_baseline and search.baseline is not None:
         axes.scatter(
-            [search.baseline.cost],
-            [search.baseline.loss],
+            [float(search.baseline.cost or 0)],
+            [search.baseline.loss or 0.0],
             s=90,
             marker="D",
             facecolors="none",

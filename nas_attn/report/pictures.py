@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.registry import SCHEMES
@@ -153,6 +154,7 @@ def plan_picture(
     return rows
 
 
+@cache  # to build a module takes milliseconds, and a page has thousands of cells
 def _share(choice: AttentionChoice, shape: SiteShape | None) -> float:
     if shape is None:
         return 1.0
