@@ -70,7 +70,9 @@ def _import_fairseq() -> None:
 
 def figures() -> dict[str, Path]:
     """Figures of studies by their path in the site."""
-    found = sorted((ROOT / "studies").glob("*/*.svg"))
+    found = sorted(
+        path for kind in ("svg", "png") for path in (ROOT / "studies").glob(f"*/*.{kind}")
+    )
     return {f"studies/{path.parent.name}/{path.name}": path for path in found}
 
 
