@@ -46,8 +46,8 @@ class ConfigError(NasAttnError):
         self.source = source
         self.faults = tuple(faults)
         lines = "\n".join(f"  {fault}" for fault in self.faults)
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__(f"{source} has {count}; nothing was started:\n{lines}")
+        count = "1 error" if len(self.faults) == 1 else f"{len(self.faults)} errors"
+        super().__init__(f"{source}: {count}\n{lines}")
 
 
 class MissingExtraError(NasAttnError, ImportError):

@@ -9,6 +9,9 @@ from typing import Any
 
 from nas_attn.errors import TrialFileError
 
+JOURNAL = "journal.log"
+"""File of a run folder that holds the record of its study."""
+
 
 def read_bytes(path: Path, most: int) -> bytes | None:
     """A file; None if it is not there.

@@ -109,8 +109,10 @@ def test_spaces_and_check(tmp_path: Path, tiny_translation: PreparedData) -> Non
                  "--decoder-attention-heads=3")  # fmt: skip
     assert re.search(r"reduced_key +- +- +-", narrow)
     assert re.search(r"multi_query +2 ", narrow)
-    assert "no architecture of the plugin" in run("spaces", "--arch", "lstm", status=1)
-    assert "27 plans; 3 trials" in run("check", str(write(tmp_path, tiny_translation.folder)))
+    assert "unknown architecture multi_head_lstm" in run("spaces", "--arch", "lstm", status=1)
+    assert "27 plans; 3 trials x 1 seed = 3 trainings" in run(
+        "check", str(write(tmp_path, tiny_translation.folder))
+    )
 
 
 @pytest.mark.slow
@@ -316,7 +318,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on(
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=30)
     assert driver.returncode == 130
-    assert "the same command goes on" in output
+    assert "run the same command again to resume" in output
     assert "report:" in run(*arguments)
 
 

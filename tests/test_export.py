@@ -107,7 +107,7 @@ def test_nothing_within_a_budget() -> None:
 
 def test_trials_that_are_not_trained() -> None:
     assert trial_with_number(TRIALS, 3).number == 3
-    with pytest.raises(UsageError, match="no trial 9; trained are 0, 1, 2, 3, 4"):
+    with pytest.raises(UsageError, match="no trial 9; trained trials: 0, 1, 2, 3, 4"):
         trial_with_number(TRIALS, 9)
     with pytest.raises(UsageError, match="trial 5 repeats trial 4: take --trial 4"):
         trial_with_number(TRIALS, 5)

@@ -51,13 +51,13 @@ def bench_attention(
         ),
     ] = False,
     causal: Annotated[bool, typer.Option(help="Attend to earlier positions only.")] = False,
-    embed_dim: Annotated[int, typer.Option(min=1, help="Width.")] = 512,
-    num_heads: Annotated[int, typer.Option(min=1, help="Heads.")] = 8,
+    embed_dim: Annotated[int, typer.Option(min=1, help="Embedding dimension.")] = 512,
+    num_heads: Annotated[int, typer.Option(min=1, help="Number of heads.")] = 8,
     threads: Annotated[
         int, typer.Option(min=1, help="PyTorch's threads. With one, CPU time is taken.")
     ] = 1,
-    device: Annotated[Device, typer.Option(help="Device.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Type of the numbers.")] = "float32",
+    device: Annotated[Device, typer.Option(help="Device to time on.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Data type.")] = "float32",
     seconds: Annotated[
         float,
         typer.Option(
@@ -65,7 +65,7 @@ def bench_attention(
         ),
     ] = 20.0,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where tables and the figure go.")
+        Path, typer.Option(metavar="DIR", help="Output folder of tables and figure.")
     ] = Path("runs/bench"),
 ) -> None:
     """Time every attention scheme against torch's and fairseq's own attention.
@@ -136,20 +136,19 @@ def bench_fairseq(
     training_rounds: Annotated[
         int, typer.Option(min=1, help="Times that everything is trained, a few updates each.")
     ] = 3,
-    beam: Annotated[int, typer.Option(min=1, help="Hypotheses of a sentence.")] = 5,
+    beam: Annotated[int, typer.Option(min=1, help="Beam size.")] = 5,
     length: Annotated[int, typer.Option(min=1, help="Tokens of every translation.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="PyTorch's threads.")] = 2,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where checkpoints, logs and fairseq.csv go.")
+        Path,
+        typer.Option(metavar="DIR", help="Output folder of checkpoints, logs and fairseq.csv."),
     ] = Path("runs/bench-fairseq"),
 ) -> None:
     """Time fairseq-train and fairseq-generate with every scheme against stock fairseq.
 
     Models are hardly trained and translations equally long. A number is the speed over that of
     fairseq's own Transformer of the same size: above 1 is faster. A Transformer of base size takes
-    about a minute a scheme and round on two cores. Every other flag goes to fairseq-train:
-
-    nas-attn bench fairseq data-bin/my_data --max-tokens 1024 --share-all-embeddings
+    about a minute per scheme and round on two cores. Every other flag goes to fairseq-train.
     """
     from nas_attn.benchmark.commands import Commands
     from nas_attn.cli.tables import speeds_table

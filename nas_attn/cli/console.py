@@ -49,7 +49,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the command in order, which says that it can go on.
+    """Ctrl-C or SIGTERM ends the command in order, which says how to resume.
 
     Raises:
         typer.Exit: With status 130.
@@ -58,5 +58,5 @@ def resumable() -> Iterator[None]:
         with interruptible():
             yield
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where this one stopped")
+        console.print("interrupted; run the same command again to resume")
         raise typer.Exit(130) from None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from rich.live import Live
 
 from nas_attn.cli.console import console, interruptible, say
+from nas_attn.cli.loudness import is_quiet, is_verbose
 from nas_attn.cli.parts import plain
 from nas_attn.cli.screens import SearchDisplay, rate_text, status_line
 from nas_attn.cli.screens import status_screen as screen_of
@@ -27,7 +28,10 @@ QUIET = logging.getLogger("nas_attn.engine.loop")
 
 
 class TerminalEvents(LogEvents):
-    """A live display on a terminal; elsewhere lines, and at the end what it would show."""
+    """A live display on a terminal; elsewhere lines, and at the end what it would show.
+
+    Quiet, nothing but failures.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,13 +40,16 @@ class TerminalEvents(LogEvents):
         self._level = logging.NOTSET
 
     def on_message(self, text: str) -> None:
-        say(text)
+        if not is_quiet():
+            say(text)
 
     def on_failure(self, trial: TrialRecord) -> None:
         say_failure(trial)
 
     def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
         super().on_start(run, snapshot)
+        if is_quiet():
+            return
         self._display = SearchDisplay(
             run.title,
             run.objectives,
@@ -53,7 +60,7 @@ class TerminalEvents(LogEvents):
         self._display.update(snapshot)
         if console.is_terminal:
             self._level = QUIET.level
-            QUIET.setLevel(logging.WARNING)
+            QUIET.setLevel(logging.NOTSET if is_verbose() else logging.WARNING)
             self._live = Live(self._display, console=console, refresh_per_second=2)
             self._live.start()
 

@@ -1,56 +1,151 @@
-"""The `nas-attn` command: its commands, its logging, and its exit statuses."""
+"""The `nas-attn` command: its commands, its logging, and its exit statuses.
+
+Exit statuses:
+    0: Done; also after --help and --version.
+    1: It failed, or what is there does not suffice: no search has run, a training failed, a file
+        or a checkpoint is missing, `proposals --check` and `sensitivity` came to a no.
+    2: Refused before anything was started: an unknown command or option, no command at all, a study
+        with errors, a request that cannot be met.
+    130: Interrupted by Ctrl-C or SIGTERM; the same command run again resumes.
+"""
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.logging import RichHandler
 
+from nas_attn import __version__
 from nas_attn._deprecated import FormerNameWarning
 from nas_attn.cli import bench_commands, model_commands, search_commands, study_commands
 from nas_attn.cli.console import console, say_error
+from nas_attn.cli.loudness import QuietOption, VerboseOption, silence_packages
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.masking import MaskingFilter, hide_typed, mask_tracebacks, replace_typed
 
+EXIT_STATUSES = (
+    "Exit status: 0 done; 1 failed, or the answer is no; 2 refused, nothing was started; "
+    "130 interrupted, run the same command again to resume."
+)
 app = typer.Typer(
     name="nas-attn",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Search for attention schemes that share weights among heads: give a fairseq training and "
     "a budget, get the Pareto front of loss against parameters.",
-    epilog="Begin with: nas-attn search demo",
+    epilog=f"Begin with: nas-attn search demo\n\n{EXIT_STATUSES}",
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, on this machine.")
-app.add_typer(bench, name="bench")
 FLAGS_OF_FAIRSEQ = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Of commands that hand unknown flags on."""
 
-app.command()(search_commands.search)
-app.command()(search_commands.confirm)
-app.command()(search_commands.sensitivity)
-app.command()(study_commands.proposals)
-app.command()(study_commands.report)
-app.command()(study_commands.status)
-app.command()(study_commands.check)
-app.command(context_settings=FLAGS_OF_FAIRSEQ)(study_commands.spaces)
-app.command()(model_commands.doctor)
-app.command(context_settings=FLAGS_OF_FAIRSEQ)(model_commands.count)
-app.command()(model_commands.prepare)
-app.command()(study_commands.repair)
-app.command()(model_commands.prune)
-app.command()(model_commands.convert)
-app.command("plugin-dir")(model_commands.plugin_dir)
-app.command()(study_commands.export)
-app.command()(study_commands.compare)
-bench.command("attention")(bench_commands.bench_attention)
-bench.command("fairseq", context_settings=FLAGS_OF_FAIRSEQ)(bench_commands.bench_fairseq)
+PANELS = START, RUN, LOOK, MODELS, TOOLS = "Start", "Run", "Look", "Models", "Tools"
+"""Groups of commands in the help, in this order."""
+
+
+class Command(NamedTuple):
+    """A command of the command line.
+
+    Args:
+        name: Name that users type.
+        panel: Group of commands in the help.
+        function: Function that runs it.
+        example: Arguments of an example.
+    """
+
+    name: str
+    panel: str
+    function: Callable[..., None]
+    example: str
+
+
+COMMANDS = (
+    Command("spaces", START, study_commands.spaces, "--arch transformer_lm --decoder-layers 6"),
+    Command("check", START, study_commands.check, "my_study --set search.trials=40"),
+    Command("prepare", START, model_commands.prepare, "train.en train.de --out data-bin/my_data"),
+    Command("search", RUN, search_commands.search, "demo --workers 2"),
+    Command("confirm", RUN, search_commands.confirm, "demo --seeds 3"),
+    Command(
+        "sensitivity",
+        RUN,
+        search_commands.sensitivity,
+        "checkpoint_best.pt --data data-bin/my_data --limit cache_bytes=4k",
+    ),
+    Command("status", LOOK, study_commands.status, "demo --watch 10"),
+    Command("report", LOOK, study_commands.report, "runs/demo --out demo_report"),
+    Command("compare", LOOK, study_commands.compare, "my_study runs/my_other_study"),
+    Command("proposals", LOOK, study_commands.proposals, "demo --check"),
+    Command("export", MODELS, study_commands.export, "my_study --best-under 20M --out small_model"),
+    Command(
+        "convert",
+        MODELS,
+        model_commands.convert,
+        """checkpoint_best.pt --plan '{"decoder_self": "multi_query"}' --out shared.pt""",
+    ),
+    Command("prune", MODELS, model_commands.prune, "checkpoint_best.pt --out pruned.pt"),
+    Command(
+        "count",
+        MODELS,
+        model_commands.count,
+        "--arch collaborative_transformer_wmt_en_de --vocab 32768 --shared-dim 128",
+    ),
+    Command("doctor", TOOLS, model_commands.doctor, "--scheme multi_query --task translation"),
+    Command("repair", TOOLS, study_commands.repair, "my_study"),
+    Command("plugin-dir", TOOLS, model_commands.plugin_dir, ""),
+)
+BENCH_COMMANDS = (
+    Command("attention", TOOLS, bench_commands.bench_attention, "--scheme multi_query"),
+    Command("fairseq", TOOLS, bench_commands.bench_fairseq, "data-bin/my_data --max-tokens 1024"),
+)
+
+
+def _register(group: typer.Typer, commands: Sequence[Command], prefix: str) -> None:
+    for command in commands:
+        takes_flags = "context" in inspect.signature(command.function).parameters
+        group.command(
+            command.name,
+            help=_without_line_breaks(command.function),
+            rich_help_panel=command.panel,
+            epilog=f"Example: {prefix} {command.name} {command.example}".strip(),
+            context_settings=FLAGS_OF_FAIRSEQ if takes_flags else None,
+        )(command.function)
+
+
+def _without_line_breaks(function: Callable[..., None]) -> str:
+    """The docstring of a command, whose paragraphs a terminal breaks anew."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+_register(app, COMMANDS, "nas-attn")
+_register(bench, BENCH_COMMANDS, "nas-attn bench")
+app.add_typer(bench, name="bench", rich_help_panel=TOOLS)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"nas-attn {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
+    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Take the options that stand before a command's name."""
 
 
 def main() -> None:
@@ -69,8 +164,7 @@ def main() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskingFilter())
     _say_former_names()
-    for noisy in ("fairseq", "ray", "matplotlib", "torch", "httpx", "optuna"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    silence_packages()
     try:
         app()
     except (ConfigError, UsageError) as error:

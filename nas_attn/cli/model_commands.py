@@ -29,7 +29,7 @@ def doctor(
         typer.Option(help="Try this task only. Repeatable.", show_default="all"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Commands at a time.", show_default="CPUs")
+        int | None, typer.Option(min=1, help="Commands to run in parallel.", show_default="CPUs")
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep data, checkpoints and logs here.")
@@ -71,11 +71,9 @@ def count(
     arch: Annotated[
         str, typer.Option(help="Architecture, such as collaborative_transformer_wmt_en_de.")
     ],
-    vocab: Annotated[
-        int, typer.Option(help="Types of the (source) dictionary, specials included.")
-    ],
+    vocab: Annotated[int, typer.Option(help="Source vocabulary size, special tokens included.")],
     target_vocab: Annotated[
-        int | None, typer.Option(help="Types of the target dictionary if it is another one.")
+        int | None, typer.Option(help="Target vocabulary size, if it is another one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -84,10 +82,7 @@ def count(
     Effective parameters are all of them less attention's dead and redundant ones, which change
     nothing that the others could not.
 
-    Every other flag goes to fairseq, so a model is described as for fairseq-train:
-
-    nas-attn count --arch collaborative_transformer_wmt_en_de --vocab 32768
-    --share-all-embeddings --shared-dim 128
+    Every other flag goes to fairseq, so a model is described as for fairseq-train.
     """
     from nas_attn.fairseq_tools.models import count_architecture
 
@@ -118,7 +113,7 @@ def prepare(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the data set goes (for files).")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set (for files).")
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="SentencePiece pieces.")] = 8000,
     subword: Annotated[Subword, typer.Option(help="Kind of SentencePiece model.")] = "bpe",
@@ -171,7 +166,7 @@ def prune(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of a training with the plugin.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the smaller checkpoint goes.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File of the smaller checkpoint.")],
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -232,7 +227,7 @@ def convert(
             "leaves out stay as they are.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the new checkpoint goes.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File of the new checkpoint.")],
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -246,7 +241,7 @@ def convert(
     ] = True,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Convert also to schemes that cannot inherit trained heads."),
+        typer.Option("--force", help="Allow target schemes that cannot reuse trained heads."),
     ] = False,
     mean_pool: Annotated[
         bool,
@@ -272,9 +267,7 @@ def convert(
         ),
     ] = False,
     means: Annotated[bool, typer.Option("--means", hidden=True)] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Write over a file that is there.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Turn a trained checkpoint into one with another attention plan.
 

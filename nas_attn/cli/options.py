@@ -15,8 +15,21 @@ from nas_attn.literals import parse_count
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
+
+def complete_study(incomplete: str) -> list[str]:
+    """Names of studies that begin so: shipped ones, files and run folders of the current folder."""
+    from nas_attn.study.shipped import known_studies
+
+    return [name for name in known_studies() if name.startswith(incomplete)]
+
+
 StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="A study: its file, the name of a shipped one or of NAME.yaml, or a run folder.",
+        autocompletion=complete_study,
+    ),
 ]
 SetOption = Annotated[
     list[str],

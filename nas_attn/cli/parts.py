@@ -60,7 +60,7 @@ class Screen:
             else:
                 left_out.append(name)
         if left_out:
-            yield Text(f"no lines left for: {', '.join(left_out)}", style="dim")
+            yield Text(f"window too short: {', '.join(left_out)} hidden", style="dim")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ class SearchDisplay:
             f"{len(snapshot.running)} running"
             + (f", {snapshot.elsewhere} elsewhere" if snapshot.elsewhere else ""),
             Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else ""),
-            f"{duration(time.time() - self.started)} gone",
+            f"{duration(time.time() - self.started)} elapsed",
             f"about {duration(left)} left" if left and snapshot.over < snapshot.budget else "",
         )
         return grid
@@ -156,9 +156,9 @@ def status_line(status: Status) -> str:
 
 
 def rate_text(status: Status) -> str:
-    """How many drivers live, how fast trials end, and how long those that are left will take."""
+    """How many drivers are active, how fast trials end, and how long the rest will take."""
     rate, left, drivers = status.trials_an_hour, status.seconds_left, len(status.drivers)
-    texts = [f"{drivers or 'no'} {'driver lives' if drivers < 2 else 'drivers live'}"]
+    texts = [f"{drivers or 'no'} {'driver' if drivers < 2 else 'drivers'} active"]
     if rate is not None:
         texts.append(f"{rate:,.0f} trials an hour" if rate >= 100 else f"{rate:.3g} trials an hour")
     if left is not None:
@@ -203,7 +203,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
     columns = (
         "trial",
         words(objectives.primary_cost),
-        "begun ago",
+        "running for",
         "updates",
         words(objectives.metric),
         *(["GPUs"] if has_gpus else []),

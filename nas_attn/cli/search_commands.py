@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas_attn.cli.console import console, resumable, say
+from nas_attn.cli.loudness import QuietOption, VerboseOption
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
 from nas_attn.engine.config import FurtherMetric, PredictedCost, Scores
 
@@ -29,7 +30,7 @@ def search(
         str | None,
         typer.Option(help="Address of a running Ray cluster, such as auto; implies ray."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials to run in parallel.")] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -39,14 +40,18 @@ def search(
             "environment variable that holds it.",
         ),
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials, the baseline included.")
+    ] = None,
     runs: RunsOption = Path("runs"),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Run a study's search, or resume it.
+    """Run or resume a study.
 
     Trains the multi-head baseline first, then plans proposed by the study's sampler, and writes the
-    report. Stop it at any time with Ctrl-C: the same command goes on where it stopped, trainings in
-    progress included, and nothing that is finished runs again. Started several times at once, also
+    report. Stop it at any time with Ctrl-C: the same command resumes it, trainings in progress
+    included, and nothing that is finished runs again. Started several times at once, also
     on several machines that share a storage and the run folder, the drivers share the work; a
     driver that dies loses its trials to the others.
     """
@@ -80,15 +85,17 @@ def confirm(
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials to run in parallel.")] = None,
     runs: RunsOption = Path("runs"),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Train the front's points and the baseline again, with fresh seeds, and open the test split.
+    """Train the front and the baseline again with fresh seeds; evaluate them on the test set.
 
     A search picks what looked best on the validation split, which flatters it. Here nothing is
     picked any more: every point is trained from nothing to its end, with seeds that the search did
-    not use, and the study's loss and BLEU are measured on the test split, which nothing else reads.
-    It goes on where it was interrupted, and more seeds can be asked for later.
+    not use, and the study's loss and BLEU are measured on the test set, which nothing else reads.
+    Run it again to resume; more seeds can be asked for later.
     """
     from nas_attn import api
     from nas_attn.cli.live import TerminalEvents, say_failure
@@ -131,7 +138,7 @@ def sensitivity(
     cost: Annotated[
         PredictedCost | None,
         typer.Option(
-            help="What plans are to save.",
+            help="Cost to minimise.",
             show_default="the study's first cost; for a checkpoint attention",
         ),
     ] = None,
@@ -141,12 +148,12 @@ def sensitivity(
             min=0, help="Plans, half of them random and half predicted, to test predictions on."
         ),
     ] = 40,
-    points: Annotated[int, typer.Option(min=2, help="Plans that are recommended.")] = 8,
+    points: Annotated[int, typer.Option(min=2, help="Number of plans to recommend.")] = 8,
     max_schemes: Annotated[
-        int | None, typer.Option(min=1, help="Schemes in a plan at most.")
+        int | None, typer.Option(min=1, help="Maximum number of schemes in a plan.")
     ] = None,
     keep_first_layer: Annotated[
-        bool, typer.Option("--keep-first-layer", help="Leave the first layer of each site.")
+        bool, typer.Option("--keep-first-layer", help="Keep the first layer of each site as it is.")
     ] = False,
     limit: Annotated[
         list[str] | None,
@@ -192,8 +199,12 @@ def sensitivity(
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Plans at a time.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Plans to measure in parallel.")
+    ] = None,
     runs: RunsOption = Path("runs"),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Predict the front over all plans of a space from one trained baseline.
 
@@ -202,12 +213,8 @@ def sensitivity(
     loss. Such changes nearly add up, so the best plan at every size is found exactly. Whether they
     do is tested on plans that change everything at once; where not, nothing is recommended.
 
-    A study that has not been searched trains its baseline first. It goes on where it was
-    interrupted, and nothing is measured twice.
-
-    nas-attn sensitivity checkpoint_best.pt --data data-bin/my_data
-
-    nas-attn sensitivity demo --limit cache_bytes=256 --second-cost cache_bytes
+    A study that has not been searched trains its baseline first. Run the same command again to
+    resume; nothing is measured twice.
 
     The run folder of a checkpoint is named after its folder and file and a digest of its content;
     with --space, files go to a folder named after the space.

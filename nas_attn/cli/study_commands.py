@@ -49,7 +49,9 @@ def report(
     study: StudyArgument,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to; the run folder's report/ if left out."),
+        typer.Option(
+            metavar="DIR", help="Output folder.", show_default="report/ in the run folder"
+        ),
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
@@ -70,8 +72,8 @@ def status(
         typer.Option(
             min=1,
             metavar="SECONDS",
-            help="Look again every so many seconds, until Ctrl-C. Where there is no terminal, a "
-            "line is printed whenever a count has changed.",
+            help="Refresh every SECONDS, until Ctrl-C. Where there is no terminal, a line is "
+            "printed whenever a count has changed.",
         ),
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
@@ -99,16 +101,15 @@ def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  ty
 
     loaded = api.load(study, set_)
     config = loaded.config
-    search = config.search
+    search, seeds = config.search, len(config.training.seeds)
     if search.strategy == "sensitivity":
         proposed = "strategy sensitivity"
     else:
         startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
         proposed = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
     say(
-        f"{config.name}: {loaded.space.size:,} plans; {search.trials} trials, "
-        f"{len(config.training.seeds)} seed(s) each, are "
-        f"{search.trials * len(config.training.seeds)} trainings; {proposed}"
+        f"{config.name}: {loaded.space.size:,} plans; {search.trials} trials x "
+        f"{seeds} seed{'' if seeds == 1 else 's'} = {search.trials * seeds} trainings; {proposed}"
     )
     if config.data.folder.is_dir():
         loaded.check_limits()
@@ -167,13 +168,11 @@ def export(
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Write a folder with a trained model that can be used, and given away.
+    """Write a self-contained folder with a trained model, to use or share.
 
     It holds the best checkpoint of the trial's first seed (without heads that were voted out,
     optimiser state and paths of this machine), the plan, the dictionaries and the SentencePiece
     model, and a README.md with fairseq's commands, which work wherever the folder lies.
-
-    nas-attn export my_study --best-under 20M --out small_model
     """
     from nas_attn import api
 
@@ -203,7 +202,7 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where compare.csv, .md, .png and .svg go.")
+        Path, typer.Option(metavar="DIR", help="Output folder of compare.csv, .md, .png and .svg.")
     ] = Path("runs/compare"),
     reference: Annotated[
         str | None,
@@ -222,8 +221,6 @@ def compare(
     All are measured up to one reference. Ratios to the first study come with a 95 % interval by
     bootstrap: of the noise over seeds where every study has several, else of single trials. What it
     covers is printed with it. Studies must weigh the same loss against the same first cost.
-
-    nas-attn compare my_study runs/my_other_study --out runs/compare
     """
     from nas_attn.cli.tables import comparison_table
     from nas_attn.report.comparison import interval_text, reference_text
@@ -246,9 +243,7 @@ def spaces(
     """List the shipped search spaces with their sizes, and the shipped studies.
 
     A space's size is its number of plans, and its parameters are the fewest and the most that a
-    model can have, embeddings left out. Every other flag goes to fairseq:
-
-    nas-attn spaces --arch transformer_lm_gpt2_small --decoder-layers 6
+    model can have, embeddings left out. Every other flag goes to fairseq.
     """
     from nas_attn.cli.tables import spaces_table
     from nas_attn.study.shipped import shipped_description, shipped_folder, shipped_names

@@ -30,7 +30,6 @@ from nas_attn.errors import SearchError
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "journal.log"
 LOOK_AGAIN_SECONDS = 0.2
 """What looks damaged is read again after so long, as someone may be writing it."""
 

@@ -50,8 +50,8 @@ class RungDecision:
     def reason(self) -> str:
         """Why a trial was stopped, for people."""
         return (
-            f"stopped after validation {self.validation}: {self.dominated_by} of the {self.of} "
-            f"trials that came so far dominate it there, and {self.better} rank before it"
+            f"stopped early: dominated by {self.dominated_by} of {self.of} trials at validation "
+            f"{self.validation} (rank {self.better + 1})"
         )
 
 

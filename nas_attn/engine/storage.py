@@ -33,9 +33,10 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 
-from nas_attn.engine.journal import JOURNAL, LOOK_AGAIN_SECONDS, Journal
+from nas_attn.engine.journal import LOOK_AGAIN_SECONDS, Journal
 from nas_attn.engine.patience import patiently
 from nas_attn.errors import SearchError, UsageError
+from nas_attn.files import JOURNAL
 from nas_attn.masking import mask, resolve_storage
 
 __all__ = ["JOURNAL", "open_storage"]

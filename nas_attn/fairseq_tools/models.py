@@ -61,7 +61,7 @@ def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
     sites = getattr(ARCH_MODEL_REGISTRY.get(arch), "sites", None)
     if sites is None:
         raise ValueError(
-            f"{arch} is no architecture of the plugin; they are named SCHEME_FAIRSEQ-ARCHITECTURE, "
+            f"unknown architecture {arch}; the plugin's are named SCHEME_FAIRSEQ-ARCHITECTURE, "
             "such as collaborative_transformer_wmt_en_de"
         )
     if not any(flag.startswith("--task") for flag in flags):

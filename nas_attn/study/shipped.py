@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import nas_attn
 from nas_attn.errors import ConfigError, ConfigIssue
+from nas_attn.files import JOURNAL
 from nas_attn.yaml_file import read_yaml
+
+ENDINGS = (".yaml", ".yml")
+"""Of files of studies and search spaces."""
+Shelf = Literal["studies", "search_spaces"]
+WHAT = {"studies": "study", "search_spaces": "search space"}
 
 
 def shipped_folder(name: str) -> Path:
@@ -27,23 +35,46 @@ def shipped_description(name: str) -> str:
     return str(read_yaml(shipped_folder("studies") / f"{name}.yaml").get("description", ""))
 
 
-def find_file(name: str, folder: str) -> Path:
-    """A file by its path, or a shipped one by its name.
+def known_studies(runs: Path = Path("runs")) -> list[str]:
+    """Names by which studies can be found: shipped ones, files here, run folders.
+
+    Args:
+        runs: Folder that holds run folders.
+    """
+    files = [str(path) for path in Path().iterdir() if path.suffix in ENDINGS]
+    searched = [path.parent.name for path in runs.glob(f"*/{JOURNAL}")]
+    return [*shipped_names("studies"), *sorted({*files, *searched})]
+
+
+def find_file(name: str, folder: Shelf, *, known: list[str] | None = None) -> Path:
+    """A file by its path, a shipped one by its name, or a study by the name of its file here.
+
+    Args:
+        name: Path, or name without an ending.
+        folder: Kind of file.
+        known: Names that a mistyped one may have been meant for; the shipped ones if left out.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is no such file; proposes the most similar name.
     """
     path = Path(name)
-    shipped = shipped_folder(folder) / f"{name}.yaml"
+    beside = [Path(name + ending) for ending in ENDINGS] if folder == "studies" else []
     try:
-        if path.suffix in (".yaml", ".yml") and path.is_file():
+        if path.suffix in ENDINGS and path.is_file():
             return path
-        if shipped.is_file():
-            return shipped
+        for candidate in (shipped_folder(folder) / f"{name}.yaml", *beside):
+            if candidate.is_file():
+                return candidate
     except OSError as error:
         raise ConfigError(
             name, [ConfigIssue("(file)", f"cannot be read: {error.strerror}")]
         ) from None
-    offer = ", ".join(shipped_names(folder))
-    message = f"no such file, and no shipped one of that name; shipped are {offer}"
-    raise ConfigError(name, [ConfigIssue("(file)", message)])
+    raise ConfigError(name, [ConfigIssue("(file)", _missing(name, folder, known))])
+
+
+def _missing(name: str, folder: Shelf, known: list[str] | None) -> str:
+    names = shipped_names(folder) if known is None else known
+    close = difflib.get_close_matches(name, names, n=1)
+    offer = f'did you mean "{close[0]}"?' if close else f"shipped are {', '.join(names)}"
+    what = WHAT[folder]
+    return f'no {what} file or shipped {what} named "{name[:100]}"; {offer}'

@@ -61,12 +61,14 @@ def trial_with_number(trials: Trials, number: int) -> TrialRecord:
     found = next((trial for trial in trials if trial.number == number), None)
     trained = ", ".join(str(trial.number) for trial in trials.trained) or "none yet"
     if found is None:
-        raise UsageError(f"there is no trial {number}; trained are {trained}")
+        raise UsageError(f"there is no trial {number}; trained trials: {trained}")
     if found.duplicate_of is not None:
         first = found.duplicate_of
         raise UsageError(f"trial {number} repeats trial {first}: take --trial {first}")
     if not found.is_trained:
-        raise UsageError(f"trial {number} is not trained ({state_text(found)}); are {trained}")
+        raise UsageError(
+            f"trial {number} has no model ({state_text(found)}); trained trials: {trained}"
+        )
     return found
 
 

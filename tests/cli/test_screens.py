@@ -96,7 +96,7 @@ def test_the_status_says_all_of_every_trial(status: Status, width: int) -> None:
     everything = squeezed(text)
     for part in (
         "study: 11 of 20 finished, 0 stopped early, 1 running, 1 interrupted, 0 failed",
-        "1 driver lives",
+        "1 driver active",
         "11 trials in all",
         "beside, cold: 3 finished, 2 failed, 1 running, drivers: here-1",
         "by here-1",
@@ -163,9 +163,9 @@ def test_a_study_without_a_trial() -> None:
     empty = Status(name="study", now=0.0, budget=5, trials=[])
     text = render(status_screen(empty, OBJECTIVES))
     assert "0 of 5 finished" in text
-    assert "no driver lives" in text
+    assert "no driver active" in text
     assert "nothing to plot yet" in text
-    assert rate_text(empty) == "no driver lives"
+    assert rate_text(empty) == "no driver active"
 
 
 def test_ascii_only(status: Status) -> None:
@@ -183,7 +183,7 @@ def test_a_screen_fits_the_terminal(
         text = render(screen, width, height)
         assert len(text.splitlines()) < height
         assert ("total parameters" in text) == (height >= 18)
-        assert ("no lines left for: " in text) == (height < 40) or height == 40
+        assert ("window too short: " in text) == (height < 40) or height == 40
 
 
 def test_a_table_is_shortened_before_it_is_left_out() -> None:
