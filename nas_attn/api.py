@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.predictions import PlanConstraints
-from nas_attn.analysis.searches import is_run_folder, open_run_folder, read_searched
+from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
 from nas_attn.engine.decoding import DECODING
@@ -32,8 +32,8 @@ from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
 from nas_attn.report.figures import plot_front
 from nas_attn.study.config import StudyConfig
-from nas_attn.study.loading import load_study
-from nas_attn.study.shipped import shipped_names
+from nas_attn.study.loading import find_study, load_study
+from nas_attn.study.recorded import open_run_folder
 from nas_attn.study.study import Study
 from nas_attn.study.tree import Overrides, joined
 from nas_attn.workflows import confirm as confirming
@@ -62,7 +62,7 @@ Runs = str | Path | None
 """A folder that holds run folders; None is `RUNS`, and for a loaded study its own."""
 
 StudyLike = str | Path | Mapping[str, Any] | StudyConfig | Study
-"""A study: its file, the name of a shipped one, what a file would say, or one that is loaded."""
+"""A study: its file, a name or run folder (see `find_study`), what a file says, or a loaded one."""
 
 
 def search(
@@ -84,7 +84,7 @@ def search(
     also on several machines that share storage and run folder, share the work.
 
     Args:
-        study: File, shipped name, dict or config of the study.
+        study: File, name, run folder, dict or config of the study.
         trials: Trials in all; the study says if left out, here and below.
         workers: Trials at a time.
         executor: `local`, `ray` or `simulated`.
@@ -119,9 +119,8 @@ def open_study(
     """Open what a study has found so far; its search may be running, here or elsewhere.
 
     Args:
-        study: File, shipped name, dict or config of the study; or a run folder, by its path or by
-            its name in `runs`, which may have been moved, and is enough for tables, figure and
-            comparison.
+        study: File, name, run folder, dict or config of the study. A run folder may have been
+            moved, and needs no file: its record holds what the file said.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
         address: Address of a running Ray cluster, for what is trained from here on.
@@ -131,11 +130,11 @@ def open_study(
         ConfigError: The study is refused; lists everything wrong with it, by key path.
         NasAttnError: No search has run.
     """
-    folder = _run_folder(study, runs)
-    if folder is not None:
-        if overrides:
-            raise UsageError("a run folder has nothing to override; open the study by its file")
-        return Results(None, open_run_folder(folder), folder)
+    if isinstance(study, str | Path) and not overrides:
+        found = find_study(study, Path(runs or RUNS))
+        if not found.is_file():
+            folder = found.absolute()
+            return Results(None, open_run_folder(folder), folder, address=address, events=events)
     changes = execution_overrides(overrides, address=address)
     loaded = load(study, changes, runs, is_read_only=True)
     store = open_store(loaded)
@@ -238,7 +237,7 @@ class Results:
     """What a study has found; read from its record at every call, also while a search runs.
 
     Args:
-        study: The study; None if only its run folder is known.
+        study: The study; None to read it from the run folder once it is needed.
         store: Trials of the study.
         folder: Run folder of the study.
         address: Address of a running Ray cluster, for what is trained from here on.
@@ -269,16 +268,15 @@ class Results:
 
     @property
     def study(self) -> Study:
-        """The study.
+        """The study; of a run folder, as its record holds it.
 
         Raises:
-            UsageError: Only its run folder is known.
+            ConfigError: Its data set is no longer where it was.
+            UsageError: The record holds no settings.
         """
         if self._study is None:
-            raise UsageError(
-                f"{self.folder} is a run folder, which does not hold its study: open the study by "
-                "its file or name"
-            )
+            changes = execution_overrides(address=self._address)
+            self._study = load(self.folder, changes, is_read_only=True)
         return self._study
 
     def front(self) -> pd.DataFrame:
@@ -437,7 +435,7 @@ def load(
     """Load a study and check it whole, without starting anything.
 
     Args:
-        study: File, shipped name, dict or config of the study.
+        study: File, name, run folder, dict or config of the study.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
         is_read_only: Nothing is trained, so flags that can no longer be set are passed over with a
@@ -453,20 +451,8 @@ def load(
         return study.changed(overrides, runs=folder, is_read_only=is_read_only)
     folder = Path(runs or RUNS)
     if isinstance(study, str | Path):
-        return load_study(str(study), overrides=overrides, runs=folder, is_read_only=is_read_only)
+        return load_study(study, overrides=overrides, runs=folder, is_read_only=is_read_only)
     return Study.from_config(study, overrides=overrides, runs=folder, is_read_only=is_read_only)
-
-
-def _run_folder(study: StudyLike, runs: Runs) -> Path | None:
-    """The run folder that is meant by a path or a name; None where it is a study that is meant."""
-    if not isinstance(study, str | Path):
-        return None
-    if Path(study).suffix in (".yaml", ".yml") or study in shipped_names("studies"):
-        return None
-    found = [f for f in (Path(study), Path(runs or RUNS) / study) if is_run_folder(f)]
-    if not found and Path(study).is_dir():
-        found = [Path(study)]  # `open_run_folder` says what it lacks
-    return found[0].absolute() if found else None
 
 
 def execution_overrides(

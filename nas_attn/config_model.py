@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from nas_attn.errors import ConfigIssue
+from nas_attn.literals import did_you_mean
 
 LONGEST_SAID = 100
 """Characters of a wrong value that a message repeats."""
@@ -23,9 +31,18 @@ LONGEST_PATH = 4096
 
 
 class ConfigModel(BaseModel):
-    """A part of a file; unknown keys, wrong types and infinite numbers are faults."""
+    """A part of a file; unknown keys, wrong types and infinite numbers are faults.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    The text below a key is its description, in the JSON Schema and in the documentation.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 def _check_scalar(value: Any) -> Any:
@@ -36,7 +53,11 @@ def _check_scalar(value: Any) -> Any:
     return value
 
 
-Scalar = Annotated[Any, AfterValidator(_check_scalar)]
+Scalar = Annotated[
+    Any,
+    AfterValidator(_check_scalar),
+    WithJsonSchema({"type": ["boolean", "number", "string"]}),
+]
 """A single value; written so, and not as a union, it gives one finding and not four."""
 
 
@@ -56,7 +77,7 @@ def _to_path(value: Any) -> Any:
     return path
 
 
-FilePath = Annotated[Path, BeforeValidator(_to_path)]
+FilePath = Annotated[Path, BeforeValidator(_to_path, json_schema_input_type=str)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -92,12 +113,13 @@ def _fault(finding: Any, prefix: str, model: type[BaseModel] | None) -> ConfigIs
 def _proposal(loc: Sequence[Any], model: type[BaseModel] | None) -> str:
     """The key that a mistyped one may have been meant for, in words."""
     for part in loc[:-1]:
+        if "[" in str(part):  # a member of a union, whose model is found by its section
+            continue
         field = model.model_fields.get(str(part)) if model is not None else None
         found = [] if field is None else list(_models_in(field.annotation))
         model = found[0] if len(found) == 1 else None
     known = [] if model is None else list(model.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return did_you_mean(str(loc[-1]), known)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

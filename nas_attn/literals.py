@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,17 @@ EVALUATED = (
 
 AMOUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?(?:[eE]\+?\d)?)([kMG]?)", re.ASCII)
 FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for the known name that is most like a mistyped one; empty if none is like it.
+
+    Args:
+        name: The mistyped name.
+        known: Names that there are.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def read_literal(text: str) -> Any:

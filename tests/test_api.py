@@ -129,8 +129,7 @@ def test_a_run_folder_is_enough_for_its_tables_wherever_it_is(
     assert set(opened.front()["loss"]) <= set(losses)
     assert repr(opened).startswith("<Results of small: 3 of 3 trials finished, ")
     pyplot.close(opened.plot_front().figure)
-    with pytest.raises(UsageError, match="open the study by its file or name"):
-        opened.report()
+    assert opened.report() == tmp_path / "moved" / "report" / "index.html"
     assert "3 of 3 finished" in invoke("status", str(tmp_path / "moved"))
     assert nas_attn.open_study("moved", runs=tmp_path).folder == tmp_path / "moved"
     with pytest.raises(UsageError, match="is no run folder of a search"):

@@ -12,11 +12,9 @@ import numpy as np
 from nas_attn.analysis.hypervolume import first_validation, weak_loss
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.objectives import Objectives
-from nas_attn.engine.storage import JOURNAL, open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import UsageError
-from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.literals import parse_count
 from nas_attn.pareto import non_dominated
 
@@ -82,39 +80,6 @@ class ReferencePoint:
     def point(self, objectives: Objectives) -> tuple[float, float]:
         """Both better when lower."""
         return self.cost, -self.loss if objectives.maximise else self.loss
-
-
-def open_run_folder(folder: Path) -> TrialStore:
-    """Open the record of a run folder, whose study file is not needed.
-
-    Raises:
-        UsageError: the folder holds no journal with one study.
-        SearchError: the journal cannot be read.
-    """
-    if not is_run_folder(folder):
-        raise UsageError(
-            f"{folder} is no run folder of a search: it holds no {JOURNAL}; if the study is kept "
-            "in another storage, name its study file"
-        )
-    storage = open_storage(None, folder)
-    # Names of studies hold no spaces; those of confirmations and claims beside them do.
-    names = [study.study_name for study in storage.get_all_studies()]
-    names = [name for name in names if " " not in name]
-    if len(names) != 1:
-        raise UsageError(f"{folder} holds {len(names)} studies; name the study file instead")
-    study = storage.get_study_id_from_name(names[0])
-    kept = storage.get_study_user_attrs(study).get("settings", {}).get("objectives", {})
-    costs = kept.get("costs", [kept.get("parameters")])
-    if "loss" not in kept or None in costs:
-        raise UsageError(f"{folder} has no objectives on record; name the study file instead")
-    maximise = maximises(kept["loss"])
-    objectives = Objectives(metric=kept["loss"], maximise=maximise, costs=tuple(costs), limits={})
-    return TrialStore(names[0], storage, objectives)
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether a folder holds the journal of a search."""
-    return (folder / JOURNAL).is_file()
 
 
 def read_searched(store: TrialStore, folder: Path) -> RunSummary:

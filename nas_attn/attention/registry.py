@@ -26,6 +26,7 @@ from nas_attn.attention.reduced_key import ReducedKeyAttention, ReducedKeyOption
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention, SharedKeyValueOptions
 from nas_attn.attention.single_head import SingleHeadAttention, SingleHeadOptions
 from nas_attn.errors import PlanError
+from nas_attn.literals import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Scheme:
         for name, value in options.items():
             if name not in known:
                 offer = f"; it has {', '.join(known)}" if known else "; it has no options"
+                offer = did_you_mean(name, known) or offer
                 raise PlanError(f"unknown option {name!r}{offer}")
             if not _fits(value, hints[name]):
                 raise PlanError(f"{name} must be {_describe(hints[name])}, but is {value!r}")
@@ -73,7 +75,8 @@ def get_scheme(name: str) -> Scheme:
         PlanError: there is no scheme of that name.
     """
     if name not in SCHEMES:
-        raise PlanError(f"unknown scheme {name!r}; schemes are {', '.join(SCHEMES)}")
+        offer = did_you_mean(name, SCHEMES) or f"; schemes are {', '.join(SCHEMES)}"
+        raise PlanError(f"unknown scheme {name!r}{offer}")
     return SCHEMES[name]
 
 

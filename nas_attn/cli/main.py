@@ -25,7 +25,13 @@ from rich.logging import RichHandler
 
 from nas_attn import __version__
 from nas_attn._deprecated import FormerNameWarning
-from nas_attn.cli import bench_commands, model_commands, search_commands, study_commands
+from nas_attn.cli import (
+    bench_commands,
+    model_commands,
+    search_commands,
+    start_commands,
+    study_commands,
+)
 from nas_attn.cli.console import console, say_error
 from nas_attn.cli.loudness import QuietOption, VerboseOption, silence_packages
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
@@ -68,6 +74,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command(
+        "init",
+        START,
+        start_commands.init,
+        "--task translation --text data/my_text --languages en de",
+    ),
+    Command("show", START, start_commands.show, "demo"),
     Command("spaces", START, study_commands.spaces, "--arch transformer_lm --decoder-layers 6"),
     Command("check", START, study_commands.check, "my_study --set search.trials=40"),
     Command("prepare", START, model_commands.prepare, "train.en train.de --out data-bin/my_data"),
@@ -97,6 +110,7 @@ COMMANDS = (
         model_commands.count,
         "--arch collaborative_transformer_wmt_en_de --vocab 32768 --shared-dim 128",
     ),
+    Command("schema", TOOLS, start_commands.schema, "--space"),
     Command("doctor", TOOLS, model_commands.doctor, "--scheme multi_query --task translation"),
     Command("repair", TOOLS, study_commands.repair, "my_study"),
     Command("plugin-dir", TOOLS, model_commands.plugin_dir, ""),

@@ -145,7 +145,7 @@ def prepare(
     from nas_attn.workflows.models import prepare_files
 
     paths = [Path(name) for name in what]
-    is_study = len(what) == 1 and (paths[0].suffix in (".yaml", ".yml") or not paths[0].exists())
+    is_study = len(what) == 1 and (paths[0].suffix in (".yaml", ".yml") or not paths[0].is_file())
     if is_study:
         made = api.load(what[0], set_).prepare_data(workers=cpu_count())
     else:

@@ -32,6 +32,9 @@ def _amount(value: Any) -> Any:
         raise ValueError(str(error).removeprefix("limit: ")) from None
 
 
+Amount = Annotated[float, Field(gt=0), BeforeValidator(_amount, json_schema_input_type=float | str)]
+
+
 def _total() -> list[Cost]:
     return ["total"]
 
@@ -43,15 +46,16 @@ class ObjectivesConfig(ConfigModel):
     """A validation metric that fairseq logs: nll_loss (bits), ppl, loss; bleu, accuracy (higher is
     better)."""
     costs: list[Cost] = Field(default_factory=_total, min_length=1, max_length=2)
-    """The first is the axis that trials are spread over, and must be known before training."""
-    limits: dict[KnownCost, Annotated[float, Field(gt=0), BeforeValidator(_amount)]] = Field(
-        default_factory=dict
-    )
-    """The most that a plan may cost, such as {total: 20M}; others are not trained."""
+    """One or two of attention, non_embedding, total, effective (parameters of four kinds),
+    cache_bytes (bytes of keys and values per token), flops (operations per sentence),
+    decoding_seconds and peak_memory (MiB, measured). Trials are spread over the first, which must
+    be known before training."""
+    limits: dict[KnownCost, Amount] = Field(default_factory=dict)
+    """Upper limits of costs, such as {total: 20M}; plans beyond them are not trained."""
     sentence_length: Annotated[int, Field(ge=1)] = 25
     """Tokens of the sentence that `flops` counts."""
     decoding_runs: Annotated[int, Field(ge=1)] = 3
-    """Times that the validation split is translated for `decoding_seconds`; the median counts."""
+    """Times the validation set is translated for `decoding_seconds`; the median counts."""
     bleu_tokenizer: BleuTokenizer = DEFAULT
     """sacreBLEU's tokenizer of every BLEU; 13a cuts no language that is written without spaces."""
 
@@ -100,10 +104,13 @@ class StoppingConfig(ConfigModel):
     """When a trial that promises nothing is stopped (see `nas_attn.engine.stopping`)."""
 
     rule: Annotated[Literal["none", "halving"], BeforeValidator(_refuse_single_objective)] = "none"
+    """`halving` stops trials early whose loss and costs, at the same validation, are dominated by
+    too many others; `none` trains all trials to their end."""
     first: Annotated[int, Field(ge=1)] = 1
-    """Validations before the first rung."""
+    """Validations of a trial before the first decision (rung)."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """Of the trials on a rung one in so many goes on; the next rung is so many times later."""
+    """One in `factor` trials of a rung continues; the next rung comes at `factor` times as many
+    validations."""
 
 
 MIN_COMPARED = 12
@@ -123,22 +130,25 @@ class WarmStartConfig(ConfigModel):
     """
 
     source: Literal["none", "baseline", "nothing"] = "none"
-    """`nothing`: all trials are trained whole, and fine-tuned as warm ones are, to compare."""
+    """`baseline`: trials start from the trained baseline, converted to their plan. `nothing`: all
+    trials are trained from scratch and fine-tuned as warm ones are, to compare."""
     fraction: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Updates of fine-tuning, a share of those of a training. `auto`: a tenth, and the more of a
-    second tenth the more of the loss a point of a predicted front is predicted to lose."""
+    """Updates of fine-tuning, as a fraction of those of a training. `auto`: a tenth, and up to
+    another tenth for the points of a predicted front that are predicted to lose most."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.5
-    """The highest of fine-tuning, a share of the training's `lr`; it falls to 0."""
+    """Peak learning rate of fine-tuning, as a fraction of the training's `lr`; it falls to 0."""
     arguments: dict[str, Scalar] = Field(default_factory=dict)
-    """Flags of fairseq-train that fine-tuning has otherwise."""
+    """Flags of fairseq-train that replace the training's during fine-tuning."""
     distil: bool = False
-    """Converted modules are trained alone, too, and then every scheme inherits."""
+    """Train converted modules alone first, to do what they did before; then every scheme can reuse
+    trained heads."""
     teacher: Literal["none", "baseline"] = "none"
-    """`baseline`: fine-tuning learns from the outputs of the trained baseline, too."""
+    """`baseline`: fine-tuning also learns from the outputs of the trained baseline."""
     rank_agreement: Annotated[int, Field(ge=0)] = 0
-    """So many warm trials are trained from nothing too, to see whether the order is the same."""
+    """Number of warm trials that are also trained from scratch, to see whether the order is the
+    same; 0, or at least 12."""
     ladder: bool = False
-    """Points of a predicted front start from larger ones, fine-tuned, and not from the baseline."""
+    """Points of a predicted front start from larger, fine-tuned ones and not from the baseline."""
 
     @field_validator("rank_agreement")
     @classmethod
@@ -193,23 +203,36 @@ class SearchConfig(ConfigModel):
     """How plans are proposed."""
 
     trials: Annotated[int, Field(ge=1)] = 24
-    """Trainings to pay for, the baseline included; proposals that repeat a plan are free."""
+    """Number of trials, the baseline included; proposals that repeat a plan are free."""
     sampler: Literal["tpe", "nsga2", "gp", "random", "stratified_random"] = "tpe"
+    """Sampler of Optuna that proposes plans; `stratified_random` spreads them over the first
+    cost."""
     startup_trials: Annotated[int, Field(ge=0)] = 8
-    """Trials spread evenly over the exact cost axis before the sampler takes over."""
+    """Trials spread evenly over the first cost before the sampler takes over."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    """Random seed of the proposals."""
     stopping: StoppingConfig = StoppingConfig()
-    warm_start: Annotated[WarmStartConfig, BeforeValidator(_source_alone)] = WarmStartConfig()
+    """When trials are stopped early."""
+    warm_start: Annotated[
+        WarmStartConfig,
+        BeforeValidator(
+            _source_alone,
+            json_schema_input_type=Literal["none", "baseline", "nothing"] | WarmStartConfig,
+        ),
+    ] = WarmStartConfig()
+    """Where trials start from; a word alone is its `source`."""
     strategy: Literal["sampler", "sensitivity"] = "sampler"
-    """`sensitivity` trains points of a front that single conversions of the baseline predict."""
+    """`sensitivity` measures single conversions of the trained baseline, predicts the front from
+    them, and trains points of it; `sampler` asks the sampler."""
     scores: Scores | None = None
-    """How single conversions are scored: each by a pass over the validation split, all by one pass
-    with gradients, or so and then a twelfth measured that decides what recommended plans lose. Left
-    out: `auto`, or `measured` where modules are trained alone, which workers share."""
+    """How single conversions are scored: `measured`, a pass over the validation set for each;
+    `gradient`, one pass with gradients for all; `auto`, the same, and a twelfth measured. Left out:
+    `auto`, or `measured` where modules are trained alone, which workers share."""
     enqueue: Literal["none", "sensitivity"] = "none"
-    """`sensitivity` puts such points in place of the startup trials, before the sampler."""
+    """`sensitivity` puts points of the predicted front in place of the startup trials, before the
+    sampler."""
     give_up_after: Annotated[int, Field(ge=1)] = 5
-    """The search ends when so many trials in a row have failed."""
+    """The search ends when this many trials in a row have failed."""
 
     @property
     def predicts(self) -> bool:
@@ -241,9 +264,10 @@ class ResourcesConfig(ConfigModel):
     """What one trial gets."""
 
     cpus: Annotated[int, Field(ge=1)] = 1
-    """CPU threads; on small models several one-thread trials are fastest."""
+    """CPU threads of a trial; on small models several one-thread trials are fastest."""
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
-    """A fraction shares a GPU; with several, fairseq trains on all of them (one machine)."""
+    """GPUs of a trial: a fraction shares one; with several, fairseq trains on all of them (on one
+    machine)."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> ResourcesConfig:
@@ -258,25 +282,26 @@ class ExecutionConfig(ConfigModel):
     """Where trials run, and what happens when something breaks."""
 
     executor: Literal["local", "ray", "simulated"] = "local"
-    """`simulated` replays curves in virtual time (needs the section `replay`)."""
+    """`local` runs sub-processes here, `ray` a Ray cluster; `simulated` replays learning curves in
+    virtual time (needs the section `replay`)."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time; by default as many as CPUs (or GPUs) allow."""
+    """Trials to run in parallel; by default as many as CPUs or GPUs allow."""
     storage: str | None = None
-    """An Optuna storage URL, grpc://HOST:PORT, or env:NAME for a variable of the environment that
-    holds it; a journal file in the run folder by default."""
+    """An Optuna storage URL, grpc://HOST:PORT, or env:NAME for an environment variable that holds
+    it; by default a journal file in the run folder."""
     transfer: Literal["shared_folder", "object_store"] = "shared_folder"
-    """How data reach other Ray nodes, and checkpoints come back."""
+    """How data reach other Ray nodes and checkpoints come back."""
     fork_server: bool = True
-    """Fork trainings from a process that has imported fairseq, which saves seconds a trial."""
+    """Fork trainings from a process that has imported fairseq, which saves seconds per trial."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """Times that a trial is continued after a fault that may not come again."""
+    """Times a trial is continued after a fault that may not happen again."""
     hang_minutes: Annotated[float, Field(gt=0)] = 60
-    """A training that writes nothing for so long is ended."""
+    """A training that writes nothing for this many minutes is ended."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 20
-    """Seconds between two reports of a driver that it lives."""
+    """Seconds between two signs of life of a driver."""
     grace_seconds: Annotated[float, Field(gt=0)] = 120
-    """A driver on another machine that is silent for so long has died; its trials are taken
-    over."""
+    """A driver on another machine that gives no sign of life for this many seconds is taken to be
+    dead, and others take over its trials."""
 
     @model_validator(mode="before")
     @classmethod

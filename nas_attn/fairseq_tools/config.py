@@ -53,32 +53,40 @@ class TextConfig(ConfigModel):
     """Text to make the data set from."""
 
     folder: FilePath
-    """Holds train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
+    """Folder with train, valid and test as `SPLIT.LANGUAGE` or `SPLIT.txt`, plain or gzipped."""
     languages: Languages
     """Source and target for translation; left out for language models."""
     vocab_size: Annotated[int, Field(ge=8)] = 8000
+    """Number of SentencePiece pieces, shared by both languages."""
     subword: Subword = "bpe"
+    """Kind of SentencePiece model."""
     character_coverage: Annotated[float, Field(ge=0.98, le=1)] = 1.0
-    """Share of all characters that SentencePiece knows; others become `<unk>`."""
+    """Fraction of all characters that SentencePiece covers, such as 0.9995 for Japanese or Chinese;
+    others become `<unk>`."""
 
 
 class DemoTextConfig(ConfigModel):
     """The generated corpus of the demo (see `nas_attn.fairseq_tools.demo_data`)."""
 
     seed: Seed = 1
+    """Random seed of the sentences."""
     train_sentences: Count = 16000
+    """Number of training sentences."""
 
 
 class DataConfig(ConfigModel):
     """The binarised data set, and where it comes from if it is not there yet."""
 
     folder: DataPath
-    """What fairseq-train takes as data; relative to the current directory."""
+    """Folder of the binarised data set that fairseq-train takes; made if it is not there and `text`
+    or `demo` is given. Relative to the current folder."""
     languages: Languages
-    """Source and target that are trained, of those that the data set has; left out if it has one
-    pair only, or for language models."""
+    """Source and target language that are trained; left out if the data set has one pair only, or
+    for language models."""
     text: TextConfig | None = None
+    """Text files that the data set is made from."""
     demo: DemoTextConfig | None = None
+    """Generated text that the data set is made from."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -114,11 +122,13 @@ class TrainingConfig(ConfigModel):
     """A fairseq training, as one would start it by hand."""
 
     task: Literal["translation", "language_modeling", "masked_lm"] = "translation"
+    """fairseq's task."""
     size: str = ""
-    """fairseq's name of the size: `iwslt_de_en` of `transformer_iwslt_de_en`; empty for base."""
+    """fairseq's name of a model size, such as `iwslt_de_en` of `transformer_iwslt_de_en`; empty for
+    the base size."""
     arguments: dict[str, Scalar]
-    """Flags of fairseq-train without dashes; `true` for a flag that takes no value."""
+    """Flags of fairseq-train without their dashes; `true` for a flag without a value."""
     seeds: Annotated[
         list[Seed], Field(min_length=1, default_factory=lambda: [1]), AfterValidator(_distinct)
     ]
-    """Each trial is trained once for each seed; its loss is the mean."""
+    """Random seeds: each trial is trained once per seed, and its loss is the mean."""

@@ -38,13 +38,13 @@ class ReplayConfig(ConfigModel):
     """Replayed learning curves instead of trainings."""
 
     curves: FilePath | None = None
-    """CSV of recorded curves (see `recorded_curves`); left out, curves are made up."""
+    """CSV file of recorded learning curves; left out, curves are made up."""
     validations: Count = 9
-    """Of a made-up curve."""
+    """Validations of a made-up curve."""
     updates_per_validation: Count = 100
-    """Of a made-up curve."""
+    """Updates between two validations of a made-up curve."""
     seconds: NonNegative = 1.0
-    """Real time of a whole training, also of a recorded one."""
+    """Seconds that a whole training takes, also a recorded one."""
     noise: NonNegative = 0.02
     """Standard deviation of a made-up curve's final loss over the seeds."""
     faults: dict[FaultName, Probability] = Field(default_factory=dict)

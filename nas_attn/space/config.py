@@ -15,12 +15,14 @@ class FractionsOfWidth(ConfigModel):
     """Option values given as fractions of the site's `embed_dim`."""
 
     fraction_of_embed_dim: Fractions
+    """Values as fractions of the width `embed_dim` of the site."""
 
 
 class FractionsOfHeads(ConfigModel):
     """Option values given as fractions of the site's `num_heads`."""
 
     fraction_of_num_heads: Fractions
+    """Values as fractions of the number of heads of the site."""
 
 
 def _kind(value: Any) -> str:
@@ -58,9 +60,12 @@ class SpaceConfig(ConfigModel):
     """A search space: what is decided, how often, and among which schemes and options."""
 
     description: str = ""
+    """Text for people."""
     decide: Literal["model", "site", "layer"] = "site"
-    """Choose once for the whole model, once for each site, or for each layer of each site."""
+    """Choose a scheme once for the whole model, once per site (encoder self-attention, decoder
+    self-attention, encoder-decoder attention), or for each layer of each site."""
     schemes: Schemes
-    """On offer at every site that `sites` does not name."""
+    """Schemes to choose from, each with the values of its options that are searched, such as
+    {multi_head: {}, collaborative: {shared_dim: [32, 64]}}."""
     sites: dict[SiteName, Schemes] = Field(default_factory=dict)
-    """On offer at single sites instead."""
+    """Schemes to choose from at single sites instead, by site."""

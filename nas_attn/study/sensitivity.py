@@ -63,6 +63,7 @@ class SensitivityTarget:
         distils: Whether converted modules are trained alone before they are measured.
         is_start: Whether warm trials start from such conversions as are measured.
         bleu_tokenizer: Name of sacreBLEU's tokenizer for the target language.
+        run_folder: Its run folder, if that is not NAME in `runs`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class SensitivityTarget:
     distils: bool = False
     is_start: bool = True
     bleu_tokenizer: BleuTokenizer = DEFAULT
+    run_folder: Path | None = None
 
     @property
     def measurements(self) -> Path:
@@ -97,7 +99,7 @@ class SensitivityTarget:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return (self.runs / self.name).absolute()
+        return self.run_folder or (self.runs / self.name).absolute()
 
     @property
     def data_folder(self) -> Path:
@@ -177,6 +179,7 @@ def target_of_study(
     return SensitivityTarget(
         name=config.name,
         runs=study.runs,
+        run_folder=study.run_folder,
         space=study.space if space is None else space,
         baseline=study.baseline,
         costs=study.costs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 import nas_attn
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.files import JOURNAL
+from nas_attn.literals import did_you_mean
 from nas_attn.yaml_file import read_yaml
 
 ENDINGS = (".yaml", ".yml")
@@ -46,13 +47,14 @@ def known_studies(runs: Path = Path("runs")) -> list[str]:
     return [*shipped_names("studies"), *sorted({*files, *searched})]
 
 
-def find_file(name: str, folder: Shelf, *, known: list[str] | None = None) -> Path:
+def find_file(name: str, folder: Shelf, *, known: Callable[[], list[str]] | None = None) -> Path:
     """A file by its path, a shipped one by its name, or a study by the name of its file here.
 
     Args:
         name: Path, or name without an ending.
         folder: Kind of file.
-        known: Names that a mistyped one may have been meant for; the shipped ones if left out.
+        known: Lists names that a mistyped one may have been meant for; the shipped ones if left
+            out.
 
     Raises:
         ConfigError: there is no such file; proposes the most similar name.
@@ -72,9 +74,32 @@ def find_file(name: str, folder: Shelf, *, known: list[str] | None = None) -> Pa
     raise ConfigError(name, [ConfigIssue("(file)", _missing(name, folder, known))])
 
 
-def _missing(name: str, folder: Shelf, known: list[str] | None) -> str:
-    names = shipped_names(folder) if known is None else known
-    close = difflib.get_close_matches(name, names, n=1)
-    offer = f'did you mean "{close[0]}"?' if close else f"shipped are {', '.join(names)}"
+def _missing(name: str, folder: Shelf, known: Callable[[], list[str]] | None) -> str:
     what = WHAT[folder]
-    return f'no {what} file or shipped {what} named "{name[:100]}"; {offer}'
+    offer = _offer(name, shipped_names(folder) if known is None else known())
+    return f'no {what} file or shipped {what} named "{name[:100]}"{offer}'
+
+
+def _offer(name: str, names: list[str]) -> str:
+    """The name that a mistyped one may have been meant for; if none is similar, all."""
+    return did_you_mean(name, names) or f"; there are {', '.join(names)}"
+
+
+def shipped_text(name: str, folder: Shelf | None = None) -> str:
+    """A shipped study or search space as its file has it.
+
+    Args:
+        name: Its name.
+        folder: Kind of file; either if left out, studies first.
+
+    Raises:
+        ConfigError: there is none; proposes the most similar name.
+    """
+    folders: tuple[Shelf, ...] = ("studies", "search_spaces") if folder is None else (folder,)
+    for kind in folders:
+        if name in shipped_names(kind):
+            return (shipped_folder(kind) / f"{name}.yaml").read_text(encoding="utf-8")
+    names = [known for kind in folders for known in shipped_names(kind)]
+    what = " or ".join(WHAT[kind] for kind in folders)
+    message = f'no shipped {what} named "{name[:100]}"{_offer(name, names)}'
+    raise ConfigError(name, [ConfigIssue("(name)", message)])

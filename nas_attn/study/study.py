@@ -58,12 +58,14 @@ class Study:
         space: Space over the model that is trained.
         runs: Folder that holds the run folders of all studies.
         typed: Arguments by which a command finds the study again; none if it is no file's.
+        run_folder: Its run folder, if that is not NAME in `runs`.
     """
 
     config: StudyConfig
     space: SearchSpace
     runs: Path
     typed: tuple[str, ...] = ()
+    run_folder: Path | None = None
 
     @classmethod
     def from_config(
@@ -114,7 +116,10 @@ class Study:
         typed = self.typed
         if typed:
             typed += typed_overrides(texts) + (() if runs is None else ("--runs", str(runs)))
-        return Study(config, space, self.runs if runs is None else runs.absolute(), typed)
+        if runs is not None:
+            return Study(config, space, runs.absolute(), typed)
+        run_folder = self.run_folder if config.name == self.name else None
+        return Study(config, space, self.runs, typed, run_folder)
 
     def settled(self, votes: Votes) -> Study:
         """The study with what votes on its trained baseline have decided of its space."""
@@ -128,7 +133,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """The study's run folder."""
-        return (self.runs / self.name).absolute()
+        return self.run_folder or (self.runs / self.name).absolute()
 
     @property
     def data_folder(self) -> Path:

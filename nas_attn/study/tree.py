@@ -82,7 +82,7 @@ def override_texts(overrides: Overrides, tree: Mapping[str, Any]) -> list[str]:
     if not isinstance(overrides, Mapping):
         return _texts(overrides)
     leaves = _leaves(tree_of(overrides, "overrides"), tree)
-    return [f"{key}={_yaml_text(value)}" for key, value in leaves]
+    return [f"{key}={yaml_text(value)}" for key, value in leaves]
 
 
 def relative_to(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _leaves(
     return found
 
 
-def _yaml_text(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """A value as YAML in one line; a word that is read as one stands without quotes."""
     with contextlib.suppress(ValueError):
         if isinstance(value, str) and value == parse_yaml(value):

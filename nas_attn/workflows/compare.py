@@ -8,13 +8,12 @@ from pathlib import Path
 from nas_attn.analysis.comparison import Comparison, compare
 from nas_attn.analysis.searches import (
     RunSummary,
-    is_run_folder,
-    open_run_folder,
     parse_reference,
     read_searched,
 )
 from nas_attn.report.comparison import write_comparison
 from nas_attn.study.loading import load_study
+from nas_attn.study.recorded import is_run_folder, open_run_folder
 from nas_attn.study.shipped import shipped_names
 from nas_attn.workflows.session import open_store
 
@@ -27,7 +26,7 @@ def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
             return read_searched(open_run_folder(folder), folder)
     if Path(name).is_dir() and str(name) not in shipped_names("studies"):
         open_run_folder(Path(name))  # says what it lacks
-    study = load_study(str(name), runs=runs, is_read_only=True)
+    study = load_study(name, runs=runs, is_read_only=True)
     return read_searched(open_store(study), study.folder)
 
 

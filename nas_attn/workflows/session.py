@@ -20,6 +20,7 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import cpu_count, library_versions, machine_text
 from nas_attn.plan import AttentionPlan
+from nas_attn.study.recorded import keep_study_file
 from nas_attn.study.same_data import keep_data
 from nas_attn.study.sensitivity import SensitivityTarget
 from nas_attn.study.settings import keep_settings
@@ -237,6 +238,7 @@ def keep_study(study: Study, store: TrialStore) -> None:
     gpus = None if study.config.replay is not None else study.resources.gpus
     keep_settings(store, study.settings(), gpus=gpus)
     keep_data(store, study.data_set)
+    keep_study_file(store, study.config)
 
 
 def open_store(study: Study | SensitivityTarget, *, create: bool = False) -> TrialStore:

@@ -353,7 +353,7 @@ def test_shared_projections_start_as_multi_head_ones() -> None:
 def test_bad_sizes_and_names_are_refused() -> None:
     with pytest.raises(PlanError, match="64 heads do not divide a width of 100"):
         build_attention("multi_head", 100, 64)
-    with pytest.raises(PlanError, match="unknown scheme 'multihead'; schemes are multi_head"):
+    with pytest.raises(PlanError, match="unknown scheme 'multihead'; did you mean \"multi_head\""):
         build_attention("multihead", 512, 8)
 
 

@@ -23,7 +23,6 @@ from nas_attn.analysis.searches import (
     ReferencePoint,
     RunSummary,
     early_reference_of,
-    open_run_folder,
     parse_reference,
     read_searched,
 )
@@ -51,6 +50,7 @@ from nas_attn.report.comparison import (
     reference_text,
     write_comparison,
 )
+from nas_attn.study.recorded import open_run_folder
 from tests.helpers.fakes import FakeExecutor, make_loop
 
 OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
@@ -292,7 +292,7 @@ def test_run_folders_from_the_command(tmp_path: Path) -> None:
     assert (out / "compare.md").is_file()
     with pytest.raises(UsageError, match="is no run folder of a search"):
         run(str(tmp_path / "first"), str(out), *runs)
-    with pytest.raises(NasAttnError, match="no such file, and no shipped one"):
+    with pytest.raises(NasAttnError, match='no study file or shipped study named "third"'):
         run(str(tmp_path / "first"), "third", *runs)
     with pytest.raises(UsageError, match="first is given twice"):
         run("first", str(tmp_path / "first"), *runs)
