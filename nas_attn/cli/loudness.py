@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,19 +63,18 @@ def _set_level(context: typer.Context, given: bool, level: int) -> bool:
 def _leave_stdout(context: typer.Context, given: bool) -> bool:
     """Send everything but the result to standard error."""
     if given and not context.resilient_parsing:
-        context.find_root().call_on_close(_back_to(console.stderr))
+        root = context.find_root()
         console.stderr = True
+        root.call_on_close(_return_to_stdout)
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                root.call_on_close(partial(handler.setStream, sys.stdout))
                 handler.setStream(sys.stderr)
     return given
 
 
-def _back_to(stderr: bool) -> Callable[[], None]:
-    def restore() -> None:
-        console.stderr = stderr
-
-    return restore
+def _return_to_stdout() -> None:
+    console.stderr = False
 
 
 QuietOption = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, say, say_error
+from nas_attn.cli.loudness import JsonOption, say_json
 from nas_attn.cli.options import SetOption
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.pieces import Subword
@@ -75,7 +75,7 @@ def count(
     target_vocab: Annotated[
         int | None, typer.Option(help="Target vocabulary size, if it is another one.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Count a model's parameters exactly, without building it in memory.
 
@@ -91,7 +91,7 @@ def count(
     except ValueError as error:
         raise NasAttnError(str(error)) from None
     if as_json:
-        sys.stdout.write(json.dumps(size._asdict()) + "\n")
+        say_json(size._asdict())
         return
     table = Table(box=None, show_header=False)
     table.add_column()

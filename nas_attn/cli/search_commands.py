@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas_attn.cli.console import console, resumable, say
-from nas_attn.cli.loudness import QuietOption, VerboseOption
+from nas_attn.cli.loudness import JsonOption, QuietOption, VerboseOption, say_json
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
 from nas_attn.engine.config import FurtherMetric, PredictedCost, Scores
 
@@ -205,6 +205,7 @@ def sensitivity(
     runs: RunsOption = Path("runs"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Predict the front over all plans of a space from one trained baseline.
 
@@ -244,14 +245,17 @@ def sensitivity(
             runs=runs,
             events=TerminalEvents(),
         )
-    show_predictions(predicted)
+    show_predictions(predicted, as_json=as_json)
     sys.exit(1 if checks and not predicted.findings.is_guide else 0)
 
 
-def show_predictions(predicted: PredictedFront) -> None:
+def show_predictions(predicted: PredictedFront, *, as_json: bool = False) -> None:
     """Print what was predicted, and whether it may be followed."""
     from nas_attn.cli.tables import improvements_table, predictions_table, savings_table
+    from nas_attn.workflows.values import predicted_values
 
+    if as_json:
+        say_json(predicted_values(predicted))
     findings = predicted.findings
     console.print(savings_table(findings))
     say(findings.verdict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,9 @@ from rich.text import Text
 
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, interruptible, say
+from nas_attn.cli.loudness import JsonOption, say_json
 from nas_attn.cli.options import RunsOption, SetOption, StudyArgument
+from nas_attn.errors import UsageError
 
 
 def proposals(
@@ -21,6 +24,7 @@ def proposals(
     ] = False,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
     """Show the log of proposals: which plan, by which driver, and what was running then.
 
@@ -31,13 +35,19 @@ def proposals(
     from nas_attn.engine.audit import running_then
     from nas_attn.report.formatting import state_text
     from nas_attn.workflows.proposals import check_proposals
+    from nas_attn.workflows.values import proposal_values
 
     results = api.open_study(study, overrides=set_, runs=runs)
     if check_:
         count = check_proposals(results.study, results.store)
-        console.print(f"{count} proposals, all as on record", highlight=False)
+        if as_json:
+            say_json({"checked": count})
+        say(f"{count} proposals, all as on record")
         return
     trials = results.store.trials()
+    if as_json:
+        say_json(proposal_values(trials))
+        return
     table = Table("trial", "state", "driver", "running then", "plan", box=None)
     for trial, running in zip(trials, running_then(trials), strict=True):
         row = [str(trial.number), state_text(trial), trial.driver or ""]
@@ -78,6 +88,7 @@ def status(
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
     """Show how far a study is: counts, rate, time left, what runs, failures, and the front.
 
@@ -87,35 +98,41 @@ def status(
     from nas_attn.cli.live import watch_status
     from nas_attn.cli.screens import status_screen
 
+    if as_json and watch is not None:
+        raise UsageError("--json prints one object: leave --watch out")
     results = api.open_study(study, overrides=set_, runs=runs)
-    if watch is None:
+    if as_json:
+        from nas_attn.workflows.values import status_values
+
+        say_json(status_values(results.status(), results.store.objectives))
+    elif watch is None:
         console.print(status_screen(results.status(), results.store.objectives))
     else:
         watch_status(results.status, results.store.objectives, watch)
 
 
-def check(study: StudyArgument, set_: SetOption = []) -> None:  # noqa: B006  typer copies it
-    """Check a study file without starting anything."""
-    from nas_attn import api
-    from nas_attn.workflows.session import advise
+def check(
+    study: StudyArgument,
+    set_: SetOption = [],  # noqa: B006  typer copies it
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Check a study file without starting anything.
 
-    loaded = api.load(study, set_)
-    config = loaded.config
-    search, seeds = config.search, len(config.training.seeds)
-    if search.strategy == "sensitivity":
-        proposed = "strategy sensitivity"
+    Limits of costs and what the model's size hangs on are checked once the data set is there.
+    """
+    from nas_attn import api
+    from nas_attn.workflows.values import summarise
+
+    summary = summarise(api.load(study, set_, runs))
+    if as_json:
+        say_json(asdict(summary))
+        return
+    say(summary.text)
+    if summary.least is None:
+        say("limits are checked once the data set is there: nas-attn prepare makes it")
     else:
-        startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
-        proposed = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
-    say(
-        f"{config.name}: {loaded.space.size:,} plans; {search.trials} trials x "
-        f"{seeds} seed{'' if seeds == 1 else 's'} = {search.trials * seeds} trainings; {proposed}"
-    )
-    if config.data.folder.is_dir():
-        loaded.check_limits()
-        low, high = loaded.axis_range()
-        console.print(f"{loaded.objectives.primary_cost}: {low:,} to {high:,}")
-        advise(loaded)
+        say(f"{summary.cost}: {summary.least:,} to {summary.most:,}")
 
 
 def repair(
@@ -167,6 +184,7 @@ def export(
     test_side: Annotated[bool | None, typer.Option(hidden=True)] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
     """Write a self-contained folder with a trained model, to use or share.
 
@@ -175,6 +193,7 @@ def export(
     model, and a README.md with fairseq's commands, which work wherever the folder lies.
     """
     from nas_attn import api
+    from nas_attn.workflows.values import export_values
 
     with_test = renamed_option("--test-side", "--test-split", test_side, test_split)
     results = api.open_study(study, overrides=set_, runs=runs)
@@ -183,6 +202,8 @@ def export(
         console.print(Text(line), soft_wrap=True)
     with interruptible():
         made = results.export(out, trial=chosen.number, with_test=with_test is not False)
+    if as_json:
+        say_json(export_values(made, chosen, results.comparison_text(chosen)))
     if made.test_bytes:
         say(
             f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
@@ -215,6 +236,7 @@ def compare(
         ),
     ] = None,
     runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
     """Overlay the fronts of searches, finished or running, and compare their hypervolumes.
 
@@ -225,8 +247,11 @@ def compare(
     from nas_attn.cli.tables import comparison_table
     from nas_attn.report.comparison import interval_text, reference_text
     from nas_attn.workflows.compare import compare_studies, find_search
+    from nas_attn.workflows.values import comparison_values
 
     compared = compare_studies([find_search(name, runs) for name in studies], out, reference)
+    if as_json:
+        say_json(comparison_values(compared))
     console.print(Text(reference_text(compared)), soft_wrap=True)
     console.print(comparison_table(compared))
     for line in (interval_text(compared), *compared.notes):
@@ -239,6 +264,7 @@ def spaces(
     arch: Annotated[
         str, typer.Option(help="fairseq's architecture that the spaces are measured on.")
     ] = "transformer_wmt_en_de",
+    as_json: JsonOption = False,
 ) -> None:
     """List the shipped search spaces with their sizes, and the shipped studies.
 
@@ -248,7 +274,11 @@ def spaces(
     from nas_attn.cli.tables import spaces_table
     from nas_attn.study.shipped import shipped_description, shipped_folder, shipped_names
     from nas_attn.workflows.spaces import measure_spaces
+    from nas_attn.workflows.values import space_values
 
+    if as_json:
+        say_json(space_values(measure_spaces(arch, context.args), arch))
+        return
     console.print(spaces_table(list(measure_spaces(arch, context.args)), arch))
     table = Table(box=None, title="studies", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)

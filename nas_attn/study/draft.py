@@ -154,19 +154,19 @@ class StudyDraft:
 
     def _training(self) -> list[Argument]:
         small = self._is_small
-        criterion: list[Argument] = {
+        criteria: dict[Task, list[Argument]] = {
             "translation": [
                 ("criterion", "label_smoothed_cross_entropy", ""),
                 ("label-smoothing", 0.1, ""),
             ],
             "language_modeling": [("criterion", "cross_entropy", "")],
             "masked_lm": [("criterion", "masked_lm", "")],
-        }[self.task]
+        }
         of_text: list[Argument] = [
             ("tokens-per-sample", 128 if small else 512, "tokens of a sequence")
         ]
         return [
-            *criterion,
+            *criteria[self.task],
             *(of_text if self.task != "translation" else []),
             ("dropout", 0.1 if small else 0.3, "more for little data"),
             ("optimizer", "adam", ""),

@@ -1,0 +1,194 @@
+"""What commands show, as plain values, which `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nas_attn.analysis.comparison import Comparison
+from nas_attn.analysis.sensitivity import improvement_row, prediction_row
+from nas_attn.engine.audit import running_then
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.status import Status
+from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.report.formatting import state_text
+from nas_attn.study.shipped import shipped_description, shipped_names
+from nas_attn.study.study import Study
+from nas_attn.workflows.export import Exported
+from nas_attn.workflows.sensitivity import PredictedFront
+from nas_attn.workflows.session import advise
+from nas_attn.workflows.spaces import MeasuredSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What a study that was checked comes to.
+
+    Args:
+        name: Name of the study.
+        plans: Number of plans in its space.
+        trials: Number of trials, the baseline included.
+        seeds: Trainings of each trial.
+        strategy: Source of plans, in words.
+        cost: Name of the cost that trials are spread over.
+        least: The least of it that a plan comes to; None before the data set is made.
+        most: The most of it.
+    """
+
+    name: str
+    plans: int
+    trials: int
+    seeds: int
+    strategy: str
+    cost: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def text(self) -> str:
+        """All but the cost, in a line."""
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return (
+            f"{self.name}: {self.plans:,} plans; {self.trials} trials x {seeds} = "
+            f"{self.trials * self.seeds} trainings; {self.strategy}"
+        )
+
+
+def summarise(study: Study) -> StudySummary:
+    """Check what can be checked of a study before it is searched, and sum it up.
+
+    Raises:
+        ConfigError: The model cannot be built with the data, or no plan is within the limits.
+    """
+    search = study.search
+    if search.strategy == "sensitivity":
+        strategy = "strategy sensitivity"
+    else:
+        startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
+        strategy = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
+    least, most = None, None
+    if study.data_folder.is_dir():
+        study.check_limits()
+        least, most = study.axis_range()
+        advise(study)
+    return StudySummary(
+        name=study.name,
+        plans=study.space.size,
+        trials=search.trials,
+        seeds=len(study.config.training.seeds),
+        strategy=strategy,
+        cost=study.objectives.primary_cost,
+        least=least,
+        most=most,
+    )
+
+
+def trial_values(trial: TrialRecord) -> dict[str, Any]:
+    """A trial by what it is, costs and came to."""
+    return {
+        "trial": trial.number,
+        "state": state_text(trial),
+        "baseline": trial.is_baseline,
+        "loss": trial.loss,
+        "losses": list(trial.losses),
+        "costs": dict(trial.costs),
+        "plan": None if trial.plan is None else trial.plan.to_json(),
+        "folder": trial.folder,
+    }
+
+
+def status_values(status: Status, objectives: Objectives) -> dict[str, Any]:
+    """Where a study stands."""
+    return {
+        "study": status.name,
+        "metric": objectives.metric,
+        "maximise": objectives.maximise,
+        "costs": list(objectives.costs),
+        "trials": {
+            "wanted": status.budget,
+            "finished": len(status.finished),
+            "stopped_early": len(status.stopped),
+            "over_limit": len(status.over_limit),
+            "running": len(status.running),
+            "interrupted": len(status.interrupted),
+            "failed": len(status.failed),
+        },
+        "drivers": list(status.drivers),
+        "trials_per_hour": status.trials_an_hour,
+        "seconds_left": status.seconds_left,
+        "front": [trial_values(trial) for trial in status.front],
+        "baseline": None if status.baseline is None else trial_values(status.baseline),
+        "running": [
+            trial_values(running.trial) | {"driver": running.driver, "is_alive": running.is_alive}
+            for running in status.unfinished
+        ],
+        "failed": [
+            trial_values(trial) | {"failure": trial.failure, "reason": trial.reason}
+            for trial in status.failed
+        ],
+        "children": [asdict(child) for child in status.children],
+    }
+
+
+def proposal_values(trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Which plan was proposed by which driver, and what was running then."""
+    return {
+        "proposals": [
+            {
+                "trial": trial.number,
+                "state": state_text(trial),
+                "driver": trial.driver,
+                "running_then": sorted(running),
+                "plan": None if trial.plan is None else trial.plan.to_json(),
+            }
+            for trial, running in zip(trials, running_then(trials), strict=True)
+        ]
+    }
+
+
+def space_values(spaces: Iterable[MeasuredSpace], arch: str) -> dict[str, Any]:
+    """Shipped search spaces over an architecture, and shipped studies."""
+    studies = [
+        {"name": name, "description": shipped_description(name).strip()}
+        for name in shipped_names("studies")
+    ]
+    return {"arch": arch, "spaces": [asdict(space) for space in spaces], "studies": studies}
+
+
+def comparison_values(compared: Comparison) -> dict[str, Any]:
+    """Searches compared by their hypervolume."""
+    return {
+        "reference": asdict(compared.reference),
+        "interval_by": compared.interval,
+        "studies": [asdict(row) for row in compared.rows],
+        "notes": list(compared.notes),
+    }
+
+
+def export_values(made: Exported, trial: TrialRecord, comparison: str) -> dict[str, Any]:
+    """What was exported, and how it stands to the baseline."""
+    return trial_values(trial) | {
+        "comparison": comparison,
+        "folder": str(made.folder),
+        "plan": made.plan.to_json(),
+        "checkpoint_bytes": made.bytes,
+        "test_bytes": made.test_bytes,
+    }
+
+
+def predicted_values(predicted: PredictedFront) -> dict[str, Any]:
+    """A predicted front, and whether it may be followed."""
+    findings = predicted.findings
+    return {
+        "study": findings.name,
+        "cost": findings.axis,
+        "baseline_cost": findings.base_cost,
+        "is_guide": findings.is_guide,
+        "verdict": findings.verdict,
+        "front": [prediction_row(prediction, findings) for prediction in findings.chosen]
+        if findings.is_guide
+        else [],
+        "improvements": [improvement_row(one) for one in findings.improvements],
+        "folder": str(predicted.folder),
+    }
