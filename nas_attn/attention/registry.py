@@ -47,7 +47,6 @@ class Scheme:
         for name, value in options.items():
             if name not in known:
                 offer = f"; it has {', '.join(known)}" if known else "; it has no options"
-                offer = did_you_mean(name, known) or offer
                 raise PlanError(f"unknown option {name!r}{offer}")
             if not _fits(value, hints[name]):
                 raise PlanError(f"{name} must be {_describe(hints[name])}, but is {value!r}")

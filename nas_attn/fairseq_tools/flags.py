@@ -40,6 +40,7 @@ from nas_attn.fairseq_tools.flag_values import (
     word,
     words,
 )
+from nas_attn.literals import did_you_mean
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 LONGEST = 1000
@@ -439,7 +440,7 @@ def _refusal(flag: str, value: Scalar) -> str:
         return f"is refused: {REASONS[flag]}"
     judge = JUDGES.get(flag)
     if judge is None:
-        return "fairseq-train has no such flag"
+        return f"fairseq-train has no such flag{did_you_mean(flag, JUDGES)}"
     text = str(value)
     # fairseq hands values to hydra as text, which reads these as templates, quotes and ends.
     if len(text) > LONGEST or "${" in text or "\\" in text or not text.isprintable():

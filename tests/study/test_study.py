@@ -23,9 +23,13 @@ from tests.helpers.studies import write
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"trails": 3}, "trails", "unknown key"),
-    ({"search/trails": 3}, "search.trails", "unknown key; did you mean trials?"),
-    ({"objectives": {"cost": "total"}}, "objectives.cost", "unknown key; did you mean costs?"),
-    ({"data/text": {"langages": []}}, "data.text.langages", "unknown key; did you mean languages?"),
+    ({"search/trails": 3}, "search.trails", 'unknown key; did you mean "trials"?'),
+    ({"objectives": {"cost": "total"}}, "objectives.cost", 'unknown key; did you mean "costs"?'),
+    (
+        {"data/text": {"langages": []}},
+        "data.text.langages",
+        'unknown key; did you mean "languages"?',
+    ),
     ({"search/warm_start": "basline"}, "search.warm_start.source", "'none', 'baseline' or"),
     (
         {"search/warm_start": {"source": "nothing", "rank_agreement": 12}},
@@ -113,7 +117,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
         "unknown option 'shared_size'; it has shared_dim",
     ),
     ({"space/schemes/multihead": {}}, "space.schemes.multihead", "unknown scheme 'multihead'"),
-    ({"space": "no_such_space"}, "space (no_such_space)", "no such file"),
+    ({"space": "no_such_space"}, "space (no_such_space)", "no search space file"),
     ({"space/sites": {"encoder": {"multi_head": {}}}}, "space.sites.encoder", "encoder_self"),
     ({"training/arguments/max-tokenz": 3}, "training.arguments.max-tokenz", "no such flag"),
     ({"training/arguments/optimizer": "adamm"}, "training.arguments.optimizer", "invalid choice"),
