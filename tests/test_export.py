@@ -112,7 +112,7 @@ def test_trials_that_are_not_trained() -> None:
     with pytest.raises(UsageError, match="trial 5 repeats trial 4: take --trial 4"):
         trial_with_number(TRIALS, 5)
     failed = replace(TRIALS[1], state=TrialState.FAIL)
-    with pytest.raises(UsageError, match=r"trial 1 is not trained \(failed\)"):
+    with pytest.raises(UsageError, match=r"trial 1 has no model \(failed\)"):
         trial_with_number(Trials([TRIALS[0], failed], OBJECTIVES), 1)
 
 

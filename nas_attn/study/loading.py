@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from nas_attn.errors import ConfigError
@@ -68,9 +69,10 @@ def find_study(name: str | Path, runs: Path = Path("runs")) -> Path:
     try:
         return find_file(str(name), "studies", known=lambda: known_studies(runs))
     except ConfigError:
-        folders = [folder for folder in (Path(name), runs / name) if is_run_folder(folder)]
-        if folders:
-            return folders[0]
-        if Path(name).is_dir():
-            return Path(name)  # of which `open_run_folder` says what it lacks
+        with contextlib.suppress(OSError):  # a name that no file can have
+            for folder in (Path(name), runs / name):
+                if is_run_folder(folder):
+                    return folder
+            if Path(name).is_dir():
+                return Path(name)  # of which `open_run_folder` says what it lacks
         raise

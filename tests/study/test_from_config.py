@@ -174,4 +174,4 @@ def test_other_paths_stay() -> None:
 def test_what_no_file_can_hold_is_refused(config: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         Study.from_config(config)
-    assert str(caught.value).startswith("(study) has ")
+    assert str(caught.value).startswith("(study): ")
