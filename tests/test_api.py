@@ -263,9 +263,9 @@ def test_what_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
         nas_attn.predict_front(config, checks=-1)
     with pytest.raises(UsageError, match="one scheme at least"):
         nas_attn.predict_front(config, max_schemes=0)
-    with pytest.raises(UsageError, match="decoding_seconds is no cost that is known before"):
+    with pytest.raises(UsageError, match="decoding_seconds is no cost that can be predicted"):
         nas_attn.predict_front(config, limits={"decoding_seconds": 1.0})
-    with pytest.raises(UsageError, match="cache is no cost that is known before training"):
+    with pytest.raises(UsageError, match="cache is no cost that can be predicted"):
         nas_attn.predict_front(config, second_cost="cache")
     with pytest.raises(UsageError, match="a study has a data set"):
         nas_attn.predict_front(config, data="data-bin/other")

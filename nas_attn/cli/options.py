@@ -55,7 +55,7 @@ def parse_limits(given: Sequence[str]) -> dict[str, float]:
         given: Texts such as cache_bytes=4k.
 
     Raises:
-        UsageError: One is no such text, or names no cost that is known before training.
+        UsageError: One is no such text, or names no cost that can be predicted.
     """
     limits: dict[str, float] = {}
     for text in given:
