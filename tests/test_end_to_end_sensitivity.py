@@ -197,7 +197,8 @@ def test_limits_on_costs_and_a_second_cost(measured: Measured) -> None:
     assert len(within) > 1
 
 
-def test_time_of_decoding_is_a_cost(measured: Measured) -> None:
+def test_time_of_decoding_is_a_cost(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas_attn.fairseq_tools.decoding_times.ROUNDS", 1)
     folder = measured.folder / "sensitivity"
     options = ["--checks", "0", "--points", "3"]
     text = " ".join(measured.command(*options, "--second-cost", "decoding_microseconds").split())
