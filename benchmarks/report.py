@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nas_attn.analysis.trials import Trials
-from nas_attn.attention.counting import ModelSize
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.fairseq_tools.models import Sizer
+from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.report import ReportContext, write_report
 from nas_attn.space import SearchSpace

@@ -15,54 +15,35 @@ Everything works in a notebook and outside the main thread. No signal handler is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas_attn.analysis.comparison import Comparison
-from nas_attn.analysis.predictions import PlanConstraints
 from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
-from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
-from nas_attn.engine.decoding import DECODING
+from nas_attn.engine.config import ExecutionConfig
 from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
-from nas_attn.report.figures import plot_front
-from nas_attn.study.config import StudyConfig
-from nas_attn.study.loading import find_study, load_study
+from nas_attn.measures import FurtherMetric, Scores
+from nas_attn.study.form import RUNS, Runs, StudyForm, StudyLike, find_study, read_study
 from nas_attn.study.recorded import open_run_folder
-from nas_attn.study.study import Study
 from nas_attn.study.tree import Overrides, joined
-from nas_attn.workflows import confirm as confirming
-from nas_attn.workflows import sensitivity
-from nas_attn.workflows.compare import compare_studies, find_search
+from nas_attn.workflows.defaults import CHECKS, POINTS, SEEDS
 from nas_attn.workflows.events import Events
-from nas_attn.workflows.export import (
-    Exported,
-    best_within,
-    comparison_text,
-    export_trial,
-    trial_with_number,
-)
-from nas_attn.workflows.reporting import write_study_report
-from nas_attn.workflows.search import search as run_search
-from nas_attn.workflows.sensitivity import PredictedFront
-from nas_attn.workflows.session import keep_study, open_store
+from nas_attn.workflows.records import open_store
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-RUNS = Path("runs")
-"""Folder of the studies' run folders, unless another one is named."""
-Runs = str | Path | None
-"""A folder that holds run folders; None is `RUNS`, and for a loaded study its own."""
-
-StudyLike = str | Path | Mapping[str, Any] | StudyConfig | Study
-"""A study: its file, a name or run folder (see `find_study`), what a file says, or a loaded one."""
+    from nas_attn.analysis.comparison import Comparison
+    from nas_attn.study.study import Study
+    from nas_attn.workflows.export import Exported
+    from nas_attn.workflows.sensitivity import PredictedFront
 
 
 def search(
@@ -98,6 +79,8 @@ def search(
         ConfigError: The study is refused; lists everything wrong with it, by key path.
         NasAttnError: The search ended early, or no trial has a result; what is there is reported.
     """
+    from nas_attn.workflows.search import search as run_search
+
     changes = execution_overrides(
         overrides, trials=trials, workers=workers, storage=storage, executor=executor,
         address=address,
@@ -127,7 +110,8 @@ def open_study(
         events: Object that is called with its progress; left out, it is logged at level INFO.
 
     Raises:
-        ConfigError: The study is refused; lists everything wrong with it, by key path.
+        ConfigError: It is not of the form of a study; lists every fault, by key path. What fairseq
+            refuses is said by what needs the model, such as `Results.report`.
         NasAttnError: No search has run.
     """
     if isinstance(study, str | Path) and not overrides:
@@ -136,9 +120,8 @@ def open_study(
             folder = found.absolute()
             return Results(None, open_run_folder(folder), folder, address=address, events=events)
     changes = execution_overrides(overrides, address=address)
-    loaded = load(study, changes, runs, is_read_only=True)
-    store = open_store(loaded)
-    return Results(loaded, store, loaded.folder, address=address, events=events)
+    form = read_study(study, changes, runs)
+    return Results(form, open_store(form), form.folder, address=address, events=events)
 
 
 def predict_front(
@@ -147,8 +130,8 @@ def predict_front(
     data: str | Path | None = None,
     space: str | None = None,
     cost: str | None = None,
-    checks: int = sensitivity.CHECKS,
-    points: int = sensitivity.POINTS,
+    checks: int = CHECKS,
+    points: int = POINTS,
     max_schemes: int | None = None,
     keep_first_layer: bool = False,
     limits: Mapping[str, float] = NO_LIMITS,
@@ -198,6 +181,10 @@ def predict_front(
         ConfigError: Study or space is refused; lists everything wrong with it.
         NasAttnError: Nothing can inherit, or nothing could be measured.
     """
+    from nas_attn.analysis.predictions import PlanConstraints
+    from nas_attn.engine.decoding import DECODING
+    from nas_attn.workflows import sensitivity
+
     if checks < 0 or points < 1 or improve < 0:
         raise UsageError("ask for 0 checks or more, 0 passes or more, and 1 point or more")
     constraints = PlanConstraints(max_schemes, keep_first_layer, limits, second_cost)
@@ -237,7 +224,8 @@ class Results:
     """What a study has found; read from its record at every call, also while a search runs.
 
     Args:
-        study: The study; None to read it from the run folder once it is needed.
+        study: The study, or what its file says; None to read it from the run folder once it is
+            needed.
         store: Trials of the study.
         folder: Run folder of the study.
         address: Address of a running Ray cluster, for what is trained from here on.
@@ -246,7 +234,7 @@ class Results:
 
     def __init__(
         self,
-        study: Study | None,
+        study: StudyForm | None,
         store: TrialStore,
         folder: Path,
         *,
@@ -255,7 +243,7 @@ class Results:
     ) -> None:
         self.store = store
         self.folder = folder
-        self._study = study
+        self._form = study
         self._address = address
         self._events = events
 
@@ -266,18 +254,18 @@ class Results:
             f"finished, {len(status.front)} on the front, in {self.folder}>"
         )
 
-    @property
+    @cached_property
     def study(self) -> Study:
-        """The study; of a run folder, as its record holds it.
+        """The study, checked whole; of a run folder, as its record holds it.
 
         Raises:
-            ConfigError: Its data set is no longer where it was.
+            ConfigError: The study is refused; lists everything wrong with it, by key path.
             UsageError: The record holds no settings.
         """
-        if self._study is None:
-            changes = execution_overrides(address=self._address)
-            self._study = load(self.folder, changes, is_read_only=True)
-        return self._study
+        if self._form is not None:
+            return load(self._form, is_read_only=True)
+        changes = execution_overrides(address=self._address)
+        return load(self.folder, changes, is_read_only=True)
 
     def front(self) -> pd.DataFrame:
         """The front, what is within its noise, and the baseline: the columns of front.csv."""
@@ -294,6 +282,8 @@ class Results:
             x: Name of the cost along the horizontal axis; the study's first if left out.
             ax: Axes to draw on; those of a new figure if left out.
         """
+        from nas_attn.report.figures import plot_front
+
         return plot_front(self.read(), x, ax)
 
     def read(self) -> Trials:
@@ -302,9 +292,9 @@ class Results:
 
     def status(self) -> Status:
         """Counts, what runs, rate and time left."""
-        if self._study is None:
+        if self._form is None:
             return read_status(self.store, trials=0, grace_seconds=ExecutionConfig().grace_seconds)
-        config = self._study.config
+        config = self._form.config
         return read_status(
             self.store,
             trials=config.search.trials,
@@ -323,10 +313,12 @@ class Results:
         Raises:
             NasAttnError: No trial is complete yet.
         """
+        from nas_attn.workflows.reporting import write_study_report
+
         folder = self.folder / "report" if out is None else Path(out)
         return write_study_report(self.study, self.store, folder)
 
-    def confirm(self, seeds: int = confirming.SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
+    def confirm(self, seeds: int = SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
         """Train the front and the baseline again with fresh seeds, and open the test split.
 
         Args:
@@ -341,7 +333,9 @@ class Results:
         """
         import pandas as pd
 
-        done = confirming.confirm(
+        from nas_attn.workflows.confirm import confirm
+
+        done = confirm(
             self.study, seeds=seeds, trials=trials, address=self._address, events=self._events
         )
         if done.failure is not None:
@@ -360,6 +354,8 @@ class Results:
         Raises:
             UsageError: There is none; says what there is.
         """
+        from nas_attn.workflows.export import best_within, trial_with_number
+
         if (trial is None) == (best_under is None):
             raise UsageError("say which trial: either --trial N or --best-under AMOUNT")
         if trial is not None:
@@ -371,6 +367,8 @@ class Results:
 
     def comparison_text(self, trial: TrialRecord) -> str:
         """A trial's loss and first cost against the baseline's, as a sentence."""
+        from nas_attn.workflows.export import comparison_text
+
         return comparison_text(trial, self.read())
 
     def export(
@@ -393,6 +391,9 @@ class Results:
             UsageError: No such trial is trained, its checkpoint is gone, or `out` is no empty
                 folder.
         """
+        from nas_attn.workflows.export import export_trial
+        from nas_attn.workflows.session import keep_study
+
         keep_study(self.study, self.store)
         chosen = self.choose(trial=trial, best_under=best_under)
         return export_trial(self.study, chosen, self.read(), Path(out), with_test=with_test)
@@ -415,6 +416,8 @@ class Results:
         Raises:
             UsageError: They cannot be compared; says why.
         """
+        from nas_attn.workflows.compare import compare_studies, find_search
+
         searches = [read_searched(self.store, self.folder)]
         for other in others:
             if isinstance(other, str | Path):
@@ -444,15 +447,10 @@ def load(
     Raises:
         ConfigError: The study is refused; lists everything wrong with it, by key path.
     """
-    if isinstance(study, Study):
-        if not overrides and runs is None:
-            return study
-        folder = None if runs is None else Path(runs)
-        return study.changed(overrides, runs=folder, is_read_only=is_read_only)
-    folder = Path(runs or RUNS)
-    if isinstance(study, str | Path):
-        return load_study(study, overrides=overrides, runs=folder, is_read_only=is_read_only)
-    return Study.from_config(study, overrides=overrides, runs=folder, is_read_only=is_read_only)
+    from nas_attn.study.study import Study
+
+    form = read_study(study, overrides, runs)
+    return form if isinstance(form, Study) else Study.judged(form, is_read_only=is_read_only)
 
 
 def execution_overrides(

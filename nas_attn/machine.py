@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-from importlib import metadata
 
 
 def cpu_count() -> int:
@@ -16,12 +14,17 @@ def cpu_count() -> int:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that results hang on, and of Python."""
+    import platform
+    from importlib import metadata
+
     names = ("nas-attn", "torch", "optuna", "fairseq-fixed", "sentencepiece", "numpy")
     return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
 def machine_text() -> str:
     """CPUs and GPUs of this machine."""
+    import platform
+
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -24,7 +24,8 @@ from nas_attn.study.study import Study
 from nas_attn.workflows import reporting
 from nas_attn.workflows import search as searching
 from nas_attn.workflows.events import LogEvents
-from nas_attn.workflows.session import Session, open_store
+from nas_attn.workflows.records import open_store
+from nas_attn.workflows.session import Session
 from tests.helpers.studies import write
 
 REPLAYED: dict[str, Any] = {

@@ -12,7 +12,7 @@ from nas_attn.analysis.reproduction import reproduction_texts
 from nas_attn.engine.ladder import chain_updates
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord, front
-from nas_attn.fairseq_tools.costs import MEASURED_COSTS
+from nas_attn.measures import MEASURED_COSTS
 
 
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:

@@ -17,7 +17,6 @@ from nas_attn.analysis.sensitivity import (
     plans_for_tests,
 )
 from nas_attn.analysis.trials import Trials
-from nas_attn.engine.config import PredictedCost
 from nas_attn.engine.decoding import DECODING, DecodingTable, decoding_table, keep_decoding_table
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.scores import expected_changes, scores_of, translation_scores
@@ -43,6 +42,7 @@ from nas_attn.fairseq_tools.measure import (
     ERROR,
     METRIC,
 )
+from nas_attn.measures import PredictedCost
 from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT
 from nas_attn.study.sensitivity import SensitivityTarget

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-import pandas as pd
-
-from nas_attn.analysis.front import front_table, trials_table
 from nas_attn.analysis.noise import Noise
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.study.moved import folder_today
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Trials(Sequence[TrialRecord]):
@@ -82,10 +82,14 @@ class Trials(Sequence[TrialRecord]):
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
+        from nas_attn.analysis.front import trials_table  # imports pandas
+
         return trials_table(self)
 
     @cached_property
     def _front_frame(self) -> pd.DataFrame:
+        from nas_attn.analysis.front import front_table  # imports pandas
+
         return front_table(self, self.objectives)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from nas_attn.attention.base import Attention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.attention.registry import build_attention, get_scheme
+from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
 
 
@@ -151,25 +152,6 @@ def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
 @lru_cache(maxsize=4096)
 def _cache_of_choice(choice: AttentionChoice, shape: SiteShape) -> int:
     return build_on_meta(choice, shape).cache_size()
-
-
-class ModelSize(NamedTuple):
-    """Parameters of a whole model, shared ones counted once."""
-
-    attention: int
-    """Projections, mixing, embeddings and biases of attention, output projections included."""
-    non_embedding: int
-    """All but token and position tables and the projection onto the vocabulary."""
-    total: int
-    effective: int | None
-    """`total` less the dead and redundant parameters of attention; None in records without it."""
-
-    def acting(self, name: str) -> int | None:
-        """One of the other counts, less the dead and redundant parameters of attention."""
-        if name == "effective" or self.effective is None:
-            return self.effective
-        count: int = getattr(self, name)
-        return count - (self.total - self.effective)
 
 
 def count_model(model: nn.Module) -> ModelSize:

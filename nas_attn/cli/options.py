@@ -8,9 +8,9 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from nas_attn.engine.config import PredictedCost
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
+from nas_attn.measures import PredictedCost
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]

@@ -11,7 +11,8 @@ import typer
 from nas_attn.cli.console import console, resumable, say
 from nas_attn.cli.loudness import JsonOption, QuietOption, VerboseOption, say_json
 from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
-from nas_attn.engine.config import FurtherMetric, PredictedCost, Scores
+from nas_attn.measures import FurtherMetric, PredictedCost, Scores
+from nas_attn.workflows.defaults import CHECKS, POINTS, SEEDS
 
 if TYPE_CHECKING:
     from nas_attn.workflows.sensitivity import PredictedFront
@@ -76,7 +77,7 @@ def confirm(
     study: StudyArgument,
     seeds: Annotated[
         int, typer.Option(min=2, help="Trainings of each point, with seeds of their own.")
-    ] = 5,
+    ] = SEEDS,
     trial: Annotated[
         list[int] | None,
         typer.Option(
@@ -147,8 +148,8 @@ def sensitivity(
         typer.Option(
             min=0, help="Plans, half of them random and half predicted, to test predictions on."
         ),
-    ] = 40,
-    points: Annotated[int, typer.Option(min=2, help="Number of plans to recommend.")] = 8,
+    ] = CHECKS,
+    points: Annotated[int, typer.Option(min=2, help="Number of plans to recommend.")] = POINTS,
     max_schemes: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of schemes in a plan.")
     ] = None,

@@ -148,11 +148,11 @@ def repair(
     line is lost becomes a failed one, so that the others keep their numbers. End all drivers, and
     what else has the record open, before.
     """
-    from nas_attn import api
     from nas_attn.engine.repair import describe
+    from nas_attn.study.form import read_study
     from nas_attn.workflows.repair import repair_record
 
-    path, done = repair_record(api.load(study, set_, runs, is_read_only=True))
+    path, done = repair_record(read_study(study, set_, runs))
     for line in describe(done, path):
         say(line)
 

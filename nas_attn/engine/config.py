@@ -11,16 +11,7 @@ from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import ConfigModel, Scalar
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
-
-KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
-"""Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
-PredictedCost = Literal[KnownCost, "decoding_microseconds"]
-"""And microseconds a sentence, of decoding, by a table of modules that were timed."""
-Scores = Literal["measured", "gradient", "auto"]
-FurtherMetric = Literal["bleu"]
-"""What recommended plans may be measured by beside the loss."""
-Cost = Literal[KnownCost, "decoding_seconds", "peak_memory"]
-"""What a plan fixes before any training, or what is measured in it (MiB) or after it (seconds)."""
+from nas_attn.measures import Cost, KnownCost, Scores
 
 
 def _amount(value: Any) -> Any:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nas_attn.attention.counting import ModelSize
 from nas_attn.engine import trial_record as fields
 from nas_attn.engine.candidates import Proposal
 from nas_attn.engine.objectives import PEAK_MEMORY, Objectives
 from nas_attn.engine.plan_costs import PlanCosts
 from nas_attn.errors import PlanError
+from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import TrialJob, TrialResult

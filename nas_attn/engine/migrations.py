@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nas_attn.attention.counting import ModelSize
+from nas_attn.measures import ModelSize
 
 
 def size_on_record(sizes: Mapping[str, Any]) -> ModelSize:

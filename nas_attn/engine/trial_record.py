@@ -11,9 +11,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_attn.attention.counting import ModelSize, left_text
 from nas_attn.engine.migrations import size_on_record
 from nas_attn.engine.objectives import Objectives
+from nas_attn.measures import ModelSize
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
 
@@ -120,6 +120,8 @@ class TrialRecord:
         """The plan in words, with what pruning left of it, layer by layer, if there was any."""
         if self.plan is None or not self.pruned:
             return "" if self.plan is None else str(self.plan)
+        from nas_attn.attention.counting import left_text  # imports torch
+
         seed = " (first seed)" if len(set(self.pruned)) > 1 else ""
         return f"{self.plan}; left{seed}: {left_text(self.plan, self.pruned[0])}"
 

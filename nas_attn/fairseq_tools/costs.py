@@ -17,13 +17,8 @@ from nas_attn.attention.counting import build_on_meta, count_cache
 from nas_attn.attention.functional import Implementation
 from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.models import Sizer, build_model
+from nas_attn.measures import KNOWN_COSTS, MEASURED_COSTS
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
-
-KNOWN_COSTS = ("attention", "non_embedding", "total", "effective", "cache_bytes", "flops")
-"""Known before training: the counts of `ModelSize`, and `CostModel.cache_bytes` and `.flops`."""
-
-MEASURED_COSTS = ("decoding_seconds", "peak_memory")
-"""Measured on the trained model, and in its training."""
 
 COUNTED_IMPLEMENTATION: Implementation = "explicit"
 """Computes scores and weighted values as plain products of matrices, the same on every machine.

@@ -16,12 +16,13 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from nas_attn.attention import Attention
-from nas_attn.attention.counting import ModelSize, count_model, count_plan
+from nas_attn.attention.counting import count_model, count_plan
 from nas_attn.config_model import Scalar
 from nas_attn.errors import ConfigIssue, DataError, PlanError
 from nas_attn.fairseq_tools.arguments import parse_arguments
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import dashed
+from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionPlan, SiteShape
 
 

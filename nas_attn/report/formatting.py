@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from nas_attn.analysis.noise import Noise
-from nas_attn.attention.counting import ModelSize
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.measures import ModelSize
+
+if TYPE_CHECKING:
+    from nas_attn.analysis.noise import Noise
 
 
 def cost_words(name: str) -> str:
@@ -74,6 +74,8 @@ def mark_text(row: dict[Any, Any]) -> str:
 
 def _warm_text(row: dict[Any, Any]) -> str:
     """Whether a trial started warm, and from which one if that is not always the baseline."""
+    import pandas as pd
+
     parent = row.get("parent")
     if not row["warm"] or parent is None or pd.isna(parent):
         return "warm" if row["warm"] else ""
@@ -82,6 +84,8 @@ def _warm_text(row: dict[Any, Any]) -> str:
 
 def effective_text(row: dict[Any, Any]) -> str:
     """Effective parameters of a row, empty where there is no count."""
+    import pandas as pd
+
     count = row["effective_cost"]
     return "" if pd.isna(count) else f"{count:,}"
 

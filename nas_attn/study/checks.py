@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
-
-from pydantic import ValidationError
 
 from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.attention.voting import holds_vote
-from nas_attn.config_model import faults_of
 from nas_attn.errors import ConfigError, ConfigIssue, DataError, PlanError
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import check_bleu, check_metric
@@ -54,26 +50,21 @@ NO_BASELINE = (
 )
 
 
-def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyConfig, SearchSpace]:
-    """Check a study's data whole.
+def judge(config: StudyConfig, source: str, *, is_read_only: bool = False) -> SearchSpace:
+    """Check a study whole.
 
     Args:
-        tree: Sections and values, as a file gives them.
+        config: Configuration of the study.
         source: Name that messages give, such as the file's path.
         is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not set
             (but could, once) are passed over with a warning.
 
     Returns:
-        The study's configuration, with all flags, and its space over the model.
+        The study's space over the model.
 
     Raises:
         ConfigError: lists everything that is wrong, by key path.
     """
-    try:
-        config = StudyConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(source, faults_of(error, model=StudyConfig)) from None
-    recorded = config
     if is_read_only:
         config = _without_refused(config)
     faults = _check_sections(config)
@@ -93,7 +84,7 @@ def judge(tree: Any, source: str, *, is_read_only: bool = False) -> tuple[StudyC
     faults = _check_choices(config, space, space_key)
     if faults:
         raise ConfigError(source, faults)
-    return recorded, space
+    return space
 
 
 def _check_sections(config: StudyConfig) -> list[ConfigIssue]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import faults_of
 from nas_attn.engine.candidates import FixedCandidates
-from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, Scores, SearchConfig
+from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
 from nas_attn.engine.objectives import Objectives
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.config import DataConfig
@@ -32,6 +32,7 @@ from nas_attn.fairseq_tools.measure import (
 )
 from nas_attn.fairseq_tools.models import load_dictionaries, site_shapes
 from nas_attn.fairseq_tools.trained import load_trained
+from nas_attn.measures import Scores
 from nas_attn.plan import AttentionPlan
 from nas_attn.space import SearchSpace, Votes
 from nas_attn.study.inheritance import inherits_everywhere

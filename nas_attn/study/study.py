@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nas_attn.bleu import DEFAULT
 from nas_attn.engine.candidates import FixedCandidates, Proposer
-from nas_attn.engine.config import ExecutionConfig, ResourcesConfig, SearchConfig
+from nas_attn.engine.config import ResourcesConfig, SearchConfig
 from nas_attn.engine.objectives import PEAK_MEMORY, Objectives
 from nas_attn.engine.plan_costs import expected_costs, least_costs
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
-from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.fairseq_tools.costs import CostModel
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import check_model, load_dictionaries
-from nas_attn.masking import mask
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.shell import shell_text
 from nas_attn.space import SearchSpace, Votes
@@ -30,42 +28,36 @@ from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import open_data, prepare_data
 from nas_attn.study.devices import count_processes
+from nas_attn.study.form import StudyForm, form_of
 from nas_attn.study.jobs import TrialJobs, evaluation_of
-from nas_attn.study.tree import (
-    Overrides,
-    overridden,
-    override_texts,
-    relative_to,
-    tree_of,
-)
+from nas_attn.study.tree import Overrides
 from nas_attn.trials.layout import BEST, START, best_checkpoint
 
-NO_FILE = "(study)"
-"""Names a study without a file in messages."""
 
-
-def typed_overrides(texts: Sequence[str]) -> tuple[str, ...]:
-    """Overrides as arguments of a command, without any password that is in them."""
-    return tuple(part for text in texts for part in ("--set", mask(text)))
-
-
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, kw_only=True)
+class Study(StudyForm):
     """A checked study.
 
     Args:
-        config: Configuration that its file holds.
         space: Space over the model that is trained.
-        runs: Folder that holds the run folders of all studies.
-        typed: Arguments by which a command finds the study again; none if it is no file's.
-        run_folder: Its run folder, if that is not NAME in `runs`.
     """
 
-    config: StudyConfig
     space: SearchSpace
-    runs: Path
-    typed: tuple[str, ...] = ()
-    run_folder: Path | None = None
+
+    @classmethod
+    def judged(cls, form: StudyForm, *, is_read_only: bool = False) -> Study:
+        """A study that is of the right form, checked whole.
+
+        Args:
+            form: What its file says.
+            is_read_only: As for `from_config`.
+
+        Raises:
+            ConfigError: lists everything that is wrong, by key path.
+        """
+        space = judge(form.config, form.source, is_read_only=is_read_only)
+        said = {field.name: getattr(form, field.name) for field in fields(StudyForm)}
+        return cls(**said, space=space)
 
     @classmethod
     def from_config(
@@ -91,11 +83,8 @@ class Study:
         Raises:
             ConfigError: lists everything that is wrong, by key path.
         """
-        tree = overridden(tree_of(config, NO_FILE), overrides)
-        if folder is not None:
-            tree = relative_to(tree, folder)
-        judged, space = judge(tree, NO_FILE, is_read_only=is_read_only)
-        return cls(judged, space, runs.absolute())
+        form = form_of(config, folder=folder, overrides=overrides, runs=runs)
+        return cls.judged(form, is_read_only=is_read_only)
 
     def changed(
         self, overrides: Overrides = (), *, runs: Path | None = None, is_read_only: bool = False
@@ -110,30 +99,12 @@ class Study:
         Raises:
             ConfigError: lists everything that is wrong, by key path.
         """
-        tree = tree_of(self.config, NO_FILE)
-        texts = override_texts(overrides, tree)
-        config, space = judge(overridden(tree, overrides), NO_FILE, is_read_only=is_read_only)
-        typed = self.typed
-        if typed:
-            typed += typed_overrides(texts) + (() if runs is None else ("--runs", str(runs)))
-        if runs is not None:
-            return Study(config, space, runs.absolute(), typed)
-        run_folder = self.run_folder if config.name == self.name else None
-        return Study(config, space, self.runs, typed, run_folder)
+        form = self.with_values(overrides, runs=runs)
+        return Study.judged(form, is_read_only=is_read_only)
 
     def settled(self, votes: Votes) -> Study:
         """The study with what votes on its trained baseline have decided of its space."""
         return replace(self, space=self.space.settled(votes)) if votes else self
-
-    @property
-    def name(self) -> str:
-        """Its name in the storage."""
-        return self.config.name
-
-    @property
-    def folder(self) -> Path:
-        """The study's run folder."""
-        return self.run_folder or (self.runs / self.name).absolute()
 
     @property
     def data_folder(self) -> Path:
@@ -146,20 +117,9 @@ class Study:
         return self.config.search
 
     @property
-    def execution(self) -> ExecutionConfig:
-        """Where and how trials run."""
-        return self.config.execution
-
-    @property
     def resources(self) -> ResourcesConfig:
         """What one trial is given."""
         return self.config.resources
-
-    @property
-    def objectives(self) -> Objectives:
-        """What is weighed."""
-        config = self.config.objectives
-        return Objectives.of(config, maximise=maximises(config.metric))
 
     @property
     def baseline(self) -> AttentionPlan:

@@ -12,10 +12,10 @@ from nas_attn.analysis.searches import (
     read_searched,
 )
 from nas_attn.report.comparison import write_comparison
-from nas_attn.study.loading import load_study
+from nas_attn.study.form import read_form
 from nas_attn.study.recorded import is_run_folder, open_run_folder
 from nas_attn.study.shipped import shipped_names
-from nas_attn.workflows.session import open_store
+from nas_attn.workflows.records import open_store
 
 
 def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
@@ -26,7 +26,7 @@ def find_search(name: str | Path, runs: Path = Path("runs")) -> RunSummary:
             return read_searched(open_run_folder(folder), folder)
     if Path(name).is_dir() and str(name) not in shipped_names("studies"):
         open_run_folder(Path(name))  # says what it lacks
-    study = load_study(name, runs=runs, is_read_only=True)
+    study = read_form(name, runs=runs)
     return read_searched(open_store(study), study.folder)
 
 

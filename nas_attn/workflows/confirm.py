@@ -11,6 +11,7 @@ from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.splits import check_split
 from nas_attn.study.study import Study
+from nas_attn.workflows.defaults import SEEDS
 from nas_attn.workflows.events import Events
 from nas_attn.workflows.reporting import (
     CONFIRMED,
@@ -20,8 +21,6 @@ from nas_attn.workflows.reporting import (
 )
 from nas_attn.workflows.session import Session
 
-SEEDS = 5
-"""Trainings of each point, unless others are asked for."""
 LEAST_SEEDS = 2
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from nas_attn.engine.repair import Repair, repair_journal
 from nas_attn.engine.storage import JOURNAL
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.study.study import Study
+from nas_attn.study.form import StudyForm
 
 
-def repair_record(study: Study) -> tuple[Path, Repair]:
+def repair_record(study: StudyForm) -> tuple[Path, Repair]:
     """Repair the journal of a study.
 
     Returns:

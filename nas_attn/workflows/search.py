@@ -21,9 +21,10 @@ from nas_attn.study.jobs import TrialJobs
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
 from nas_attn.trials.job import StartFolders
+from nas_attn.workflows.defaults import POINTS
 from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.reporting import cold_store, write_study_report
-from nas_attn.workflows.sensitivity import NOTHING_INHERITS, POINTS, measure_predictions
+from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
 from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
 from nas_attn.workflows.votes import hold_on_baseline, with_votes
 

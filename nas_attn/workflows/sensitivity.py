@@ -12,12 +12,13 @@ from pathlib import Path
 
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.sensitivity import SensitivityFindings
-from nas_attn.engine.config import ExecutionConfig, FurtherMetric, Scores
+from nas_attn.engine.config import ExecutionConfig
 from nas_attn.engine.decoding import DECODING
 from nas_attn.engine.scores import keep_scores, scores_of
 from nas_attn.engine.sensitivity import Measured, Prediction
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.measure import score_plans
+from nas_attn.measures import FurtherMetric, Scores
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
 from nas_attn.study.same_data import keep_data
@@ -31,12 +32,12 @@ from nas_attn.study.settings import keep_settings
 from nas_attn.study.spaces import space_folder, space_over
 from nas_attn.study.study import Study
 from nas_attn.workflows.decoding import time_models, time_modules, translate
+from nas_attn.workflows.defaults import CHECKS, POINTS
 from nas_attn.workflows.events import Events, LogEvents
-from nas_attn.workflows.session import Session, Trainer, open_store
+from nas_attn.workflows.records import open_store
+from nas_attn.workflows.session import Session, Trainer
 from nas_attn.workflows.votes import calibration_of, hold_on_baseline
 
-CHECKS, POINTS = 40, 8
-"""Plans that test predictions, and that are recommended."""
 ROUNDS = 2
 """Times that it is looked at what decides the loss of recommended plans, and measured."""
 LEAST_MEASURED, PART_MEASURED = 8, 1 / 12

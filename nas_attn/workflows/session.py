@@ -14,7 +14,6 @@ from nas_attn.engine.leases import TrialLeases
 from nas_attn.engine.locks import FileLock
 from nas_attn.engine.loop import JobBuilder, SearchLoop
 from nas_attn.engine.provenance import note_start, proposing_of
-from nas_attn.engine.storage import JOURNAL, open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
@@ -26,6 +25,7 @@ from nas_attn.study.sensitivity import SensitivityTarget
 from nas_attn.study.settings import keep_settings
 from nas_attn.study.study import Study
 from nas_attn.workflows.events import Events, LogEvents, Run
+from nas_attn.workflows.records import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -239,22 +239,6 @@ def keep_study(study: Study, store: TrialStore) -> None:
     keep_settings(store, study.settings(), gpus=gpus)
     keep_data(store, study.data_set)
     keep_study_file(store, study.config)
-
-
-def open_store(study: Study | SensitivityTarget, *, create: bool = False) -> TrialStore:
-    """Open a study's record.
-
-    Raises:
-        NasAttnError: No search has run, and `create` is false.
-    """
-    url = study.execution.storage
-    if url is None and not create and not (study.folder / JOURNAL).is_file():
-        raise NasAttnError(
-            f"no search has run in {study.folder} yet; if the study is kept in another storage, "
-            "give --set execution.storage=URL"
-        )
-    storage = open_storage(url, study.folder)
-    return TrialStore(study.name, storage, study.objectives, create=create)
 
 
 def queue_of(store: TrialStore) -> list[AttentionPlan]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.sensitivity import improvement_row, prediction_row
 from nas_attn.engine.audit import running_then
 from nas_attn.engine.objectives import Objectives
@@ -14,11 +13,13 @@ from nas_attn.engine.status import Status
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report.formatting import state_text
 from nas_attn.study.shipped import shipped_description, shipped_names
-from nas_attn.study.study import Study
-from nas_attn.workflows.export import Exported
-from nas_attn.workflows.sensitivity import PredictedFront
-from nas_attn.workflows.session import advise
-from nas_attn.workflows.spaces import MeasuredSpace
+
+if TYPE_CHECKING:
+    from nas_attn.analysis.comparison import Comparison
+    from nas_attn.study.study import Study
+    from nas_attn.workflows.export import Exported
+    from nas_attn.workflows.sensitivity import PredictedFront
+    from nas_attn.workflows.spaces import MeasuredSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ def summarise(study: Study) -> StudySummary:
     Raises:
         ConfigError: The model cannot be built with the data, or no plan is within the limits.
     """
+    from nas_attn.workflows.session import advise  # imports fairseq
+
     search = study.search
     if search.strategy == "sensitivity":
         strategy = "strategy sensitivity"

@@ -8,12 +8,12 @@ from torch.func import functional_call, jacrev
 
 from nas_attn.attention import SCHEMES, build_attention
 from nas_attn.attention.counting import (
-    ModelSize,
     build_on_meta,
     count_cache,
     count_choice,
     count_plan,
 )
+from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 D, N, H = 512, 8, 64

@@ -9,7 +9,6 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from nas_attn.attention.counting import ModelSize
 from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig
 from nas_attn.engine.leases import TrialLeases
@@ -19,6 +18,7 @@ from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.fairseq_tools.models import Sizer
+from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.space import SearchSpace, SpaceConfig, Votes
 from nas_attn.trials.failures import FailureKind

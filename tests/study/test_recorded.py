@@ -13,7 +13,8 @@ import yaml
 import nas_attn.api as nas_attn
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.study.loading import find_study, load_study
+from nas_attn.study.form import find_study
+from nas_attn.study.loading import load_study
 from nas_attn.study.recorded import STUDY, keep_study_file, open_run_folder, recorded_tree
 from nas_attn.study.shipped import shipped_folder
 from tests.helpers.cli import invoke

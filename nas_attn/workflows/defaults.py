@@ -1,0 +1,8 @@
+"""How much workflows do unless told otherwise, which commands show in their help."""
+
+from __future__ import annotations
+
+SEEDS = 5
+"""Trainings of each point that is confirmed."""
+CHECKS, POINTS = 40, 8
+"""Plans that test predictions, and that are recommended."""
