@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.logging import RichHandler
 
 from nas_attn import __version__
 from nas_attn._deprecated import FormerNameWarning
@@ -168,12 +167,11 @@ def main() -> None:
     mask_tracebacks()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a letter too many ends no search
-    on_terminal = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s" if console.is_terminal else "%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
-        handlers=[on_terminal if console.is_terminal else logging.StreamHandler(sys.stdout)],
+        handlers=[_log_handler()],
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskingFilter())
@@ -187,6 +185,14 @@ def main() -> None:
     except NasAttnError as error:
         say_error(error)
         sys.exit(1)
+
+
+def _log_handler() -> logging.Handler:
+    if not console.is_terminal:
+        return logging.StreamHandler(sys.stdout)
+    from rich.logging import RichHandler  # which imports pygments
+
+    return RichHandler(console=console, show_path=False, markup=False, highlighter=None)
 
 
 def _say_former_names() -> None:

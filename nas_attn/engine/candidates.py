@@ -27,13 +27,16 @@ from nas_attn.engine.plan_costs import PlanCosts, certain_excess, expected_costs
 from nas_attn.engine.samplers import (
     StratifiedSampler,
     answers_of,
+    decisions_of,
     distributions_of,
     make_sampler,
+    recorded_params,
+    sampled_params,
     suggest,
 )
 from nas_attn.engine.trial_record import NewTrial, TrialRecord
 from nas_attn.plan import AttentionPlan
-from nas_attn.space import Option, SearchSpace
+from nas_attn.space import Dimension, Option, SearchSpace
 
 MAX_REFUSALS = 8
 """Proposals in a row that repeat plans or break limits before the stratified proposer is asked."""
@@ -48,7 +51,7 @@ class Proposal:
         plan: Proposed plan.
         costs: Expected costs.
         certain: Whether they are known before training.
-        params: The sampler's parameters and their distributions.
+        params: The sampler's parameters and their distributions, as the record has them.
         system: Attributes that the sampler keeps on the trial.
         running: Trials that were not over when it was proposed, as the first proposal of a driver
             keeps them; None for later ones.
@@ -84,20 +87,20 @@ class _History(InMemoryStorage):
     """
 
     def __init__(
-        self, directions: Sequence[StudyDirection], distributions: Mapping[str, BaseDistribution]
+        self, directions: Sequence[StudyDirection], decisions: Mapping[str, Dimension]
     ) -> None:
         super().__init__()
         self.caches: dict[str, Any] = {}
         self.study = optuna.create_study(storage=self, directions=list(directions))
         self._study_id = self.get_study_id_from_name(self.study.study_name)
-        self._distributions = distributions
+        self._decisions = decisions
+        self._distributions = distributions_of(decisions)
         self._ids: list[int] = []
 
     def begin(self, trial: TrialRecord) -> None:
         params = {
             name: (value, self._distributions[name])
-            for name, value in trial.params.items()
-            if name in self._distributions
+            for name, value in sampled_params(self._decisions, trial.params).items()
         }
         new = NewTrial(attributes={}, params=params, system=trial.system)
         self._ids.append(self.create_new_trial(self._study_id, new.frozen()))
@@ -141,13 +144,13 @@ class Proposer:
         self.queue = tuple(queue)
         limit = objectives.limits.get(objectives.primary_cost)
         self._stratified = StratifiedSampler(space, self._axis, config.seed, limit)
-        self._distributions = distributions_of(space)
+        self._decisions = decisions_of(space)
         self.forget()
 
     def forget(self) -> None:
         """Start from an empty history."""
         # It is told only when the sampler is asked, since its storage is slow.
-        self._history = _History(self.objectives.directions, self._distributions)
+        self._history = _History(self.objectives.directions, self._decisions)
         self._untold: list[Callable[[], None]] = []
         self._length = 0
         self._running: set[int] = set()
@@ -254,7 +257,7 @@ class Proposer:
             plan=plan,
             costs=costs,
             certain=certain,
-            params=params,
+            params=recorded_params(self._decisions, params),
             system=system,
             running=self._running_told(),
             over=tuple(self._over),

@@ -7,7 +7,7 @@ axis; then a sampler of Optuna's takes over. "Stratified random" never lets it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -184,15 +184,65 @@ def parameter_name(decision: Dimension) -> str:
     return f"{decision.name}.index" if decision.is_ordered else decision.name
 
 
-def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """All Optuna parameters of a space."""
+def decisions_of(space: SearchSpace) -> dict[str, Dimension]:
+    """All decisions of a space that leave a choice, by the names of their Optuna parameters."""
     decisions = (
         decision
         for unit in space.units
         for decision in (unit.scheme, *(d for options in unit.options for d in options))
     )
-    named = {parameter_name(decision): _distribution(decision) for decision in decisions}
+    return {
+        parameter_name(decision): decision for decision in decisions if len(decision.values) > 1
+    }
+
+
+def distributions_of(decisions: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
+    """The Optuna parameters of decisions, by name."""
+    named = {name: _distribution(decision) for name, decision in decisions.items()}
     return {name: found for name, found in named.items() if found is not None}
+
+
+def recorded_params(
+    decisions: Mapping[str, Dimension], params: Mapping[str, tuple[Any, BaseDistribution]]
+) -> dict[str, tuple[Any, BaseDistribution]]:
+    """A sampler's parameters as the record has them.
+
+    Of ascending numbers it holds the value and not the index that the sampler knows, so that
+    Optuna's plots and its dashboard show a shared_dim of 32 and not 1.
+
+    Args:
+        decisions: Decisions by name, from `decisions_of`.
+        params: Answers and distributions by name.
+    """
+    found: dict[str, tuple[Any, BaseDistribution]] = {}
+    for name, answer in params.items():
+        decision = decisions[name]
+        if decision.is_ordered:
+            value = decision.values[answer[0]]
+            found[decision.name] = value, CategoricalDistribution(decision.values)
+        else:
+            found[name] = answer
+    return found
+
+
+def sampled_params(decisions: Mapping[str, Dimension], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters on record as the sampler is shown them, in their order; `recorded_params` undone.
+
+    Records of earlier versions hold indices already. What is no decision of the space is left out.
+
+    Args:
+        decisions: Decisions by name, from `decisions_of`.
+        params: Parameters on record.
+    """
+    ordered = {d.name: (name, d.values) for name, d in decisions.items() if d.is_ordered}
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        if name in decisions:
+            found[name] = value
+        elif name in ordered and value in ordered[name][1]:
+            sampled, values = ordered[name]
+            found[sampled] = values.index(value)
+    return found
 
 
 def _distribution(decision: Dimension) -> BaseDistribution | None:

@@ -9,11 +9,17 @@ and anyone can see that its trial does not count.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+import optuna
+from optuna.exceptions import (
+    DuplicatedStudyError,
+    ExperimentalWarning,
+    UpdateFinishedTrialError,
+)
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -60,6 +66,7 @@ class TrialStore:
         self._claims: int | None = None
         if create:
             self._study = self._make(name, objectives.directions)
+            self._call(self._name_metrics)
         else:
             try:
                 self._study = self._call(storage.get_study_id_from_name, name)
@@ -194,6 +201,14 @@ class TrialStore:
         except DuplicatedStudyError:
             made = self._call(self.storage.get_study_id_from_name, name)
         return made
+
+    def _name_metrics(self) -> None:
+        """Let Optuna's plots and its dashboard name what is weighed."""
+        study = optuna.load_study(study_name=self.name, storage=self.storage)
+        if study.metric_names is None and len(study.directions) == 1 + len(self.objectives.costs):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names([self.objectives.metric, *self.objectives.costs])
 
     def _note_begin(self, trial: FrozenTrial) -> None:
         self._trials.append(parse_trial(trial, self.objectives))

@@ -69,7 +69,7 @@ class TrialRecord:
         memory: The most memory that a process of its trainings took, in MiB of `gpu` or `cpu`;
             empty in records of old.
         proposal: History that it was proposed from (see `nas_attn.engine.candidates`).
-        params: The sampler's parameters.
+        params: The sampler's parameters, as the record has them.
         system: Attributes that the sampler keeps on the trial.
         values: The objectives as Optuna has them; None unless complete.
         started: Time when it was written down, in seconds since 1970.
