@@ -23,10 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionPlan
+
+if TYPE_CHECKING:
+    from nas_attn.engine.candidates import Proposer  # which imports torch
 
 
 @dataclass(frozen=True)
