@@ -34,11 +34,12 @@ def proposals(
     from nas_attn import api
     from nas_attn.engine.audit import running_then
     from nas_attn.report.formatting import state_text
-    from nas_attn.workflows.proposals import check_proposals
     from nas_attn.workflows.values import proposal_values
 
     results = api.open_study(study, overrides=set_, runs=runs)
     if check_:
+        from nas_attn.workflows.proposals import check_proposals  # imports fairseq
+
         count = check_proposals(results.study, results.store)
         if as_json:
             say_json({"checked": count})
