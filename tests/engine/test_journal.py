@@ -44,6 +44,7 @@ def test_a_damaged_end_is_cut_off_before_writing(
 ) -> None:
     begin(tmp_path)
     path = tmp_path / JOURNAL
+    whole = len(path.read_bytes().splitlines())
     with path.open("ab") as file:
         file.write(end)
     assert notes(tmp_path) == {"first": 1}
@@ -53,7 +54,7 @@ def test_a_damaged_end_is_cut_off_before_writing(
     assert notes(tmp_path) == {"first": 1, "second": 2}
     kept = json.loads((tmp_path / f"{JOURNAL}.damaged").read_text())
     assert kept["content"].encode("latin-1") == end
-    assert kept["line"] == 3
+    assert kept["line"] == whole + 1
     others = JournalStorage(JournalFileBackend(str(path)))
     assert others.get_study_user_attrs(0) == {"first": 1, "second": 2}
 
@@ -73,7 +74,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"\0" * 9 + b"\n" + path.read_bytes().splitlines(keepends=True)[1])
     before = path.read_bytes()
-    words = r"line 3 of .*journal.log cannot be read: it holds NUL bytes; nas-attn repair STUDY"
+    words = r"line 4 of .*journal.log cannot be read: it holds NUL bytes; nas-attn repair STUDY"
     with pytest.raises(SearchError, match=words):
         open_storage(None, tmp_path)
     with pytest.raises(SearchError, match=words):
@@ -88,7 +89,7 @@ def test_an_operation_that_optuna_cannot_apply_is_named(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     with path.open("ab") as file:
         file.write(b'{"op_code":2,"worker_id":"x","study_id":0,"user_attr":{"a":1,"b":2}}\n')
-    with pytest.raises(SearchError, match=r"line 3 of .*: Optuna cannot apply it"):
+    with pytest.raises(SearchError, match=r"line 4 of .*: Optuna cannot apply it"):
         open_storage(None, tmp_path)
 
 
