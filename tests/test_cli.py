@@ -21,7 +21,7 @@ from nas_attn.engine.store import TrialStore
 from nas_attn.fairseq_tools.data import PreparedData, load_prepared
 from nas_attn.fairseq_tools.prune import load_checkpoint
 from nas_attn.study.shipped import shipped_folder, shipped_names
-from tests.helpers.cli import COMMAND, run
+from tests.helpers.cli import COMMAND, invoke, run
 from tests.helpers.forked import run_module
 from tests.helpers.paths import ROOT
 from tests.helpers.studies import write
@@ -50,7 +50,7 @@ def test_help_names_every_command() -> None:
         "repair",
     ):
         assert command in text
-        assert len(run(command, "--help").splitlines()) > 5
+        assert len(invoke(command, "--help").splitlines()) > 5
 
 
 def test_count_as_json() -> None:

@@ -92,7 +92,7 @@ def test_stopped_trials_are_pruned_with_values_and_reason(tmp_path: Path) -> Non
         assert trial.loss is None
         assert not trial.is_trained
         assert trial.uses_budget
-        assert (trial.reason or "").startswith("stopped after validation")
+        assert (trial.reason or "").startswith("stopped early: dominated by ")
         assert len(trial.curve) in (1, 3)
         assert all(math.isfinite(loss) for loss in trial.curve.values())
     finished = [trial for trial in trials if trial.is_trained]
