@@ -80,7 +80,7 @@ def test_two_costs_two_seeds_and_a_limit(searched: Searched) -> None:
     assert trained["loss_error"].min() > 0
     page = (searched.report / "index.html").read_text()
     assert "decoding seconds per sentence" in page
-    assert "noise of one trial" in page
+    assert "standard error per trial" in page
     summary = (searched.report / "summary.md").read_text()
     assert "| decoding seconds per sentence |" in summary
     assert "3 trials of 2 seeds" in summary

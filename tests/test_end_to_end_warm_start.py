@@ -246,7 +246,7 @@ def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(table["warm"]) == pytest.approx(list(trials.loc[table["trial"]]["loss"]))
     summary = (report / "summary.md").read_text()
     assert "6 plans were trained both ways." in summary
-    assert "Warm against cold" in (report / "index.html").read_text()
+    assert "Warm start vs. from scratch" in (report / "index.html").read_text()
     logs = {log: log.stat().st_mtime_ns for log in searched.folder.glob("cold/*/*/*.log")}
     assert len(logs) == 2 * 2 * 6
     invoke(*searched.arguments, *more)
