@@ -22,11 +22,11 @@ from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_choice
 from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.trained import load_batches, load_trained, task_config
+from nas_attn.fairseq_tools.translation import BEAM
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 logger = logging.getLogger(__name__)
 
-BEAM = 5
 SENTENCES = 64
 """Sentences of the batch that is translated: those of middle length of the validation split."""
 ROUNDS = 5

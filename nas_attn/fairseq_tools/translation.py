@@ -9,11 +9,11 @@ import torch
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.errors import UsageError
+from nas_attn.fairseq_tools.convert import BATCH_TOKENS
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.trained import TrainedModel, load_batches, spread, task_config
 
 BEAM = 5
-BATCH_TOKENS = 2048
 
 
 def validation_bleu(

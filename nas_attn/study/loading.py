@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas_attn.study.form import read_form
+from nas_attn.study.form import RUNS, read_form
 from nas_attn.study.study import Study
 from nas_attn.study.tree import Overrides
 
@@ -13,7 +13,7 @@ def load_study(
     name: str | Path,
     *,
     overrides: Overrides = (),
-    runs: Path = Path("runs"),
+    runs: Path = RUNS,
     is_read_only: bool = False,
 ) -> Study:
     """Load a study and check it whole.
