@@ -176,7 +176,7 @@ def test_bleu_against_cache_and_operations_where_all_but_the_baseline_fails(
 def test_limits_that_leave_nothing(tmp_path: Path, tiny_translation: PreparedData) -> None:
     limits = {"total": 5, "flops": 1e12, "cache_bytes": 7}
     path = write(tmp_path, tiny_translation.folder, {"objectives": {"limits": limits}})
-    with pytest.raises(ConfigError, match="1 error") as refused:
+    with pytest.raises(ConfigError, match="2 errors") as refused:
         invoke("search", str(path), "--runs", str(tmp_path / "runs"))
     assert [fault.key for fault in refused.value.faults] == [
         "objectives.limits.total",

@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from rich.columns import Columns
 from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from nas_attn.cli.parts import PlanTable, Screen, plain
@@ -85,10 +85,7 @@ class SearchDisplay:
 
     def _headline(self, snapshot: Snapshot) -> RenderableType:
         left = snapshot.seconds_left(self.workers)
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            Text(self.name, style="bold"),
-            ProgressBar(total=snapshot.budget, completed=snapshot.over, width=24),
+        texts = [
             f"{snapshot.finished}/{snapshot.budget} finished",
             f"{snapshot.stopped} stopped early" if snapshot.stopped else "",
             f"{snapshot.over_limit} over a limit" if snapshot.over_limit else "",
@@ -97,8 +94,12 @@ class SearchDisplay:
             Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else ""),
             f"{duration(time.time() - self.started)} elapsed",
             f"about {duration(left)} left" if left and snapshot.over < snapshot.budget else "",
+        ]
+        bar = ProgressBar(total=snapshot.budget, completed=snapshot.over, width=24)
+        # In as many lines as it takes: a grid of one row breaks words where it is too narrow.
+        return Columns(
+            [Text(self.name, style="bold"), bar, *(text for text in texts if text)], padding=(0, 2)
         )
-        return grid
 
     def _running(self, snapshot: Snapshot) -> PlanTable:
         axis, loss = self.objectives.primary_cost, self.objectives.metric
