@@ -85,7 +85,7 @@ class SearchDisplay:
 
     def _headline(self, snapshot: Snapshot) -> RenderableType:
         left = snapshot.seconds_left(self.workers)
-        texts = [
+        texts: list[str | Text] = [
             f"{snapshot.finished}/{snapshot.budget} finished",
             f"{snapshot.stopped} stopped early" if snapshot.stopped else "",
             f"{snapshot.over_limit} over a limit" if snapshot.over_limit else "",
@@ -97,9 +97,8 @@ class SearchDisplay:
         ]
         bar = ProgressBar(total=snapshot.budget, completed=snapshot.over, width=24)
         # In as many lines as it takes: a grid of one row breaks words where it is too narrow.
-        return Columns(
-            [Text(self.name, style="bold"), bar, *(text for text in texts if text)], padding=(0, 2)
-        )
+        parts: list[RenderableType] = [Text(self.name, style="bold"), bar]
+        return Columns([*parts, *filter(None, texts)], padding=(0, 2))
 
     def _running(self, snapshot: Snapshot) -> PlanTable:
         axis, loss = self.objectives.primary_cost, self.objectives.metric
