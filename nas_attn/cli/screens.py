@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rich.columns import Columns
-from rich.console import RenderableType
+from rich.console import ConsoleRenderable, RenderableType, RichCast
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -85,7 +85,7 @@ class SearchDisplay:
 
     def _headline(self, snapshot: Snapshot) -> RenderableType:
         left = snapshot.seconds_left(self.workers)
-        texts: list[str | Text] = [
+        texts: list[Text | str] = [
             f"{snapshot.finished}/{snapshot.budget} finished",
             f"{snapshot.stopped} stopped early" if snapshot.stopped else "",
             f"{snapshot.over_limit} over a limit" if snapshot.over_limit else "",
@@ -97,8 +97,12 @@ class SearchDisplay:
         ]
         bar = ProgressBar(total=snapshot.budget, completed=snapshot.over, width=24)
         # In as many lines as it takes: a grid of one row breaks words where it is too narrow.
-        parts: list[RenderableType] = [Text(self.name, style="bold"), bar]
-        return Columns([*parts, *filter(None, texts)], padding=(0, 2))
+        parts: list[ConsoleRenderable | RichCast | str] = [
+            Text(self.name, style="bold"),
+            bar,
+            *(text for text in texts if text),
+        ]
+        return Columns(parts, padding=(0, 2))
 
     def _running(self, snapshot: Snapshot) -> PlanTable:
         axis, loss = self.objectives.primary_cost, self.objectives.metric
