@@ -232,6 +232,7 @@ def test_the_baseline_teaches(tmp_path: Path, tiny_translation: PreparedData) ->
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.long
 def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two more trials; the least number is lowered, as this many would take minutes."""
     monkeypatch.setattr("nas_attn.engine.config.MIN_COMPARED", 3)

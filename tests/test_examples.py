@@ -25,8 +25,11 @@ def test_images() -> None:
     assert 0.45 < float(labels.double().mean()) < 0.55
 
 
-@pytest.mark.parametrize("scheme", list(SCHEMES)[::3])
-def test_a_vision_transformer_learns(scheme: str) -> None:
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(s, marks=[pytest.mark.long] if n % 3 else []) for n, s in enumerate(SCHEMES)],
+)
+def test_a_vision_transformer_learns_with_every_scheme(scheme: str) -> None:
     torch.manual_seed(1)
     model = VisionTransformer(scheme)
     assert train(model, iter(STEPS), seed=1) == len(STEPS)
