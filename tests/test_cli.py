@@ -116,6 +116,7 @@ def test_spaces_and_check(tmp_path: Path, tiny_translation: PreparedData) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_doctor(tmp_path: Path) -> None:
     keep = tmp_path / "doctor"
     text = run("doctor", "--scheme", "multi_query", "--task", "language_modeling", "--keep",
@@ -167,7 +168,9 @@ def test_a_ray_address_where_nothing_is(tmp_path: Path, tiny_translation: Prepar
     assert "nothing answers at the Ray address 127.0.0.1:1" in run(*arguments, status=1)
 
 
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "executor", ["local", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_a_real_search_survives_kill_9(
     executor: str, tmp_path: Path, tiny_translation: PreparedData
 ) -> None:

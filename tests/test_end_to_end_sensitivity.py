@@ -122,6 +122,7 @@ def test_nothing_is_measured_twice(measured: Measured) -> None:
     assert measured.logs() == before
 
 
+@pytest.mark.long
 def test_distilled_conversions_are_measured_beside(measured: Measured) -> None:
     """By every scheme of the space; tests of predictions train no module anew."""
     plain = pd.read_csv(measured.folder / "sensitivity" / "sensitivity.csv")
@@ -220,6 +221,7 @@ def test_time_of_decoding_is_a_cost(measured: Measured, monkeypatch: pytest.Monk
     assert fastest == surface["second_cost"].min()
 
 
+@pytest.mark.long
 def test_scores_by_gradients(measured: Measured, tmp_path: Path) -> None:
     """Of all changes; measured is what recommended plans consist of, and what is next to them."""
     checkpoint = measured.folder / "trials" / "00000" / "seed-1" / "checkpoints"

@@ -138,6 +138,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedDa
     return Killed(tmp_path_factory.mktemp("mixed"), tiny_translation, IN_TRAINING, 4)
 
 
+@pytest.mark.long
 def test_votes_in_training_go_beside_other_schemes(mixed: Killed) -> None:
     table = mixed.table[mixed.table["state"] == "complete"]
     trained = table[table["updates"] > 0]
@@ -156,6 +157,7 @@ def test_votes_in_training_go_beside_other_schemes(mixed: Killed) -> None:
     assert "left: " in page or not mixed.table["on_front"][voted.index].any()
 
 
+@pytest.mark.long
 def test_plans_without_groups_train_with_the_plain_loss(mixed: Killed, tmp_path: Path) -> None:
     """The very command of the baseline, but for its criterion, gives the same to the digit."""
     line = (mixed.folder / "trials" / "00000" / "commands.sh").read_text()

@@ -188,6 +188,7 @@ def test_where_all_start_from_nothing_trainings_come_first(searched: Searched) -
         assert "convert" not in run_cold.start
 
 
+@pytest.mark.long
 def test_the_baseline_teaches(tmp_path: Path, tiny_translation: PreparedData) -> None:
     """Every trial's fine-tuning, its own too, by a file that commands name; resuming finds all."""
     changes = {
