@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
-from docs import measured, pictures  # noqa: E402
+from docs import measured, pictures, plots, results  # noqa: E402
 from docs.markdown import escaped, table  # noqa: E402
 
 SHAPES = ((256, 4), (512, 8), (1024, 16))
@@ -39,7 +39,7 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, path, content=text))
     for path, source in figures().items():
         files.append(File.generated(config, path, abs_src_path=str(source)))
-    for path, svg in scheme_pictures().items():
+    for path, svg in drawn().items():
         files.append(File.generated(config, path, content=svg))
     return files
 
@@ -85,11 +85,14 @@ def figures() -> dict[str, Path]:
     return {f"studies/{path.parent.name}/{path.name}": path for path in found}
 
 
-def scheme_pictures() -> dict[str, str]:
-    """Pictures of schemes by their path in the site, as SVG."""
+def drawn() -> dict[str, str]:
+    """Pictures of schemes and fronts by their path in the site, as SVG."""
     from nas_attn.attention import SCHEMES
 
-    return {f"reference/schemes/{name}.svg": pictures.picture(name) for name in SCHEMES}
+    made = {f"reference/schemes/{name}.svg": pictures.picture(name) for name in SCHEMES}
+    for front in results.fronts():
+        made[f"studies/fronts/{results.anchor(front.name)}.svg"] = plots.front_plot(front)
+    return made
 
 
 # Text
@@ -615,10 +618,11 @@ def _inherits(name: str) -> str:
 
 
 def _use(name: str) -> str:
-    flags = f"--arch {name}_transformer        # also {name}_transformer_lm, {name}_roberta"
+    command = f'fairseq-train DATA --user-dir "$(nas-attn plugin-dir)" --arch {name}_transformer'
     return "\n\n".join(
         [
-            f"```\nfairseq-train DATA --user-dir fairseq_plugin {flags} ...\n```",
+            f"```\n{command} ...\n```",
+            f"Also `{name}_transformer_lm` and `{name}_roberta`, in fairseq's sizes.",
             f'```python\nbuild_attention("{name}", embed_dim=512, num_heads=8)\n```',
             f'In a [plan](../../how-to/plugin.md): `{{"encoder_self": "{name}"}}`; in a '
             f"[search space](../space-file.md): `schemes: {{{name}: {{}}}}`.",

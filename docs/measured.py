@@ -102,18 +102,20 @@ def equal_size_page() -> str:
     """All schemes on all studies, compared at equal parameters."""
     found = results.uniform_results()
     columns = sorted(found, key=lambda column: [c.study for c in found].index(column.study))
-    cells = {column: results.in_eighths(found[column]) for column in columns}
-    places = sorted({place for cell in cells.values() for place in cell})
-    ordered = [*results.SCHEMES, results.MIXED]
-    places.sort(key=lambda place: (place[0], ordered.index(place[1])))
-    rows, last = [], 0
-    for eighths, scheme in places:
-        size = f"{eighths}/{results.STEPS}" if eighths != last else ""
-        name = f"*{scheme}*" if scheme == results.MIXED else f"`{scheme}`"
-        results_of = (_cell(cells[c].get((eighths, scheme)), c.digits) for c in columns)
-        rows.append([size, name, *results_of])
-        last = eighths
-    titles = [f"[{c.study}]({_from_studies(c.link)}), {c.how}" for c in columns]
+    cells = {column: results.by_size(found[column]) for column in columns}
+    places = {place for cell in cells.values() for place in cell}
+    sizes = sorted({size for size, scheme in places if scheme != results.MIXED})
+    rows = []
+    for size in sizes:
+        schemes = [s for s in (*results.SCHEMES, results.MIXED) if (size, s) in places]
+        for scheme in schemes:
+            share = f"{size / results.STEPS:.0%}" if scheme == schemes[0] else ""
+            name = f"*{scheme}*" if scheme == results.MIXED else f"`{scheme}`"
+            changes = (_cell(cells[c].get((size, scheme)), c.digits) for c in columns)
+            rows.append([share, name, *changes])
+    titles = [
+        f"[{c.study.replace('_', '_<wbr>')}]({_from_studies(c.link)}) {c.how}" for c in columns
+    ]
     return "\n\n".join([HEAD, table(["size", "scheme", *titles], rows), TAIL])
 
 
@@ -121,7 +123,7 @@ def _cell(found: results.Result | None, digits: int) -> str:
     if found is None:
         return ""
     error = f" ±{found.error:.4f}" if found.error else ""
-    return f"{found.change:+.{digits}f}{error} ({found.share:.0%})"
+    return f"{found.change:+.{digits}f}{error}"
 
 
 def _from_studies(link: str) -> str:
@@ -134,17 +136,17 @@ hide: [toc, navigation]
 
 # All schemes at equal size
 
-Change of the loss against each study's baseline, in bits per token; lower is better. Plans of one
-scheme everywhere are compared whose attention has the same share of multi-head attention's
-parameters, in eighths; the share itself is in brackets. Of several such plans the one nearest to
-the eighth is shown. *several schemes* is the plan of that size, of a search or of its predictions,
-that mixes schemes."""
+Change of the loss against each study's baseline, in bits per token; lower is better. Size is the
+share of multi-head attention's parameters that attention has left, to the nearest sixteenth: plans
+of one scheme everywhere that have the same stand together. *several schemes* is a plan of that
+size, of a search or of its predictions, that mixes schemes."""
 TAIL = """## How this table is made
 
 By program, as the site is built, from the tables of [results](results.md), the `front.csv` beside
 them and [convert and prune](../how-to/convert-and-prune.md#calibrate). Shares are counted on the
-modules. An empty cell means that nothing of that size was measured. Compare within a column only:
-columns differ in model, data and training.
+modules; of several plans the one nearest to the sixteenth is taken. An empty cell means that
+nothing of that size was measured. Compare within a column only: columns differ in model, data and
+training.
 
 ± is what the study states: in *multi30k_sensitivity* the largest distance of one of three seeds
 from the mean, in *multi30k_grouped* and *demo* (from scratch) the standard error of a trial's mean

@@ -204,8 +204,8 @@ class Result:
 
 
 MIXED = "several schemes"
-STEPS = 8
-"""Plans are compared whose attention has the same number of eighths, rounded."""
+STEPS = 16
+"""Plans are compared whose attention has the same number of sixteenths, rounded."""
 NUMBERED = {
     "collaborative": "shared_dim",
     "grouped_query": "num_groups",
@@ -408,8 +408,8 @@ def table_with(page: list[Table], *titles: str) -> Table:
     return next(table for table in page if {*titles} <= {*table.titles})
 
 
-def in_eighths(results: list[Result]) -> dict[tuple[int, str], Result]:
-    """Of each scheme, by eighths of multi-head attention's parameters, the plan that is nearest."""
+def by_size(results: list[Result]) -> dict[tuple[int, str], Result]:
+    """Of each scheme, by sixteenths of multi-head attention's parameters, the nearest plan."""
     nearest: dict[tuple[int, str], Result] = {}
     for result in results:
         place = round(result.share * STEPS), result.scheme
