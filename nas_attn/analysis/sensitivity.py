@@ -92,7 +92,7 @@ class SensitivityFindings:
             token, as far as it was measured.
         orders: Kendall's tau of sums of single changes and of what was measured of whole plans, by
             what the sums are of.
-        bleu: BLEU of recommended plans on the validation split, nothing trained; empty if nothing
+        bleu: BLEU of recommended plans on the validation set, nothing trained; empty if nothing
             was translated.
         decoding: Microseconds a sentence that decoding takes recommended plans, by the table and
             measured; empty if none was timed.
@@ -185,7 +185,7 @@ class SensitivityFindings:
         translated."""
         if self.base_bleu is None:
             return ""
-        text = f"The trained model translates the validation split with BLEU {self.base_bleu:.2f}"
+        text = f"The trained model translates the validation set with BLEU {self.base_bleu:.2f}"
         known = [point for point in self.chosen if point.plan in self.bleu]
         if len(known) >= LEAST_COUNT:
             tau = kendall(

@@ -178,7 +178,7 @@ def export(
     test_split: Annotated[
         bool | None,
         typer.Option(
-            help="Put the data set's binarised test split in, to repeat its evaluation.",
+            help="Put the data set's binarised test set in, to repeat its evaluation.",
             show_default="test-split",
         ),
     ] = None,
@@ -207,7 +207,7 @@ def export(
         say_json(export_values(made, chosen, results.comparison_text(chosen)))
     if made.test_bytes:
         say(
-            f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
+            f"the test set of the data set is in it ({made.test_bytes:,} bytes); "
             "--no-test-split leaves it out"
         )
     files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"

@@ -114,7 +114,7 @@ def _source_alone(value: Any) -> Any:
 
 
 class WarmStartConfig(ConfigModel):
-    """Trials that start from the trained baseline, converted to their plan, and not from nothing.
+    """Trials that start from the trained baseline, converted to their plan, and not from scratch.
 
     Every trial of such a search ends with the same fine-tuning: one that is warm after the
     conversion, the baseline and what cannot inherit after a whole training of its own.

@@ -59,9 +59,9 @@ class Calibration:
         losses: Losses of the trained model.
         distillation: What converted modules are trained on alone, by place; empty if they are not.
         name: Name of the calibration, which no other has; empty of what earlier versions wrote.
-        outputs: Outputs of layers of the trained model on the validation split (see
+        outputs: Outputs of layers of the trained model on the validation set (see
             `kept_outputs`); empty of what earlier versions wrote.
-        scores: What the trained model predicts of the validation split (see `divergence`); empty of
+        scores: What the trained model predicts of the validation set (see `divergence`); empty of
             what earlier versions wrote.
     """
 
@@ -177,7 +177,7 @@ def translate_plans(
     tokenizer: BleuTokenizer = DEFAULT,
     distil: bool = False,
 ) -> Iterator[float]:
-    """BLEU of conversions on the validation split, in this process; on a GPU if there is one.
+    """BLEU of conversions on the validation set, in this process; on a GPU if there is one.
 
     Args:
         checkpoint: The trained checkpoint.
