@@ -56,6 +56,7 @@ def pages() -> dict[str, str]:
         "studies/results.md": (ROOT / "studies/README.md").read_text(),
         "studies/equal-size.md": measured.equal_size_page(),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
+        "security.md": (ROOT / "SECURITY.md").read_text(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
     }
     from nas_attn.attention import SCHEMES
