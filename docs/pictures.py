@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -62,6 +63,7 @@ class Structure:
         return sum(counted) + self.bias + self.dead
 
 
+@cache
 def structure(name: str) -> Structure:
     """Ask a scheme's module which weights each head uses."""
     from nas_attn.attention import build_attention
@@ -119,11 +121,11 @@ def _used(module: Any, of_heads: list[Tensor]) -> dict[str, Tensor]:
 def _by_heads(used: Mapping[str, Tensor]) -> dict[Heads, int]:
     counts: dict[Heads, int] = {}
     for mask in used.values():
-        columns, numbers = mask.unique(dim=1, return_counts=True)
-        for column, number in zip(columns.T.tolist(), numbers.tolist(), strict=True):
-            heads = frozenset(head for head, uses in enumerate(column) if uses)
+        codes = sum(row.long() << head for head, row in enumerate(mask))
+        for code, number in enumerate(torch.bincount(codes).tolist()):
+            heads = frozenset(head for head in range(len(mask)) if code >> head & 1)
             counts[heads] = counts.get(heads, 0) + number
-    return counts
+    return {heads: count for heads, count in counts.items() if heads and count}
 
 
 def _outputs(module: Any, heads: int) -> dict[Heads, int]:

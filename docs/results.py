@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -113,6 +114,7 @@ class Front:
     baseline: float
 
 
+@cache
 def fronts() -> list[Front]:
     """Every front that is committed."""
     found = []
@@ -270,6 +272,7 @@ def _count(scheme: str, options: Mapping[str, int | bool], shape: SiteShape) -> 
     return count_choice(AttentionChoice.of(scheme, **options), shape).parameters
 
 
+@cache
 def shape_of(study: str) -> Shape:
     """The shape in a study's file."""
     given = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text())["training"]["arguments"]
