@@ -280,6 +280,7 @@ def shape_of(study: str) -> Shape:
     return Shape(modules, given["encoder-embed-dim"], given["encoder-attention-heads"])
 
 
+@cache
 def uniform_results() -> dict[Column, list[Result]]:
     """What plans of one scheme everywhere came to, and fronts of several schemes beside them."""
     found: dict[Column, list[Result]] = {}

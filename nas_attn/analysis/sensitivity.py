@@ -23,7 +23,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, kendall, rank_agreement
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
-"""Changes of the loss, in bits a token, for which units' savings are stated."""
+"""Changes of the loss, in bits per token, for which units' savings are stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Outcome:
         trial: Number of the trial.
         plan: Plan of the trial.
         cost: Cost on the axis.
-        predicted: Change of the loss by conversion, before any training, in bits a token.
+        predicted: Change of the loss by conversion, before any training, in bits per token.
         trained: Loss of the trial less the baseline's, both trained, in the study's measure.
         is_warm: Whether it started from the converted baseline.
     """
@@ -97,8 +97,8 @@ class SensitivityFindings:
         decoding: Microseconds a sentence that decoding takes recommended plans, by the table and
             measured; empty if none was timed.
         base_bleu: BLEU of the baseline; None if nothing was translated.
-        is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
-            not, only their order can be compared.
+        is_same_measure: Whether their losses are of the measure that is predicted, bits per token;
+            if not, only their order can be compared.
     """
 
     name: str
@@ -165,7 +165,7 @@ class SensitivityFindings:
         text = f"{len(better)} of {len(self.improvements)} recommended plans were bettered"
         if better:
             gains = [one.measured.change - one.best.change for one in better]
-            text += f", by {statistics.median(gains):.4f} bits a token (median)"
+            text += f", by {statistics.median(gains):.4f} bits per token (median)"
         return f"{text}."
 
     @property

@@ -298,7 +298,7 @@ def convert(
     if found.losses is not None:
         first, second = found.losses
         console.print(
-            f"validation loss, bits a token: {first:.4f} -> {second:.4f} ({second - first:+.4f})"
+            f"validation loss, bits per token: {first:.4f} -> {second:.4f} ({second - first:+.4f})"
         )
     modules, seconds = found.distillation
     if modules:

@@ -179,7 +179,7 @@ def sensitivity(
         Scores | None,
         typer.Option(
             help="measured: a pass over the validation set for each conversion. gradient: one "
-            "pass for all. auto: so, and then a twelfth are measured, those that decide what "
+            "pass for all. auto: the same, and a twelfth are measured, those that decide what "
             "recommended plans lose.",
             show_default="the study's search.scores, else auto; with --distil measured",
         ),

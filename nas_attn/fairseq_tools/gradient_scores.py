@@ -51,7 +51,7 @@ class GradientScore:
     """What gradients say of a conversion.
 
     Args:
-        change: Change of the loss in bits a token.
+        change: Change of the loss in bits per token.
         error: Standard error of that over the sequences.
     """
 

@@ -43,10 +43,10 @@ from nas_attn.validation_log import report_validation
 
 COMMAND = "nas-attn-measure"
 METRIC, CHANGE, ERROR = "nll_loss", "change", "change_error"
-"""What is reported: the loss of the converted model in bits a token, by how much it is above the
+"""What is reported: the loss of the converted model in bits per token, by how much it is above the
 trained model's, and the standard error of that change, sequences taken as pairs."""
 DIVERGENCE, DIVERGENCE_ERROR = "divergence", "divergence_error"
-"""And how far its predictions are from the trained model's, in bits a token, with the standard
+"""And how far its predictions are from the trained model's, in bits per token, with the standard
 error; left out with calibrations that earlier versions wrote."""
 
 
