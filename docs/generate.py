@@ -1,7 +1,8 @@
 """Pages that are made from the code as the site is built; mkdocs calls `on_files` (a hook).
 
 Keys of study and space files come from their pydantic models, commands from Typer, the Python API
-from docstrings, schemes from the registry. None of these pages is in the repository.
+from docstrings, schemes from the registry, their pictures from their modules, and what was measured
+of them from committed results. None of these pages is in the repository.
 """
 
 from __future__ import annotations
