@@ -2,7 +2,8 @@
 #
 # `make test` leaves out tests marked slow, but trains, resumes, searches, reports, converts and
 # generates really once each. `make test-slow` runs those that are marked: every scheme on every
-# task, clusters, databases, kills. `make test-all` runs all. `make lint` also builds the docs.
+# task, clusters, databases, kills; CI runs both. `make test-all` also runs those marked long.
+# `make lint` also builds the docs.
 #
 # torch comes first and pinned: fairseq compiles against it without build isolation, and with it
 # installed no other package pulls another build. TORCH_ARGS says where from, for machines whose
@@ -17,7 +18,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
 TORCH_ARGS ?=
 
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: search test test-slow test-all lint docs install clean
 
@@ -28,7 +29,7 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not long"
 
 test-all: install
 	$(PYTEST)

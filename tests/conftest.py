@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from nas_attn.fairseq_tools.data import PreparedData, load_prepared, prepare
 from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 from nas_attn.fairseq_tools.pieces import Corpus
 from tests.helpers.devices import skip_without_cuda
+from tests.helpers.forked import SharedForkServer
 from tests.helpers.paths import LONGEST, ROOT
 
 
@@ -37,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_fork_server() -> Iterator[None]:
+    """Searches that a test process runs itself start trainings off one server: imports take 5 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nas_attn.engine.executors.local.ForkServer", SharedForkServer)
+        yield
 
 
 @pytest.fixture(scope="session")

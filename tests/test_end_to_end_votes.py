@@ -50,7 +50,7 @@ IN_TRAINING: dict[str, Any] = {
     "training/arguments/max-update": 10,
     "training/arguments/max-epoch": None,
     "space": "all_schemes_grouped",
-    "search": {"trials": 12, "startup_trials": 6, "sampler": "tpe"},
+    "search": {"trials": 8, "startup_trials": 5, "sampler": "tpe"},
 }
 
 
@@ -141,7 +141,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, tiny_translation: PreparedDa
 def test_votes_in_training_go_beside_other_schemes(mixed: Killed) -> None:
     table = mixed.table[mixed.table["state"] == "complete"]
     trained = table[table["updates"] > 0]
-    assert len(trained) == 12
+    assert len(trained) == 8
     assert set(trained["updates"]) == {10}, "a vote takes no update"
     plans = [mixed.plan(int(number)).dumps() for number in trained.index]
     certain = [not re.search('"threshold"', plan) for plan in plans]

@@ -232,22 +232,23 @@ def test_the_baseline_teaches(tmp_path: Path, tiny_translation: PreparedData) ->
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.long
 def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two more trials; the least number is lowered, as this many would take minutes."""
-    monkeypatch.setattr("nas_attn.engine.config.MIN_COMPARED", 6)
-    more = ("--set", "search.warm_start.rank_agreement=6", "--trials", "12")
+    monkeypatch.setattr("nas_attn.engine.config.MIN_COMPARED", 3)
+    more = ("--set", "search.warm_start.rank_agreement=3", "--trials", "8")
     output = invoke(*searched.arguments, *more)
     assert "are trained from scratch too, for the rank agreement of warm and cold" in output
     report = searched.folder / "report"
     table = pd.read_csv(report / "agreement.csv")
-    assert len(table) == 6
+    assert len(table) == 3
     assert table["cost"].is_monotonic_increasing
     trials = pd.read_csv(report / "trials.csv").set_index("trial")
     assert list(table["warm"]) == pytest.approx(list(trials.loc[table["trial"]]["loss"]))
     summary = (report / "summary.md").read_text()
-    assert "6 plans were trained both ways." in summary
+    assert "3 plans were trained both ways." in summary
     assert "Warm start vs. from scratch" in (report / "index.html").read_text()
     logs = {log: log.stat().st_mtime_ns for log in searched.folder.glob("cold/*/*/*.log")}
-    assert len(logs) == 2 * 2 * 6
+    assert len(logs) == 2 * 2 * 3
     invoke(*searched.arguments, *more)
     assert logs == {log: log.stat().st_mtime_ns for log in logs}, "nothing is trained twice"

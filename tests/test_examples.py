@@ -25,7 +25,10 @@ def test_images() -> None:
     assert 0.45 < float(labels.double().mean()) < 0.55
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(s, marks=[pytest.mark.long] if n % 3 else []) for n, s in enumerate(SCHEMES)],
+)
 def test_a_vision_transformer_learns_with_every_scheme(scheme: str) -> None:
     torch.manual_seed(1)
     model = VisionTransformer(scheme)

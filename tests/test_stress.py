@@ -46,6 +46,7 @@ def kills(printed: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_drivers_and_workers_are_killed() -> None:
     printed = stress()
     assert "6 trials: 6 complete" in printed
@@ -53,6 +54,7 @@ def test_drivers_and_workers_are_killed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL server (Debian: postgresql)")
 def test_the_database_is_killed() -> None:
     printed = stress("--storage", "postgres", "--kill", "postgres", "driver")

@@ -92,6 +92,7 @@ def test_a_node_is_killed(nodes: RayNodes, tiny_translation: PreparedData, tmp_p
     assert [t.number for t in front(trials)] == [t.number for t in front(whole)]
 
 
+@pytest.mark.long
 def test_the_head_is_killed(
     nodes: RayNodes, tiny_translation: PreparedData, tmp_path: Path
 ) -> None:

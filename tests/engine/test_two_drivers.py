@@ -90,7 +90,7 @@ def proxy(
     server.kill()
 
 
-@pytest.fixture(params=["journal", "postgres", "grpc"])
+@pytest.fixture
 def search(
     request: pytest.FixtureRequest, tmp_path: Path, tiny_translation: PreparedData
 ) -> Iterator[Search]:
@@ -128,6 +128,8 @@ def validations(trial: TrialRecord) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("search", ["journal", "postgres", "grpc"], indirect=True)
 def test_two_drivers_share_a_study(search: Search) -> None:
     search.start(drivers=2)
     trials = search.end()
@@ -138,6 +140,11 @@ def test_two_drivers_share_a_study(search: Search) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "search",
+    ["journal", "postgres", pytest.param("grpc", marks=pytest.mark.long)],
+    indirect=True,
+)
 def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:
     search.start(drivers=2)
     victim = search.drivers[0]

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from nas_attn.light_fairseq import defer_sklearn
 from nas_attn.trials.processes.fork_server import ForkServer
 from nas_attn.trials.processes.forking import why_not_fork
 from nas_attn.trials.processes.guard import die_with
+from nas_attn.trials.processes.launch import Running
 
 IMPORTED = (
     "fairseq_cli.train", "fairseq_cli.generate", "fairseq_plugin", "torch._dynamo", "optuna",
@@ -67,6 +69,41 @@ def fork_server() -> ForkServer:
     server = ForkServer()
     atexit.register(server.close)
     return server
+
+
+class SharedForkServer:
+    """A launcher of one search of the test process, off the server that all of them share.
+
+    Closing it ends what it started, as closing a server of its own would.
+    """
+
+    def __init__(self) -> None:
+        self._started: list[Running] = []
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        keep_open: int,
+        with_fairseq: bool = False,
+    ) -> Running:
+        running = fork_server().start(
+            command,
+            environment=environment,
+            log=log,
+            keep_open=keep_open,
+            with_fairseq=with_fairseq,
+        )
+        self._started.append(running)
+        return running
+
+    def close(self) -> None:
+        for running in self._started:
+            if running.poll() is None:
+                running.signal(signal.SIGKILL)
+        self._started.clear()
 
 
 def run_module(
