@@ -385,7 +385,7 @@ class Results:
             out: The folder; one that is there must be empty.
             trial: Number of the trial.
             best_under: Instead, the most that its first cost may be, also as text such as `20M`.
-            with_test: Put the data set's binarised test set in, to repeat its evaluation.
+            with_test: Put the data set's binarised test split in, to repeat its evaluation.
 
         Raises:
             UsageError: No such trial is trained, its checkpoint is gone, or `out` is no empty

@@ -49,7 +49,7 @@ def examples(count: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(model: nn.Module) -> Tensor:
-    """Of each example, in bits per token."""
+    """Of each example, in bits a token."""
     tokens, labels = examples(200)
     with torch.no_grad():
         return loss_of(model, tokens, labels)

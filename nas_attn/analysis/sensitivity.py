@@ -97,8 +97,8 @@ class SensitivityFindings:
         decoding: Microseconds a sentence that decoding takes recommended plans, by the table and
             measured; empty if none was timed.
         base_bleu: BLEU of the baseline; None if nothing was translated.
-        is_same_measure: Whether their losses are of the measure that is predicted, bits per token;
-            if not, only their order can be compared.
+        is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
+            not, only their order can be compared.
     """
 
     name: str

@@ -207,7 +207,7 @@ def export(
         say_json(export_values(made, chosen, results.comparison_text(chosen)))
     if made.test_bytes:
         say(
-            f"the test set of the data set is in it ({made.test_bytes:,} bytes); "
+            f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
             "--no-test-split leaves it out"
         )
     files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"

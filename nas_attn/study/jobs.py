@@ -35,7 +35,7 @@ from nas_attn.trials.layout import BEST, CHECKPOINTS, START
 
 
 def evaluation_of(config: StudyConfig, data: PreparedData, checkpoint: Path) -> list[str]:
-    """The command that evaluates a checkpoint on the test set of a data set."""
+    """The command that evaluates a checkpoint on the test split of a data set."""
     tokenizer = config.objectives.bleu_tokenizer
     return evaluation_command(config.training, data, checkpoint, "test", tokenizer)
 

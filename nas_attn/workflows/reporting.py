@@ -110,7 +110,7 @@ def confirmed_rows(study: Study, store: TrialStore) -> list[dict[str, Any]]:
 
 
 def cold_store(study: Study, store: TrialStore, *, create: bool = False) -> TrialStore:
-    """The record of what was trained from scratch beside warm trials, in the search's storage."""
+    """The record of what was trained from nothing beside warm trials, in the search's storage."""
     # Names of studies hold no spaces, so this can be no other study's.
     return TrialStore(f"{store.name} (cold)", store.storage, study.objectives, create=create)
 
