@@ -6,7 +6,7 @@
     python benchmarks/hypervolume.py STUDY cold predicted
 
 Searches are named as their run folders are, the first is what others are measured by; `NAME (cold)`
-are the trials that `search.warm_start.rank_agreement` has trained from nothing, with that search's
+are the trials that `search.warm_start.rank_agreement` has trained from scratch, with that search's
 baseline. All must end with the same fine-tuning. Where one of them has measured single conversions,
 how these order the trained plans of all is said, too. Hypervolume is up to the baseline's cost and
 the loss that the baseline had after its first validation. Updates are all of a search, its baseline

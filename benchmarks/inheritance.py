@@ -1,4 +1,4 @@
-"""What inheriting is worth: the same plans converted, distilled, fine-tuned, trained from nothing.
+"""What inheriting is worth: the same plans converted, distilled, fine-tuned, trained from scratch.
 
     python benchmarks/inheritance.py train multi30k_sensitivity --arm warm --arm cold --uniform
     python benchmarks/inheritance.py show multi30k_sensitivity

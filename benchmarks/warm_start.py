@@ -9,7 +9,7 @@ made of the same plans in the same order, which is what the sampler stratified_r
 without a warm start too. Hypervolume is up to the baseline's cost and the loss that the baseline
 had after its first validation, fixed before anything else is known, over the volume of the best
 that all cold trainings together reach. A warm search is valued in two ways: by its own losses, and
-by what its front's plans reach when trained from nothing, whose training is then paid for, too.
+by what its front's plans reach when trained from scratch, whose training is then paid for, too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def say_predictions(study: Study, store: TrialStore, cold: Sequence[TrialRecord]
     model, trials = predictions.model(), store.trials()
     for words, trained in (
         ("fine-tuned", [trial for trial in trials if trial.is_warm and trial.is_trained]),
-        ("trained from nothing", [trial for trial in cold if trial.is_trained]),
+        ("trained from scratch", [trial for trial in cold if trial.is_trained]),
     ):
         pairs = [(t, model.predict(t.plan)) for t in trained if t.plan is not None]
         known = [(t.cost or 0, p.change, t.loss or 0.0) for t, p in pairs if p is not None]
@@ -61,7 +61,7 @@ def compare(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord], weak_loss:
 
     Args:
         warm: Trials of the search that were trained, in order; the first is the baseline.
-        cold: Trials of the same plans, trained from nothing.
+        cold: Trials of the same plans, trained from scratch.
         weak_loss: The loss of the reference point.
     """
     baseline = warm[0]

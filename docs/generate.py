@@ -1,7 +1,8 @@
 """Pages that are made from the code as the site is built; mkdocs calls `on_files` (a hook).
 
 Keys of study and space files come from their pydantic models, commands from Typer, the Python API
-from docstrings, schemes from the registry. None of these pages is in the repository.
+from docstrings, schemes from the registry, their pictures from their modules, and what was measured
+of them from committed results. None of these pages is in the repository.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import inspect
 import json
 import logging
 import re
+import sys
 import textwrap
 import typing
 import warnings
@@ -21,6 +23,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
+
+from docs import measured, pictures, plots, results  # noqa: E402
+from docs.markdown import escaped, table  # noqa: E402
+
 SHAPES = ((256, 4), (512, 8), (1024, 16))
 """Width and heads that schemes are counted at."""
 
@@ -33,6 +40,8 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, path, content=text))
     for path, source in figures().items():
         files.append(File.generated(config, path, abs_src_path=str(source)))
+    for path, svg in drawn().items():
+        files.append(File.generated(config, path, content=svg))
     return files
 
 
@@ -46,7 +55,9 @@ def pages() -> dict[str, str]:
         "reference/python.md": python_page(),
         "reference/schemes/index.md": schemes_page(),
         "studies/results.md": (ROOT / "studies/README.md").read_text(),
+        "studies/equal-size.md": measured.equal_size_page(),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
+        "security.md": (ROOT / "SECURITY.md").read_text(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
     }
     from nas_attn.attention import SCHEMES
@@ -76,20 +87,17 @@ def figures() -> dict[str, Path]:
     return {f"studies/{path.parent.name}/{path.name}": path for path in found}
 
 
+def drawn() -> dict[str, str]:
+    """Pictures of schemes and fronts by their path in the site, as SVG."""
+    from nas_attn.attention import SCHEMES
+
+    made = {f"reference/schemes/{name}.svg": pictures.picture(name) for name in SCHEMES}
+    for front in results.fronts():
+        made[f"studies/fronts/{results.anchor(front.name)}.svg"] = plots.front_plot(front)
+    return made
+
+
 # Text
-
-
-def escaped(text: str) -> str:
-    """A text in which nothing outside of backticks is markup."""
-    parts = text.split("`")
-    for index in range(0, len(parts), 2):
-        parts[index] = re.sub(r"([|*<\[\]])", r"\\\1", parts[index])
-    return "`".join(parts)
-
-
-def table(titles: list[str], rows: list[list[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(" ".join(c.split()) for c in line) + " |" for line in lines)
 
 
 def prose(docstring: str) -> str:
@@ -493,27 +501,66 @@ def scheme_page(name: str) -> str:
     from nas_attn.attention import SCHEMES
 
     scheme, facts = SCHEMES[name], FACTS[name]
-    text = inspect.cleandoc(scheme.module.__doc__ or "").partition("\nArgs:")[0]
+    function, refused = _docstring(scheme.module)
     letters = ", ".join(f"{letter} = `{option}`" for letter, option in facts.letters.items())
     parts = [
         f"# {name}",
         f"*Heads share:* {facts.shares}.",
         f"*Source:* {escaped(scheme.module.reference)}.",
         f"*Multi-head attention:* {facts.multi_head}.",
+        f"![Weights that heads share and weights of one head, parameters and cache]({name}.svg)",
+        _caption(name),
         "## Function",
-        prose(re.sub(r"\n*Takes the arguments of `Attention`.\n*", "\n\n", text)),
+        prose(function),
         "## Options",
         _options(name),
         "## Parameters and cache",
         f"Of one layer of width d with n heads of width h = d/n{'; ' if letters else ''}{letters}:",
         _formulas(facts),
         _counts(name, facts),
-        "## From trained heads",
+        "## Where it wins in our studies",
+        measured.wins(name),
+        "## What conversion costs",
         _inherits(name),
+        measured.conversion(name),
+        "## Speed",
+        measured.speed(name),
+        "## Limits",
+        _limits(name, refused),
         "## Use",
         _use(name),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _docstring(module: type) -> tuple[str, str]:
+    """What a module's docstring says of its function, and what it says is refused."""
+    text = inspect.cleandoc(module.__doc__ or "")
+    function = re.split(r"\n(?:Args|Raises):\n", text)[0]
+    function = re.sub(r"\n*Takes the arguments of `\w+`.\s*", "\n\n", function)
+    refused = text.partition("\nRaises:\n")[2]
+    return function, " ".join(refused.replace("PlanError:", "").split())
+
+
+def _caption(name: str) -> str:
+    given = pictures.PICTURED.get(name)
+    options = f"`{_options_text(given)}`" if given else "default options"
+    return (
+        f"One layer of width {pictures.WIDTH} with {pictures.HEADS} heads and {options}. Boxes "
+        "are numbers of weights, found by asking the module which weights each head uses; the "
+        "output's bias is counted, but not drawn."
+    )
+
+
+def _limits(name: str, refused: str) -> str:
+    from nas_attn.attention import build_attention
+
+    module = build_attention(name, 64, 4)
+    limits = ["[What the plugin refuses](../../how-to/plugin.md#what-is-refused) of every scheme."]
+    limits += [f"Refused if {escaped(refused)}"] if refused else []
+    if pictures.has_one_map(module):
+        limits.append("All heads have one attention map, so a mask for each head is refused.")
+    return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _options(name: str) -> str:
@@ -573,10 +620,11 @@ def _inherits(name: str) -> str:
 
 
 def _use(name: str) -> str:
-    flags = f"--arch {name}_transformer        # also {name}_transformer_lm, {name}_roberta"
+    command = f'fairseq-train DATA --user-dir "$(nas-attn plugin-dir)" --arch {name}_transformer'
     return "\n\n".join(
         [
-            f"```\nfairseq-train DATA --user-dir fairseq_plugin {flags} ...\n```",
+            f"```\n{command} ...\n```",
+            f"Also `{name}_transformer_lm` and `{name}_roberta`, in fairseq's sizes.",
             f'```python\nbuild_attention("{name}", embed_dim=512, num_heads=8)\n```',
             f'In a [plan](../../how-to/plugin.md): `{{"encoder_self": "{name}"}}`; in a '
             f"[search space](../space-file.md): `schemes: {{{name}: {{}}}}`.",

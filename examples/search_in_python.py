@@ -1,7 +1,7 @@
 """A search from Python, as in a notebook: a small front, its figure, a report, a model to keep.
 
 Trains a tiny translation model on made-up data, predicts which attention would do, fine-tunes five
-such models, and trains those on the front from nothing with two more seeds: minutes on two cores;
+such models, and trains those on the front from scratch with two more seeds: minutes on two cores;
 with --quick, a rehearsal that predicts nothing, one.
 
     python examples/search_in_python.py --out my_search

@@ -165,12 +165,12 @@ def predict_front(
             dominates in both and the loss are found, too.
         distil: Train converted modules alone before they are measured, so that every scheme
             inherits; a study's own if its warm starts do.
-        scores: `measured`, a pass over the validation split for each single conversion; `gradient`,
+        scores: `measured`, a pass over the validation set for each single conversion; `gradient`,
             one pass with gradients for all; or `auto`, the same and then a twelfth are measured,
             those that decide what recommended plans lose. Left out: the study's `search.scores`,
             else `auto`, or `measured` with `distil`.
         improve: Further passes, by which better plans are looked for next to recommended ones.
-        metric: `bleu`: the recommended plans translate the validation split, as a last check.
+        metric: `bleu`: the recommended plans translate the validation set, as a last check.
         overrides: Values that replace the study's.
         workers: Plans that are measured at a time.
         address: Address of a running Ray cluster; implies `ray`.
@@ -319,7 +319,7 @@ class Results:
         return write_study_report(self.study, self.store, folder)
 
     def confirm(self, seeds: int = SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
-        """Train the front and the baseline again with fresh seeds, and open the test split.
+        """Train the front and the baseline again with fresh seeds, and evaluate on the test set.
 
         Args:
             seeds: Trainings of each point.
@@ -379,7 +379,7 @@ class Results:
         best_under: float | str | None = None,
         with_test: bool = True,
     ) -> Exported:
-        """Write a folder with a trained model that can be used, and given away.
+        """Write a folder with a trained model, self-contained, to use or share.
 
         Args:
             out: The folder; one that is there must be empty.

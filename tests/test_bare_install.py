@@ -12,7 +12,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+import nas_attn
 from nas_attn._imports import EXTRAS, require_extra
 from nas_attn.errors import MissingExtraError, NasAttnError
 from tests.helpers.paths import ROOT
@@ -138,3 +140,23 @@ def test_a_missing_module_is_an_import_error_of_ours() -> None:
     assert isinstance(error.value, ImportError)
     assert isinstance(error.value, NasAttnError)
     assert error.value.name == "no_such"
+
+
+def test_metadata_are_those_of_the_project() -> None:
+    """What an index shows: supported versions, types, one version in the citation, all files."""
+    classifiers = set(PROJECT["classifiers"])
+    lowest, end = re.findall(r"3\.(\d+)", PROJECT["requires-python"])
+    versions = {f"Programming Language :: Python :: 3.{n}" for n in range(int(lowest), int(end))}
+    assert versions == {c for c in classifiers if re.search(r"Python :: 3\.", c)}
+    assert "Typing :: Typed" in classifiers
+    assert (ROOT / "nas_attn/py.typed").exists()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (nas_attn.__version__, PROJECT["license"])
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]
+    for name in hatch["sdist"]["include"]:
+        assert (ROOT / name).exists(), name
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"} <= {
+        *hatch["sdist"]["include"]
+    }

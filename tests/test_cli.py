@@ -231,7 +231,7 @@ def _convert(trial: Path, data: Path, folder: Path) -> None:
     command = ("convert", str(best), "--plan", plan, "--out", str(out))
     text = run(*command, "--calibrate", str(data))
     assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", text)
-    assert re.search(r"validation loss, bits a token: ([\d.]+) -> [\d.]+", text)
+    assert re.search(r"validation loss, bits per token: ([\d.]+) -> [\d.]+", text)
     assert "exists; remove it" in run(*command, status=2)
     means = run(*command, "--calibrate", str(data), "--replace", "--mean-pool")
     assert re.search(r"decoder_self\.0 +multi_query +[\d.]+% +[\d.]+%", means)

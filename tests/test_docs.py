@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import posixpath
 import re
 import shlex
+import subprocess
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -18,8 +21,8 @@ import yaml
 from matplotlib import pyplot
 
 import nas_attn
-from docs import generate
-from nas_attn.attention import SCHEMES
+from docs import generate, pictures, results
+from nas_attn.attention import SCHEMES, build_attention
 from nas_attn.attention.counting import build_on_meta, count_choice
 from nas_attn.cli.main import app
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
@@ -27,6 +30,7 @@ from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, SiteShape
 from nas_attn.space import SpaceConfig
 from nas_attn.study.config import StudyConfig
+from nas_attn.study.shipped import shipped_names
 from tests.helpers.checkpoints import state_of
 from tests.helpers.cli import invoke
 from tests.helpers.paths import ROOT
@@ -133,6 +137,105 @@ def test_a_formula_is_no_code() -> None:
             generate.value_of(text, d=1)
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_picture_has_all_weights_and_the_cache(name: str) -> None:
+    found = pictures.structure(name)
+    options = pictures.PICTURED.get(name, {})
+    module = build_attention(name, pictures.WIDTH, pictures.HEADS, **options)
+    assert found.parameters == sum(p.numel() for p in module.parameters())
+    assert found.cache == module.cache_size()
+
+
+def test_pictures_say_what_heads_share() -> None:
+    parts = {name: pictures.structure(name).parts for name in SCHEMES}
+    owners = {name: [sorted(map(len, part.shared)) for part in parts[name]] for name in SCHEMES}
+    single, pair, everyone = [1] * 4, [2, 2], [4]  # numbers of heads that use a weight
+    assert owners["multi_head"] == owners["reduced_key"] == [single] * 4
+    assert owners["grouped_query"] == [single, pair, pair, single]
+    assert owners["multi_query"] == [single, everyone, everyone, single]
+    assert owners["single_head"] == [everyone, everyone, everyone, single]
+    assert owners["collaborative"] == [single + everyone, everyone, single, single]
+    for name in ("head_embedding_add", "head_embedding_mul"):
+        assert owners[name] == [single + everyone, everyone, single + everyone, single]
+    assert [part.again for part in parts["shared_key_value"]] == [False, False, True, False]
+    assert pictures.structure("head_embedding_add").dead == pictures.WIDTH  # the key embedding
+
+
+def test_pictures_are_small_and_can_be_read_in_the_dark() -> None:
+    drawn = generate.drawn()
+    assert len(drawn) == len(SCHEMES) + len(results.fronts())
+    for path, svg in drawn.items():
+        ElementTree.fromstring(svg)
+        assert len(svg.encode()) < 10_000, path
+        assert "prefers-color-scheme:dark" in svg
+
+
+def test_fronts_are_those_that_are_committed(pages: dict[str, str]) -> None:
+    fronts = {front.name: front for front in results.fronts()}
+    for path in (ROOT / "studies").glob("*/front.csv"):
+        with path.open() as file:
+            rows = [row for row in csv.DictReader(file) if row["on_front"] == "True"]
+        points = fronts[path.parent.name].points
+        assert [p.size for p in points] == sorted(float(row["cost"]) for row in rows)
+        changes = {float(row["cost"]): float(row["loss_change"]) for row in rows}
+        assert [p.change for p in points] == pytest.approx(
+            [changes[p.size] for p in points], abs=6e-5
+        )
+        plans = [row["plan"] for row in rows if row["plan"] != "everywhere multi_head"]
+        for name in SCHEMES:
+            count = sum(bool(re.search(rf"\b{name}\b", plan)) for plan in plans)
+            link = f"studies/results.md#{path.parent.name}) | {count} of {len(plans)} |"
+            assert (link in pages[f"reference/schemes/{name}.md"]) == (count > 0)
+    assert "In no front of ours." in pages["reference/schemes/shared_key_value.md"]
+
+
+def test_sizes_in_words_are_those_that_were_measured() -> None:
+    """Shares counted on modules are those of the models' sizes, so plans are read rightly."""
+    name = "multi30k_sensitivity"
+    front = next(front for front in results.fronts() if front.name == name)
+    shape = results.shape_of(name)
+    page = [*results.tables((ROOT / results.RESULTS).read_text())]
+    rows = results.table_with(page, "everywhere", results.COLD).rows
+    assert {results.options_of(row["everywhere"])[0] for row in rows} == {*SCHEMES} - {"multi_head"}
+    for row in rows:
+        size = results.number(row["non-embedding"])
+        assert size is not None
+        assert shape.share(row["everywhere"]) == pytest.approx(shape.share_at(front, size))
+
+
+def test_numbers_of_the_table_of_schemes_are_committed(pages: dict[str, str]) -> None:
+    sources = (results.RESULTS, "docs/how-to/convert-and-prune.md")
+    committed = "".join((ROOT / path).read_text() for path in sources)
+    found = next(results.tables(pages["studies/equal-size.md"]))
+    assert {*SCHEMES} - {"multi_head"} <= {row["scheme"].strip("`") for row in found.rows}
+    assert len(found.titles) - 2 == len(results.uniform_results())
+    for row in found.rows:
+        for title in found.titles[2:]:
+            computed = "how-head" in title or ("#multi30k_sensitivity) warm" in title)
+            for change in re.findall(r"[+-][\d.]+", row[title]):
+                assert computed or change in committed, f"{title}: {change}"
+            for error in re.findall(r"±0(\.\d+)", row[title]):
+                assert error in committed
+
+
+def test_the_gallery_has_every_front() -> None:
+    text = WRITTEN["studies/gallery.md"].read_text()
+    rows = {row["study"]: row for row in next(results.tables(text)).rows}
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    for front in results.fronts():
+        anchor = results.anchor(front.name)
+        assert f"[{front.name}](#{anchor})" in rows
+        assert f"(fronts/{anchor}.svg)" in sections[front.name]
+    for command in re.findall(r"nas-attn search (\w+)", text):
+        assert command in shipped_names("studies")
+    for row in rows.values():
+        assert row["minutes"]
+        assert row["machine"]
+        shown = ["git", "-C", str(ROOT), "show", "-s", "--format=%as", row["commit"]]
+        done = subprocess.run(shown, capture_output=True, text=True, check=False)
+        assert done.returncode or done.stdout.strip() == row["date"]  # no history, nothing to say
+
+
 def anchors(text: str) -> set[str]:
     """Anchors of a page's headings, as Python-Markdown makes them."""
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -151,7 +254,7 @@ def links(text: str) -> list[str]:
 
 def test_links_of_the_site_lead_somewhere(pages: dict[str, str]) -> None:
     files = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.is_file()}
-    files |= {*generate.figures(), *pages}
+    files |= {*generate.figures(), *generate.drawn(), *pages}
     count = 0
     for name, text in pages.items():
         for link in links(text):

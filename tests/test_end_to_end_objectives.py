@@ -114,7 +114,7 @@ def test_a_confirmation_survives_kill_9_and_does_nothing_twice(searched: Searche
     assert set(rows["score"]) == {"test bleu", "test nll_loss", "validation nll_loss"}
     assert set(rows["trial"]) == {0, 1}
     losses = rows[rows["score"].str.endswith("nll_loss")].groupby("trial")["mean"]
-    assert (losses.max() - losses.min() < 1).all(), "both are bits a token"
+    assert (losses.max() - losses.min() < 1).all(), "both are bits per token"
     changes = rows[rows["trial"] == 1]
     assert changes["interval"].notna().all()
     assert set(changes["verdict"]) <= {"better", "worse", "noise"}

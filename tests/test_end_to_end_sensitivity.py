@@ -159,7 +159,7 @@ def test_recommended_plans_translate_as_fairseq_generate(
     predicted = pd.read_csv(folder / "predicted.csv")
     known = predicted[predicted["bleu"].notna()]
     assert 1 <= len(known) <= 3
-    assert "The trained model translates the validation split with BLEU" in text
+    assert "The trained model translates the validation set with BLEU" in text
     assert "translated 1 of" in text
     again = measured.command("--metric", "bleu", "--checks", "0", "--points", "3")
     assert "translated 1 of" not in again, "scores are on record"

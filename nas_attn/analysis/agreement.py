@@ -1,4 +1,4 @@
-"""Whether trials that started warm come in the order that they have when trained from nothing."""
+"""Whether trials that started warm come in the order that they have when trained from scratch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pair:
         plan: Plan of both, in words.
         cost: Cost on the axis of the objectives.
         warm: Loss of the warm trial.
-        cold: Loss of the training from nothing.
+        cold: Loss of the training from scratch.
     """
 
     trial: int
@@ -72,11 +72,11 @@ def spread_evenly(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord
 
 
 def agreement_of(warm: Sequence[TrialRecord], cold: Sequence[TrialRecord]) -> Agreement | None:
-    """Compare warm trials with trainings of the same plans from nothing; None if there are few.
+    """Compare warm trials with trainings of the same plans from scratch; None if there are few.
 
     Args:
         warm: Trials of the search.
-        cold: Trials that were trained from nothing.
+        cold: Trials that were trained from scratch.
     """
     by_plan = {trial.plan: trial for trial in cold if trial.is_trained}
     pairs = [

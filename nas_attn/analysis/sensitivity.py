@@ -23,7 +23,7 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, kendall, rank_agreement
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
-"""Changes of the loss, in bits a token, for which units' savings are stated."""
+"""Changes of the loss, in bits per token, for which units' savings are stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Outcome:
         trial: Number of the trial.
         plan: Plan of the trial.
         cost: Cost on the axis.
-        predicted: Change of the loss by conversion, before any training, in bits a token.
+        predicted: Change of the loss by conversion, before any training, in bits per token.
         trained: Loss of the trial less the baseline's, both trained, in the study's measure.
         is_warm: Whether it started from the converted baseline.
     """
@@ -92,7 +92,7 @@ class SensitivityFindings:
             token, as far as it was measured.
         orders: Kendall's tau of sums of single changes and of what was measured of whole plans, by
             what the sums are of.
-        bleu: BLEU of recommended plans on the validation split, nothing trained; empty if nothing
+        bleu: BLEU of recommended plans on the validation set, nothing trained; empty if nothing
             was translated.
         decoding: Microseconds a sentence that decoding takes recommended plans, by the table and
             measured; empty if none was timed.
@@ -165,7 +165,7 @@ class SensitivityFindings:
         text = f"{len(better)} of {len(self.improvements)} recommended plans were bettered"
         if better:
             gains = [one.measured.change - one.best.change for one in better]
-            text += f", by {statistics.median(gains):.4f} bits a token (median)"
+            text += f", by {statistics.median(gains):.4f} bits per token (median)"
         return f"{text}."
 
     @property
@@ -185,7 +185,7 @@ class SensitivityFindings:
         translated."""
         if self.base_bleu is None:
             return ""
-        text = f"The trained model translates the validation split with BLEU {self.base_bleu:.2f}"
+        text = f"The trained model translates the validation set with BLEU {self.base_bleu:.2f}"
         known = [point for point in self.chosen if point.plan in self.bleu]
         if len(known) >= LEAST_COUNT:
             tau = kendall(

@@ -30,7 +30,7 @@ class HeadEmbeddingOptions:
 class HeadEmbeddingAttention(OneHeadAttention):
     """One query, one key and one value projection of width h, and 3n embeddings of width h.
 
-    Keys and values of all heads are cached once: 2h numbers a token.
+    Keys and values of all heads are cached once: 2h numbers per token.
 
     Args:
         embed_dim: Width of queries and of the output.

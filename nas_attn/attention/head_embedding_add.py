@@ -23,7 +23,7 @@ class HeadEmbeddingAddAttention(HeadEmbeddingAttention):
         (q + e_i^Q) . (k_j + e_i^K) = (q + e_i^Q) . k_j + (q + e_i^Q) . e_i^K
 
     and the second term does not depend on j, so the softmax over j cancels it: the key embedding is
-    *dead*. It is kept, for the paper's count of 3 n h embedding numbers, but left out of the graph
+    dead. It is kept, for the paper's count of 3 n h embedding numbers, but left out of the graph
     and with `requires_grad` off: its gradient is rounding noise, which Adam would scale up into a
     drift of the scores, and distributed training waits for the gradient of every trainable
     parameter. As weights sum to one, v_j + e_i^V comes out as v + e_i^V: the value embedding is a

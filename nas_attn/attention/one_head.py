@@ -12,7 +12,7 @@ from nas_attn.attention.base import Attention, CommonArguments, Projection, init
 class OneHeadAttention(Attention):
     """One query, one key and one value projection of width h, from which schemes make n heads.
 
-    Keys and values are cached once: 2h numbers a token. Schemes call `reset_projections` in their
+    Keys and values are cached once: 2h numbers per token. Schemes call `reset_projections` in their
     own `reset_parameters`, once all their parameters are there.
 
     Args:

@@ -102,7 +102,7 @@ def time_commands(
     """Run fairseq-train and fairseq-generate for stock fairseq and every scheme, in turns.
 
     Args:
-        data: Folder of a binarised translation data set; its test split is translated.
+        data: Folder of a binarised translation data set; its test set is translated.
         folder: Folder for checkpoints and logs.
         schemes: Names of schemes.
         commands: How the commands are run.

@@ -134,7 +134,7 @@ def prepare(
     ] = 1000,
     set_: SetOption = [],  # noqa: B006  typer copies it
 ) -> None:
-    """Make a binarised fairseq data set with a SentencePiece model of the training split.
+    """Make a binarised fairseq data set with a SentencePiece model of the training set.
 
     If the files are named train.LANGUAGE and valid.LANGUAGE and test.LANGUAGE lie beside them,
     those are used, and refused if they are not complete and aligned. Where there are none, evenly
@@ -171,7 +171,7 @@ def prune(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Vote now, on the validation split of this data set: for a training that held no "
+            help="Vote now, on the validation set of this data set: for a training that held no "
             "vote, also one with multi_head attention.",
         ),
     ] = None,
@@ -232,8 +232,8 @@ def convert(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="A binarised data set: what its training split says decides what is kept, and its "
-            "validation split shows what is lost.",
+            help="A binarised data set: what its training set says decides what is kept, and its "
+            "validation set shows what is lost.",
         ),
     ] = None,
     refit: Annotated[
@@ -298,7 +298,7 @@ def convert(
     if found.losses is not None:
         first, second = found.losses
         console.print(
-            f"validation loss, bits a token: {first:.4f} -> {second:.4f} ({second - first:+.4f})"
+            f"validation loss, bits per token: {first:.4f} -> {second:.4f} ({second - first:+.4f})"
         )
     modules, seconds = found.distillation
     if modules:

@@ -93,8 +93,8 @@ def confirm(
 ) -> None:
     """Train the front and the baseline again with fresh seeds; evaluate them on the test set.
 
-    A search picks what looked best on the validation split, which flatters it. Here nothing is
-    picked any more: every point is trained from nothing to its end, with seeds that the search did
+    A search picks what looked best on the validation set, which flatters it. Here nothing is
+    picked any more: every point is trained from scratch to its end, with seeds that the search did
     not use, and the study's loss and BLEU are measured on the test set, which nothing else reads.
     Run it again to resume; more seeds can be asked for later.
     """
@@ -178,8 +178,8 @@ def sensitivity(
     scores: Annotated[
         Scores | None,
         typer.Option(
-            help="measured: a pass over the validation split for each conversion. gradient: one "
-            "pass for all. auto: so, and then a twelfth are measured, those that decide what "
+            help="measured: a pass over the validation set for each conversion. gradient: one "
+            "pass for all. auto: the same, and a twelfth are measured, those that decide what "
             "recommended plans lose.",
             show_default="the study's search.scores, else auto; with --distil measured",
         ),
@@ -195,7 +195,7 @@ def sensitivity(
     metric: Annotated[
         FurtherMetric | None,
         typer.Option(
-            help="bleu: the recommended plans translate the validation split, as a last check."
+            help="bleu: the recommended plans translate the validation set, as a last check."
         ),
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it

@@ -120,7 +120,7 @@ def check(
 ) -> None:
     """Check a study file without starting anything.
 
-    Limits of costs and what the model's size hangs on are checked once the data set is there.
+    Limits of costs, and what depends on the model's size, are checked once the data set exists.
     """
     from nas_attn import api
     from nas_attn.workflows.values import summarise
@@ -178,7 +178,7 @@ def export(
     test_split: Annotated[
         bool | None,
         typer.Option(
-            help="Put the data set's binarised test split in, to repeat its evaluation.",
+            help="Put the data set's binarised test set in, to repeat its evaluation.",
             show_default="test-split",
         ),
     ] = None,

@@ -79,7 +79,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def savings_table(findings: SensitivityFindings) -> Table:
     """What each unit saves within a tolerance, by its best choice."""
     table = Table(
-        title=f"{findings.axis.replace('_', ' ')} saved by one unit within so many bits a token",
+        title=f"{findings.axis.replace('_', ' ')} saved by one unit within so many bits per token",
         title_justify="left",
         box=box.HORIZONTALS,
     )

@@ -92,7 +92,7 @@ def _refuse_single_objective(value: Any) -> Any:
 
 
 class StoppingConfig(ConfigModel):
-    """When a trial that promises nothing is stopped (see `nas_attn.engine.stopping`)."""
+    """When unpromising trials are stopped (see `nas_attn.engine.stopping`)."""
 
     rule: Annotated[Literal["none", "halving"], BeforeValidator(_refuse_single_objective)] = "none"
     """`halving` stops trials early whose loss and costs, at the same validation, are dominated by
@@ -114,7 +114,7 @@ def _source_alone(value: Any) -> Any:
 
 
 class WarmStartConfig(ConfigModel):
-    """Trials that start from the trained baseline, converted to their plan, and not from nothing.
+    """Trials start from the trained baseline, converted to their plan, and not from scratch.
 
     Every trial of such a search ends with the same fine-tuning: one that is warm after the
     conversion, the baseline and what cannot inherit after a whole training of its own.

@@ -40,7 +40,7 @@ class Measured:
     """What a conversion did to the loss.
 
     Args:
-        change: Change of the loss in bits a token.
+        change: Change of the loss in bits per token.
         error: Standard error of the change.
     """
 
@@ -85,7 +85,7 @@ class Prediction:
     Args:
         plan: Plan of the whole model.
         cost: Exact cost on the axis.
-        change: Predicted change of the loss in bits a token, a sum.
+        change: Predicted change of the loss in bits per token, a sum.
         error: Standard error of that, those of its terms taken as independent.
         others: Further costs, exact as well.
     """

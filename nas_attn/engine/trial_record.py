@@ -58,7 +58,7 @@ class TrialRecord:
         attempts: Faults after which the trial was continued.
         rungs: Decisions of the stopping rule, by number of validations.
         curve: Validation loss of the first seed by number of updates.
-        tests: Scores on the test split for each seed, if it was opened.
+        tests: Scores on the test set for each seed, if it was evaluated on.
         commands: The fairseq-train command of each seed.
         starts: The command of each seed that makes what its training starts from, if there is one.
         threads: CPU threads of a training.

@@ -12,7 +12,7 @@ from nas_attn.errors import ConfigIssue
 from nas_attn.fairseq_tools.data import PreparedData
 
 LINES = 500
-"""Of the validation split, by which it is judged whether a language has spaces."""
+"""Of the validation set, by which it is judged whether a language has spaces."""
 FEW_SPACES = 0.04
 """Spaces a character; European languages have .1 to .2, Thai about .03."""
 
@@ -84,7 +84,7 @@ def advice(tokenizer: BleuTokenizer, data: PreparedData) -> str:
 
 
 def spaces_per_character(data: PreparedData) -> float:
-    """Spaces a character of the target, over lines of the validation split; 1 if there is no text.
+    """Spaces a character of the target, over lines of the validation set; 1 if there is no text.
 
     Args:
         data: A translation data set in pieces of SentencePiece.

@@ -207,7 +207,7 @@ def _refused_metric(config: TrainingConfig, metric: str) -> str:
     offer = ", ".join(sorted(logged | ({"bleu"} if config.task == "translation" else set())))
     message = f"{criterion} does not log {metric!r}; it logs {offer}"
     if metric == "nll_loss":
-        return f"{message}: take loss, which is in bits a token here"
+        return f"{message}: take loss, which is in bits per token here"
     if metric == "accuracy" and criterion == "cross_entropy":
         grouped = "grouped_" if str(named.get("criterion")).startswith("grouped_") else ""
         smoothed = f"{grouped}label_smoothed_cross_entropy"

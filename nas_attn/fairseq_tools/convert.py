@@ -45,7 +45,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 8192
-"""Of the training split, of source and target each about so many."""
+"""Of the training set, of source and target each about so many."""
 BATCH_TOKENS = 2048
 NOT_DISTILLED: Mapping[str, DistillationData] = {}
 
@@ -92,7 +92,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross-entropy of the validation split's targets, sequence by sequence.
+    """Cross-entropy of the validation set's targets, sequence by sequence.
 
     Args:
         sums: Sums of the loss, in bits.
@@ -138,7 +138,7 @@ def convert_checkpoint(
     """Write a checkpoint whose attention follows another plan and computes nearly the same.
 
     Where the plan has heads voted on (`grouped_head` with `keep`), the vote is held on what is
-    recorded of the training split, and the new plan says which heads it left; without data all
+    recorded of the training set, and the new plan says which heads it left; without data all
     stay, for training to vote on.
 
     The optimiser's state is left out. The plan is stored in the checkpoint, so fairseq's commands
@@ -148,7 +148,7 @@ def convert_checkpoint(
         path: The trained checkpoint.
         plan: Sites that it leaves out stay as they are.
         out: Path of the converted one.
-        data: Binarised data; the training split calibrates, the validation split is the judge.
+        data: Binarised data; the training set calibrates, the validation set is the judge.
         force: Whether schemes that cannot inherit are converted to as well.
         refit: Whether, with data, output projections are solved anew.
         pooling: Kind of means of heads that keys and values are shared as, to compare with.
@@ -311,7 +311,7 @@ def _distilled_text(distilled: Distilled | None) -> str:
 
 @torch.no_grad()
 def calibration_calls(trained: TrainedModel, data: Path) -> dict[str, list[RecordedCall]]:
-    """What the attention modules are called with on some of the training split.
+    """What the attention modules are called with on some of the training set.
 
     Raises:
         NasAttnError: the data do not fit the model.

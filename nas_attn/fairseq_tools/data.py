@@ -1,4 +1,4 @@
-"""Text in, binarised fairseq data set out, with a SentencePiece model of the training split."""
+"""Text in, binarised fairseq data set out, with a SentencePiece model of the training set."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 logger = logging.getLogger(__name__)
 
 SENTENCES = 64
-"""Sentences of the batch that is translated: those of middle length of the validation split."""
+"""Sentences of the batch that is translated: those of middle length of the validation set."""
 ROUNDS = 5
 """Times that everything is timed, in turns; medians count."""
 MICROSECONDS = 1e6

@@ -47,7 +47,7 @@ def make_demo_corpus(
         train_sentences: Pairs to train on.
         words: Words of the source language.
         lengths: Fewest and most words of a sentence.
-        test_sentences: Pairs of the test split.
+        test_sentences: Pairs of the test set.
 
     Returns:
         For each split the source and the target lines.

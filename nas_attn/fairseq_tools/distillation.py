@@ -17,7 +17,7 @@ from nas_attn.fairseq_tools.felt import feel
 from nas_attn.fairseq_tools.trained import Batches, TrainedModel, load_batches, spread
 
 TOKENS = 54 * 1024
-"""Of the training split, those held out among them."""
+"""Of the training set, those held out among them."""
 BATCH_TOKENS = 1024
 HELD_OUT = 9
 """One batch in so many is held out."""
@@ -32,7 +32,7 @@ SEED = 1
 
 
 def distillation_data(trained: TrainedModel, data: Path) -> dict[str, DistillationData]:
-    """What every attention module is called with on much of the training split, and what the loss
+    """What every attention module is called with on much of the training set, and what the loss
     feels of its outputs.
 
     Args:
@@ -98,7 +98,7 @@ def _split(batches: Batches) -> Batches:
         halves = [(some[: len(some) // 2], some[len(some) // 2 :]) for some in lines]
         lines = [half for pair in halves for half in pair if half]
     if len(lines) < 2:
-        raise UsageError("to distil, the training split must hold two sequences at least")
+        raise UsageError("to distil, the training set must hold two sequences at least")
     return replace(batches, lines=lines)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from nas_attn.fairseq_tools.convert import Losses
 
 MAX_BYTES = 128 * 2**20
-"""What kept predictions may take in all; of larger validation splits every second batch is kept,
+"""What kept predictions may take in all; of larger validation sets every second batch is kept,
 every fourth, and so on."""
 STORED = torch.float16
 

@@ -208,7 +208,7 @@ GENERATION = _names(
     sampling_topk sampling_topp temperature unkpen unnormalized
     """
 )
-"""Options of translating the validation split."""
+"""Options of translating the validation set."""
 
 ALLOWED: tuple[tuple[Judge, str], ...] = (
     (

@@ -21,7 +21,7 @@ BLOCKS, BLOCK_BYTES = 64, 2**19
 
 
 def language_pairs(folder: Path) -> list[tuple[str, str]]:
-    """The pairs of languages in a folder, as fairseq-preprocess named the training splits.
+    """The pairs of languages in a folder, as fairseq-preprocess named the training sets.
 
     Either direction of a pair can be trained. Names of languages may hold hyphens, as in zh-CN.
     """
@@ -150,7 +150,7 @@ def identify(folder: Path, languages: Sequence[str]) -> dict[str, Any]:
 def differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """In which parts a data set is not the one that was kept, in words; empty if it is the same.
 
-    A side that was not there before, such as a test split made later, is no difference.
+    A side that was not there before, such as a test set made later, is no difference.
     """
     words = []
     if kept["languages"] != found["languages"]:

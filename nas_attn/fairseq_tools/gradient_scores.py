@@ -4,7 +4,7 @@ A converted module's outputs differ from the trained one's by e. The loss then c
 half of e H e, with g its gradient at those outputs and H its curvature there. H is taken as the
 mean of products of gradients, labels drawn from the model's own predictions, a sequence's targets
 together (the Fisher matrix; Martens 2020, arXiv 1412.1193). So one pass with gradients over the
-validation split serves all conversions, each of which runs its own modules alone.
+validation set serves all conversions, each of which runs its own modules alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GradientScore:
     """What gradients say of a conversion.
 
     Args:
-        change: Change of the loss in bits a token.
+        change: Change of the loss in bits per token.
         error: Standard error of that over the sequences.
     """
 
@@ -74,7 +74,7 @@ def gradient_scores(
         trained: Trained model, on the device that is to be used; not changed.
         plans: Plans that it would be converted to.
         calls: Calls of its attention modules on training data, by place, for the conversions.
-        data: Binarised data; the validation split is the judge.
+        data: Binarised data; the validation set is the judge.
         distillation: Data that converted modules are trained on alone, by place; empty for none.
         kept: Modules that were trained alone before, and where those of these plans are kept.
 
@@ -159,7 +159,7 @@ def _score(
     trained: TrainedModel,
     data: Path,
 ) -> dict[int, GradientScore]:
-    """Scores of plans by one pass over the validation split."""
+    """Scores of plans by one pass over the validation set."""
     from fairseq import utils
 
     device = next(trained.model.parameters()).device

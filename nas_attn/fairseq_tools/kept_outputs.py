@@ -1,4 +1,4 @@
-"""Outputs of a trained model's layers on the validation split, so that only what a conversion
+"""Outputs of a trained model's layers on the validation set, so that only what a conversion
 changes, and what comes after it, is computed again.
 
 A change in a decoder's layer leaves the encoder's output as it was, and the outputs of the layers
@@ -98,7 +98,7 @@ class KeptOutputs:
     """What a converted model need not compute again.
 
     Args:
-        outputs: Outputs of the trained model on the batches of the validation split.
+        outputs: Outputs of the trained model on the batches of the validation set.
         changed: Places of the modules that the conversion changed, such as decoder_self.1.
     """
 

@@ -43,10 +43,10 @@ from nas_attn.validation_log import report_validation
 
 COMMAND = "nas-attn-measure"
 METRIC, CHANGE, ERROR = "nll_loss", "change", "change_error"
-"""What is reported: the loss of the converted model in bits a token, by how much it is above the
+"""What is reported: the loss of the converted model in bits per token, by how much it is above the
 trained model's, and the standard error of that change, sequences taken as pairs."""
 DIVERGENCE, DIVERGENCE_ERROR = "divergence", "divergence_error"
-"""And how far its predictions are from the trained model's, in bits a token, with the standard
+"""And how far its predictions are from the trained model's, in bits per token, with the standard
 error; left out with calibrations that earlier versions wrote."""
 
 
@@ -59,9 +59,9 @@ class Calibration:
         losses: Losses of the trained model.
         distillation: What converted modules are trained on alone, by place; empty if they are not.
         name: Name of the calibration, which no other has; empty of what earlier versions wrote.
-        outputs: Outputs of layers of the trained model on the validation split (see
+        outputs: Outputs of layers of the trained model on the validation set (see
             `kept_outputs`); empty of what earlier versions wrote.
-        scores: What the trained model predicts of the validation split (see `divergence`); empty of
+        scores: What the trained model predicts of the validation set (see `divergence`); empty of
             what earlier versions wrote.
     """
 
@@ -177,7 +177,7 @@ def translate_plans(
     tokenizer: BleuTokenizer = DEFAULT,
     distil: bool = False,
 ) -> Iterator[float]:
-    """BLEU of conversions on the validation split, in this process; on a GPU if there is one.
+    """BLEU of conversions on the validation set, in this process; on a GPU if there is one.
 
     Args:
         checkpoint: The trained checkpoint.

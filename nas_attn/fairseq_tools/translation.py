@@ -19,7 +19,7 @@ BEAM = 5
 def validation_bleu(
     trained: TrainedModel, data: PreparedData, tokenizer: BleuTokenizer = DEFAULT
 ) -> float:
-    """Corpus BLEU (sacreBLEU, in percent) of translations of the validation split, by a beam of 5.
+    """Corpus BLEU (sacreBLEU, in percent) of translations of the validation set, by a beam of 5.
 
     Args:
         trained: Trained translation model, on the device that is to be used.

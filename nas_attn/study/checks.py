@@ -44,7 +44,7 @@ NAMED_BEFORE = (
     "kept_heads and heads, or keep"
 )
 NO_BASELINE = (
-    "has heads voted on, and where fine-tuned trials start from nothing there is no trained model "
+    "has heads voted on, and where fine-tuned trials start from scratch there is no trained model "
     "to vote on: set search.warm_start.source to baseline, take kept_heads, or search without "
     "search.warm_start"
 )
@@ -203,7 +203,7 @@ def _check_warm_start(config: StudyConfig) -> list[ConfigIssue]:
     if not warm.is_on:
         return []
     if config.replay is not None:
-        return [ConfigIssue(key, "replayed learning curves start from nothing: leave it out")]
+        return [ConfigIssue(key, "replayed learning curves start from scratch: leave it out")]
     training = fine_tuning(
         config.training,
         1,

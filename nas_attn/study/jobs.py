@@ -105,13 +105,13 @@ class TrialJobs:
     def cold_trial(
         self, number: int, plan: AttentionPlan, start: StartFolders = NO_FOLDERS
     ) -> TrialJob:
-        """A trial that starts from nothing, beside a warm one; its teacher is the same."""
+        """A trial that starts from scratch, beside a warm one; its teacher is the same."""
         folder = self.folder / "cold" / plan.digest
         job = self._job(number, plan, folder, self.config.training.seeds, test=False)
         return self._with_start(job, plan, start, is_cold=True)
 
     def confirmation(self, number: int, plan: AttentionPlan, seeds: Sequence[int]) -> TrialJob:
-        """A training of a plan with other seeds, which opens the test split."""
+        """A training of a plan with other seeds, evaluated on the test set."""
         # By plan: another confirmation, with more seeds or other points, finds what is trained.
         folder = self.folder / "confirm" / plan.digest
         return self._job(number, plan, folder, seeds, test=True)
@@ -218,7 +218,7 @@ class TrialJobs:
     def _runs(
         self, plan: AttentionPlan, folder: Path, seeds: Sequence[int], *, test: bool
     ) -> list[SeedRun]:
-        """A training for each seed, with the commands that open the test split if wanted."""
+        """A training for each seed, with the commands that evaluate on the test set if wanted."""
         config = self.config
         evaluation: Sequence[str] = ()
         test_loss: Sequence[str] = ()

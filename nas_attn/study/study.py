@@ -192,7 +192,7 @@ class Study(StudyForm):
         )
 
     def evaluation(self, data: PreparedData, checkpoint: Path) -> list[str]:
-        """The command that evaluates a checkpoint on the test split of a data set."""
+        """The command that evaluates a checkpoint on the test set of a data set."""
         return evaluation_of(self.config, data, checkpoint)
 
     def trained_checkpoint(self, baseline: TrialRecord) -> Path:

@@ -22,7 +22,7 @@ class SeedRun:
         command: The training.
         evaluation: The command that tests what was trained and pruned; empty for none. An argument
             `CHECKPOINT` becomes the path of the checkpoint.
-        test_loss: The command that measures the job's metric on the test split, as `evaluation`.
+        test_loss: The command that measures the job's metric on the test set, as `evaluation`.
         start: A training or a conversion that makes, in the folder `START`, the checkpoint that the
             training starts from; empty for none.
     """

@@ -1,4 +1,4 @@
-"""Confirm: the front's points and the baseline again, with fresh seeds, on the test split."""
+"""Confirm: the front's points and the baseline again, with fresh seeds, on the test set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def confirm(
     address: str | None = None,
     events: Events | None = None,
 ) -> Confirmation:
-    """Train points of the front again with fresh seeds, and open the test split.
+    """Train points of the front again with fresh seeds, and evaluate them on the test set.
 
     Args:
         study: Study that was searched.
@@ -61,7 +61,7 @@ def confirm(
     Raises:
         UsageError: Of fewer than two seeds there is no mean with an error.
         NasAttnError: No trial is complete, one that is asked for has no result, or there is no
-            test split.
+            test set.
     """
     if seeds < LEAST_SEEDS:
         raise UsageError(f"confirm with {LEAST_SEEDS} seeds or more: one says nothing of its noise")
@@ -72,7 +72,7 @@ def confirm(
     fresh = _fresh_seeds(study.config.training.seeds, seeds)
     if study.config.replay is None:
         examples = check_split(study.data_set, "test")
-        session.events.on_message(f"the test split has {examples:,} examples")
+        session.events.on_message(f"the test set has {examples:,} examples")
     store.set_metadata(CONFIRMED, seeds)
     confirmed = confirmation_store(study, store, seeds, create=True)
     baselines = (trial for trial in store.trials() if trial.is_baseline and trial.is_trained)

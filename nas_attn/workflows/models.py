@@ -90,7 +90,7 @@ def prune(
     Args:
         checkpoint: Checkpoint of a training with the plugin.
         out: The smaller checkpoint.
-        data: Vote now, on the validation split of this data set.
+        data: Vote now, on the validation set of this data set.
         options: Options of that vote: `keep`, `num_groups`, `vote_threshold`.
         refit: Solve the output projections again after that vote.
         batches: Batches to vote on.
@@ -131,7 +131,7 @@ def convert(
         checkpoint: Model of the plugin, or fairseq's transformer, transformer_lm or roberta.
         plan: File or JSON text of the plan; sites that it leaves out stay as they are.
         out: The new checkpoint.
-        data: Data set whose training split says what is kept, and on whose validation split the
+        data: Data set whose training set says what is kept, and on whose validation set the
             change is measured.
         refit: Whether, with data, the output projections are solved again.
         force: Whether schemes that cannot inherit trained heads are converted to as well.

@@ -129,7 +129,7 @@ def _by_predictions(session: Session) -> SearchLoop:
     front = [p for p in findings.front if p.plan != study.baseline]
     if not queue:
         queue = _in_order(session, spread_predictions(front, first))
-        if not config.warm_start.from_baseline:  # trained from nothing, heads are voted on again
+        if not config.warm_start.from_baseline:  # trained from scratch, heads are voted on again
             queue = [predictions.target.space.as_offered(plan) for plan in queue]
         _keep_queue(session, queue)
     if not is_strategy:
@@ -200,7 +200,7 @@ def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
 
 
 def _train_cold(session: Session) -> None:
-    """Train some warm trials from nothing too, to see whether the order is the same."""
+    """Train some warm trials from scratch too, to see whether the order is the same."""
     study, store = session.study, session.store
     wanted = study.config.search.warm_start.rank_agreement
     chosen = spread_evenly(store.trials(), wanted)
@@ -211,7 +211,7 @@ def _train_cold(session: Session) -> None:
         )
     numbers = ", ".join(str(number) for number in sorted(trial.number for trial in chosen))
     session.events.on_message(
-        f"trials {numbers} are trained from nothing too, for the rank agreement of warm and cold"
+        f"trials {numbers} are trained from scratch too, for the rank agreement of warm and cold"
     )
     baseline = next((t.folder for t in store.trials() if t.is_baseline and t.is_trained), None)
     folders = StartFolders(baseline=baseline)
@@ -219,7 +219,7 @@ def _train_cold(session: Session) -> None:
         [trial.plan for trial in chosen if trial.plan is not None],
         store=cold_store(study, store, create=True),
         build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan, folders),
-        title=f"{store.name}, from nothing",
+        title=f"{store.name}, from scratch",
     )
     if loop.has_given_up:
         loop.outcome()

@@ -162,7 +162,7 @@ def predict_front(
         scores: How single changes are scored (see `measure_predictions`); the study says if left
             out.
         improve: Further passes, for plans next to the recommended ones.
-        metric: `bleu`: the recommended plans translate the validation split, as a last check.
+        metric: `bleu`: the recommended plans translate the validation set, as a last check.
 
     Raises:
         NasAttnError: Nothing can inherit, nothing could be measured, or nothing is translated.
@@ -221,7 +221,7 @@ def measure_predictions(
         predictions: What is measured, with its record.
         limits: Constraints on the plans.
         checks: Plans that test predictions.
-        scores: `measured`: a pass over the validation split for each single change. `gradient`: one
+        scores: `measured`: a pass over the validation set for each single change. `gradient`: one
             pass with gradients for all. `auto`: the same, and then some are measured that decide
             what recommended plans lose.
         points: Plans that are recommended.

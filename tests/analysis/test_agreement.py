@@ -1,4 +1,4 @@
-"""Whether losses after a warm start rank plans as trainings from nothing do."""
+"""Whether losses after a warm start rank plans as trainings from scratch do."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def seeded(trial: TrialRecord, cost: int, *losses: float) -> TrialRecord:
 def compared(
     trials: Trials, warm: list[float], cold: list[float]
 ) -> tuple[list[TrialRecord], list[TrialRecord]]:
-    """Trials of a search and of the trainings from nothing, with losses of one's own."""
+    """Trials of a search and of the trainings from scratch, with losses of one's own."""
     done = [trial for trial in trials if trial.is_trained and not trial.is_baseline]
     done.sort(key=lambda trial: trial.cost or 0)
     pairs = list(zip(done, warm, cold, strict=False))

@@ -86,7 +86,7 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     (
         {"search/warm_start": "baseline", "replay": {}},
         "search.warm_start",
-        "replayed learning curves start from nothing",
+        "replayed learning curves start from scratch",
     ),
     ({"search/sampler": "tpee"}, "search.sampler", "but is 'tpee'"),
     ({"search/trials": "three"}, "search.trials", "valid integer, but is 'three'"),
