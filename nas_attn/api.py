@@ -19,16 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import ExecutionConfig
-from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
-from nas_attn.measures import FurtherMetric, Scores
+from nas_attn.measures import NO_LIMITS, FurtherMetric, Scores
 from nas_attn.study.form import RUNS, Runs, StudyForm, StudyLike, find_study, read_study
 from nas_attn.study.recorded import open_run_folder
 from nas_attn.study.tree import Overrides, joined
@@ -416,6 +414,7 @@ class Results:
         Raises:
             UsageError: They cannot be compared; says why.
         """
+        from nas_attn.analysis.searches import read_searched
         from nas_attn.workflows.compare import compare_studies, find_search
 
         searches = [read_searched(self.store, self.folder)]

@@ -1,7 +1,5 @@
 """Commands about models and data: try, count, prepare, prune, convert."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +13,7 @@ from nas_attn.cli.console import console, say, say_error
 from nas_attn.cli.loudness import JsonOption, say_json
 from nas_attn.cli.options import SetOption
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.fairseq_tools.pieces import Subword
+from nas_attn.literals import Subword
 from nas_attn.machine import cpu_count, library_versions, machine_text
 
 

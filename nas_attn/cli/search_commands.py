@@ -1,7 +1,5 @@
 """Commands that train: search, confirm, sensitivity; and what is said of a search."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -250,7 +248,7 @@ def sensitivity(
     sys.exit(1 if checks and not predicted.findings.is_guide else 0)
 
 
-def show_predictions(predicted: PredictedFront, *, as_json: bool = False) -> None:
+def show_predictions(predicted: "PredictedFront", *, as_json: bool = False) -> None:
     """Print what was predicted, and whether it may be followed."""
     from nas_attn.cli.tables import improvements_table, predictions_table, savings_table
     from nas_attn.workflows.values import predicted_values

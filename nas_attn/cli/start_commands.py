@@ -1,7 +1,5 @@
 """Commands that begin: a first study file, shipped files, and what files may say."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands about one study, or several: what is on record, and what comes of it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

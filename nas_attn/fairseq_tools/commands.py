@@ -12,10 +12,8 @@ from nas_attn.fairseq_tools.bleu import check_tokenizer, scoring_flags, validati
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import given, plain_criterion, words_of
+from nas_attn.measures import maximises
 from nas_attn.plan import AttentionPlan
-
-MAXIMISED = frozenset({"bleu", "accuracy"})
-"""Validation metrics that are better when higher; all others are better when lower."""
 
 SMOOTHED = frozenset({"loss", "nll_loss", "ppl"})
 LOGGED = {
@@ -173,11 +171,6 @@ def convert_command(
 def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[ConfigIssue]:
     """What is wrong with a tokenizer for the BLEU of a training and of its evaluation."""
     return check_tokenizer(bleu_tokenizer, given(config.arguments))
-
-
-def maximises(metric: str) -> bool:
-    """Whether a validation metric is better when higher."""
-    return metric in MAXIMISED
 
 
 def check_metric(config: TrainingConfig, metric: str) -> list[ConfigIssue]:

@@ -15,7 +15,6 @@ from nas_attn.fairseq_tools.commands import (
     decoding_command,
     evaluation_command,
     loss_command,
-    maximises,
     training_command,
     with_value,
 )
@@ -23,6 +22,7 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates, fine_tuning
 from nas_attn.fairseq_tools.models import Sizer
+from nas_attn.measures import maximises
 from nas_attn.plan import AttentionPlan
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import curve_of

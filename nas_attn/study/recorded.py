@@ -13,7 +13,7 @@ from nas_attn.engine.status import BUDGET
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.errors import UsageError
-from nas_attn.fairseq_tools.commands import maximises
+from nas_attn.measures import maximises
 from nas_attn.files import JOURNAL
 from nas_attn.study.config import StudyConfig
 
