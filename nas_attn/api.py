@@ -260,10 +260,18 @@ class Results:
             ConfigError: The study is refused; lists everything wrong with it, by key path.
             UsageError: The record holds no settings.
         """
+        return load(self.form, is_read_only=True)
+
+    @cached_property
+    def form(self) -> StudyForm:
+        """What the study's file says; of a run folder, as its record holds it.
+
+        Raises:
+            UsageError: The record holds no settings.
+        """
         if self._form is not None:
-            return load(self._form, is_read_only=True)
-        changes = execution_overrides(address=self._address)
-        return load(self.folder, changes, is_read_only=True)
+            return self._form
+        return read_study(self.folder, execution_overrides(address=self._address))
 
     def front(self) -> pd.DataFrame:
         """The front, what is within its noise, and the baseline: the columns of front.csv."""
@@ -314,7 +322,7 @@ class Results:
         from nas_attn.workflows.reporting import write_study_report
 
         folder = self.folder / "report" if out is None else Path(out)
-        return write_study_report(self.study, self.store, folder)
+        return write_study_report(self.form, self.store, folder)
 
     def confirm(self, seeds: int = SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
         """Train the front and the baseline again with fresh seeds, and open the test split.

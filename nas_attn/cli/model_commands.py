@@ -306,9 +306,6 @@ def convert(
 
 def plugin_dir() -> None:
     """Print the plugin's folder, for fairseq's --user-dir."""
-    from importlib.util import find_spec
+    from nas_attn.fairseq_tools.commands import plugin_folder
 
-    spec = find_spec("fairseq_plugin")
-    if spec is None or not spec.submodule_search_locations:
-        raise NasAttnError("the package fairseq_plugin is not installed beside nas_attn")
-    sys.stdout.write(f"{spec.submodule_search_locations[0]}\n")
+    sys.stdout.write(f"{plugin_folder()}\n")

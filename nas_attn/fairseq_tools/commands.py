@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
@@ -34,10 +35,15 @@ TENSORBOARD = "--tensorboard-logdir"
 
 
 def plugin_folder() -> Path:
-    """The plugin's folder, which fairseq takes as `--user-dir`."""
-    import fairseq_plugin
+    """The plugin's folder, which fairseq takes as `--user-dir`.
 
-    return Path(fairseq_plugin.__file__).resolve().parent
+    Raises:
+        NasAttnError: it is not installed.
+    """
+    spec = find_spec("fairseq_plugin")  # importing it takes seconds
+    if spec is None or spec.origin is None:
+        raise NasAttnError("the package fairseq_plugin is not installed beside nas_attn")
+    return Path(spec.origin).resolve().parent
 
 
 def training_command(

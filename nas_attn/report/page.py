@@ -18,7 +18,7 @@ from nas_attn.analysis.trials import Trials
 from nas_attn.analysis.verdict import Change, changes_of, smallest_good
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.plan import AttentionChoice
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.formatting import (
@@ -42,7 +42,7 @@ from nas_attn.report.page_data import (
     shown_curves,
     units_of,
 )
-from nas_attn.report.pictures import codes_of, codes_text, plan_picture
+from nas_attn.report.pictures import Cell, codes_of, codes_text, plan_picture
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 
 PAGES = Environment(autoescape=True, undefined=StrictUndefined)
@@ -267,7 +267,7 @@ def _front_rows(
                 "baseline": row["baseline"],
                 "mark": mark_text(row),
                 "plan": row["plan"],
-                "picture": [] if left is None else plan_picture(left, context.shapes, codes),
+                "picture": [] if left is None else _picture(left, context, codes),
                 "commands": reproduction_commands(trial, context),
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "cost": row["cost"],
@@ -281,6 +281,12 @@ def _front_rows(
             }
         )
     return rows
+
+
+def _picture(
+    plan: AttentionPlan, context: ReportContext, codes: Mapping[AttentionChoice, str]
+) -> list[tuple[str, list[Cell]]]:
+    return plan_picture(plan, context.shapes, codes, context.module_parameters)
 
 
 def _importance_row(unit: Importance) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from nas_attn.conversion.pooling import Pooling
 from nas_attn.errors import NasAttnError, PlanError, UsageError
 from nas_attn.fairseq_tools.convert import Converted, convert_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData, hold_out, prepare, read_corpus, splits_beside
-from nas_attn.literals import Subword
 from nas_attn.fairseq_tools.prune import Pruned, load_checkpoint, prune_checkpoint
 from nas_attn.fairseq_tools.vote import vote_on_data
+from nas_attn.literals import Subword
 from nas_attn.machine import cpu_count
 from nas_attn.plan import AttentionPlan
 from nas_attn.workflows.events import Events
