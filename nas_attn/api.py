@@ -52,6 +52,7 @@ def search(
     executor: str | None = None,
     address: str | None = None,
     storage: str | None = None,
+    report_every: float | None = None,
     overrides: Overrides = (),
     runs: Runs = None,
     events: Events | None = None,
@@ -69,6 +70,7 @@ def search(
         executor: `local`, `ray` or `simulated`.
         address: Address of a running Ray cluster, such as `auto`; implies `ray`.
         storage: URL of an Optuna storage that several drivers share.
+        report_every: Seconds between two reports while the search runs.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
         events: Object that is called with the progress; left out, it is logged at level INFO.
@@ -83,7 +85,9 @@ def search(
         overrides, trials=trials, workers=workers, storage=storage, executor=executor,
         address=address,
     )  # fmt: skip
-    session = run_search(load(study, changes, runs), address=address, events=events)
+    session = run_search(
+        load(study, changes, runs), address=address, events=events, report_every=report_every
+    )
     return Results(
         session.study, session.store, session.study.folder, address=address, events=events
     )
@@ -94,6 +98,7 @@ def open_study(
     *,
     overrides: Overrides = (),
     runs: Runs = None,
+    storage: str | None = None,
     address: str | None = None,
     events: Events | None = None,
 ) -> Results:
@@ -104,6 +109,7 @@ def open_study(
             moved, and needs no file: its record holds what the file said.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
+        storage: URL of its Optuna storage; the study says if left out.
         address: Address of a running Ray cluster, for what is trained from here on.
         events: Object that is called with its progress; left out, it is logged at level INFO.
 
@@ -112,12 +118,12 @@ def open_study(
             refuses is said by what needs the model, such as `Results.report`.
         NasAttnError: No search has run.
     """
-    if isinstance(study, str | Path) and not overrides:
+    if isinstance(study, str | Path) and not overrides and storage is None:
         found = find_study(study, Path(runs or RUNS))
         if not found.is_file():
             folder = found.absolute()
             return Results(None, open_run_folder(folder), folder, address=address, events=events)
-    changes = execution_overrides(overrides, address=address)
+    changes = execution_overrides(overrides, storage=storage, address=address)
     form = read_study(study, changes, runs)
     return Results(form, open_store(form), form.folder, address=address, events=events)
 
@@ -140,6 +146,7 @@ def predict_front(
     metric: FurtherMetric | None = None,
     overrides: Overrides = (),
     workers: int | None = None,
+    storage: str | None = None,
     address: str | None = None,
     runs: Runs = None,
     events: Events | None = None,
@@ -171,6 +178,7 @@ def predict_front(
         metric: `bleu`: the recommended plans translate the validation split, as a last check.
         overrides: Values that replace the study's.
         workers: Plans that are measured at a time.
+        storage: URL of a study's Optuna storage; the study says if left out.
         address: Address of a running Ray cluster; implies `ray`.
         runs: Folder that holds run folders; `runs` if left out.
         events: Object that is called with the progress; left out, it is logged at level INFO.
@@ -201,7 +209,7 @@ def predict_front(
     else:
         if data is not None:
             raise UsageError("a study has a data set; --data goes with a checkpoint (.pt)")
-        changes = execution_overrides(overrides, workers=workers, address=address)
+        changes = execution_overrides(overrides, workers=workers, storage=storage, address=address)
         trainer = sensitivity.target_session(
             load(study, changes, runs), space, address=address, events=events, distil=distil
         )

@@ -32,6 +32,7 @@ class ReportContext:
         shapes: Shapes of the model's sites.
         module_parameters: Parameters of modules by site and choice, as far as they are on record.
         troubles: Faults and gaps of the report, in sentences.
+        reload_seconds: Seconds after which the page reloads itself, as it will be written again.
         study: Arguments of commands that name the study, such as its file; none if it leaves no
             models.
     """
@@ -50,6 +51,7 @@ class ReportContext:
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
     module_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     troubles: Sequence[str] = ()
+    reload_seconds: float | None = None
     study: Sequence[str] = ()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -47,7 +48,7 @@ from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 
 PAGES = Environment(autoescape=True, undefined=StrictUndefined)
 PAGES.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
-SCRIPTS = ("page.js", "page_trials.js", "page_charts.js")
+SCRIPTS = ("page.js", "page_trials.js", "page_charts.js", "page_live.js")
 """Parts of one script, in the order in which they run."""
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""
@@ -90,6 +91,8 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "settings": json.dumps(context.settings, indent=2),
         "versions": context.versions,
         "machine": context.machine,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "reload": None if context.reload_seconds is None else f"{context.reload_seconds:g}",
         "verdict": _verdict(trials, answer, confirmed or searched, context),
         "front": _front_rows(trials, context, codes),
         "units": made.units,

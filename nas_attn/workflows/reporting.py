@@ -51,8 +51,17 @@ class _Parts:
             return instead
 
 
+class NothingToReportError(NasAttnError):
+    """No trial is complete yet."""
+
+
 def write_study_report(
-    study: StudyForm, store: TrialStore, out: Path, troubles: Sequence[str] = ()
+    study: StudyForm,
+    store: TrialStore,
+    out: Path,
+    troubles: Sequence[str] = (),
+    *,
+    reload_seconds: float | None = None,
 ) -> Path:
     """Write what there is to report; what cannot be made is left out, and the report says why.
 
@@ -63,16 +72,18 @@ def write_study_report(
         store: Trials of the study.
         out: Folder of the report.
         troubles: Faults and gaps to be said beforehand, in sentences.
+        reload_seconds: Seconds after which the page reloads itself, as it will be written again;
+            None where it will not.
 
     Returns:
         The page.
 
     Raises:
-        NasAttnError: No trial is complete.
+        NothingToReportError: No trial is complete.
     """
     trials = Trials.of(store, study.folder)
     if not trials.trained:
-        raise NasAttnError("no trial is complete yet, so there is nothing to report")
+        raise NothingToReportError("no trial is complete yet, so there is nothing to report")
     parts, metadata = _Parts(troubles), store.metadata()
     facts = parts.make("What is known of the model is", lambda: _facts(study, metadata), NO_FACTS)
     is_replayed = study.config.replay is not None
@@ -95,6 +106,7 @@ def write_study_report(
         ),
         findings=parts.make("What was predicted is", lambda: _findings(study, store), None),
         troubles=parts.troubles,
+        reload_seconds=reload_seconds,
         module_parameters=facts.module_parameters,
         shapes=facts.shapes if _fit(facts.shapes, trials) else {},
         study=() if is_replayed else study.typed,
