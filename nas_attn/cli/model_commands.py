@@ -11,7 +11,7 @@ from rich.table import Table
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, say, say_error
 from nas_attn.cli.loudness import JsonOption, say_json
-from nas_attn.cli.options import SetOption
+from nas_attn.cli.options import ReplaceOption, SetOption
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.literals import Subword
 from nas_attn.machine import cpu_count, library_versions, machine_text
@@ -67,7 +67,11 @@ def doctor(
 def count(
     context: typer.Context,
     arch: Annotated[
-        str, typer.Option(help="Architecture, such as collaborative_transformer_wmt_en_de.")
+        str,
+        typer.Option(
+            help="Architecture of the plugin, such as collaborative_transformer_wmt_en_de, or of "
+            "fairseq, such as transformer_wmt_en_de."
+        ),
     ],
     vocab: Annotated[int, typer.Option(help="Source vocabulary size, special tokens included.")],
     target_vocab: Annotated[
@@ -188,6 +192,7 @@ def prune(
         float | None, typer.Option(help="With --calibrate and keep threshold: the share of votes.")
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="With --calibrate: batches to vote on.")] = 20,
+    replace: ReplaceOption = False,
 ) -> None:
     """Cut out of a checkpoint the heads that were voted out.
 
@@ -201,7 +206,13 @@ def prune(
     given = {"keep": keep, "num_groups": num_groups, "vote_threshold": vote_threshold}
     options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     pruned = prune_model(
-        checkpoint, out, data=calibrate, options=options, refit=refit, batches=batches
+        checkpoint,
+        out,
+        data=calibrate,
+        options=options,
+        refit=refit,
+        batches=batches,
+        replace=replace,
     )
     console.print(pruned_table(pruned))
     say(f"plan: {pruned.plan.dumps()}")
@@ -265,7 +276,7 @@ def convert(
         ),
     ] = False,
     means: Annotated[bool, typer.Option("--means", hidden=True)] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
+    replace: ReplaceOption = False,
 ) -> None:
     """Turn a trained checkpoint into one with another attention plan.
 

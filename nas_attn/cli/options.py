@@ -53,6 +53,7 @@ StorageOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option(help="Address of a running Ray cluster, such as auto; implies ray.")
 ]
+ReplaceOption = Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Trials to run in parallel.")]
 
 

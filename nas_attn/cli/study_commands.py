@@ -283,7 +283,7 @@ def compare(
 def spaces(
     context: typer.Context,
     arch: Annotated[
-        str, typer.Option(help="fairseq's architecture that the spaces are measured on.")
+        str, typer.Option(help="Architecture that the spaces are measured on, as for count.")
     ] = "transformer_wmt_en_de",
     as_json: JsonOption = False,
 ) -> None:

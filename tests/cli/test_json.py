@@ -90,7 +90,7 @@ def test_check(tmp_path: Path, tiny_translation: PreparedData) -> None:
 
 
 def test_spaces() -> None:
-    values = printed("spaces", "--arch", "transformer_lm", "--decoder-embed-dim=24")
+    values = printed("spaces", "--arch", "multi_head_transformer_lm", "--decoder-embed-dim=24")
     assert [space["name"] for space in values["spaces"]] == shipped_names("search_spaces")
     assert [study["name"] for study in values["studies"]] == shipped_names("studies")
 
