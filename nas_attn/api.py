@@ -9,7 +9,7 @@
     results.export("small", best_under="90k")
 
 Everything works in a notebook and outside the main thread. No signal handler is set; a
-`KeyboardInterrupt` stops trainings in order, and the next call goes on where it stopped.
+`KeyboardInterrupt` stops trainings in order, and the next call resumes them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def search(
     Args:
         study: File, name, run folder, dict or config of the study.
         trials: Trials in all; the study says if left out, here and below.
-        workers: Trials at a time.
+        workers: Trials to run in parallel.
         executor: `local`, `ray` or `simulated`.
         address: Address of a running Ray cluster, such as `auto`; implies `ray`.
         storage: URL of an Optuna storage that several drivers share.
@@ -158,7 +158,7 @@ def predict_front(
         data: Binarised data set of a checkpoint.
         space: File or shipped name of the space; the study's own if left out, for a checkpoint
             `inherited_voted_per_layer`.
-        cost: Name of the cost that plans are to save; the study's first cost if left out, for a
+        cost: Name of the cost to minimise; the study's first cost if left out, for a
             checkpoint `attention`.
         checks: Plans that test predictions, half of them random and half predicted.
         points: Plans that are recommended.
@@ -177,7 +177,7 @@ def predict_front(
         improve: Further passes, by which better plans are looked for next to recommended ones.
         metric: `bleu`: the recommended plans translate the validation split, as a last check.
         overrides: Values that replace the study's.
-        workers: Plans that are measured at a time.
+        workers: Plans to measure in parallel.
         storage: URL of a study's Optuna storage; the study says if left out.
         address: Address of a running Ray cluster; implies `ray`.
         runs: Folder that holds run folders; `runs` if left out.
@@ -393,7 +393,7 @@ class Results:
         best_under: float | str | None = None,
         with_test: bool = True,
     ) -> Exported:
-        """Write a folder with a trained model that can be used, and given away.
+        """Write a self-contained folder with a trained model, to use or share.
 
         Args:
             out: The folder; one that is there must be empty.

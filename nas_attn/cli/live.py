@@ -87,9 +87,9 @@ class TerminalEvents(LogEvents):
             QUIET.setLevel(self._level)
 
 
-def say_failure(trial: TrialRecord) -> None:
-    """Print why a trial failed."""
-    console.print(plain(failure_text(trial)), style="red")
+def say_failure(trial: TrialRecord, what: str = "") -> None:
+    """Print why a trial failed; arguments as for `failure_text`."""
+    console.print(plain(failure_text(trial, what=what)), style="red")
 
 
 def watch_page(results: Results, out: Path | None, seconds: float) -> Path:

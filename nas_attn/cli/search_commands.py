@@ -99,7 +99,7 @@ def confirm(
     """Train the front and the baseline again with fresh seeds; evaluate them on the test set.
 
     A search picks what looked best on the validation split, which flatters it. Here nothing is
-    picked any more: every point is trained from nothing to its end, with seeds that the search did
+    picked any more: every point is trained from scratch to its end, with seeds that the search did
     not use, and the study's loss and BLEU are measured on the test set, which nothing else reads.
     Run it again to resume; more seeds can be asked for later.
     """
@@ -116,7 +116,7 @@ def confirm(
         )
     console.print(confirmation_table(done.rows, loaded.objectives.primary_cost))
     for failed in done.failed:
-        say_failure(failed)
+        say_failure(failed, "the confirmation of")
     say(f"report: {done.page}")
     if done.failure is not None:
         raise done.failure

@@ -29,8 +29,8 @@ def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
     """
     table = Table(
         box=box.HORIZONTALS,
-        caption="\u00b1 after a mean: its standard error; after a change: half of its 95 % "
-        "interval (Student's, seeds as pairs)",
+        caption="\u00b1 after a mean: its standard error; after a change: its 95 % confidence "
+        "interval (paired t-test over seeds)",
         caption_justify="left",
     )
     for name in ("trial", axis.replace("_", " "), "score", "mean", "change"):

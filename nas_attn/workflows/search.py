@@ -50,7 +50,7 @@ def search(
     Raises:
         ConfigError, UsageError: Nothing was started.
         NasAttnError: The search ended early, or no trial has a result; what is there is reported.
-        KeyboardInterrupt: The next call goes on where this one stopped.
+        KeyboardInterrupt: The next call resumes.
     """
     events = events or LogEvents()
     study.check_flags()
@@ -210,7 +210,7 @@ def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
 
 
 def _train_cold(session: Session) -> None:
-    """Train some warm trials from nothing too, to see whether the order is the same."""
+    """Train some warm trials from scratch too, to see whether the order is the same."""
     study, store = session.study, session.store
     wanted = study.config.search.warm_start.rank_agreement
     chosen = spread_evenly(store.trials(), wanted)
@@ -221,7 +221,7 @@ def _train_cold(session: Session) -> None:
         )
     numbers = ", ".join(str(number) for number in sorted(trial.number for trial in chosen))
     session.events.on_message(
-        f"trials {numbers} are trained from nothing too, for the rank agreement of warm and cold"
+        f"trials {numbers} are also trained from scratch, for the rank agreement"
     )
     baseline = next((t.folder for t in store.trials() if t.is_baseline and t.is_trained), None)
     folders = StartFolders(baseline=baseline)
@@ -229,7 +229,7 @@ def _train_cold(session: Session) -> None:
         [trial.plan for trial in chosen if trial.plan is not None],
         store=cold_store(study, store, create=True),
         build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan, folders),
-        title=f"{store.name}, from nothing",
+        title=f"{store.name}, from scratch",
     )
     if loop.has_given_up:
         loop.outcome()
