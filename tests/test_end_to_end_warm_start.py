@@ -237,9 +237,7 @@ def test_rank_agreement(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("nas_attn.engine.config.MIN_COMPARED", 6)
     more = ("--set", "search.warm_start.rank_agreement=6", "--trials", "12")
     output = invoke(*searched.arguments, *more)
-    assert (
-        "are also trained from scratch, for the rank agreement" in output
-    )
+    assert "are also trained from scratch, for the rank agreement" in output
     report = searched.folder / "report"
     table = pd.read_csv(report / "agreement.csv")
     assert len(table) == 6

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from nas_attn.bleu import DEFAULT, BleuTokenizer
@@ -40,7 +40,7 @@ def plugin_folder() -> Path:
     Raises:
         NasAttnError: it is not installed.
     """
-    spec = find_spec("fairseq_plugin")  # importing it takes seconds
+    spec = importlib.util.find_spec("fairseq_plugin")  # importing it takes seconds
     if spec is None or spec.origin is None:
         raise NasAttnError("the package fairseq_plugin is not installed beside nas_attn")
     return Path(spec.origin).resolve().parent

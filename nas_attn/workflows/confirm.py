@@ -95,13 +95,15 @@ def confirm(
         failure = error
     return Confirmation(
         rows=confirmed_rows(study, store),
-        failed=_failed(confirmed.trials(), store.trials()),
+        failed=failed_by_trial(confirmed.trials(), store.trials()),
         page=page,
         failure=failure,
     )
 
 
-def _failed(confirmed: Sequence[TrialRecord], searched: Sequence[TrialRecord]) -> list[TrialRecord]:
+def failed_by_trial(
+    confirmed: Sequence[TrialRecord], searched: Sequence[TrialRecord]
+) -> list[TrialRecord]:
     """What failed, by the numbers that the search's trials of the same plans have."""
     numbers = {trial.plan: trial.number for trial in searched if trial.is_trained}
     return [
