@@ -107,7 +107,7 @@ def test_export(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "export", "first", "--runs", str(runs), "--trial", "1", "--out", str(tmp_path / "model")
     )
     assert (values["trial"], values["baseline"]) == (1, False)
-    assert "than the baseline" in values["comparison"]
+    assert "; the baseline has " in values["comparison"]
     assert values["plan"] == BASELINE.to_json()
     assert (values["checkpoint_bytes"], values["test_bytes"]) == (1234, 56)
     assert values["folder"] == str(tmp_path)
