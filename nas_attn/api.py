@@ -9,7 +9,7 @@
     results.export("small", best_under="90k")
 
 Everything works in a notebook and outside the main thread. No signal handler is set; a
-`KeyboardInterrupt` stops trainings in order, and the next call goes on where it stopped.
+`KeyboardInterrupt` stops trainings in order, and the next call resumes them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas_attn.analysis.searches import read_searched
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import ExecutionConfig
-from nas_attn.engine.sensitivity import NO_LIMITS
 from nas_attn.engine.status import Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
-from nas_attn.measures import FurtherMetric, Scores
+from nas_attn.measures import NO_LIMITS, FurtherMetric, Scores
 from nas_attn.study.form import RUNS, Runs, StudyForm, StudyLike, find_study, read_study
 from nas_attn.study.recorded import open_run_folder
 from nas_attn.study.tree import Overrides, joined
@@ -54,6 +52,7 @@ def search(
     executor: str | None = None,
     address: str | None = None,
     storage: str | None = None,
+    report_every: float | None = None,
     overrides: Overrides = (),
     runs: Runs = None,
     events: Events | None = None,
@@ -67,10 +66,11 @@ def search(
     Args:
         study: File, name, run folder, dict or config of the study.
         trials: Trials in all; the study says if left out, here and below.
-        workers: Trials at a time.
+        workers: Trials to run in parallel.
         executor: `local`, `ray` or `simulated`.
         address: Address of a running Ray cluster, such as `auto`; implies `ray`.
         storage: URL of an Optuna storage that several drivers share.
+        report_every: Seconds between two reports while the search runs.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
         events: Object that is called with the progress; left out, it is logged at level INFO.
@@ -85,7 +85,9 @@ def search(
         overrides, trials=trials, workers=workers, storage=storage, executor=executor,
         address=address,
     )  # fmt: skip
-    session = run_search(load(study, changes, runs), address=address, events=events)
+    session = run_search(
+        load(study, changes, runs), address=address, events=events, report_every=report_every
+    )
     return Results(
         session.study, session.store, session.study.folder, address=address, events=events
     )
@@ -96,6 +98,7 @@ def open_study(
     *,
     overrides: Overrides = (),
     runs: Runs = None,
+    storage: str | None = None,
     address: str | None = None,
     events: Events | None = None,
 ) -> Results:
@@ -106,6 +109,7 @@ def open_study(
             moved, and needs no file: its record holds what the file said.
         overrides: Values that replace the study's.
         runs: Folder that holds the studies' run folders; `runs` if left out.
+        storage: URL of its Optuna storage; the study says if left out.
         address: Address of a running Ray cluster, for what is trained from here on.
         events: Object that is called with its progress; left out, it is logged at level INFO.
 
@@ -114,12 +118,12 @@ def open_study(
             refuses is said by what needs the model, such as `Results.report`.
         NasAttnError: No search has run.
     """
-    if isinstance(study, str | Path) and not overrides:
+    if isinstance(study, str | Path) and not overrides and storage is None:
         found = find_study(study, Path(runs or RUNS))
         if not found.is_file():
             folder = found.absolute()
             return Results(None, open_run_folder(folder), folder, address=address, events=events)
-    changes = execution_overrides(overrides, address=address)
+    changes = execution_overrides(overrides, storage=storage, address=address)
     form = read_study(study, changes, runs)
     return Results(form, open_store(form), form.folder, address=address, events=events)
 
@@ -142,6 +146,7 @@ def predict_front(
     metric: FurtherMetric | None = None,
     overrides: Overrides = (),
     workers: int | None = None,
+    storage: str | None = None,
     address: str | None = None,
     runs: Runs = None,
     events: Events | None = None,
@@ -153,7 +158,7 @@ def predict_front(
         data: Binarised data set of a checkpoint.
         space: File or shipped name of the space; the study's own if left out, for a checkpoint
             `inherited_voted_per_layer`.
-        cost: Name of the cost that plans are to save; the study's first cost if left out, for a
+        cost: Name of the cost to minimise; the study's first cost if left out, for a
             checkpoint `attention`.
         checks: Plans that test predictions, half of them random and half predicted.
         points: Plans that are recommended.
@@ -172,7 +177,8 @@ def predict_front(
         improve: Further passes, by which better plans are looked for next to recommended ones.
         metric: `bleu`: the recommended plans translate the validation set, as a last check.
         overrides: Values that replace the study's.
-        workers: Plans that are measured at a time.
+        workers: Plans to measure in parallel.
+        storage: URL of a study's Optuna storage; the study says if left out.
         address: Address of a running Ray cluster; implies `ray`.
         runs: Folder that holds run folders; `runs` if left out.
         events: Object that is called with the progress; left out, it is logged at level INFO.
@@ -203,7 +209,7 @@ def predict_front(
     else:
         if data is not None:
             raise UsageError("a study has a data set; --data goes with a checkpoint (.pt)")
-        changes = execution_overrides(overrides, workers=workers, address=address)
+        changes = execution_overrides(overrides, workers=workers, storage=storage, address=address)
         trainer = sensitivity.target_session(
             load(study, changes, runs), space, address=address, events=events, distil=distil
         )
@@ -262,10 +268,18 @@ class Results:
             ConfigError: The study is refused; lists everything wrong with it, by key path.
             UsageError: The record holds no settings.
         """
+        return load(self.form, is_read_only=True)
+
+    @cached_property
+    def form(self) -> StudyForm:
+        """What the study's file says; of a run folder, as its record holds it.
+
+        Raises:
+            UsageError: The record holds no settings.
+        """
         if self._form is not None:
-            return load(self._form, is_read_only=True)
-        changes = execution_overrides(address=self._address)
-        return load(self.folder, changes, is_read_only=True)
+            return self._form
+        return read_study(self.folder, execution_overrides(address=self._address))
 
     def front(self) -> pd.DataFrame:
         """The front, what is within its noise, and the baseline: the columns of front.csv."""
@@ -316,7 +330,7 @@ class Results:
         from nas_attn.workflows.reporting import write_study_report
 
         folder = self.folder / "report" if out is None else Path(out)
-        return write_study_report(self.study, self.store, folder)
+        return write_study_report(self.form, self.store, folder)
 
     def confirm(self, seeds: int = SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
         """Train the front and the baseline again with fresh seeds, and evaluate on the test set.
@@ -416,6 +430,7 @@ class Results:
         Raises:
             UsageError: They cannot be compared; says why.
         """
+        from nas_attn.analysis.searches import read_searched
         from nas_attn.workflows.compare import compare_studies, find_search
 
         searches = [read_searched(self.store, self.folder)]

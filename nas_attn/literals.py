@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from nas_attn.errors import UsageError
 
@@ -18,6 +18,9 @@ EVALUATED = (
     "xformers_att_config",
 )
 """Arguments of a model that fairseq evaluates as it builds the model."""
+
+Subword = Literal["bpe", "unigram", "word", "char"]
+"""Kinds of SentencePiece models."""
 
 AMOUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?(?:[eE]\+?\d)?)([kMG]?)", re.ASCII)
 FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}

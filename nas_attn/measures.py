@@ -5,6 +5,7 @@ Commands offer these names and records hold these counts, so nothing slow is imp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
@@ -22,6 +23,15 @@ Scores = Literal["measured", "gradient", "auto"]
 """How single conversions are scored."""
 FurtherMetric = Literal["bleu"]
 """What recommended plans may be measured by beside the loss."""
+NO_LIMITS: Mapping[str, float] = {}
+"""Limits of costs that leave all plans in."""
+MAXIMISED = frozenset({"bleu", "accuracy"})
+"""Validation metrics that are better when higher; all others are better when lower."""
+
+
+def maximises(metric: str) -> bool:
+    """Whether a validation metric is better when higher."""
+    return metric in MAXIMISED
 
 
 class ModelSize(NamedTuple):

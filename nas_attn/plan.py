@@ -225,6 +225,13 @@ class AttentionPlan:
         return "; ".join(f"{site} {_layers_text(choices)}" for site, choices in self.sites)
 
 
+SCHEME_NAMES = (
+    "multi_head", "collaborative", "head_embedding_add", "head_embedding_mul", "grouped_query",
+    "grouped_head", "multi_query", "single_head", "reduced_key", "shared_key_value",
+)  # fmt: skip
+"""Names of the registry of schemes, which imports torch; pages colour schemes in this order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteShape:
     """Sizes of the attention modules of one site of a model."""

@@ -67,15 +67,20 @@ def test_count_as_json() -> None:
 
 
 def test_count_of_a_language_model() -> None:
-    text = run("count", "--arch", "multi_head_transformer_lm", "--vocab", "100", "--json",
-               "--tokens-per-sample", "64")  # fmt: skip
-    assert json.loads(text)["attention"] == 6 * 1_050_624
+    """fairseq's own names are those of multi-head attention, as for spaces."""
+    for arch in ("multi_head_transformer_lm", "transformer_lm"):
+        text = run("count", "--arch", arch, "--vocab", "100", "--json",
+                   "--tokens-per-sample", "64")  # fmt: skip
+        assert json.loads(text)["attention"] == 6 * 1_050_624
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arch", "transformer_wmt", "--vocab", "99"], "transformer_wmt"),
+        (
+            ["--arch", "transformer_wmt_ende", "--vocab", "99"],
+            'unknown architecture transformer_wmt_ende; did you mean "transformer_wmt_en_de"?',
+        ),
         (
             ["--arch", "multi_head_transformer", "--vocab", "99", "--shared-dimm", "3"],
             "shared-dimm",
@@ -109,7 +114,7 @@ def test_spaces_and_check(tmp_path: Path, tiny_translation: PreparedData) -> Non
                  "--decoder-attention-heads=3")  # fmt: skip
     assert re.search(r"reduced_key +- +- +-", narrow)
     assert re.search(r"multi_query +2 ", narrow)
-    assert "unknown architecture multi_head_lstm" in run("spaces", "--arch", "lstm", status=1)
+    assert "unknown architecture lstm" in run("spaces", "--arch", "lstm", status=1)
     assert "27 plans; 3 trials x 1 seed = 3 trainings" in run(
         "check", str(write(tmp_path, tiny_translation.folder))
     )
@@ -289,7 +294,7 @@ def test_a_search_that_prunes(tmp_path: Path, tiny_translation: PreparedData) ->
     assert re.search(rf"parameters +{baseline.cost:,} +{trial.cost:,} ", text)
     assert "decoder_self.0" in text
     printed = run("prune", str(checkpoints / "checkpoint_best.pt"), "--out", str(again), status=2)
-    assert "exists; remove it or name another file" in printed
+    assert "exists; remove it, name another file, or say --replace" in printed
     multi_head = Path(baseline.folder or "") / "seed-1" / "checkpoints" / "checkpoint_best.pt"
     out = str(tmp_path / "voted.pt")
     printed = run("prune", str(multi_head), "--out", out, "--refit", status=2)

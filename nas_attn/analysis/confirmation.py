@@ -9,7 +9,7 @@ from typing import Any
 from nas_attn.analysis.noise import standard_error
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.fairseq_tools.commands import maximises
+from nas_attn.measures import maximises
 from nas_attn.plan import AttentionPlan
 
 LOSSES = ("loss", "nll_loss", "ppl")

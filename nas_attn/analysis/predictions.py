@@ -13,6 +13,7 @@ from nas_attn.analysis.sensitivity import (
     Outcome,
     SensitivityFindings,
     checks_of,
+    measurements_of,
     orders,
     plans_for_tests,
 )
@@ -117,9 +118,7 @@ class Predictions:
         self.searched = searched
         self.axis = axis or target.objectives.primary_cost
         objectives = Objectives(metric=METRIC, maximise=False, costs=("total",), limits={})
-        # Names of studies hold no spaces, so this can be no other study's.
-        how = "sensitivity, distilled" if target.distils else "sensitivity"
-        name = f"{searched.name} ({how})"
+        name = measurements_of(searched.name, distils=target.distils)
         self.store = TrialStore(name, searched.storage, objectives, create=create)
         self.decoding: DecodingTable | None = decoding_table(self.store)
         if self.axis != DECODING:  # which may be timed later

@@ -284,6 +284,17 @@ def plans_for_tests(
     return [plan for plan in dict.fromkeys(plans) if plan not in alone]
 
 
+def measurements_of(study: str, *, distils: bool) -> str:
+    """Name of the study that holds the measurements of another one's baseline.
+
+    Args:
+        study: Name of the other one.
+        distils: Whether converted modules are trained alone before they are measured.
+    """
+    # Names of studies hold no spaces, so this can be no other study's.
+    return f"{study} ({'sensitivity, distilled' if distils else 'sensitivity'})"
+
+
 def checks_of(
     model: AdditiveModel,
     measured: Mapping[AttentionPlan, Measured],

@@ -20,6 +20,7 @@ from nas_attn.attention.base import (
 from nas_attn.attention.effective import mixed_product_dimension, product_dimension
 from nas_attn.attention.pruning import BUFFERS, PrunableAttention
 from nas_attn.errors import PlanError
+from nas_attn.pruned import PRUNING
 
 MixingInit = Literal["xavier", "heads"]
 
@@ -135,15 +136,11 @@ class CollaborativeAttention(PrunableAttention):
             self.add_mask(shared_dim)
         self.reset_parameters()
 
-    parts = ("shared_dim", "shared dimensions")
+    pruning = PRUNING["collaborative"]
 
     @property
     def is_prunable(self) -> bool:
         return self.prunes({"dim_threshold": self.dim_threshold})
-
-    @classmethod
-    def prunes(cls, options: Mapping[str, Any]) -> bool:
-        return bool(options.get("dim_threshold", 0.0) > 0.0)
 
     def choose(self, seed: int) -> Tensor:
         """Shared dimensions that weigh enough; the lengths are free of how factors are scaled."""

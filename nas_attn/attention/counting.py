@@ -13,7 +13,7 @@ from nas_attn.attention.base import Attention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.attention.registry import build_attention, get_scheme
 from nas_attn.measures import ModelSize
-from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
 
 def build_on_meta(choice: AttentionChoice, shape: SiteShape) -> Attention:
@@ -114,32 +114,6 @@ def least_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> AttentionPl
             choices.append(choice)
         sites[site] = choices
     return AttentionPlan.of(sites)
-
-
-def left_text(plan: AttentionPlan, pruned: AttentionPlan) -> str:
-    """What pruning left where it could prune, in words: "encoder_self 4+3 heads".
-
-    Args:
-        plan: Plan before pruning.
-        pruned: Plan after it.
-    """
-    before, texts = dict(plan), []
-    for site, choices in pruned:
-        count = max(len(choices), len(before[site]))
-        counts: list[tuple[int, OptionValue, str]] = []
-        pairs = zip(plan.layers(site, count), pruned.layers(site, count), strict=True)
-        for layer, (old, new) in enumerate(pairs):
-            module = get_scheme(old.scheme).module
-            if issubclass(module, PrunableAttention) and module.prunes(dict(old.options)):
-                option, words = module.parts
-                counts.append((layer, dict(new.options).get(option, "all"), words))
-        names = {words for _, _, words in counts}
-        if len(counts) == count and len(names) == 1:
-            numbers = "+".join(str(number) for _, number, _ in counts)
-            texts.append(f"{site} {numbers} {names.pop()}")
-        else:
-            texts += [f"{site}.{layer} {number} {words}" for layer, number, words in counts]
-    return ", ".join(texts)
 
 
 def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:

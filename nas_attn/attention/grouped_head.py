@@ -20,6 +20,7 @@ from nas_attn.attention.effective import product_dimension
 from nas_attn.attention.grouping import group_heads, inner_products
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.errors import PlanError
+from nas_attn.pruned import PRUNING
 
 Feature = Literal["value", "attention", "output"]
 Metric = Literal["euclidean", "cosine"]
@@ -189,13 +190,11 @@ class GroupedHeadAttention(PrunableAttention):
             self.shift = self.shift.float()
         return self
 
+    pruning = PRUNING["grouped_head"]
+
     @property
     def is_prunable(self) -> bool:
         return self.prunes({"keep": self.keep})
-
-    @classmethod
-    def prunes(cls, options: Mapping[str, Any]) -> bool:
-        return bool(options.get("keep", "all") != "all")
 
     @property
     def wants_query_padding(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas_attn.attention.base import Attention
 from nas_attn.errors import PlanError
+from nas_attn.pruned import Pruning
 
 
 class Phase(IntEnum):
@@ -41,8 +42,8 @@ class PrunableAttention(Attention):
     kept: Tensor
     schedule: Tensor
 
-    parts: ClassVar[tuple[str, str]] = ("kept_heads", "heads")
-    """The option that counts the parts of a pruned module, and what they are in words."""
+    pruning: ClassVar[Pruning]
+    """Options that ask for it, and that count what is left."""
 
     is_masked = False
     """Whether some part is masked, so that nobody need look at numbers to know."""
@@ -103,9 +104,9 @@ class PrunableAttention(Attention):
         """The options after the most pruning that training can come to."""
 
     @classmethod
-    @abstractmethod
     def prunes(cls, options: Mapping[str, Any]) -> bool:
         """Whether a module with these options is pruned in training."""
+        return cls.pruning.is_on(options)
 
     def _look_at_mask(self) -> None:
         self.is_masked = not bool(self.kept.all())

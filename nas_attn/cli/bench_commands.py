@@ -1,7 +1,5 @@
 """Commands that measure how fast attention is."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +73,7 @@ def bench_attention(
     scaled_dot_product_attention, when decoding over that of fairseq's MultiheadAttention: below 1
     is faster. Takes about four minutes.
     """
-    from nas_attn.cli.tables import timings_tables
+    from nas_attn.cli.bench_tables import timings_tables
     from nas_attn.workflows.bench import bench_attention as bench
 
     given = renamed_option("--forms", "--implementations", forms, implementations or None)
@@ -105,7 +103,7 @@ def bench_attention(
 
 
 def _calibrate(common: dict[str, Any], of_schemes: bool) -> None:
-    from nas_attn.cli.tables import timings_tables
+    from nas_attn.cli.bench_tables import timings_tables
     from nas_attn.workflows.bench import calibrate_attention
 
     if of_schemes:
@@ -151,7 +149,7 @@ def bench_fairseq(
     about a minute per scheme and round on two cores. Every other flag goes to fairseq-train.
     """
     from nas_attn.benchmark.commands import Commands
-    from nas_attn.cli.tables import speeds_table
+    from nas_attn.cli.bench_tables import speeds_table
     from nas_attn.workflows.bench import bench_fairseq as bench
 
     speeds = bench(

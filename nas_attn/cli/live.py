@@ -6,6 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.live import Live
 
@@ -20,6 +22,9 @@ from nas_attn.engine.snapshot import Snapshot
 from nas_attn.engine.status import Status
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.workflows.events import LogEvents, Run
+
+if TYPE_CHECKING:
+    from nas_attn.api import Results
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +87,36 @@ class TerminalEvents(LogEvents):
             QUIET.setLevel(self._level)
 
 
-def say_failure(trial: TrialRecord) -> None:
-    """Print why a trial failed."""
-    console.print(plain(failure_text(trial)), style="red")
+def say_failure(trial: TrialRecord, what: str = "") -> None:
+    """Print why a trial failed; arguments as for `failure_text`."""
+    console.print(plain(failure_text(trial, what=what)), style="red")
+
+
+def watch_page(results: Results, out: Path | None, seconds: float) -> Path:
+    """Write a study's report again and again, until its search is over, or Ctrl-C.
+
+    Args:
+        results: What the study has found.
+        out: Folder of the report; the run folder's `report` if None.
+        seconds: Seconds between two pages.
+
+    Returns:
+        The page.
+    """
+    from nas_attn.workflows.live_report import watch_report
+
+    folder = results.folder / "report" if out is None else out
+    said: list[str] = []
+
+    def on_page(page: Path, status: Status) -> None:
+        line = status_line(status)
+        if said[-1:] != [line]:
+            logger.info("%s: %s", page, line)
+            said.append(line)
+
+    with contextlib.suppress(KeyboardInterrupt), interruptible():
+        watch_report(results.form, results.store, folder, seconds, on_page)
+    return folder / "index.html"
 
 
 def watch_status(look: Callable[[], Status], objectives: Objectives, seconds: float) -> None:

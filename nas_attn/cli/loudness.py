@@ -1,7 +1,5 @@
 """How much a command says, and where: options that many commands have, and what they switch."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

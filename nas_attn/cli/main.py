@@ -9,8 +9,6 @@ Exit statuses:
     130: Interrupted by Ctrl-C or SIGTERM; the same command run again resumes.
 """
 
-from __future__ import annotations
-
 import inspect
 import io
 import logging

@@ -1,7 +1,5 @@
 """Commands about models and data: try, count, prepare, prune, convert."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path
@@ -13,9 +11,9 @@ from rich.table import Table
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, say, say_error
 from nas_attn.cli.loudness import JsonOption, say_json
-from nas_attn.cli.options import SetOption
+from nas_attn.cli.options import ReplaceOption, SetOption
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.fairseq_tools.pieces import Subword
+from nas_attn.literals import Subword
 from nas_attn.machine import cpu_count, library_versions, machine_text
 
 
@@ -69,7 +67,11 @@ def doctor(
 def count(
     context: typer.Context,
     arch: Annotated[
-        str, typer.Option(help="Architecture, such as collaborative_transformer_wmt_en_de.")
+        str,
+        typer.Option(
+            help="Architecture of the plugin, such as collaborative_transformer_wmt_en_de, or of "
+            "fairseq, such as transformer_wmt_en_de."
+        ),
     ],
     vocab: Annotated[int, typer.Option(help="Source vocabulary size, special tokens included.")],
     target_vocab: Annotated[
@@ -190,6 +192,7 @@ def prune(
         float | None, typer.Option(help="With --calibrate and keep threshold: the share of votes.")
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="With --calibrate: batches to vote on.")] = 20,
+    replace: ReplaceOption = False,
 ) -> None:
     """Cut out of a checkpoint the heads that were voted out.
 
@@ -203,7 +206,13 @@ def prune(
     given = {"keep": keep, "num_groups": num_groups, "vote_threshold": vote_threshold}
     options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     pruned = prune_model(
-        checkpoint, out, data=calibrate, options=options, refit=refit, batches=batches
+        checkpoint,
+        out,
+        data=calibrate,
+        options=options,
+        refit=refit,
+        batches=batches,
+        replace=replace,
     )
     console.print(pruned_table(pruned))
     say(f"plan: {pruned.plan.dumps()}")
@@ -267,7 +276,7 @@ def convert(
         ),
     ] = False,
     means: Annotated[bool, typer.Option("--means", hidden=True)] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
+    replace: ReplaceOption = False,
 ) -> None:
     """Turn a trained checkpoint into one with another attention plan.
 
@@ -308,9 +317,6 @@ def convert(
 
 def plugin_dir() -> None:
     """Print the plugin's folder, for fairseq's --user-dir."""
-    from importlib.util import find_spec
+    from nas_attn.fairseq_tools.commands import plugin_folder
 
-    spec = find_spec("fairseq_plugin")
-    if spec is None or not spec.submodule_search_locations:
-        raise NasAttnError("the package fairseq_plugin is not installed beside nas_attn")
-    sys.stdout.write(f"{spec.submodule_search_locations[0]}\n")
+    sys.stdout.write(f"{plugin_folder()}\n")

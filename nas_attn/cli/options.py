@@ -1,7 +1,5 @@
 """Options that several commands have."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -42,10 +40,21 @@ SetOption = Annotated[
 RunsOption = Annotated[
     Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the studies' run folders.")
 ]
-
-AddressOption = Annotated[
-    str | None, typer.Option(help="Address of a running Ray cluster, such as auto.")
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Optuna storage that several drivers share, such as "
+        "postgresql+psycopg://USER@HOST/DATABASE or grpc://HOST:PORT; env:NAME for an "
+        "environment variable that holds it.",
+        show_default="the study's own",
+    ),
 ]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Address of a running Ray cluster, such as auto; implies ray.")
+]
+ReplaceOption = Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Trials to run in parallel.")]
 
 
 def parse_limits(given: Sequence[str]) -> dict[str, float]:

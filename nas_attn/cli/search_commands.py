@@ -1,7 +1,5 @@
 """Commands that train: search, confirm, sensitivity; and what is said of a search."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +8,15 @@ import typer
 
 from nas_attn.cli.console import console, resumable, say
 from nas_attn.cli.loudness import JsonOption, QuietOption, VerboseOption, say_json
-from nas_attn.cli.options import AddressOption, RunsOption, SetOption, StudyArgument, parse_limits
+from nas_attn.cli.options import (
+    AddressOption,
+    RunsOption,
+    SetOption,
+    StorageOption,
+    StudyArgument,
+    WorkersOption,
+    parse_limits,
+)
 from nas_attn.measures import FurtherMetric, PredictedCost, Scores
 from nas_attn.workflows.defaults import CHECKS, POINTS, SEEDS
 
@@ -27,22 +33,19 @@ def search(
             help="local (sub-processes), ray, or simulated; the study file says if left out."
         ),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Address of a running Ray cluster, such as auto; implies ray."),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials to run in parallel.")] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Optuna storage that several drivers share, such as "
-            "postgresql+psycopg://USER@HOST/DATABASE or grpc://HOST:PORT; env:NAME for an "
-            "environment variable that holds it.",
-        ),
-    ] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    storage: StorageOption = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Number of trials, the baseline included.")
+    ] = None,
+    report_every: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Write the report every SECONDS while the search runs; its page reloads itself.",
+        ),
     ] = None,
     runs: RunsOption = Path("runs"),
     quiet: QuietOption = False,
@@ -67,6 +70,7 @@ def search(
             executor=executor,
             address=address,
             storage=storage,
+            report_every=report_every,
             overrides=set_,
             runs=runs,
             events=TerminalEvents(),
@@ -86,7 +90,8 @@ def confirm(
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials to run in parallel.")] = None,
+    workers: WorkersOption = None,
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -103,7 +108,7 @@ def confirm(
     from nas_attn.cli.tables import confirmation_table
     from nas_attn.workflows.confirm import confirm as confirm_study
 
-    changes = api.execution_overrides(set_, workers=workers, address=address)
+    changes = api.execution_overrides(set_, workers=workers, storage=storage, address=address)
     loaded = api.load(study, changes, runs)
     with resumable():
         done = confirm_study(
@@ -111,7 +116,7 @@ def confirm(
         )
     console.print(confirmation_table(done.rows, loaded.objectives.primary_cost))
     for failed in done.failed:
-        say_failure(failed)
+        say_failure(failed, "the confirmation of")
     say(f"report: {done.page}")
     if done.failure is not None:
         raise done.failure
@@ -203,6 +208,7 @@ def sensitivity(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Plans to measure in parallel.")
     ] = None,
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -243,6 +249,7 @@ def sensitivity(
             overrides=set_,
             address=address,
             workers=workers,
+            storage=storage,
             runs=runs,
             events=TerminalEvents(),
         )
@@ -250,7 +257,7 @@ def sensitivity(
     sys.exit(1 if checks and not predicted.findings.is_guide else 0)
 
 
-def show_predictions(predicted: PredictedFront, *, as_json: bool = False) -> None:
+def show_predictions(predicted: "PredictedFront", *, as_json: bool = False) -> None:
     """Print what was predicted, and whether it may be followed."""
     from nas_attn.cli.tables import improvements_table, predictions_table, savings_table
     from nas_attn.workflows.values import predicted_values

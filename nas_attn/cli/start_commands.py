@@ -1,19 +1,15 @@
 """Commands that begin: a first study file, shipped files, and what files may say."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from nas_attn.cli.console import say
+from nas_attn.cli.options import ReplaceOption
 from nas_attn.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 Task = Literal["translation", "language_modeling", "masked_lm"]
 
@@ -78,7 +74,7 @@ def init(
         Path | None,
         typer.Option(metavar="FILE", help="File to write.", show_default="NAME.yaml"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    replace: ReplaceOption = False,
 ) -> None:
     """Write a study file for your own data, with a comment at every choice.
 
@@ -102,7 +98,7 @@ def init(
         gpus=gpus,
         name=name,
     )
-    path = write_study(draft, out, force=force)
+    path = write_study(draft, out, replace=replace)
     say(f"written: {path}; next: nas-attn check {path}, then nas-attn search {path}")
 
 

@@ -1,7 +1,5 @@
 """Commands about one study, or several: what is on record, and what comes of it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +11,7 @@ from rich.text import Text
 from nas_attn._deprecated import renamed_option
 from nas_attn.cli.console import console, interruptible, say
 from nas_attn.cli.loudness import JsonOption, say_json
-from nas_attn.cli.options import RunsOption, SetOption, StudyArgument
+from nas_attn.cli.options import RunsOption, SetOption, StorageOption, StudyArgument
 from nas_attn.errors import UsageError
 
 
@@ -23,6 +21,7 @@ def proposals(
         bool, typer.Option("--check", help="Derive every proposal again and compare.")
     ] = False,
     set_: SetOption = [],  # noqa: B006  typer copies it
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -36,7 +35,7 @@ def proposals(
     from nas_attn.report.formatting import state_text
     from nas_attn.workflows.values import proposal_values
 
-    results = api.open_study(study, overrides=set_, runs=runs)
+    results = api.open_study(study, overrides=set_, storage=storage, runs=runs)
     if check_:
         from nas_attn.workflows.proposals import check_proposals  # imports fairseq
 
@@ -64,7 +63,16 @@ def report(
             metavar="DIR", help="Output folder.", show_default="report/ in the run folder"
         ),
     ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Write it every SECONDS until the search is over; the page reloads itself.",
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write a study's report: index.html, CSV and JSON tables, figures, summary.md.
@@ -73,7 +81,14 @@ def report(
     """
     from nas_attn import api
 
-    say(f"report: {api.open_study(study, overrides=set_, runs=runs).report(out)}")
+    results = api.open_study(study, overrides=set_, storage=storage, runs=runs)
+    if watch is None:
+        page = results.report(out)
+    else:
+        from nas_attn.cli.live import watch_page
+
+        page = watch_page(results, out, watch)
+    say(f"report: {page}")
 
 
 def status(
@@ -88,6 +103,7 @@ def status(
         ),
     ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -101,7 +117,7 @@ def status(
 
     if as_json and watch is not None:
         raise UsageError("--json prints one object: leave --watch out")
-    results = api.open_study(study, overrides=set_, runs=runs)
+    results = api.open_study(study, overrides=set_, storage=storage, runs=runs)
     if as_json:
         from nas_attn.workflows.values import status_values
 
@@ -139,6 +155,7 @@ def check(
 def repair(
     study: StudyArgument,
     set_: SetOption = [],  # noqa: B006  typer copies it
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Make the damaged record of a study readable again.
@@ -149,11 +166,13 @@ def repair(
     line is lost becomes a failed one, so that the others keep their numbers. End all drivers, and
     what else has the record open, before.
     """
+    from nas_attn import api
     from nas_attn.engine.repair import describe
     from nas_attn.study.form import read_study
     from nas_attn.workflows.repair import repair_record
 
-    path, done = repair_record(read_study(study, set_, runs))
+    changes = api.execution_overrides(set_, storage=storage)
+    path, done = repair_record(read_study(study, changes, runs))
     for line in describe(done, path):
         say(line)
 
@@ -184,6 +203,7 @@ def export(
     ] = None,
     test_side: Annotated[bool | None, typer.Option(hidden=True)] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
+    storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -197,7 +217,7 @@ def export(
     from nas_attn.workflows.values import export_values
 
     with_test = renamed_option("--test-side", "--test-split", test_side, test_split)
-    results = api.open_study(study, overrides=set_, runs=runs)
+    results = api.open_study(study, overrides=set_, storage=storage, runs=runs)
     chosen = results.choose(trial=trial, best_under=best_under)
     for line in (f"trial {chosen.number}: {chosen.text}", results.comparison_text(chosen)):
         console.print(Text(line), soft_wrap=True)
@@ -263,7 +283,7 @@ def compare(
 def spaces(
     context: typer.Context,
     arch: Annotated[
-        str, typer.Option(help="fairseq's architecture that the spaces are measured on.")
+        str, typer.Option(help="Architecture that the spaces are measured on, as for count.")
     ] = "transformer_wmt_en_de",
     as_json: JsonOption = False,
 ) -> None:

@@ -16,17 +16,19 @@ MAX_REASON_LINES = 3
 """A longer reason, such as a traceback, is shortened where there are many."""
 
 
-def failure_text(trial: TrialRecord, *, brief: bool = False) -> str:
+def failure_text(trial: TrialRecord, *, brief: bool = False, what: str = "") -> str:
     """Why a trial failed.
 
     Args:
         trial: Failed trial.
         brief: Whether a reason of many lines is cut to the first and the last one, and to where its
             logs are.
+        what: Words before "trial", such as "the confirmation of".
     """
     kind = "" if trial.failure is None else f" ({trial.failure})"
     reason = trial.reason or "no reason on record"
-    return f"trial {trial.number} failed{kind}: {brief_reason(reason, trial) if brief else reason}"
+    named = f"{what} trial {trial.number}".strip()
+    return f"{named} failed{kind}: {brief_reason(reason, trial) if brief else reason}"
 
 
 def brief_reason(reason: str, trial: TrialRecord) -> str:

@@ -318,7 +318,7 @@ class SearchLoop:
             self.store.stop(trial.number, reason_of(trial.rungs))
             self._follow()
             return None
-        logger.info("trial %d goes on where it was interrupted", trial.number)
+        logger.info("trial %d resumes where it was interrupted", trial.number)
         self._mine[trial.number] = trial
         self._rungs.resume(trial)
         job = self._build_job(trial.number, trial.plan, trial.parent)

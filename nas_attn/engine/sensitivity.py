@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_attn.knapsack import Item, solve
+from nas_attn.measures import NO_LIMITS
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, rank_agreement
@@ -30,7 +31,6 @@ DRIFT = 0.05
 
 EPSILON = 1e-6
 UNLIMITED = 2**62
-NO_LIMITS: Mapping[str, float] = {}
 
 Costs = Callable[[AttentionPlan], Mapping[str, float]]
 

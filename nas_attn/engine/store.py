@@ -173,6 +173,15 @@ class TrialStore:
                 found.append((what, [trial.state for trial in trials], dict(study.user_attrs)))
         return found
 
+    def has_child(self, name: str) -> bool:
+        """Whether a study that belongs to this one is on record.
+
+        Args:
+            name: Its whole name.
+        """
+        studies = self._call(self.storage.get_all_studies)
+        return any(study.study_name == name for study in studies)
+
     def claims(self) -> list[dict[str, Any]]:
         """Which drivers took over which trials, in the order in which they did."""
         if self._claims is None:

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nas_attn.engine.sensitivity import NO_LIMITS, AdditiveModel, Prediction
+from nas_attn.engine.sensitivity import AdditiveModel, Prediction
+from nas_attn.measures import NO_LIMITS
 
 
 def swaps(

@@ -16,6 +16,7 @@ from nas_attn.engine.objectives import Objectives
 from nas_attn.measures import ModelSize
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionPlan
+from nas_attn.pruned import left_text
 
 PLAN, SIZE, BASELINE, COMMANDS, FOLDER = "plan", "parameters", "baseline", "commands", "folder"
 LOSSES, SECONDS, REASON, DUPLICATE = "losses", "seconds", "reason", "duplicate_of"
@@ -120,8 +121,6 @@ class TrialRecord:
         """The plan in words, with what pruning left of it, layer by layer, if there was any."""
         if self.plan is None or not self.pruned:
             return "" if self.plan is None else str(self.plan)
-        from nas_attn.attention.counting import left_text  # imports torch
-
         seed = " (first seed)" if len(set(self.pruned)) > 1 else ""
         return f"{self.plan}; left{seed}: {left_text(self.plan, self.pruned[0])}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,8 @@ from nas_attn.fairseq_tools.bleu import check_tokenizer, scoring_flags, validati
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import given, plain_criterion, words_of
+from nas_attn.measures import maximises
 from nas_attn.plan import AttentionPlan
-
-MAXIMISED = frozenset({"bleu", "accuracy"})
-"""Validation metrics that are better when higher; all others are better when lower."""
 
 SMOOTHED = frozenset({"loss", "nll_loss", "ppl"})
 LOGGED = {
@@ -36,10 +35,15 @@ TENSORBOARD = "--tensorboard-logdir"
 
 
 def plugin_folder() -> Path:
-    """The plugin's folder, which fairseq takes as `--user-dir`."""
-    import fairseq_plugin
+    """The plugin's folder, which fairseq takes as `--user-dir`.
 
-    return Path(fairseq_plugin.__file__).resolve().parent
+    Raises:
+        NasAttnError: it is not installed.
+    """
+    spec = importlib.util.find_spec("fairseq_plugin")  # importing it takes seconds
+    if spec is None or spec.origin is None:
+        raise NasAttnError("the package fairseq_plugin is not installed beside nas_attn")
+    return Path(spec.origin).resolve().parent
 
 
 def training_command(
@@ -173,11 +177,6 @@ def convert_command(
 def check_bleu(config: TrainingConfig, bleu_tokenizer: BleuTokenizer) -> list[ConfigIssue]:
     """What is wrong with a tokenizer for the BLEU of a training and of its evaluation."""
     return check_tokenizer(bleu_tokenizer, given(config.arguments))
-
-
-def maximises(metric: str) -> bool:
-    """Whether a validation metric is better when higher."""
-    return metric in MAXIMISED
 
 
 def check_metric(config: TrainingConfig, metric: str) -> list[ConfigIssue]:

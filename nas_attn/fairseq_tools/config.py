@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from nas_attn.config_model import ConfigModel, Count, FilePath, Scalar
-from nas_attn.fairseq_tools.pieces import Subword
+from nas_attn.literals import Subword
 
 LARGEST_SEED = 2**31 - 1
 

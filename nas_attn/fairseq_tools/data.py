@@ -18,7 +18,8 @@ from typing import Any, get_args
 
 from nas_attn.errors import DataError
 from nas_attn.fairseq_tools.folders import SPLITS, choose_languages, languages_of
-from nas_attn.fairseq_tools.pieces import Corpus, Subword, encode, remarks_on, train_pieces
+from nas_attn.fairseq_tools.pieces import Corpus, encode, remarks_on, train_pieces
+from nas_attn.literals import Subword
 
 logger = logging.getLogger(__name__)
 

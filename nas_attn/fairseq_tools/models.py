@@ -19,9 +19,10 @@ from nas_attn.attention import Attention
 from nas_attn.attention.counting import count_model, count_plan
 from nas_attn.config_model import Scalar
 from nas_attn.errors import ConfigIssue, DataError, PlanError
-from nas_attn.fairseq_tools.arguments import parse_arguments
+from nas_attn.fairseq_tools.arguments import BASELINE_SCHEME, parse_arguments
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.flags import dashed
+from nas_attn.literals import did_you_mean
 from nas_attn.measures import ModelSize
 from nas_attn.plan import AttentionPlan, SiteShape
 
@@ -48,7 +49,8 @@ def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
     """Parse flags of fairseq-train for one of the plugin's architectures.
 
     Args:
-        arch: Name of the architecture, such as collaborative_transformer_wmt_en_de.
+        arch: Name of the architecture, such as collaborative_transformer_wmt_en_de, or fairseq's
+            own name, such as transformer, which is that of multi-head attention.
         flags: Flags of fairseq-train; without a task they are those of the task that the
             architecture is made for.
 
@@ -59,12 +61,20 @@ def parse_architecture(arch: str, flags: Sequence[str]) -> argparse.Namespace:
 
     import fairseq_plugin  # noqa: F401  registers the architectures
 
-    sites = getattr(ARCH_MODEL_REGISTRY.get(arch), "sites", None)
-    if sites is None:
-        raise ValueError(
-            f"unknown architecture {arch}; the plugin's are named SCHEME_FAIRSEQ-ARCHITECTURE, "
-            "such as collaborative_transformer_wmt_en_de"
+    sites_of = {
+        name: model.sites for name, model in ARCH_MODEL_REGISTRY.items() if hasattr(model, "sites")
+    }
+    stock = f"{BASELINE_SCHEME}_{arch}"
+    arch = stock if stock in sites_of else arch
+    if arch not in sites_of:
+        prefix = f"{BASELINE_SCHEME}_"
+        known = [*(name.removeprefix(prefix) for name in sites_of), *sites_of]
+        offer = did_you_mean(arch, known) or (
+            "; there are fairseq's, such as transformer_wmt_en_de, and the plugin's, "
+            "SCHEME_FAIRSEQ-ARCHITECTURE, such as collaborative_transformer_wmt_en_de"
         )
+        raise ValueError(f"unknown architecture {arch}{offer}")
+    sites = sites_of[arch]
     if not any(flag.startswith("--task") for flag in flags):
         tasks = {("decoder_self",): "language_modeling", ("encoder_self",): "masked_lm"}
         flags = ["--task", tasks.get(sites, "translation"), *flags]

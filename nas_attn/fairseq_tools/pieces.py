@@ -6,14 +6,12 @@ import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from nas_attn.errors import DataError
 from nas_attn.fairseq_tools.folders import SPLITS
+from nas_attn.literals import Subword
 
 logger = logging.getLogger(__name__)
-
-Subword = Literal["bpe", "unigram", "word", "char"]
 
 Corpus = Mapping[str, Sequence[Sequence[str]]]
 """For each split, for each language, the lines."""

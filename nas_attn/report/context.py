@@ -30,7 +30,9 @@ class ReportContext:
         agreement: Agreement of warm and cold trials, if it was asked for.
         findings: Predictions from single conversions of the baseline, if they were measured.
         shapes: Shapes of the model's sites.
+        module_parameters: Parameters of modules by site and choice, as far as they are on record.
         troubles: Faults and gaps of the report, in sentences.
+        reload_seconds: Seconds after which the page reloads itself, as it will be written again.
         study: Arguments of commands that name the study, such as its file; none if it leaves no
             models.
     """
@@ -47,7 +49,9 @@ class ReportContext:
     agreement: Agreement | None = None
     findings: SensitivityFindings | None = None
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
+    module_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     troubles: Sequence[str] = ()
+    reload_seconds: float | None = None
     study: Sequence[str] = ()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -18,7 +19,7 @@ from nas_attn.analysis.trials import Trials
 from nas_attn.analysis.verdict import Change, changes_of, smallest_good
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
-from nas_attn.plan import AttentionChoice
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.formatting import (
@@ -42,12 +43,12 @@ from nas_attn.report.page_data import (
     shown_curves,
     units_of,
 )
-from nas_attn.report.pictures import codes_of, codes_text, plan_picture
+from nas_attn.report.pictures import Cell, codes_of, codes_text, plan_picture
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 
 PAGES = Environment(autoescape=True, undefined=StrictUndefined)
 PAGES.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
-SCRIPTS = ("page.js", "page_trials.js", "page_charts.js")
+SCRIPTS = ("page.js", "page_trials.js", "page_charts.js", "page_live.js")
 """Parts of one script, in the order in which they run."""
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""
@@ -90,6 +91,8 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "settings": json.dumps(context.settings, indent=2),
         "versions": context.versions,
         "machine": context.machine,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "reload": None if context.reload_seconds is None else f"{context.reload_seconds:g}",
         "verdict": _verdict(trials, answer, confirmed or searched, context),
         "front": _front_rows(trials, context, codes),
         "units": made.units,
@@ -267,7 +270,7 @@ def _front_rows(
                 "baseline": row["baseline"],
                 "mark": mark_text(row),
                 "plan": row["plan"],
-                "picture": [] if left is None else plan_picture(left, context.shapes, codes),
+                "picture": [] if left is None else _picture(left, context, codes),
                 "commands": reproduction_commands(trial, context),
                 "evaluate": context.evaluate.get(row["trial"], ""),
                 "cost": row["cost"],
@@ -281,6 +284,12 @@ def _front_rows(
             }
         )
     return rows
+
+
+def _picture(
+    plan: AttentionPlan, context: ReportContext, codes: Mapping[AttentionChoice, str]
+) -> list[tuple[str, list[Cell]]]:
+    return plan_picture(plan, context.shapes, codes, context.module_parameters)
 
 
 def _importance_row(unit: Importance) -> dict[str, Any]:

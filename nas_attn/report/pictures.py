@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from nas_attn.attention.counting import build_on_meta
-from nas_attn.attention.registry import SCHEMES
 from nas_attn.errors import PlanError
-from nas_attn.plan import AttentionChoice, AttentionPlan, OptionValue, SiteShape
+from nas_attn.plan import SCHEME_NAMES, AttentionChoice, AttentionPlan, OptionValue, SiteShape
 
 PLAIN = "multi_head"
 MIXED = "several schemes"
@@ -44,7 +42,7 @@ class Cell:
 def scheme_styles() -> dict[str, tuple[str, str]]:
     """The colour and the plotting mark of every scheme, and of plans with several."""
     styles = {PLAIN: (PLAIN_COLOR, PLAIN_MARK)}
-    for index, name in enumerate(name for name in SCHEMES if name != PLAIN):
+    for index, name in enumerate(name for name in SCHEME_NAMES if name != PLAIN):
         styles[name] = COLORS[index % len(COLORS)], MARKS[index % len(MARKS)]
     return styles | {MIXED: (MIXED_COLOR, MIXED_MARK)}
 
@@ -130,6 +128,7 @@ def plan_picture(
     plan: AttentionPlan,
     shapes: Mapping[str, SiteShape],
     codes: Mapping[AttentionChoice, str],
+    parameters: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[tuple[str, list[Cell]]]:
     """Sites in rows, layers in columns.
 
@@ -138,6 +137,8 @@ def plan_picture(
         shapes: Shapes of the model's sites; without them every site has the layers that the plan
             names.
         codes: Codes of its choices, from `codes_of`.
+        parameters: Parameters of modules by site and choice, as far as they are known; others are
+            counted.
     """
     styles = scheme_styles()
     rows = []
@@ -149,20 +150,26 @@ def plan_picture(
         cells = []
         for choice in layers:
             color = styles.get(choice.scheme, (MIXED_COLOR, MIXED_MARK))[0]
-            cells.append(Cell(codes[choice], str(choice), color, _share(choice, shape)))
+            share = _share(choice, shape, (parameters or {}).get(site, {}))
+            cells.append(Cell(codes[choice], str(choice), color, share))
         rows.append((site, cells))
     return rows
 
 
-@cache  # to build a module takes milliseconds, and a page has thousands of cells
-def _share(choice: AttentionChoice, shape: SiteShape | None) -> float:
+def _share(choice: AttentionChoice, shape: SiteShape | None, known: Mapping[str, int]) -> float:
     if shape is None:
         return 1.0
     try:
         own, whole = (
-            sum(parameter.numel() for parameter in build_on_meta(c, shape).parameters())
-            for c in (choice, AttentionChoice(PLAIN))
+            known.get(str(c)) or _count(c, shape) for c in (choice, AttentionChoice(PLAIN))
         )
     except PlanError:
         return 1.0
     return min(1.0, own / whole)
+
+
+@cache  # to build a module takes milliseconds, and a page has thousands of cells
+def _count(choice: AttentionChoice, shape: SiteShape) -> int:
+    from nas_attn.attention.counting import count_choice  # imports torch
+
+    return count_choice(choice, shape).parameters

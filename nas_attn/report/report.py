@@ -10,6 +10,7 @@ from nas_attn.analysis.learning_curves import curves_of
 from nas_attn.analysis.trials import Trials
 from nas_attn.curves import write_curves
 from nas_attn.engine.ladder import chain_updates
+from nas_attn.files import write_whole
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.latex import latex_table
@@ -48,7 +49,7 @@ def write_report(trials: Trials, context: ReportContext, folder: Path) -> Path:
     (folder / "summary.md").write_text(summary_text(trials, context), encoding="utf-8")
     (folder / "front.tex").write_text(latex_table(trials), encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(render_page(trials, context), encoding="utf-8")
+    write_whole(page, render_page(trials, context).encode())
     return page
 
 

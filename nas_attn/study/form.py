@@ -17,8 +17,8 @@ from nas_attn.config_model import faults_of
 from nas_attn.engine.config import ExecutionConfig
 from nas_attn.engine.objectives import Objectives
 from nas_attn.errors import ConfigError
-from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.masking import mask
+from nas_attn.measures import maximises
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.recorded import is_run_folder, open_run_folder, recorded_tree
 from nas_attn.study.shipped import find_file, known_studies

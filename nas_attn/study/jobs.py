@@ -13,9 +13,7 @@ from nas_attn.fairseq_tools.arguments import last_epoch_and_update
 from nas_attn.fairseq_tools.commands import (
     convert_command,
     decoding_command,
-    evaluation_command,
     loss_command,
-    maximises,
     training_command,
     with_value,
 )
@@ -23,21 +21,17 @@ from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.fine_tuning import count_updates, fine_tuning
 from nas_attn.fairseq_tools.models import Sizer
+from nas_attn.measures import maximises
 from nas_attn.plan import AttentionPlan
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import curve_of
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.devices import count_processes
+from nas_attn.study.evaluation import evaluation_of
 from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.moved import folder_today
 from nas_attn.trials.job import CHECKPOINT, NO_FOLDERS, SeedRun, StartFolders, TrialJob
 from nas_attn.trials.layout import BEST, CHECKPOINTS, START
-
-
-def evaluation_of(config: StudyConfig, data: PreparedData, checkpoint: Path) -> list[str]:
-    """The command that evaluates a checkpoint on the test split of a data set."""
-    tokenizer = config.objectives.bleu_tokenizer
-    return evaluation_command(config.training, data, checkpoint, "test", tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,50 @@ from nas_attn.engine.status import BUDGET
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.errors import UsageError
-from nas_attn.fairseq_tools.commands import maximises
 from nas_attn.files import JOURNAL
+from nas_attn.measures import maximises
+from nas_attn.plan import SiteShape
 from nas_attn.study.config import StudyConfig
 
+MODEL = "model"
+"""Under this name the record keeps what reports say of the model."""
 STUDY = "study"
 """Under this name the record keeps what the study's file said at the last start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What reports say of a study's model, for which fairseq has to be asked.
+
+    Args:
+        shapes: Shapes of the model's sites.
+        module_parameters: Parameters of the space's modules, by site and choice.
+        tuning_updates: The fewest and the most updates that end a trial; None without warm starts.
+    """
+
+    shapes: Mapping[str, SiteShape]
+    module_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    tuning_updates: tuple[int, int] | None = None
+
+
+def keep_model(store: TrialStore, facts: ModelFacts) -> None:
+    """Write down what reports say of the model, so that they need not ask fairseq again."""
+    said = json.loads(json.dumps(asdict(facts)))
+    if store.metadata().get(MODEL) != said:
+        store.set_metadata(MODEL, said)
+
+
+def recorded_model(metadata: Mapping[str, Any]) -> ModelFacts | None:
+    """What reports say of the model; None in records of old, which do not hold it."""
+    said = metadata.get(MODEL)
+    if said is None:
+        return None
+    tuning = said["tuning_updates"]
+    return ModelFacts(
+        shapes={site: SiteShape(**shape) for site, shape in said["shapes"].items()},
+        module_parameters=said["module_parameters"],
+        tuning_updates=None if tuning is None else (tuning[0], tuning[1]),
+    )
 
 
 def is_run_folder(folder: Path) -> bool:

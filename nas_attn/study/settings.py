@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas_attn.engine.executors.gpus import seen_gpus
@@ -45,8 +45,14 @@ def keep_settings(
         raise SearchError(
             "the study on record was started with other settings, so old and new trials could "
             f"not be compared: {', '.join(different)}. Restore them, or give the study "
-            "another name (--set name=NAME)."
+            f"another name (--set name=NAME).{_other_space(different)}"
         )
+
+
+def _other_space(different: Sequence[str]) -> str:
+    if not any(found.startswith("space") for found in different):
+        return ""
+    return " Predictions for another space need neither: nas-attn sensitivity STUDY --space SPACE."
 
 
 def _without_resources(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nas_attn.attention.counting import count_choice
 from nas_attn.bleu import DEFAULT
 from nas_attn.engine.candidates import FixedCandidates, Proposer
 from nas_attn.engine.config import ResourcesConfig, SearchConfig
@@ -22,14 +23,15 @@ from nas_attn.fairseq_tools.costs import CostModel
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.models import check_model, load_dictionaries
 from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.shell import shell_text
 from nas_attn.space import SearchSpace, Votes
 from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import open_data, prepare_data
 from nas_attn.study.devices import count_processes
+from nas_attn.study.evaluation import evaluation_of
 from nas_attn.study.form import StudyForm, form_of
-from nas_attn.study.jobs import TrialJobs, evaluation_of
+from nas_attn.study.jobs import TrialJobs
+from nas_attn.study.recorded import ModelFacts
 from nas_attn.study.tree import Overrides
 from nas_attn.trials.layout import BEST, START, best_checkpoint
 
@@ -246,16 +248,17 @@ class Study(StudyForm):
         ).high
         return low, high
 
-    def evaluation_texts(self, trials: Sequence[TrialRecord]) -> dict[int, str]:
-        """For each trained trial, the command that evaluates its first seed on the test set."""
-        data = self.data_set
-        texts = {}
-        for trial in trials:
-            if trial.is_trained and trial.folder is not None:
-                run = Path(trial.folder) / f"seed-{self.config.training.seeds[0]}"
-                checkpoint = best_checkpoint(run)
-                texts[trial.number] = shell_text(self.evaluation(data, checkpoint))
-        return texts
+    def facts(self) -> ModelFacts:
+        """What reports say of the model; where there are warm starts it needs the data set."""
+        shapes = dict(self.space.shapes)
+        sizes = {
+            site: {str(choice): count_choice(choice, shapes[site]).parameters}
+            for site, (choice,) in self.baseline
+        }
+        for _, site, choice in self.space.choices():
+            sizes[site][str(choice)] = count_choice(choice, shapes[site]).parameters
+        tuning = self.jobs.tuning_updates if self._has_warm_start else None
+        return ModelFacts(shapes=shapes, module_parameters=sizes, tuning_updates=tuning)
 
     def settings(self) -> dict[str, Any]:
         """What must not change between two starts of a search, or trials are not comparable."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Confirmation:
 
     Args:
         rows: Rows, one for each plan and score: the columns of confirmed.csv.
-        failed: Trainings without a result.
+        failed: Trainings without a result, each with the number of the search's trial.
         page: The study's report, written again.
         failure: Reason why it ended early; None if it did not.
     """
@@ -95,10 +95,22 @@ def confirm(
         failure = error
     return Confirmation(
         rows=confirmed_rows(study, store),
-        failed=[trial for trial in confirmed.trials() if trial.failure is not None],
+        failed=failed_by_trial(confirmed.trials(), store.trials()),
         page=page,
         failure=failure,
     )
+
+
+def failed_by_trial(
+    confirmed: Sequence[TrialRecord], searched: Sequence[TrialRecord]
+) -> list[TrialRecord]:
+    """What failed, by the numbers that the search's trials of the same plans have."""
+    numbers = {trial.plan: trial.number for trial in searched if trial.is_trained}
+    return [
+        replace(trial, number=numbers.get(trial.plan, trial.number))
+        for trial in confirmed
+        if trial.failure is not None
+    ]
 
 
 def _points(trials: Sequence[TrialRecord], numbers: Sequence[int]) -> Sequence[TrialRecord]:

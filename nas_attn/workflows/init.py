@@ -10,13 +10,13 @@ from nas_attn.study.study import Study
 from nas_attn.yaml_file import parse_yaml
 
 
-def write_study(draft: StudyDraft, out: Path | None = None, *, force: bool = False) -> Path:
+def write_study(draft: StudyDraft, out: Path | None = None, *, replace: bool = False) -> Path:
     """Write a study file that `nas-attn check` accepts.
 
     Args:
         draft: What it says.
         out: The file; NAME.yaml in the current folder if left out.
-        force: Overwrite a file that exists.
+        replace: Overwrite a file that exists.
 
     Returns:
         The file.
@@ -28,8 +28,8 @@ def write_study(draft: StudyDraft, out: Path | None = None, *, force: bool = Fal
     path = Path(f"{draft.study_name}.yaml") if out is None else out
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{path} is no name of a study file, which ends in .yaml")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; name another file with --out, or overwrite it: --force")
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists; name another file with --out, or overwrite it: --replace")
     text = draft.yaml()
     Study.from_config(parse_yaml(text))
     try:

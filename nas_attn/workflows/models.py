@@ -10,9 +10,9 @@ from nas_attn.conversion.pooling import Pooling
 from nas_attn.errors import NasAttnError, PlanError, UsageError
 from nas_attn.fairseq_tools.convert import Converted, convert_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData, hold_out, prepare, read_corpus, splits_beside
-from nas_attn.fairseq_tools.pieces import Subword
 from nas_attn.fairseq_tools.prune import Pruned, load_checkpoint, prune_checkpoint
 from nas_attn.fairseq_tools.vote import vote_on_data
+from nas_attn.literals import Subword
 from nas_attn.machine import cpu_count
 from nas_attn.plan import AttentionPlan
 from nas_attn.workflows.events import Events
@@ -84,6 +84,7 @@ def prune(
     options: dict[str, Any],
     refit: bool = False,
     batches: int = 20,
+    replace: bool = False,
 ) -> Pruned:
     """Cut out of a checkpoint the heads that were voted out, or vote now.
 
@@ -94,13 +95,14 @@ def prune(
         options: Options of that vote: `keep`, `num_groups`, `vote_threshold`.
         refit: Solve the output projections again after that vote.
         batches: Batches to vote on.
+        replace: Whether a file that is there is overwritten.
 
     Raises:
         UsageError: `out` exists, or options do not fit.
         NasAttnError: The checkpoint or the data are unfit.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists; remove it or name another file")
+    if out.exists() and not replace:
+        raise UsageError(f"{out} exists; remove it, name another file, or say --replace")
     masked = None
     if data is not None:
         load_checkpoint(checkpoint)  # refused early, in words

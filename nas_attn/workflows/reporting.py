@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nas_attn.analysis.agreement import Agreement, agreement_of
 from nas_attn.analysis.confirmation import confirmation_rows
-from nas_attn.analysis.predictions import Predictions
-from nas_attn.analysis.sensitivity import SensitivityFindings
+from nas_attn.analysis.sensitivity import SensitivityFindings, measurements_of
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.provenance import machine_of, versions_of
 from nas_attn.engine.store import TrialStore
@@ -18,14 +17,21 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, PlanError, SearchError
 from nas_attn.machine import library_versions
 from nas_attn.masking import mask
+from nas_attn.plan import SiteShape
 from nas_attn.report import ReportContext, write_report
-from nas_attn.study.sensitivity import target_of_study
-from nas_attn.study.study import Study
+from nas_attn.study.evaluation import evaluation_texts
+from nas_attn.study.form import StudyForm
+from nas_attn.study.recorded import ModelFacts, recorded_model
+
+if TYPE_CHECKING:
+    from nas_attn.study.study import Study
 
 logger = logging.getLogger(__name__)
 
 CONFIRMED = "confirmed_with_seeds"
 """Under this name the record keeps how many seeds the last confirmation had."""
+
+NO_FACTS = ModelFacts(shapes={})
 
 Part = TypeVar("Part")
 
@@ -45,27 +51,41 @@ class _Parts:
             return instead
 
 
+class NothingToReportError(NasAttnError):
+    """No trial is complete yet."""
+
+
 def write_study_report(
-    study: Study, store: TrialStore, out: Path, troubles: Sequence[str] = ()
+    study: StudyForm,
+    store: TrialStore,
+    out: Path,
+    troubles: Sequence[str] = (),
+    *,
+    reload_seconds: float | None = None,
 ) -> Path:
     """Write what there is to report; what cannot be made is left out, and the report says why.
 
+    All is in the record but predictions, for which fairseq is asked, as for records of old.
+
     Args:
-        study: Whose report it is.
+        study: Study, or what its file says.
         store: Trials of the study.
         out: Folder of the report.
         troubles: Faults and gaps to be said beforehand, in sentences.
+        reload_seconds: Seconds after which the page reloads itself, as it will be written again;
+            None where it will not.
 
     Returns:
         The page.
 
     Raises:
-        NasAttnError: No trial is complete.
+        NothingToReportError: No trial is complete.
     """
     trials = Trials.of(store, study.folder)
     if not trials.trained:
-        raise NasAttnError("no trial is complete yet, so there is nothing to report")
+        raise NothingToReportError("no trial is complete yet, so there is nothing to report")
     parts, metadata = _Parts(troubles), store.metadata()
+    facts = parts.make("What is known of the model is", lambda: _facts(study, metadata), NO_FACTS)
     is_replayed = study.config.replay is not None
     context = ReportContext(
         name=study.config.name,
@@ -76,22 +96,41 @@ def write_study_report(
         machine=machine_of(metadata),
         evaluate={}
         if is_replayed
-        else parts.make("Commands of evaluation are", lambda: study.evaluation_texts(trials), {}),
+        else parts.make(
+            "Commands of evaluation are", lambda: evaluation_texts(study.config, trials), {}
+        ),
         confirmed=parts.make("What was confirmed is", lambda: confirmed_rows(study, store), []),
-        fine_tuning=parts.make("Fine-tuning is", lambda: _fine_tuning_updates(study), None),
+        fine_tuning=facts.tuning_updates,
         agreement=parts.make(
             "The agreement of warm and cold is", lambda: _agreement(study, store), None
         ),
         findings=parts.make("What was predicted is", lambda: _findings(study, store), None),
         troubles=parts.troubles,
-        shapes=study.space.shapes if _fit(study, trials) else {},
+        reload_seconds=reload_seconds,
+        module_parameters=facts.module_parameters,
+        shapes=facts.shapes if _fit(facts.shapes, trials) else {},
         study=() if is_replayed else study.typed,
     )
     return write_report(trials, context, out)
 
 
+def judged(study: StudyForm) -> Study:
+    """A study checked whole, to be read.
+
+    Raises:
+        ConfigError: It is refused; lists everything wrong with it, by key path.
+    """
+    from nas_attn.study.study import Study  # which imports torch
+
+    return study if isinstance(study, Study) else Study.judged(study, is_read_only=True)
+
+
+def _facts(study: StudyForm, metadata: Mapping[str, Any]) -> ModelFacts:
+    return recorded_model(metadata) or judged(study).facts()
+
+
 def confirmation_store(
-    study: Study, store: TrialStore, seeds: int, *, create: bool = False
+    study: StudyForm, store: TrialStore, seeds: int, *, create: bool = False
 ) -> TrialStore:
     """The record of a confirmation, in the storage of its search."""
     # Names of studies hold no spaces, so this can be no other study's.
@@ -99,7 +138,7 @@ def confirmation_store(
     return TrialStore(name, store.storage, study.objectives, create=create)
 
 
-def confirmed_rows(study: Study, store: TrialStore) -> list[dict[str, Any]]:
+def confirmed_rows(study: StudyForm, store: TrialStore) -> list[dict[str, Any]]:
     """What the last confirmation has given; empty if there was none."""
     seeds = store.metadata().get(CONFIRMED)
     if seeds is None:
@@ -109,13 +148,13 @@ def confirmed_rows(study: Study, store: TrialStore) -> list[dict[str, Any]]:
     return confirmation_rows(Trials(confirmed, study.objectives), numbers)
 
 
-def cold_store(study: Study, store: TrialStore, *, create: bool = False) -> TrialStore:
+def cold_store(study: StudyForm, store: TrialStore, *, create: bool = False) -> TrialStore:
     """The record of what was trained from nothing beside warm trials, in the search's storage."""
     # Names of studies hold no spaces, so this can be no other study's.
     return TrialStore(f"{store.name} (cold)", store.storage, study.objectives, create=create)
 
 
-def _agreement(study: Study, store: TrialStore) -> Agreement | None:
+def _agreement(study: StudyForm, store: TrialStore) -> Agreement | None:
     """What is known of the rank agreement of warm and cold trials."""
     if not study.config.search.warm_start.is_on:
         return None
@@ -126,26 +165,21 @@ def _agreement(study: Study, store: TrialStore) -> Agreement | None:
     return agreement_of(store.trials(), cold)
 
 
-def _findings(study: Study, store: TrialStore) -> SensitivityFindings | None:
+def _findings(study: StudyForm, store: TrialStore) -> SensitivityFindings | None:
     """What single conversions of the study's baseline predict; None if none was measured."""
-    if study.config.replay is not None:
+    name = measurements_of(store.name, distils=study.config.search.warm_start.distil)
+    if study.config.replay is not None or not store.has_child(name):
         return None
-    try:
-        predictions = Predictions(target_of_study(study, None), store)
-    except SearchError:
-        return None
+    from nas_attn.analysis.predictions import Predictions  # which import torch
+    from nas_attn.study.sensitivity import target_of_study
+
+    predictions = Predictions(target_of_study(judged(study), None), store)
     findings = predictions.findings()
     return findings if findings.front and findings.changes else None
 
 
-def _fine_tuning_updates(study: Study) -> tuple[int, int] | None:
-    """Updates at the end of every trial where there are warm starts, the fewest and the most."""
-    return study.jobs.tuning_updates if study.config.search.warm_start.is_on else None
-
-
-def _fit(study: Study, trials: Sequence[TrialRecord]) -> bool:
-    """Whether all plans on record are of the model that the study's file has today."""
-    shapes = study.space.shapes
+def _fit(shapes: Mapping[str, SiteShape], trials: Sequence[TrialRecord]) -> bool:
+    """Whether all plans on record are of a model."""
     try:
         for plan in [trial.plan for trial in trials if trial.plan is not None]:
             for site, shape in shapes.items():

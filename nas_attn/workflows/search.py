@@ -23,6 +23,7 @@ from nas_attn.study.study import Study
 from nas_attn.trials.job import StartFolders
 from nas_attn.workflows.defaults import POINTS
 from nas_attn.workflows.events import Events, LogEvents
+from nas_attn.workflows.live_report import pages_beside
 from nas_attn.workflows.reporting import cold_store, write_study_report
 from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
 from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
@@ -31,18 +32,25 @@ from nas_attn.workflows.votes import hold_on_baseline, with_votes
 logger = logging.getLogger(__name__)
 
 
-def search(study: Study, *, address: str | None = None, events: Events | None = None) -> Session:
+def search(
+    study: Study,
+    *,
+    address: str | None = None,
+    events: Events | None = None,
+    report_every: float | None = None,
+) -> Session:
     """Run a study's search, or resume it, and write the report.
 
     Args:
         study: Study to search.
         address: Address of a running Ray cluster.
         events: Object that is called with the progress; left out, it is logged at level INFO.
+        report_every: Seconds between two reports while the search runs; None writes the last alone.
 
     Raises:
         ConfigError, UsageError: Nothing was started.
         NasAttnError: The search ended early, or no trial has a result; what is there is reported.
-        KeyboardInterrupt: The next call goes on where this one stopped.
+        KeyboardInterrupt: The next call resumes.
     """
     events = events or LogEvents()
     study.check_flags()
@@ -55,8 +63,10 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     session.note_start()
     session.store.set_metadata(BUDGET, study.config.search.trials)
     failure: NasAttnError | None = None
+    out = study.folder / "report"
     try:
-        _run(session)
+        with pages_beside(study, out, report_every):
+            _run(session)
     except (ConfigError, UsageError):
         raise  # nothing was started
     except NasAttnError as error:
@@ -64,7 +74,7 @@ def search(study: Study, *, address: str | None = None, events: Events | None = 
     is_trained = any(trial.is_trained for trial in session.store.trials())
     if is_trained:
         troubles = [] if failure is None else [f"The last search ended early: {failure}"]
-        page = write_study_report(study, session.store, study.folder / "report", troubles)
+        page = write_study_report(study, session.store, out, troubles)
         events.on_message(f"report: {page}")
     if failure is not None:
         raise failure
@@ -211,7 +221,7 @@ def _train_cold(session: Session) -> None:
         )
     numbers = ", ".join(str(number) for number in sorted(trial.number for trial in chosen))
     session.events.on_message(
-        f"trials {numbers} are trained from scratch too, for the rank agreement of warm and cold"
+        f"trials {numbers} are also trained from scratch, for the rank agreement"
     )
     baseline = next((t.folder for t in store.trials() if t.is_baseline and t.is_trained), None)
     folders = StartFolders(baseline=baseline)

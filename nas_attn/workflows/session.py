@@ -19,7 +19,7 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import cpu_count, library_versions, machine_text
 from nas_attn.plan import AttentionPlan
-from nas_attn.study.recorded import keep_study_file
+from nas_attn.study.recorded import keep_model, keep_study_file
 from nas_attn.study.same_data import keep_data
 from nas_attn.study.sensitivity import SensitivityTarget
 from nas_attn.study.settings import keep_settings
@@ -206,8 +206,9 @@ class Session(Trainer):
         return queue_of(self.store)
 
     def note_start(self) -> None:
-        """Write down the versions of the libraries and the machine."""
+        """Write down the versions of the libraries, the machine, and what the model is."""
         note_start(self.store, library_versions(), machine_text())
+        keep_model(self.store, self.study.facts())
 
     def train_baseline(self) -> TrialRecord:
         """The trained baseline; it is trained if it is not there."""

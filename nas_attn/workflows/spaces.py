@@ -36,14 +36,14 @@ def measure_spaces(arch: str, flags: Sequence[str]) -> Iterator[MeasuredSpace]:
     """Sizes of the shipped search spaces.
 
     Args:
-        arch: Name of an architecture in fairseq.
+        arch: Name of an architecture of fairseq or of the plugin.
         flags: Further flags of fairseq, such as `--decoder-layers 6`.
 
     Raises:
         NasAttnError: fairseq has no such architecture, or no such flag.
     """
     try:
-        args = parse_architecture(f"multi_head_{arch}", flags)
+        args = parse_architecture(arch, flags)
         sizer = Sizer.of(args, [blank_dictionary(8)])
     except ValueError as error:
         raise NasAttnError(str(error)) from None

@@ -12,6 +12,7 @@ import pytest
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.store import TrialStore
 from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.study.evaluation import evaluation_texts
 from nas_attn.study.loading import load_study
 from tests.helpers.fakes import OBJECTIVES, FakeExecutor, make_loop
 from tests.helpers.studies import write
@@ -69,6 +70,6 @@ def test_commands_that_evaluate_name_a_moved_run_folder(
     run.mkdir(parents=True)
     before = [replace(t, folder=f"/before/trials/{t.number:05d}") for t in store.trials()]
     stored: Any = SimpleNamespace(trials=lambda: before, objectives=OBJECTIVES)
-    texts = study.evaluation_texts(Trials.of(cast(TrialStore, stored), study.folder))
+    texts = evaluation_texts(study.config, Trials.of(cast(TrialStore, stored), study.folder))
     assert f"{run}/seed-1/checkpoints/checkpoint_best.pt" in texts[1]
     assert "/before/trials/00002/seed-1/checkpoints/checkpoint_best.pt" in texts[2]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_attn.attention import build_attention
-from nas_attn.attention.counting import count_choice, expected_plan, least_plan, left_text
+from nas_attn.attention.counting import count_choice, expected_plan, least_plan
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouping import (
     centre_shift,
@@ -27,6 +27,7 @@ from nas_attn.attention.grouping import (
 from nas_attn.attention.pruning import Phase, PrunableAttention
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
+from nas_attn.pruned import left_text
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

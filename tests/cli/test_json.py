@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from nas_attn import api
 from nas_attn.cli.console import console
 from nas_attn.cli.loudness import say_json
 from nas_attn.cli.main import app
@@ -19,8 +20,11 @@ from nas_attn.engine.store import SETTINGS
 from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.shipped import shipped_names
+from nas_attn.workflows.export import Exported
+from nas_attn.workflows.sensitivity import PredictedFront
 from tests.helpers.cli import invoke
-from tests.helpers.fakes import FakeExecutor, make_loop
+from tests.helpers.fakes import BASELINE, FakeExecutor, make_loop
+from tests.helpers.findings import predicted_findings
 from tests.helpers.studies import write
 
 
@@ -90,9 +94,40 @@ def test_check(tmp_path: Path, tiny_translation: PreparedData) -> None:
 
 
 def test_spaces() -> None:
-    values = printed("spaces", "--arch", "transformer_lm", "--decoder-embed-dim=24")
+    values = printed("spaces", "--arch", "multi_head_transformer_lm", "--decoder-embed-dim=24")
     assert [space["name"] for space in values["spaces"]] == shipped_names("search_spaces")
     assert [study["name"] for study in values["studies"]] == shipped_names("studies")
+
+
+def test_export(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is tested elsewhere; here nothing is trained that could be."""
+    made = Exported(folder=tmp_path, plan=BASELINE, bytes=1234, test_bytes=56)
+    monkeypatch.setattr(api.Results, "export", lambda self, out, **options: made)
+    values = printed(
+        "export", "first", "--runs", str(runs), "--trial", "1", "--out", str(tmp_path / "model")
+    )
+    assert (values["trial"], values["baseline"]) == (1, False)
+    assert "; the baseline has " in values["comparison"]
+    assert values["plan"] == BASELINE.to_json()
+    assert (values["checkpoint_bytes"], values["test_bytes"]) == (1234, 56)
+    assert values["folder"] == str(tmp_path)
+
+
+def test_sensitivity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = predicted_findings(outcomes=0)
+    made = PredictedFront(findings=findings, folder=tmp_path)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(api, "predict_front", lambda *_, **options: given.update(options) or made)
+    values = printed("sensitivity", "first", "--storage", "grpc://host:1")
+    assert given["storage"] == "grpc://host:1"
+    assert (values["study"], values["cost"], values["baseline_cost"]) == (
+        "study",
+        "attention",
+        1000,
+    )
+    assert values["is_guide"] is findings.is_guide is True
+    assert [row["cost"] for row in values["front"]] == [900]
+    assert values["folder"] == str(tmp_path)
 
 
 def test_what_is_said_meanwhile_goes_to_standard_error(

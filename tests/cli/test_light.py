@@ -1,17 +1,29 @@
-"""Commands that look at a study import what they need: for a record neither fairseq nor torch."""
+"""Commands that look at a study import what they need: for a record neither fairseq nor torch.
+
+They also work where the data set, or what the study asks of fairseq, is gone.
+"""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from nas_attn import api
+from nas_attn.attention.counting import count_choice
+from nas_attn.attention.pruning import PrunableAttention
+from nas_attn.attention.registry import SCHEMES
 from nas_attn.engine.store import SETTINGS
+from nas_attn.engine.trial_record import PRUNED, REASON, NewTrial
 from nas_attn.errors import ConfigError
-from tests.helpers.fakes import FakeExecutor, kill_drivers, make_loop
+from nas_attn.plan import SCHEME_NAMES, AttentionChoice, AttentionPlan
+from nas_attn.pruned import PRUNING
+from nas_attn.study.recorded import MODEL, ModelFacts, keep_model
+from tests.helpers.fakes import SHAPES, FakeExecutor, kill_drivers, make_loop, make_space
 from tests.helpers.studies import write
 
 SCRIPT = """
@@ -45,8 +57,27 @@ def searched(tmp_path: Path) -> Path:
     loop = make_loop(tmp_path / "runs" / "fake", trials=4)
     FakeExecutor(workers=1).run(loop)
     loop.store.set_metadata(SETTINGS, {"objectives": {"loss": "loss", "costs": ["total"]}})
+    keep_model(loop.store, ModelFacts(shapes=SHAPES, module_parameters=_sizes()))
+    loop.store.create(pruned_trial())
     kill_drivers()
     return write(tmp_path, tmp_path / "gone", {"name": "fake", "objectives": {"metric": "loss"}})
+
+
+def _sizes() -> dict[str, dict[str, int]]:
+    sizes: dict[str, dict[str, int]] = {}
+    for _, site, choice in make_space().choices():
+        sizes.setdefault(site, {})[str(choice)] = count_choice(choice, SHAPES[site]).parameters
+    return sizes
+
+
+def pruned_trial() -> NewTrial:
+    """A trial whose heads were voted out: what is left of it is said in words."""
+    plan, left = (
+        AttentionPlan.uniform(AttentionChoice.of("grouped_head", **options), tuple(SHAPES))
+        for options in ({"keep": "pillars"}, {"kept_heads": 3})
+    )
+    attributes = {"plan": plan.to_json(), PRUNED: [left.to_json()], REASON: "dominated"}
+    return NewTrial(attributes=attributes, state=TrialState.PRUNED)
 
 
 def test_help_imports_little() -> None:
@@ -64,6 +95,36 @@ def test_status_reads_the_record_alone(searched: Path, is_folder: bool) -> None:
     assert not found & {*TRAINING, *SHOWING, "scipy"}
 
 
+def test_a_report_is_drawn_from_the_record_alone(searched: Path) -> None:
+    found = imported("report", str(searched), "--runs", str(searched.parent / "runs"))
+    assert {"matplotlib", "plotly"} <= found
+    assert not found & {*TRAINING, "scipy"}
+    assert (searched.parent / "runs" / "fake" / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("command", ["compare", "proposals", "show", "plugin-dir"])
+def test_other_looks_train_nothing(searched: Path, tmp_path: Path, command: str) -> None:
+    folder = searched.parent / "runs" / "fake"
+    shutil.copytree(folder, tmp_path / "other")
+    arguments = {
+        "compare": [str(folder), str(tmp_path / "other"), "--out", str(tmp_path / "out")],
+        "proposals": [str(folder)],
+        "show": ["demo"],
+        "plugin-dir": [],
+    }
+    assert not imported(command, *arguments[command]) & TRAINING
+
+
+def test_the_names_of_schemes_are_those_of_the_registry() -> None:
+    assert tuple(SCHEMES) == SCHEME_NAMES
+    pruning = {
+        name: scheme.module.pruning
+        for name, scheme in SCHEMES.items()
+        if issubclass(scheme.module, PrunableAttention)
+    }
+    assert pruning == PRUNING
+
+
 def test_check_asks_fairseq_and_draws_nothing() -> None:
     """Flags are judged by fairseq's parsers, and choices by building their modules."""
     found = imported("check", "demo")
@@ -72,12 +133,17 @@ def test_check_asks_fairseq_and_draws_nothing() -> None:
 
 
 def test_a_record_is_open_whose_study_is_refused(searched: Path) -> None:
-    """What is wrong with the model is said by what needs it."""
+    """What is wrong with the model is said by what needs it; a report says what it lacks."""
     results = api.open_study(searched, runs=searched.parent / "runs")
     assert len(results.status().finished) == 4
     assert len(results.trials()) >= 4
     with pytest.raises(ConfigError, match="does not exist"):
-        results.report()
+        results.confirm()
+    page = results.report(searched.parent / "page").read_text()
+    assert "Commands of evaluation are left out" in page
+    results.store.set_metadata(MODEL, None)  # as in records of old
+    page = results.report(searched.parent / "page").read_text()
+    assert "What is known of the model is left out" in page
 
 
 def test_the_form_of_a_study_is_always_refused(searched: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
@@ -20,6 +21,8 @@ from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.snapshot import Snapshot
 from nas_attn.engine.status import ChildStudy, RunningStatus, Status
 from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.trials.failures import FailureKind
+from nas_attn.workflows.confirm import failed_by_trial
 from tests.helpers.fakes import (
     OBJECTIVES,
     FakeExecutor,
@@ -268,3 +271,13 @@ def test_watching_without_a_terminal_says_changes(
         status_line(status),
         status_line(later),
     ]
+
+
+def test_a_failed_confirmation_goes_by_the_number_of_the_search(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, trials=4)
+    FakeExecutor(workers=1).run(loop)
+    searched = loop.store.trials()
+    own = replace(searched[3], number=1, failure=FailureKind.OUT_OF_MEMORY, reason="no room")
+    (failed,) = failed_by_trial([searched[0], own], searched)
+    text = failure_text(failed, what="the confirmation of")
+    assert text == "the confirmation of trial 3 failed (out_of_memory): no room"

@@ -121,7 +121,7 @@ def test_init_overwrites_on_demand_alone(text: str) -> None:
     with pytest.raises(UsageError, match="exists; name another file with --out"):
         invoke(*arguments)
     assert Path("a.yaml").read_text() == "mine"
-    invoke(*arguments, "--force")
+    invoke(*arguments, "--replace")
     assert read_yaml(Path("a.yaml"))["name"] == "my_text"
 
 

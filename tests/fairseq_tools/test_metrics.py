@@ -17,13 +17,13 @@ from nas_attn.fairseq_tools.commands import (
     check_metric,
     decoding_command,
     evaluation_command,
-    maximises,
     training_command,
     value_of,
 )
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.run_fairseq import run_fairseq
+from nas_attn.measures import maximises
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from tests.helpers.forked import fork_server
 

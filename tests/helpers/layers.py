@@ -14,7 +14,7 @@ PACKAGE = Path(nas_attn.__file__).parent
 LAYERS = {
     "__init__": 0, "_deprecated": 0, "_imports": 0, "bleu": 0, "config_model": 0,
     "curves": 0, "errors": 0, "files": 0, "knapsack": 0, "light_fairseq": 0, "literals": 0,
-    "machine": 0, "masking": 0, "measures": 0, "pareto": 0, "plan": 0, "private": 0,
+    "machine": 0, "masking": 0, "measures": 0, "pareto": 0, "plan": 0, "private": 0, "pruned": 0,
     "rank_agreement": 0, "shell": 0, "validation_log": 0, "yaml_file": 0,
     "attention": 1, "space": 1,
     "conversion": 2,

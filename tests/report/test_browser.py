@@ -16,7 +16,7 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report import ReportContext, write_report
 from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_loop, make_space
 from tests.helpers.paths import ROOT
-from tests.helpers.reports import HOSTILE, VERSIONS
+from tests.helpers.reports import HOSTILE, VERSIONS, context
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -311,3 +311,23 @@ def test_two_thousand_trials_fit(trials: list[TrialRecord], tmp_path: Path) -> N
     )
     page = write_report(Trials(many, OBJECTIVES), context, tmp_path)
     assert page.stat().st_size - len(get_plotlyjs().encode()) < 5e6
+
+
+def test_a_page_of_a_search_that_runs_reloads_itself(
+    browser: Any, trials: list[TrialRecord], tmp_path: Path
+) -> None:
+    """It keeps its place, and stops once the search is over."""
+    collection = Trials(trials, OBJECTIVES)
+    path = write_report(collection, replace(context(), reload_seconds=1.5), tmp_path)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{path.as_uri()}#search")
+    assert "running. This page reloads itself every 1.5 s." in page.inner_text("#live")
+    page.evaluate("window.before = 1; window.scrollTo(0, 900)")
+    page.wait_for_function("window.before === undefined && window.scrollY === 900")
+    assert page.url.endswith("#search")
+    write_report(collection, context(), tmp_path)
+    page.wait_for_function("document.getElementById('live') === null")
+    page.evaluate("window.before = 1")
+    page.wait_for_timeout(2000)
+    assert page.evaluate("window.before") == 1
+    page.close()

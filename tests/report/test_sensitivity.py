@@ -7,66 +7,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings, orders
+from nas_attn.analysis.sensitivity import orders
 from nas_attn.engine.sensitivity import (
     Measured,
-    Prediction,
     PredictionCheck,
-    UnitChange,
-    validity_of,
 )
-from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import outcome_text, write_findings
-
-PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
-PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-
-
-def findings(
-    *, outcomes: int, is_warm: bool = True, is_same_measure: bool = True
-) -> SensitivityFindings:
-    """Predictions that measurements exceed by a half, and of which training leaves a fifth."""
-    checks = [
-        PredictionCheck(
-            plan=PLAN,
-            cost=1000 - i,
-            kind="predicted",
-            predicted=p,
-            measured=1.5 * p,
-            error=0.0001,
-        )
-        for i, p in enumerate(PREDICTED)
-    ]
-    trained = [
-        Outcome(
-            trial=i + 1,
-            plan=PLAN,
-            cost=1000 - i,
-            predicted=p,
-            trained=0.3 * p,
-            is_warm=is_warm,
-        )
-        for i, p in enumerate(PREDICTED[:outcomes])
-    ]
-    front = [Prediction(plan=PLAN, cost=900, change=0.1, error=0.001)]
-    return SensitivityFindings(
-        name="study",
-        axis="attention",
-        base_cost=1000,
-        changes=[UnitChange(unit="encoder_self", choice="multi_query", plan=PLAN)],
-        costs={PLAN: 900},
-        measured={PLAN: Measured(0.1, 0.001)},
-        front=front,
-        checks=checks,
-        validity=validity_of(checks),
-        chosen=front,
-        outcomes=trained,
-        is_same_measure=is_same_measure,
-    )
+from tests.helpers.findings import predicted_findings
 
 
 def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
-    found = findings(outcomes=7)
+    found = predicted_findings(outcomes=7)
     assert found.corrected(0.1) == pytest.approx(0.15)
     assert found.remaining == pytest.approx(0.2)
     assert "fine-tuning left 0.20 of what was predicted" in outcome_text(found)
@@ -76,8 +28,8 @@ def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
 
 
 def test_few_trials_or_cold_ones_say_nothing_of_fine_tuning(tmp_path: Path) -> None:
-    assert findings(outcomes=5).remaining is None
-    cold = findings(outcomes=7, is_warm=False)
+    assert predicted_findings(outcomes=5).remaining is None
+    cold = predicted_findings(outcomes=7, is_warm=False)
     assert cold.remaining is None
     assert "fine-tuning" not in outcome_text(cold)
     write_findings(cold, tmp_path)
@@ -85,7 +37,7 @@ def test_few_trials_or_cold_ones_say_nothing_of_fine_tuning(tmp_path: Path) -> N
 
 
 def test_perplexities_are_compared_by_their_order_only(tmp_path: Path) -> None:
-    found = findings(outcomes=7, is_same_measure=False)
+    found = predicted_findings(outcomes=7, is_same_measure=False)
     assert found.remaining is None
     assert "tau 1.00 over all" in outcome_text(found)
     assert "fine-tuning" not in outcome_text(found)

@@ -33,6 +33,13 @@ def test_settings_must_stay(tmp_path: Path) -> None:
         keep_settings(store, {"training": {"lr": 0.2, "seeds": [1, 2]}})
 
 
+def test_another_space_is_measured_by_sensitivity(tmp_path: Path) -> None:
+    store = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    keep_settings(store, {"space": {"decide": "site"}})
+    with pytest.raises(SearchError, match=r"space\.decide .* sensitivity STUDY --space SPACE"):
+        keep_settings(store, {"space": {"decide": "layer"}})
+
+
 def test_numbers_that_older_records_hold_as_words_stay(tmp_path: Path) -> None:
     store = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     keep_settings(store, {"training": {"lr": "1e-3", "optimizer": "adam"}})

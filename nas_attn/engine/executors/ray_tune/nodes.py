@@ -85,7 +85,7 @@ def watch_cluster(address: str, over: threading.Event) -> None:
             if answers:
                 logger.error(
                     "the Ray cluster at %s does not answer: %s; if it stays away, this driver "
-                    "ends, and the same command goes on where it stopped once there is a cluster",
+                    "ends; run the same command again to resume once there is a cluster",
                     address,
                     error,
                 )

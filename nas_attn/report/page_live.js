@@ -1,0 +1,31 @@
+// A page of a search that runs reloads itself; its #part stays, as in any reload, and so does the place.
+const live = byId("live"), placeKey = `place ${location.pathname}`;
+
+function keepPlace(place) {
+  try {
+    if (place === null) sessionStorage.removeItem(placeKey);
+    else sessionStorage.setItem(placeKey, String(place));
+  } catch { /* a browser that keeps nothing for files */ }
+}
+
+function keptPlace() {
+  try {
+    return sessionStorage.getItem(placeKey);
+  } catch {
+    return null;
+  }
+}
+
+if (keptPlace() !== null) {
+  const place = Number(keptPlace());
+  keepPlace(null);
+  // Charts are drawn by then, so that the page is as long as it was.
+  window.addEventListener("load", () => setTimeout(() => window.scrollTo(0, place)));
+}
+if (live && live.dataset.reload) {
+  setInterval(() => {
+    if (document.activeElement && document.activeElement.matches("input[type=text], input[type=search]")) return;
+    keepPlace(window.scrollY);
+    location.reload();
+  }, 1000 * Number(live.dataset.reload));
+}
