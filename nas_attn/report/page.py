@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from nas_attn.analysis.hypervolume import progress_of
 from nas_attn.analysis.importance import Importance, importance_of
@@ -42,13 +39,11 @@ from nas_attn.report.page_data import (
     shown_curves,
     units_of,
 )
+from nas_attn.report.pages import render
 from nas_attn.report.pictures import codes_of, codes_text, plan_picture
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 
-PAGES = Environment(autoescape=True, undefined=StrictUndefined)
-PAGES.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
-SCRIPTS = ("page.js", "page_trials.js", "page_charts.js")
-"""Parts of one script, in the order in which they run."""
+SCRIPTS = ("page.js", "page_trials.js", "shared_charts.js", "page_charts.js")
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""
 MAX_FAILURES = 50
@@ -63,8 +58,6 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         trials: Trials of the study, in order.
         context: Everything else.
     """
-    from plotly.offline import get_plotlyjs
-
     codes, progress, shown = _codes(trials), progress_of(trials), _shown(trials, context)
     searched, confirmed = changes_of(trials, context.confirmed)
     answer = smallest_good(trials, searched, confirmed)
@@ -103,18 +96,8 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "fine_tuning": context.fine_tuning_text,
         "agreement": context.agreement,
     }
-    return PAGES.from_string(_resource("page.html")).render(
-        style=_resource("page.css"),
-        script="\n".join(_resource(name) for name in SCRIPTS),
-        library=get_plotlyjs(),
-        data=page_data(shown, trials, context, made),
-        sections=_sections(parts),
-        **parts,
-    )
-
-
-def _resource(name: str) -> str:
-    return resources.files("nas_attn.report").joinpath(name).read_text(encoding="utf-8")
+    data = page_data(shown, trials, context, made)
+    return render("page.html", SCRIPTS, data, {**parts, "sections": _sections(parts)})
 
 
 def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -50,8 +49,8 @@ class PageParts:
 
 def page_data(
     shown: Sequence[TrialRecord], trials: Trials, context: ReportContext, parts: PageParts
-) -> str:
-    """What the page's script reads, as JSON that cannot end the script element.
+) -> dict[str, Any]:
+    """What the page's script reads, for JSON.
 
     Args:
         shown: Trials that the page holds.
@@ -63,7 +62,7 @@ def page_data(
     labels = cost_labels(objectives)
     on_front = {trial.number for trial in best}
     codes = parts.codes
-    data = {
+    return {
         "loss": objectives.metric,
         "quality": objectives.quality,
         "maximise": objectives.maximise,
@@ -82,8 +81,6 @@ def page_data(
             _trial(trial, trials, parts) | {"on_front": trial.number in on_front} for trial in shown
         ],
     }
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def reproduction_commands(trial: TrialRecord, context: ReportContext) -> list[str]:
