@@ -33,6 +33,8 @@ class ReportContext:
         troubles: Faults and gaps of the report, in sentences.
         study: Arguments of commands that name the study, such as its file; none if it leaves no
             models.
+        convert: Arguments of `nas-attn convert` that name the trained baseline and its data; none
+            where nothing was predicted.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ReportContext:
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
     troubles: Sequence[str] = ()
     study: Sequence[str] = ()
+    convert: Sequence[str] = ()
 
     @property
     def fine_tuning_text(self) -> str:

@@ -29,6 +29,7 @@ const slider = byId("budget-slider"), field = byId("budget-field");
 const best = (rows) => rows.reduce((a, b) => (data.maximise ? b.loss > a.loss : b.loss < a.loss) ? b : a);
 
 function choose(budget) {
+  predict(budget);
   const within = front.filter((trial) => trial.costs[axis] <= budget);
   if (within.length) return show(best(within));
   byId("budget-commands").hidden = true;
@@ -37,16 +38,51 @@ function choose(budget) {
     : `No trained model fits ${count(budget)} ${words[axis]}; the smallest has ${count(front[0].costs[axis])}.`;
 }
 
+// The plan of least predicted loss within a budget, unless it is trained.
+function predict(budget) {
+  const found = data.predicted.points.findLast((point) => point.cost <= budget);
+  byId("budget-predicted").hidden = !found || found.trial !== null;
+  if (!found || found.trial !== null) return;
+  byId("predicted-answer").textContent = predictedText(found) + ".";
+  byId("predicted-plan").replaceChildren(drawPlan(found));
+  byId("predicted-command").textContent =
+    `${data.predicted.convert} --plan ${found.plan} --out converted-${found.cost}.pt`;
+}
+
+function predictedText(point) {
+  const { remaining } = data.predicted, saved = point.cost / baseline.costs[axis] - 1;
+  const change = `${signed(point.change)} bits per token after conversion`;
+  const tuned = remaining === null ? "" : `; fine-tuning left ${remaining.toFixed(2)} of such changes (median)`;
+  const loss = point.loss === null ? "" : `, ${data.loss} ${fixed(point.loss)}`;
+  return `${count(point.cost)} ${words[axis]} (${percent(saved)})${loss} (${change}${tuned})`;
+}
+
+// As the tables of the page draw plans.
+function drawPlan(point) {
+  const table = make("table", undefined, { class: "plan", "aria-label": "predicted plan", title: point.words });
+  for (const [site, codes] of point.picture) {
+    const row = make("tr");
+    row.append(make("th", site, { scope: "row" }));
+    for (const code of codes) {
+      const [title, fill, share] = data.predicted.cells[site][code], cell = make("td", code, { title });
+      cell.style.background = `linear-gradient(90deg, ${fill} ${share}%, #fff ${share}%)`;
+      row.append(cell);
+    }
+    table.append(row);
+  }
+  return table;
+}
+
 function show(trial) {
   const text = `Trial ${trial.number}: ${count(trial.costs[axis])} ${words[axis]}, ${data.loss} ${fixed(trial.loss)}` +
     (trial.noise === null ? "" : ` \u00b1${fixed(trial.noise)} (standard error)`);
-  const lines = [make("b", text), make("br"), `${against(trial)}.`];
-  if (confirmation(trial)) lines.push(make("br"), `${confirmation(trial)}.`);
+  const sure = confirmation(trial), lines = [make("b", text), make("br")];
+  lines.push(...(sure ? [`${sure}.`, make("br"), `In the search alone: ${against(trial)}.`] : [`${against(trial)}.`]));
   byId("budget-answer").replaceChildren(...lines);
-  const row = byId(`front-${trial.number}`), commands = data.commands[trial.number] || [];
+  const row = byId(`front-${trial.number}`), commands = data.commands[trial.number] || "";
   byId("budget-plan").replaceChildren(...(row ? [row.querySelector("table.plan").cloneNode(true)] : []));
   byId("budget-export").textContent = data.export.replaceAll("{trial}", trial.number);
-  byId("budget-train").textContent = commands.join("\n");
+  byId("budget-train").textContent = commands;
   byId("budget-again").hidden = !commands.length;
   byId("budget-commands").hidden = false;
   document.querySelectorAll("tr.chosen").forEach((other) => other.classList.remove("chosen"));
@@ -62,6 +98,7 @@ function place(trial) {
 
 function write(trial) {
   field.value = count(trial.costs[axis]);
+  predict(trial.costs[axis]);
   show(trial);
 }
 
@@ -72,3 +109,20 @@ if (front.length) {
   byId("budget-reset").addEventListener("click", () => write(first));
   write(first);
 }
+
+const near = byId("table-near");
+if (near) {
+  const update = () => {
+    byId("front-table").classList.toggle("no-near", !near.checked);
+    byId("near-cut").textContent = near.checked ? "" : "What is within the noise of the front is left out; front.csv has it.";
+  };
+  near.addEventListener("change", update);
+  update();
+}
+// On paper nothing can be unfolded.
+let unfolded = [];
+window.addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("main details:not([open])")];
+  unfolded.forEach((folded) => { folded.open = true; });
+});
+window.addEventListener("afterprint", () => unfolded.forEach((folded) => { folded.open = false; }));

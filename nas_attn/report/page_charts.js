@@ -62,6 +62,16 @@ function confirmedTrace(x, y, along) {
     marker: { symbol: "square-open", size: 9, color: color("accent"), line: { width: 2 } } }];
 }
 
+// Predicted plans, of which a click asks the budget box; hidden at first beside a trained front.
+function predictedTrace(x, y) {
+  const rows = data.predicted.points.filter((point) => point.loss !== null);
+  if (!rows.length || x !== axis || y !== "loss") return [];
+  return [{ x: rows.map((row) => row.cost), y: rows.map((row) => row.loss), mode: "lines+markers", name: "predicted, not trained",
+    visible: front.length < 3 ? true : "legendonly", customdata: rows.map((row) => -row.cost), line: { dash: "dot", width: 1, color: color("accent") },
+    marker: { symbol: "circle-open-dot", size: 6, color: color("accent") },
+    text: rows.map((row) => `<b>predicted, not trained</b><br>${safe(predictedText(row))}<br>` + safe(row.words).replaceAll("; ", "<br>")), hovertemplate: "%{text}<extra></extra>" }];
+}
+
 function drawFront() {
   const x = byId("front-x").value, y = byId("front-y").value, by = byId("front-color").value;
   const along = (rows, name) => rows.map((trial) => name === "loss" ? trial.loss : trial.costs[name]);
@@ -72,7 +82,7 @@ function drawFront() {
   if (by === "scheme") traces.push(...byCategory(rows, (trial) => trial.scheme, x, y, along));
   else if (by.startsWith("unit-")) traces.push(...byCategory(rows, (trial) => schemeOf(trial, data.units[Number(by.slice(5))]), x, y, along));
   else traces.push(...byNumbers(rows, by === "order" ? (trial) => trial.number : (trial) => trial.costs[by], by === "order" ? "trial" : words[by], x, y, along));
-  traces.push(...confirmedTrace(x, y, along));
+  traces.push(...predictedTrace(x, y), ...confirmedTrace(x, y, along));
   if (baseline) traces.push({ ...markers([baseline], 2, x, y, along), name: "multi-head baseline",
     marker: { color: color("base"), symbol: "diamond", size: 14, line: { color: color("ink"), width: 1 } } });
   const scale = (box) => byId(box).checked ? "log" : "linear";
@@ -82,10 +92,19 @@ function drawFront() {
     yaxis: { title: { text: safe(name(y)) }, type: scale("front-y-log") } }), settings)
     .then((chart) => {
       for (const kind of ["plotly_click", "plotly_selected", "plotly_deselect"]) chart.removeAllListeners(kind);
-      chart.on("plotly_click", (event) => { const number = event.points[0].customdata; if (number !== undefined) open(number); });
-      chart.on("plotly_selected", (event) => { if (event) select(event.points.map((point) => point.customdata).filter((number) => number !== undefined)); });
+      chart.on("plotly_click", (event) => { pick(event.points[0].customdata); });
+      chart.on("plotly_selected", (event) => { if (event) select(event.points.map((point) => point.customdata).filter((number) => number >= 0)); });
       chart.on("plotly_deselect", () => select(null));
     });
+}
+
+// A point stands for a trial, or by its cost with a minus for a predicted plan.
+function pick(number) {
+  if (number >= 0) open(number);
+  if (!(number < 0)) return;
+  field.value = count(-number);
+  choose(-number);
+  byId("choose").scrollIntoView();
 }
 
 // Trials in the box are those of the table and of the parallel coordinates.
@@ -151,7 +170,7 @@ function drawParallel() {
   const named = new Map();  // no two schemes share a label
   for (const [scheme, short] of Object.entries(data.initials)) named.set(scheme, [...named.values()].includes(short) ? scheme : short);
   byId("initials").textContent = [...named].map(([scheme, short]) => `${short}: ${scheme}`).join(", ");
-  const dimensions = [...data.costs.map((cost) => ({ label: safe(cost.words), values: rows.map((trial) => trial.costs[cost.name]) })),
+  const dimensions = [...data.costs.map((cost) => ({ label: safe(cost.name), values: rows.map((trial) => trial.costs[cost.name]) })),
     { label: safe(data.loss), values: rows.map((trial) => trial.loss) }];
   for (const unit of data.units) {
     const schemes = rows.map((trial) => schemeOf(trial, unit)), names = [...new Set(schemes)].filter(Boolean).sort();

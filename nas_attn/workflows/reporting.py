@@ -66,6 +66,7 @@ def write_study_report(
     if not trials.trained:
         raise NasAttnError("no trial is complete yet, so there is nothing to report")
     parts, metadata = _Parts(troubles), store.metadata()
+    findings = parts.make("What was predicted is", lambda: _findings(study, store), None)
     is_replayed = study.config.replay is not None
     context = ReportContext(
         name=study.config.name,
@@ -82,7 +83,8 @@ def write_study_report(
         agreement=parts.make(
             "The agreement of warm and cold is", lambda: _agreement(study, store), None
         ),
-        findings=parts.make("What was predicted is", lambda: _findings(study, store), None),
+        findings=findings,
+        convert=() if findings is None else _convert(study, trials),
         troubles=parts.troubles,
         shapes=study.space.shapes if _fit(study, trials) else {},
         study=() if is_replayed else study.typed,
@@ -136,6 +138,22 @@ def _findings(study: Study, store: TrialStore) -> SensitivityFindings | None:
         return None
     findings = predictions.findings()
     return findings if findings.front and findings.changes else None
+
+
+def _convert(study: Study, trials: Trials) -> list[str]:
+    """What the command `convert` is told of the baseline; nothing if it is not trained."""
+    baseline = trials.baseline
+    if baseline is None or baseline.folder is None:
+        return []
+    paths = (study.trained_checkpoint(baseline), study.data_set.folder)
+    checkpoint, data = (str(_from_here(path)) for path in paths)
+    distil = ["--distil"] if study.config.search.warm_start.distil else []
+    return [checkpoint, "--calibrate", data, *distil]
+
+
+def _from_here(path: Path) -> Path:
+    """A path as one types it in the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _fine_tuning_updates(study: Study) -> tuple[int, int] | None:
