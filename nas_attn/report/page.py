@@ -88,6 +88,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "verdict": _verdict(trials, answer, confirmed or searched, context),
         "front": _front_rows(trials, context, codes),
         "units": made.units,
+        "has_predicted": bool(points_of(trials, context.findings)),
         "has_models": bool(context.export_text),
         "progress": progress,
         "has_startup": len(made.series) > 1,
