@@ -132,7 +132,7 @@ def series_of(
         share = [part * spread.final / progress.final for part in spread.share]
         series.append(
             {
-                "name": "stratified random trials alone",
+                "name": "start-up trials only",
                 "trials": [*spread.trials, progress.trials[-1]],
                 "spent": [*spread.spent, progress.spent[-1]],
                 "share": [*share, share[-1]],

@@ -7,62 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings, orders
-from nas_attn.engine.sensitivity import (
-    Measured,
-    Prediction,
-    PredictionCheck,
-    UnitChange,
-    validity_of,
-)
-from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.report.sensitivity import outcome_text, write_findings
-
-PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
-PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-
-
-def findings(
-    *, outcomes: int, is_warm: bool = True, is_same_measure: bool = True
-) -> SensitivityFindings:
-    """Predictions that measurements exceed by a half, and of which training leaves a fifth."""
-    checks = [
-        PredictionCheck(
-            plan=PLAN,
-            cost=1000 - i,
-            kind="predicted",
-            predicted=p,
-            measured=1.5 * p,
-            error=0.0001,
-        )
-        for i, p in enumerate(PREDICTED)
-    ]
-    trained = [
-        Outcome(
-            trial=i + 1,
-            plan=PLAN,
-            cost=1000 - i,
-            predicted=p,
-            trained=0.3 * p,
-            is_warm=is_warm,
-        )
-        for i, p in enumerate(PREDICTED[:outcomes])
-    ]
-    front = [Prediction(plan=PLAN, cost=900, change=0.1, error=0.001)]
-    return SensitivityFindings(
-        name="study",
-        axis="attention",
-        base_cost=1000,
-        changes=[UnitChange(unit="encoder_self", choice="multi_query", plan=PLAN)],
-        costs={PLAN: 900},
-        measured={PLAN: Measured(0.1, 0.001)},
-        front=front,
-        checks=checks,
-        validity=validity_of(checks),
-        chosen=front,
-        outcomes=trained,
-        is_same_measure=is_same_measure,
-    )
+from nas_attn.analysis.sensitivity import orders
+from nas_attn.engine.sensitivity import Measured, PredictionCheck
+from nas_attn.plan import AttentionPlan
+from nas_attn.report.sensitivity import curve, outcome_text, write_findings
+from tests.helpers.predicted import findings
 
 
 def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
@@ -110,3 +59,15 @@ def test_sums_of_several_measures_are_compared() -> None:
     found = orders(checks, lambda plan: [plan, plan], measures)
     assert found == pytest.approx({"loss": 1.0, "divergence": -1.0})
     assert orders(checks[:5], lambda plan: [plan], measures) == {}
+
+
+def test_the_picture_of_predictions_shows_all_of_them() -> None:
+    """With room above the worst: a logarithmic axis needs a factor, not a margin."""
+    found = findings(outcomes=7)
+    axes = curve(found).axes[0]
+    low, high = axes.get_ylim()
+    worst = max(check.measured for check in found.checks)
+    assert high > 1.3 * worst
+    assert -0.01 < low < 0, "what is better than the baseline does not take half of it"
+    assert axes.get_xlabel() == "attention parameters"
+    assert axes.get_legend() is None, "the legend lies outside"
