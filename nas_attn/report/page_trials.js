@@ -53,7 +53,7 @@ function fill() {
   for (const [term, value] of facts(opened)) list.append(make("dt", term), make("dd", value));
   body.replaceChildren(list);
   for (const [id, title, text] of [["trial-commands", "Reproduce this training", data.commands[opened.number]],
-    ["trial-evaluation", "Evaluate on the test set", data.evaluate[opened.number]]]) {
+    ["trial-evaluation", "Evaluate this checkpoint", data.evaluate[opened.number]]]) {
     if (!text) continue;
     const folded = make("details");
     folded.append(make("summary", title), make("button", "copy", { type: "button", "data-copy": id, "aria-label": `copy: ${title}` }), make("pre", text, { id }));

@@ -335,6 +335,24 @@ def test_axes_are_switched(visit: Visit) -> None:
     assert page.locator("#chart-progress .scatterlayer .trace").count() == 2
 
 
+def test_charts_can_be_read_and_downloaded(visit: Visit, trials: list[TrialRecord]) -> None:
+    page = visit.page
+    scroll_through(page)
+    lines = page.evaluate("document.getElementById('chart-parallel').data[0]")
+    labels = [dimension["label"] for dimension in lines["dimensions"]]
+    assert labels[:3] == ["total", "cache_bytes", "loss"], "words would run over one another"
+    assert {"C", "MH"} <= {text for d in lines["dimensions"][3:] for text in d["ticktext"]}
+    on_front = lines["line"]["color"]
+    assert on_front == sorted(on_front) and sum(on_front) == len(Trials(trials, OBJECTIVES).front)
+    axis = "document.getElementById('chart-curves').layout.yaxis.range"
+    last_third = page.evaluate(axis)
+    page.uncheck("#curves-end")
+    page.wait_for_function(f"{axis}[1] > {last_third[1]}")
+    with page.expect_download() as started:
+        page.get_by_label("PNG, front").click()
+    assert started.value.suggested_filename == "front.png"
+
+
 def test_trials_are_found_and_sorted(visit: Visit, trials: list[TrialRecord]) -> None:
     page = visit.page
     page.fill("#find", "failed")

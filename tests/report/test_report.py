@@ -235,7 +235,7 @@ def test_a_search_with_the_baseline_alone_says_so(trials: Trials, tmp_path: Path
     page = write_report(alone, replace(context(), study=("my.yaml",)), tmp_path)
     text = page.read_text()
     assert "No model smaller than the baseline is trained yet" in text
-    assert "nas-attn confirm" not in text and "clearly worse" not in text
+    assert "nas-attn confirm" not in text and "Every smaller" not in text
 
 
 def test_failures_are_grouped_by_reason(trials: Trials, tmp_path: Path) -> None:
