@@ -23,7 +23,7 @@ function look(more = {}) {
     paper_bgcolor: color("paper"), plot_bgcolor: color("paper"), hoverlabel: { align: "left", bgcolor: color("tint"), font: { color: color("ink") } },
     legend, ...rest, xaxis: { ...grid, ...xaxis }, yaxis: { ...grid, ...yaxis } };
 }
-const settings = { displayModeBar: false, responsive: true };
+const settings = { displayModeBar: false, responsive: true, showTips: false };
 
 // Below a chart: its size again, and files of it.
 function tools(id) {

@@ -285,9 +285,8 @@ def test_the_page_marks_every_baseline_and_says_how_sure_it_is() -> None:
     assert found is not None
     studies = json.loads(found[1])["studies"]
     assert [study["name"] for study in studies] == ["one", "better", "none"]
-    assert [study["baseline"] and study["baseline"]["cost"] for study in studies] == [
-        *(1000, 1000, None),
-    ]
+    baselines = [study["baseline"] and study["baseline"]["cost"] for study in studies]
+    assert baselines == [1000, 1000, None]
     assert all(point["noise"] > 0 for point in studies[0]["front"])
     assert all(point["noise"] is None for point in studies[2]["front"])
 
