@@ -423,7 +423,7 @@ class Results:
 
         Args:
             others: Searches, by study, run folder or results.
-            out: Folder for compare.csv, .md, .png and .svg; nothing is written if left out.
+            out: Folder for compare.html, .csv, .md, .png and .svg; nothing is written if left out.
             reference: Up to where hypervolume counts: `COST,LOSS`, such as `20M,8.5`, or `first`.
             runs: Folder that holds run folders; `runs` if left out.
 

@@ -244,7 +244,8 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Output folder of compare.csv, .md, .png and .svg.")
+        Path,
+        typer.Option(metavar="DIR", help="Output folder of compare.html, .csv, .md, .png, .svg."),
     ] = Path("runs/compare"),
     reference: Annotated[
         str | None,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nas_attn.analysis.comparison import Comparison, ComparisonRow
-from nas_attn.analysis.searches import RunSummary, point_of
+from nas_attn.analysis.searches import RunSummary
 from nas_attn.errors import UsageError
+from nas_attn.report.compare_page import front_of, render_comparison
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
@@ -39,7 +40,7 @@ INTERVALS = {
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write compare.csv, compare.md, compare.png and compare.svg.
+    """Write compare.html, compare.csv, compare.md, compare.png and compare.svg.
 
     Args:
         comparison: Comparison of searches.
@@ -59,6 +60,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         write_rows([asdict(row) | common for row in comparison.rows], folder / "compare.csv")
         (folder / "compare.md").write_text(comparison_text(comparison), encoding="utf-8")
         _write_figure(comparison, folder)
+        page = render_comparison(comparison, reference_text(comparison), interval_text(comparison))
+        (folder / "compare.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error}; name another with --out") from None
 
@@ -124,7 +127,9 @@ def _write_figure(comparison: Comparison, folder: Path) -> None:
             markersize=5.5,
             label=_label(search.name),
         )
-        _add_marks(axes, search, color, marks_baseline=not turn)
+        _add_marks(axes, search, color)
+    # One entry of the legend for the baselines of all studies.
+    axes.scatter([], [], s=60, marker="D", color="white", edgecolors="black", label="baselines")
     better = " (higher is better)" if objectives.maximise else ""
     axes.set_xlabel(cost_words(objectives.primary_cost))
     axes.set_ylabel(f"validation {objectives.metric}{better}".replace("$", r"\$"))
@@ -135,25 +140,24 @@ def _write_figure(comparison: Comparison, folder: Path) -> None:
     save_figure(figure, folder, "compare")
 
 
-def _add_marks(axes: Axes, search: RunSummary, color: str, *, marks_baseline: bool) -> None:
-    """Standard errors of a front, where they are known, and the baseline of the first search."""
-    noise, best = search.trials.noise, set(search.front)
+def _add_marks(axes: Axes, search: RunSummary, color: str) -> None:
+    """Standard errors of a front and its baseline, where they are known, and the baseline."""
+    noise, baseline = search.trials.noise, search.baseline
     if noise is not None:
-        points = [trial for trial in search.trained if point_of(trial) in best]
-        errors = [noise.at(trial.loss or 0.0).error for trial in points]
-        costs = [float(trial.cost or 0) for trial in points]
-        losses = [trial.loss or 0.0 for trial in points]
+        points = {t.number: t for t in (*front_of(search), *([baseline] if baseline else []))}
+        errors = [noise.at(trial.loss or 0.0).error for trial in points.values()]
+        costs = [float(trial.cost or 0) for trial in points.values()]
+        losses = [trial.loss or 0.0 for trial in points.values()]
         axes.errorbar(costs, losses, yerr=errors, fmt="none", ecolor=color, capsize=2, lw=0.9)
-    if marks_baseline and search.baseline is not None:
+    if baseline is not None:
         axes.scatter(
-            [float(search.baseline.cost or 0)],
-            [search.baseline.loss or 0.0],
-            s=90,
+            [float(baseline.cost or 0)],
+            [baseline.loss or 0.0],
+            s=60,
             marker="D",
-            facecolors="none",
+            color=color,
             edgecolors="black",
             zorder=3,
-            label="multi-head baseline",
         )
 
 

@@ -35,6 +35,8 @@ class ReportContext:
         reload_seconds: Seconds after which the page reloads itself, as it will be written again.
         study: Arguments of commands that name the study, such as its file; none if it leaves no
             models.
+        convert: Arguments of `nas-attn convert` that name the trained baseline and its data; none
+            where nothing was predicted.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ReportContext:
     troubles: Sequence[str] = ()
     reload_seconds: float | None = None
     study: Sequence[str] = ()
+    convert: Sequence[str] = ()
 
     @property
     def fine_tuning_text(self) -> str:

@@ -1,6 +1,4 @@
-// Shared by all parts: the data, texts of numbers, copying, and the choice by budget.
-const data = JSON.parse(document.getElementById("data").textContent);
-const byId = (id) => document.getElementById(id);
+// The report: its trials in words, and the choice by budget.
 const trials = data.trials;
 const byNumber = new Map(trials.map((trial) => [trial.number, trial]));
 const axis = data.costs[0].name;
@@ -11,31 +9,6 @@ const trained = trials.filter((trial) => trial.loss !== null);
 const baseline = trained.find((trial) => trial.baseline);
 const words = Object.fromEntries(data.costs.map((cost) => [cost.name, cost.words]));
 
-const count = (value) => value === null || value === undefined ? ""
-  : Number.isInteger(value) ? value.toLocaleString("en-US") : value.toPrecision(4);
-const fixed = (value) => value.toFixed(4).replace("-", "\u2212");
-const signed = (value) => (value < 0 ? "" : "+") + fixed(value);
-const percent = (part) => (part < 0 ? "\u2212" : "+") + (100 * Math.abs(part)).toFixed(1) + " %";
-// Plotly takes a little HTML in its texts, and plans come from files.
-const safe = (text) => String(text).replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
-
-// A number as people type it: 20M, 7.5M, 7,500,000; NaN for anything else.
-function amount(text) {
-  const found = /^([\d,_ ]*\.?\d+|[\d,_ ]+\.?)\s*([kmb]?)$/i.exec(text.trim());
-  if (!found || !/\d/.test(found[1])) return NaN;
-  return Number(found[1].replace(/[,_ ]/g, "")) * { "": 1, k: 1e3, m: 1e6, b: 1e9 }[found[2].toLowerCase()];
-}
-
-function make(tag, text, attributes = {}) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
-function interval(change, half) {
-  return half === null || half === undefined ? "" : ` (95 % interval ${signed(change - half)} to ${signed(change + half)})`;
-}
 
 function against(trial) {
   if (!baseline) return "no trained baseline to compare with";
@@ -51,28 +24,12 @@ function confirmation(trial) {
   return `Confirmed by ${found.seeds} seeds: ${data.loss} ${fixed(found.mean)}${change}`;
 }
 
-// Over plain http from another machine there is no clipboard, but a selection can be copied.
-function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const field = make("textarea", text, { style: "position:fixed;opacity:0" });
-  (document.querySelector("dialog[open]") || document.body).append(field);
-  field.select();
-  const isDone = document.execCommand("copy");
-  field.remove();
-  return isDone ? Promise.resolve() : Promise.reject(new Error("not copied"));
-}
-document.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-copy]");
-  if (!button) return;
-  const say = (text) => { button.textContent = text; setTimeout(() => { button.textContent = "copy"; }, 1500); };
-  copy(byId(button.dataset.copy).textContent).then(() => say("copied"), () => say("select it by hand"));
-});
-
 // The best trial within a budget; the slider goes from trial to trial of the front.
 const slider = byId("budget-slider"), field = byId("budget-field");
 const best = (rows) => rows.reduce((a, b) => (data.maximise ? b.loss > a.loss : b.loss < a.loss) ? b : a);
 
 function choose(budget) {
+  predict(budget);
   const within = front.filter((trial) => trial.costs[axis] <= budget);
   if (within.length) return show(best(within));
   byId("budget-commands").hidden = true;
@@ -81,16 +38,51 @@ function choose(budget) {
     : `No trained model fits ${count(budget)} ${words[axis]}; the smallest has ${count(front[0].costs[axis])}.`;
 }
 
+// The plan of least predicted loss within a budget, unless it is trained.
+function predict(budget) {
+  const found = data.predicted.points.findLast((point) => point.cost <= budget);
+  byId("budget-predicted").hidden = !found || found.trial !== null;
+  if (!found || found.trial !== null) return;
+  byId("predicted-answer").textContent = predictedText(found) + ".";
+  byId("predicted-plan").replaceChildren(drawPlan(found));
+  byId("predicted-command").textContent =
+    `${data.predicted.convert} --plan ${found.plan} --out converted-${found.cost}.pt`;
+}
+
+function predictedText(point) {
+  const { remaining } = data.predicted, saved = point.cost / baseline.costs[axis] - 1;
+  const change = `${signed(point.change)} bits per token after conversion`;
+  const tuned = remaining === null ? "" : `; fine-tuning left ${remaining.toFixed(2)} of such changes (median)`;
+  const loss = point.loss === null ? "" : `, ${data.loss} ${fixed(point.loss)}`;
+  return `${count(point.cost)} ${words[axis]} (${percent(saved)})${loss} (${change}${tuned})`;
+}
+
+// As the tables of the page draw plans.
+function drawPlan(point) {
+  const table = make("table", undefined, { class: "plan", "aria-label": "predicted plan", title: point.words });
+  for (const [site, codes] of point.picture) {
+    const row = make("tr");
+    row.append(make("th", site, { scope: "row" }));
+    for (const code of codes) {
+      const [title, fill, share] = data.predicted.cells[site][code], cell = make("td", code, { title });
+      cell.style.background = `linear-gradient(90deg, ${fill} ${share}%, #fff ${share}%)`;
+      row.append(cell);
+    }
+    table.append(row);
+  }
+  return table;
+}
+
 function show(trial) {
   const text = `Trial ${trial.number}: ${count(trial.costs[axis])} ${words[axis]}, ${data.loss} ${fixed(trial.loss)}` +
     (trial.noise === null ? "" : ` \u00b1${fixed(trial.noise)} (standard error)`);
-  const lines = [make("b", text), make("br"), `${against(trial)}.`];
-  if (confirmation(trial)) lines.push(make("br"), `${confirmation(trial)}.`);
+  const sure = confirmation(trial), lines = [make("b", text), make("br")];
+  lines.push(...(sure ? [`${sure}.`, make("br"), `In the search alone: ${against(trial)}.`] : [`${against(trial)}.`]));
   byId("budget-answer").replaceChildren(...lines);
-  const row = byId(`front-${trial.number}`), commands = data.commands[trial.number] || [];
+  const row = byId(`front-${trial.number}`), commands = data.commands[trial.number] || "";
   byId("budget-plan").replaceChildren(...(row ? [row.querySelector("table.plan").cloneNode(true)] : []));
   byId("budget-export").textContent = data.export.replaceAll("{trial}", trial.number);
-  byId("budget-train").textContent = commands.join("\n");
+  byId("budget-train").textContent = commands;
   byId("budget-again").hidden = !commands.length;
   byId("budget-commands").hidden = false;
   document.querySelectorAll("tr.chosen").forEach((other) => other.classList.remove("chosen"));
@@ -106,6 +98,7 @@ function place(trial) {
 
 function write(trial) {
   field.value = count(trial.costs[axis]);
+  predict(trial.costs[axis]);
   show(trial);
 }
 
@@ -116,3 +109,20 @@ if (front.length) {
   byId("budget-reset").addEventListener("click", () => write(first));
   write(first);
 }
+
+const near = byId("table-near");
+if (near) {
+  const update = () => {
+    byId("front-table").classList.toggle("no-near", !near.checked);
+    byId("near-cut").textContent = near.checked ? "" : "What is within the noise of the front is left out; front.csv has it.";
+  };
+  near.addEventListener("change", update);
+  update();
+}
+// On paper nothing can be unfolded.
+let unfolded = [];
+window.addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("main details:not([open])")];
+  unfolded.forEach((folded) => { folded.open = true; });
+});
+window.addEventListener("afterprint", () => unfolded.forEach((folded) => { folded.open = false; }));

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from nas_attn.analysis.hypervolume import progress_of
 from nas_attn.analysis.importance import Importance, importance_of
@@ -33,22 +31,22 @@ from nas_attn.report.formatting import (
     percent_text,
     price_text,
     retention_text,
+    state_text,
     time_text,
 )
 from nas_attn.report.page_data import (
     PageParts,
     page_data,
-    reproduction_commands,
     series_of,
     shown_curves,
     units_of,
 )
+from nas_attn.report.pages import render
 from nas_attn.report.pictures import Cell, codes_of, codes_text, plan_picture
+from nas_attn.report.predicted import points_of
 from nas_attn.report.sensitivity import curve, heat_map, outcome_text
 
-PAGES = Environment(autoescape=True, undefined=StrictUndefined)
-PAGES.filters["minus"] = lambda text: str(text).replace("-", "\N{MINUS SIGN}")
-SCRIPTS = ("page.js", "page_trials.js", "page_charts.js", "page_live.js")
+SCRIPTS = ("page.js", "page_trials.js", "shared_charts.js", "page_charts.js", "page_live.js")
 """Parts of one script, in the order in which they run."""
 MAX_ROWS = 2000
 """Trials that the page holds beside the front; tables hold all."""
@@ -64,9 +62,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         trials: Trials of the study, in order.
         context: Everything else.
     """
-    from plotly.offline import get_plotlyjs
-
-    codes, progress, shown = _codes(trials), progress_of(trials), _shown(trials, context)
+    codes, progress, shown = _codes(trials, context), progress_of(trials), _shown(trials, context)
     searched, confirmed = changes_of(trials, context.confirmed)
     answer = smallest_good(trials, searched, confirmed)
     made = PageParts(
@@ -96,28 +92,19 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "verdict": _verdict(trials, answer, confirmed or searched, context),
         "front": _front_rows(trials, context, codes),
         "units": made.units,
+        "has_predicted": bool(points_of(trials, context.findings)),
         "has_models": bool(context.export_text),
         "progress": progress,
         "has_startup": len(made.series) > 1,
         "curves": made.curves,
         "left_out": len(trials) - len(shown),
-        "confirmed": context.confirmed,
+        "confirmed": _confirmed_rows(context.confirmed),
         "has_tests": any(row["score"].startswith("test ") for row in context.confirmed),
         "fine_tuning": context.fine_tuning_text,
         "agreement": context.agreement,
     }
-    return PAGES.from_string(_resource("page.html")).render(
-        style=_resource("page.css"),
-        script="\n".join(_resource(name) for name in SCRIPTS),
-        library=get_plotlyjs(),
-        data=page_data(shown, trials, context, made),
-        sections=_sections(parts),
-        **parts,
-    )
-
-
-def _resource(name: str) -> str:
-    return resources.files("nas_attn.report").joinpath(name).read_text(encoding="utf-8")
+    data = page_data(shown, trials, context, made)
+    return render("page.html", SCRIPTS, data, {**parts, "sections": _sections(parts)})
 
 
 def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -139,9 +126,11 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(anchor, words) for anchor, words, there in sections if there]
 
 
-def _codes(trials: Trials) -> dict[AttentionChoice, str]:
-    """Codes of all choices in the trials' plans, and in what pruning left of them."""
+def _codes(trials: Trials, context: ReportContext) -> dict[AttentionChoice, str]:
+    """Codes of all choices in the trials' plans, in what pruning left of them, and in predicted
+    plans."""
     plans = [plan for trial in trials for plan in (trial.plan, *trial.pruned) if plan is not None]
+    plans += [point.plan for point in points_of(trials, context.findings)]
     return codes_of(dict.fromkeys(plans))
 
 
@@ -159,14 +148,21 @@ def _facts(trials: Trials, codes: Mapping[AttentionChoice, str]) -> dict[str, An
         "counts": {
             "front": len(best),
             "trained": len(trials.trained),
-            "stopped": sum(trial.was_stopped for trial in trials),
-            "over": sum(trial.is_over_limit and trial.uses_budget for trial in trials),
-            "failed": len(_failed(trials)),
-            "running": sum(trial.state.name == "RUNNING" for trial in trials),
             "near": len(undecided(trials, noise)),
-            "refused": sum(trial.is_infeasible for trial in trials),
+            "running": sum(trial.state.name == "RUNNING" for trial in trials),
         },
+        "states": _states(trials),
     }
+
+
+def _states(trials: Trials) -> list[tuple[str, int]]:
+    """How many trials stand how, those apart that are trained; with them they are all trials."""
+    found = Counter(
+        "over a limit after pruning" if trial.is_over_limit and trial.pruned else state_text(trial)
+        for trial in trials
+        if not trial.is_trained
+    )
+    return found.most_common()
 
 
 def _labels(objectives: Objectives) -> dict[str, Any]:
@@ -240,6 +236,8 @@ def _verdict(
     """What the first screen says of the search's answer."""
     baseline = trials.baseline
     found: dict[str, Any] = {"trial": None, "confirm": context.confirm_text}
+    most = 0 if baseline is None else baseline.cost or 0
+    found["has_smaller"] = any((trial.cost or 0) < most for trial in trials.trained)
     found["confirmed"] = context.confirmed[0]["seeds"] if context.confirmed else 0
     if answer is None or baseline is None:
         return found
@@ -264,15 +262,13 @@ def _front_rows(
     for row in trials.front_frame().to_dict("records"):
         trial = by_number[row["trial"]]
         left = trial.pruned[0] if trial.pruned else trial.plan
+        kind = "baseline" if row["baseline"] else "front"
         rows.append(
             {
                 "trial": row["trial"],
-                "baseline": row["baseline"],
+                "kind": kind if row["on_front"] or row["baseline"] else "near",
                 "mark": mark_text(row),
-                "plan": row["plan"],
                 "picture": [] if left is None else _picture(left, context, codes),
-                "commands": reproduction_commands(trial, context),
-                "evaluate": context.evaluate.get(row["trial"], ""),
                 "cost": row["cost"],
                 "cost_change": percent_text(row),
                 "effective": effective_text(row),
@@ -292,13 +288,24 @@ def _picture(
     return plan_picture(plan, context.shapes, codes, context.module_parameters)
 
 
+def _confirmed_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the confirmation; the first of each plan says how many scores the plan has."""
+    counts, found = Counter(row["plan"] for row in rows), []
+    seen: set[str] = set()
+    for row in rows:
+        plan = row["plan"]
+        found.append({**row, "span": 0 if plan in seen else counts[plan]})
+        seen.add(plan)
+    return found
+
+
 def _importance_row(unit: Importance) -> dict[str, Any]:
     effects = {}
     for effect in unit.effects:
         is_clear = effect.count >= CLEAR_COUNT and abs(effect.mean) > CLEAR * (effect.error or 0.0)
         tone = (" good" if effect.mean < 0 else " bad") if is_clear else ""
         effects[effect.scheme] = {
-            "mean": effect.mean,
+            "mean": round(effect.mean, 4) + 0.0,  # no minus before a zero
             "error": effect.error,
             "count": effect.count,
             "tone": tone,

@@ -1,30 +1,4 @@
-// Charts, each drawn when it comes near. The plot library takes longer to start than all the rest,
-// so the page is there before it.
-let hasLibrary = false;
-function startLibrary() {
-  if (hasLibrary) return;
-  hasLibrary = true;
-  document.head.append(make("script", byId("library").textContent));
-}
-
-const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const isDark = matchMedia("(prefers-color-scheme: dark)");
-const onDark = () => isDark.matches && !document.documentElement.classList.contains("printing");
-// Viridis, whose dark end would be lost on a dark page.
-const ramp = () => onDark() ? [[0, "#7f8cff"], [0.5, "#2fb5a5"], [1, "#fde725"]] : "Viridis";
-const narrow = () => window.innerWidth < 700;
-// On a phone the legend is below the title of the x axis, else above the chart.
-function look(more = {}) {
-  const { xaxis = {}, yaxis = {}, ...rest } = more;
-  const grid = { gridcolor: color("grid"), zeroline: false, automargin: true };
-  const legend = narrow() ? { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" }
-    : { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" };
-  return { margin: narrow() ? { l: 55, r: 10, t: 10, b: 110 } : { l: 70, r: 20, t: 10, b: 50 }, font: { size: 13, color: color("ink") },
-    paper_bgcolor: color("paper"), plot_bgcolor: color("paper"), hoverlabel: { align: "left", bgcolor: color("tint"), font: { color: color("ink") } },
-    legend, ...rest, xaxis: { ...grid, ...xaxis }, yaxis: { ...grid, ...yaxis } };
-}
-const settings = { displayModeBar: false, responsive: true };
-
+// Charts of the report.
 function hover(trial) {
   const lines = [`<b>trial ${trial.number}</b>${trial.baseline ? " (baseline)" : ""}`];
   lines.push(`${safe(data.loss)} ${fixed(trial.loss)}${trial.noise === null ? "" : ` \u00b1${fixed(trial.noise)}`}`);
@@ -88,6 +62,16 @@ function confirmedTrace(x, y, along) {
     marker: { symbol: "square-open", size: 9, color: color("accent"), line: { width: 2 } } }];
 }
 
+// Predicted plans, of which a click asks the budget box; hidden at first beside a trained front.
+function predictedTrace(x, y) {
+  const rows = data.predicted.points.filter((point) => point.loss !== null);
+  if (!rows.length || x !== axis || y !== "loss") return [];
+  return [{ x: rows.map((row) => row.cost), y: rows.map((row) => row.loss), mode: "lines+markers", name: "predicted, not trained",
+    visible: front.length < 3 ? true : "legendonly", customdata: rows.map((row) => -row.cost), line: { dash: "dot", width: 1, color: color("accent") },
+    marker: { symbol: "circle-open-dot", size: 6, color: color("accent") },
+    text: rows.map((row) => `<b>predicted, not trained</b><br>${safe(predictedText(row))}<br>` + safe(row.words).replaceAll("; ", "<br>")), hovertemplate: "%{text}<extra></extra>" }];
+}
+
 function drawFront() {
   const x = byId("front-x").value, y = byId("front-y").value, by = byId("front-color").value;
   const along = (rows, name) => rows.map((trial) => name === "loss" ? trial.loss : trial.costs[name]);
@@ -98,7 +82,7 @@ function drawFront() {
   if (by === "scheme") traces.push(...byCategory(rows, (trial) => trial.scheme, x, y, along));
   else if (by.startsWith("unit-")) traces.push(...byCategory(rows, (trial) => schemeOf(trial, data.units[Number(by.slice(5))]), x, y, along));
   else traces.push(...byNumbers(rows, by === "order" ? (trial) => trial.number : (trial) => trial.costs[by], by === "order" ? "trial" : words[by], x, y, along));
-  traces.push(...confirmedTrace(x, y, along));
+  traces.push(...predictedTrace(x, y), ...confirmedTrace(x, y, along));
   if (baseline) traces.push({ ...markers([baseline], 2, x, y, along), name: "multi-head baseline",
     marker: { color: color("base"), symbol: "diamond", size: 14, line: { color: color("ink"), width: 1 } } });
   const scale = (box) => byId(box).checked ? "log" : "linear";
@@ -108,10 +92,19 @@ function drawFront() {
     yaxis: { title: { text: safe(name(y)) }, type: scale("front-y-log") } }), settings)
     .then((chart) => {
       for (const kind of ["plotly_click", "plotly_selected", "plotly_deselect"]) chart.removeAllListeners(kind);
-      chart.on("plotly_click", (event) => { const number = event.points[0].customdata; if (number !== undefined) open(number); });
-      chart.on("plotly_selected", (event) => { if (event) select(event.points.map((point) => point.customdata).filter((number) => number !== undefined)); });
+      chart.on("plotly_click", (event) => { pick(event.points[0].customdata); });
+      chart.on("plotly_selected", (event) => { if (event) select(event.points.map((point) => point.customdata).filter((number) => number >= 0)); });
       chart.on("plotly_deselect", () => select(null));
     });
+}
+
+// A point stands for a trial, or by its cost with a minus for a predicted plan.
+function pick(number) {
+  if (number >= 0) open(number);
+  if (!(number < 0)) return;
+  field.value = count(-number);
+  choose(-number);
+  byId("choose").scrollIntoView();
 }
 
 // Trials in the box are those of the table and of the parallel coordinates.
@@ -177,7 +170,7 @@ function drawParallel() {
   const named = new Map();  // no two schemes share a label
   for (const [scheme, short] of Object.entries(data.initials)) named.set(scheme, [...named.values()].includes(short) ? scheme : short);
   byId("initials").textContent = [...named].map(([scheme, short]) => `${short}: ${scheme}`).join(", ");
-  const dimensions = [...data.costs.map((cost) => ({ label: safe(cost.words), values: rows.map((trial) => trial.costs[cost.name]) })),
+  const dimensions = [...data.costs.map((cost) => ({ label: safe(cost.name), values: rows.map((trial) => trial.costs[cost.name]) })),
     { label: safe(data.loss), values: rows.map((trial) => trial.loss) }];
   for (const unit of data.units) {
     const schemes = rows.map((trial) => schemeOf(trial, unit)), names = [...new Set(schemes)].filter(Boolean).sort();
@@ -190,43 +183,8 @@ function drawParallel() {
   look({ margin: { l: 70, r: 50, t: 50, b: 20 } }), settings);
 }
 
-// Below a chart: its size again, and files of it.
-function tools(id) {
-  const line = make("p", undefined, { class: "tools" }), name = id.replace("chart-", "");
-  const add = (text, act) => {
-    const button = make("button", text, { type: "button", "aria-label": `${text}, ${name}` });
-    button.addEventListener("click", act);
-    line.append(button, " ");
-  };
-  if (id !== "chart-parallel") add("reset zoom", () => Plotly.relayout(id, { "xaxis.autorange": true, "yaxis.autorange": true }));
-  for (const format of ["png", "svg"])
-    add(format.toUpperCase(), () => Plotly.downloadImage(id, { format, filename: name, scale: format === "png" ? 2 : 1 }));
-  return line;
-}
-
-const redrawn = [];
 const charts = [["chart-front", drawFront, ["front-x", "front-y", "front-color", "front-drag", "front-x-log", "front-y-log"]],
   ["chart-progress", drawProgress, ["progress-x"]], ["chart-curves", drawCurves, ["curves-log", "curves-end"]], ["chart-parallel", drawParallel, []]];
 // Where most plans mix schemes, their order tells more than one common mark.
 if (trained.filter((trial) => trial.scheme === "several schemes").length > trained.length / 2) byId("front-color").value = "order";
-for (const [id, draw, controls] of charts) {
-  const place = byId(id);
-  if (!place) continue;
-  let drawn = false;
-  const now = () => { drawn = true; startLibrary(); draw(); };
-  const once = () => { if (!drawn && place.offsetParent) now(); };
-  redrawn.push(() => { if (drawn) draw(); });
-  (place.closest(".scroll") || place).after(tools(id));
-  new IntersectionObserver((entries, observer) => {
-    if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); setTimeout(once); }
-  }, { rootMargin: "300px" }).observe(place);
-  window.addEventListener("beforeprint", once);
-  for (const control of controls) byId(control).addEventListener("change", now);
-}
-const redraw = () => redrawn.forEach((draw) => draw());
-// Paper is light, whatever the screen is.
-const paint = (isPrinting) => { document.documentElement.classList.toggle("printing", isPrinting); if (isDark.matches) redraw(); };
-window.addEventListener("beforeprint", () => paint(true));
-window.addEventListener("afterprint", () => paint(false));
-isDark.addEventListener("change", redraw);
-matchMedia("(max-width: 699px)").addEventListener("change", redraw);
+watchCharts(charts);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas_attn.analysis.hypervolume import HypervolumeCurve, progress_of
-from nas_attn.analysis.reproduction import reproduction_texts
+from nas_attn.analysis.reproduction import reproduction_script, with_names
 from nas_attn.analysis.trials import Trials
 from nas_attn.analysis.verdict import Change
 from nas_attn.engine.trial_record import TrialRecord
@@ -18,6 +17,7 @@ from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.formatting import cost_labels, state_text
 from nas_attn.report.pictures import codes_text, initials, label_of, scheme_styles
+from nas_attn.report.predicted import predicted_data
 
 MAX_STOPPED = 60
 """Learning curves of trials that were stopped early."""
@@ -50,8 +50,8 @@ class PageParts:
 
 def page_data(
     shown: Sequence[TrialRecord], trials: Trials, context: ReportContext, parts: PageParts
-) -> str:
-    """What the page's script reads, as JSON that cannot end the script element.
+) -> dict[str, Any]:
+    """What the page's script reads, for JSON.
 
     Args:
         shown: Trials that the page holds.
@@ -61,9 +61,9 @@ def page_data(
     """
     objectives, best = trials.objectives, trials.front
     labels = cost_labels(objectives)
-    on_front = {trial.number for trial in best}
+    on_front, by_number = {t.number for t in best}, {t.number: t for t in _listed(trials, parts)}
     codes = parts.codes
-    data = {
+    return {
         "loss": objectives.metric,
         "quality": objectives.quality,
         "maximise": objectives.maximise,
@@ -72,28 +72,35 @@ def page_data(
         "schemes": {code: choice.scheme for choice, code in codes.items()},
         "initials": {choice.scheme: initials(choice.scheme) for choice in codes},
         "export": context.export_text,
-        "commands": {trial.number: reproduction_commands(trial, context) for trial in best},
+        "commands": {
+            # Trainings that were only replayed cannot be repeated.
+            number: "" if context.is_replayed else reproduction_script(trial)
+            for number, trial in by_number.items()
+        },
+        "evaluate": {
+            number: with_names(text, by_number[number])
+            for number, text in context.evaluate.items()
+            if number in by_number
+        },
+        "predicted": predicted_data(trials, context, codes),
         "answer": parts.answer,
         "confirmed": _confirmed(trials, context),
         "progress": parts.series,
         "units": parts.units,
         "curves": parts.curves,
         "trials": [
-            _trial(trial, trials, parts) | {"on_front": trial.number in on_front} for trial in shown
+            _trial(trial, trials, parts)
+            | {"on_front": trial.number in on_front}
+            | ({"folder": None} if context.is_replayed else {})
+            for trial in shown
         ],
     }
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def reproduction_commands(trial: TrialRecord, context: ReportContext) -> list[str]:
-    """For each seed, the line that trains a trial again; none where trainings were only replayed.
-
-    Args:
-        trial: Trial to be trained again.
-        context: Everything else that a report says.
-    """
-    return [] if context.is_replayed else reproduction_texts(trial)
+def _listed(trials: Trials, parts: PageParts) -> list[TrialRecord]:
+    """The front, what is within its noise, and the baseline."""
+    named = {trial.number for trial in trials.front} | set(parts.near)
+    return [trial for trial in trials.trained if trial.number in named or trial.is_baseline]
 
 
 def _confirmed(trials: Trials, context: ReportContext) -> dict[int, dict[str, Any]]:
@@ -125,7 +132,7 @@ def series_of(
         share = [part * spread.final / progress.final for part in spread.share]
         series.append(
             {
-                "name": "stratified random trials alone",
+                "name": "start-up trials only",
                 "trials": [*spread.trials, progress.trials[-1]],
                 "spent": [*spread.spent, progress.spent[-1]],
                 "share": [*share, share[-1]],

@@ -52,11 +52,13 @@ function fill() {
   const list = make("dl");
   for (const [term, value] of facts(opened)) list.append(make("dt", term), make("dd", value));
   body.replaceChildren(list);
-  const commands = data.commands[opened.number] || [];
-  if (!commands.length) return;
-  const folded = make("details"), text = make("pre", commands.join("\n"), { id: "trial-commands" });
-  folded.append(make("summary", "Reproduce this training"), make("button", "copy", { type: "button", "data-copy": "trial-commands" }), text);
-  body.append(folded);
+  for (const [id, title, text] of [["trial-commands", "Reproduce this training", data.commands[opened.number]],
+    ["trial-evaluation", "Evaluate this checkpoint", data.evaluate[opened.number]]]) {
+    if (!text) continue;
+    const folded = make("details");
+    folded.append(make("summary", title), make("button", "copy", { type: "button", "data-copy": id, "aria-label": `copy: ${title}` }), make("pre", text, { id }));
+    body.append(folded);
+  }
 }
 
 function open(number) {
@@ -133,7 +135,7 @@ function list() {
 }
 
 function tableRow(trial) {
-  const row = make("tr", undefined, { class: trial.baseline ? "baseline" : trial.on_front ? "front" : "" });
+  const row = make("tr", undefined, { class: trial.baseline ? "baseline" : trial.on_front ? "front" : trial.near ? "near" : "" });
   const number = make("td");
   number.append(make("button", String(trial.number), { class: "plain", type: "button", "data-trial": trial.number, "aria-label": `open trial ${trial.number}` }));
   const state = make("td", trial.state + " ");
@@ -143,9 +145,9 @@ function tableRow(trial) {
   const warm = trial.parent === null ? "warm" : `warm from ${trial.parent}`;
   if (trial.warm) state.append(make("span", warm, { class: "tag near" }));
   row.append(number, state);
-  for (const cost of data.costs) row.append(make("td", count(trial.costs[cost.name]), { class: "number" }));
-  row.append(make("td", trial.loss === null ? "" : fixed(trial.loss), { class: "number" }),
-    make("td", trial.seconds ? Math.round(trial.seconds).toLocaleString("en-US") : "", { class: "number" }),
+  for (const cost of data.costs) row.append(make("td", count(trial.costs[cost.name]), { class: "number", "data-label": cost.words }));
+  row.append(make("td", trial.loss === null ? "" : fixed(trial.loss), { class: "number", "data-label": data.loss }),
+    make("td", trial.seconds ? Math.round(trial.seconds).toLocaleString("en-US") : "", { class: "number", "data-label": "seconds" }),
     make("td", trial.codes, { title: trial.plan }));
   return row;
 }

@@ -148,12 +148,14 @@ def curve(findings: SensitivityFindings) -> Figure:
         )
     axes.axhline(0.0, color="#8a8f98", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=LINEAR)
-    # What is better than the baseline is rare, and the scale would give it half the figure.
-    axes.set_ylim(bottom=min(-LINEAR / 5, 1.2 * _least_change(findings)))
+    # What is better than the baseline is rare, and the scale would give it half the figure; the
+    # margin above is a share of the value, as the scale is logarithmic there.
+    shown = _shown_changes(findings)
+    axes.set_ylim(min(-LINEAR / 5, 1.2 * min(shown)), max(2 * LINEAR, 1.6 * max(shown)))
     _mark_cost(axes.xaxis)
     axes.set_xlabel(cost_words(findings.axis))
     axes.set_ylabel("change of the validation loss, bits per token")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -193,12 +195,12 @@ def _mark_cost(axis: Axis) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
-def _least_change(findings: SensitivityFindings) -> float:
-    """The least change that the figure of the predicted front shows."""
+def _shown_changes(findings: SensitivityFindings) -> list[float]:
+    """The changes that the figure of the predicted front shows."""
     changes = [findings.corrected(p.change) for p in findings.front]
     changes += [check.measured for check in findings.checks]
     changes += [o.trained for o in findings.outcomes if findings.is_same_measure]
-    return min(changes, default=0.0)
+    return changes or [0.0]
 
 
 def heat_map(findings: SensitivityFindings) -> Figure:

@@ -37,7 +37,7 @@ def compare_studies(
 
     Args:
         searches: Searches, two or more; the first is what others are measured by.
-        out: Folder for compare.csv, .md, .png and .svg; nothing is written if None.
+        out: Folder for compare.html, .csv, .md, .png and .svg; nothing is written if None.
         reference: Up to where hypervolume counts: `COST,LOSS` or `first`; by default the cost of
             the first baseline and a loss a little worse than the worst on all fronts.
 

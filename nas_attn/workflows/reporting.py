@@ -86,6 +86,7 @@ def write_study_report(
         raise NothingToReportError("no trial is complete yet, so there is nothing to report")
     parts, metadata = _Parts(troubles), store.metadata()
     facts = parts.make("What is known of the model is", lambda: _facts(study, metadata), NO_FACTS)
+    findings = parts.make("What was predicted is", lambda: _findings(study, store), None)
     is_replayed = study.config.replay is not None
     context = ReportContext(
         name=study.config.name,
@@ -104,7 +105,8 @@ def write_study_report(
         agreement=parts.make(
             "The agreement of warm and cold is", lambda: _agreement(study, store), None
         ),
-        findings=parts.make("What was predicted is", lambda: _findings(study, store), None),
+        findings=findings,
+        convert=() if findings is None else _convert(study, trials),
         troubles=parts.troubles,
         reload_seconds=reload_seconds,
         module_parameters=facts.module_parameters,
@@ -176,6 +178,23 @@ def _findings(study: StudyForm, store: TrialStore) -> SensitivityFindings | None
     predictions = Predictions(target_of_study(judged(study), None), store)
     findings = predictions.findings()
     return findings if findings.front and findings.changes else None
+
+
+def _convert(study: StudyForm, trials: Trials) -> list[str]:
+    """What the command `convert` is told of the baseline; nothing if it is not trained."""
+    baseline = trials.baseline
+    if baseline is None or baseline.folder is None:
+        return []
+    whole = judged(study)
+    paths = (whole.trained_checkpoint(baseline), whole.data_set.folder)
+    checkpoint, data = (str(_from_here(path)) for path in paths)
+    distil = ["--distil"] if study.config.search.warm_start.distil else []
+    return [checkpoint, "--calibrate", data, *distil]
+
+
+def _from_here(path: Path) -> Path:
+    """A path as one types it in the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _fit(shapes: Mapping[str, SiteShape], trials: Sequence[TrialRecord]) -> bool:

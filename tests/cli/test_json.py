@@ -24,7 +24,7 @@ from nas_attn.workflows.export import Exported
 from nas_attn.workflows.sensitivity import PredictedFront
 from tests.helpers.cli import invoke
 from tests.helpers.fakes import BASELINE, FakeExecutor, make_loop
-from tests.helpers.findings import predicted_findings
+from tests.helpers.predicted import findings
 from tests.helpers.studies import write
 
 
@@ -114,7 +114,7 @@ def test_export(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sensitivity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = predicted_findings(outcomes=0)
+    findings = findings(outcomes=0)
     made = PredictedFront(findings=findings, folder=tmp_path)
     given: dict[str, Any] = {}
     monkeypatch.setattr(api, "predict_front", lambda *_, **options: given.update(options) or made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,11 +13,18 @@ from typing import Any
 import pytest
 
 from nas_attn.analysis.agreement import agreement_of, spread_evenly
+from nas_attn.analysis.comparison import compare
+from nas_attn.analysis.searches import RunSummary
+from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.sensitivity import Prediction
 from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report import ReportContext, write_report
+from nas_attn.report.comparison import write_comparison
 from tests.helpers.fakes import OBJECTIVES, SHAPES, FakeExecutor, make_loop, make_space
 from tests.helpers.paths import ROOT
+from tests.helpers.predicted import findings
 from tests.helpers.reports import HOSTILE, VERSIONS, context
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -71,9 +80,30 @@ def address(trials: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory)
         agreement=agreement,
         shapes=SHAPES,
         study=("my study.yaml",),
+        findings=predicted(trials),
+        convert=("best.pt", "--calibrate", HOSTILE),
     )
     collection = Trials(trials, objectives)
     return write_report(collection, context, tmp_path_factory.mktemp("report")).as_uri()
+
+
+def predicted(trials: list[TrialRecord]) -> SensitivityFindings:
+    """Findings with one plan that no trial has, half the size of the baseline."""
+    cost = trials[0].cost or 0
+    plan = AttentionPlan.uniform(AttentionChoice.of("reduced_key", key_dim=4), tuple(SHAPES))
+    point = Prediction(plan=plan, cost=cost // 2, change=0.2, error=0.0)
+    return findings(front=[point], axis="total", base_cost=cost)
+
+
+@pytest.fixture(scope="module")
+def comparison(trials: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("compared")
+    searches = [
+        RunSummary(name=n, trials=Trials(t, OBJECTIVES), settings={}, folder=folder / str(place))
+        for place, (n, t) in enumerate(((HOSTILE, trials), ("half", trials[:20])))
+    ]
+    write_comparison(compare(searches), folder)
+    return (folder / "compare.html").as_uri()
 
 
 @pytest.fixture
@@ -136,6 +166,63 @@ def test_a_budget_names_the_best_trial_within_it(visit: Visit, trials: list[Tria
     for written in ("0.08M", "80k", "80,000"):
         page.fill("#budget-field", written)
         assert f"Trial {best_within(trials, 80_000).number}: " in page.inner_text("#budget-answer")
+
+
+def test_a_predicted_plan_is_offered_and_said_to_be_none_of_the_trained(
+    visit: Visit, trials: list[TrialRecord]
+) -> None:
+    page, cost = visit.page, (trials[0].cost or 0) // 2
+    page.fill("#budget-field", str(cost))
+    box = page.inner_text("#budget-predicted")
+    assert "predicted, not trained" in box and f"{cost:,} total parameters" in box
+    loss = (trials[0].loss or 0.0) + 1.5 * 0.2
+    assert f"loss {loss:.4f} (+0.3000 bits per token after conversion)" in box
+    assert page.locator("#predicted-plan td").count() == 6
+    command = shlex.split(page.inner_text("#predicted-command"))
+    assert command[:5] == ["nas-attn", "convert", "best.pt", "--calibrate", HOSTILE]
+    assert json.loads(command[6])["encoder_self"] == {"scheme": "reduced_key", "key_dim": 4}
+    page.fill("#budget-field", str(cost - 1))
+    assert page.is_hidden("#budget-predicted")
+    page.locator("#chart-front").scroll_into_view_if_needed()
+    page.wait_for_selector("#chart-front .main-svg")
+    shown = page.evaluate(
+        "document.getElementById('chart-front').data.find((t) => t.name.startsWith('predicted'))"
+    )
+    assert (shown["x"], shown["visible"]) == ([cost], "legendonly")
+
+
+def test_paper_shows_what_is_folded(visit: Visit) -> None:
+    page = visit.page
+    folded = "document.querySelectorAll('main details:not([open])').length"
+    before = page.evaluate(folded)
+    assert before > 1, "the commands of a training, and the settings"
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) == before
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_studies_are_compared_on_a_page(browser: Any, comparison: str, width: int) -> None:
+    for seen in visited(browser, comparison, width):
+        page = seen.page
+        scroll_through(page)
+        assert [url for url in seen.requests if not url.startswith("data:")] == [comparison]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        drawn = "document.getElementById('chart-compare').data"
+        symbols = page.evaluate(f"{drawn}.map((trace) => trace.marker.symbol)")
+        assert symbols.count("diamond") == 2, "each baseline is marked"
+        page.locator("#chart-compare .legendtoggle").nth(1).click()
+        page.wait_for_function(
+            f"{drawn}.some((trace) => trace.visible === 'legendonly' && trace.legendgroup === '1')"
+        )
+        rows = page.locator("#compare-points tr:visible")
+        whole = rows.count()
+        page.select_option("#compare-study", "1")
+        assert 0 < rows.count() < whole
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / f"compare-{width}.png", full_page=True)
+        check_with_axe(page)
 
 
 def test_the_answer_is_shown_first(visit: Visit, trials: list[TrialRecord]) -> None:
@@ -248,6 +335,24 @@ def test_axes_are_switched(visit: Visit) -> None:
     assert page.locator("#chart-progress .scatterlayer .trace").count() == 2
 
 
+def test_charts_can_be_read_and_downloaded(visit: Visit, trials: list[TrialRecord]) -> None:
+    page = visit.page
+    scroll_through(page)
+    lines = page.evaluate("document.getElementById('chart-parallel').data[0]")
+    labels = [dimension["label"] for dimension in lines["dimensions"]]
+    assert labels[:3] == ["total", "cache_bytes", "loss"], "words would run over one another"
+    assert {"C", "MH"} <= {text for d in lines["dimensions"][3:] for text in d["ticktext"]}
+    on_front = lines["line"]["color"]
+    assert on_front == sorted(on_front) and sum(on_front) == len(Trials(trials, OBJECTIVES).front)
+    axis = "document.getElementById('chart-curves').layout.yaxis.range"
+    last_third = page.evaluate(axis)
+    page.uncheck("#curves-end")
+    page.wait_for_function(f"{axis}[1] > {last_third[1]}")
+    with page.expect_download() as started:
+        page.get_by_label("PNG, front").click()
+    assert started.value.suggested_filename == "front.png"
+
+
 def test_trials_are_found_and_sorted(visit: Visit, trials: list[TrialRecord]) -> None:
     page = visit.page
     page.fill("#find", "failed")
@@ -281,16 +386,22 @@ def test_pictures(browser: Any, address: str, width: int) -> None:
     for seen in visited(browser, address, width):
         scroll_through(seen.page)
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        table = "document.getElementById('front-table')"
+        assert seen.page.evaluate(f"{table}.scrollWidth <= {table}.parentElement.clientWidth")
         PICTURES.mkdir(parents=True, exist_ok=True)
         seen.page.screenshot(path=PICTURES / f"report-{width}.png", full_page=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(visit: Visit, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     visit.page.emulate_media(color_scheme=scheme)
     scroll_through(visit.page)
-    found = axe.Axe().run(visit.page).response["violations"]
+    check_with_axe(visit.page)
+
+
+def check_with_axe(page: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
     assert serious == [], [(v["id"], v["nodes"][0]["html"]) for v in serious]
 

@@ -44,6 +44,7 @@ from nas_attn.engine.trial_record import (
 )
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.pareto import hypervolume
+from nas_attn.report.compare_page import render_comparison
 from nas_attn.report.comparison import (
     comparison_text,
     interval_text,
@@ -253,7 +254,10 @@ def test_files_are_written_and_names_escaped(tmp_path: Path) -> None:
     found: Comparison = compare([seeded("one"), two])
     write_comparison(found, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"compare.csv", "compare.md", "compare.png", "compare.svg"}
+    assert names == {f"compare.{ending}" for ending in ("html", "csv", "md", "png", "svg")}
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "<script>|" not in page and "&lt;script&gt;|" in page
+    assert "<!-- baselines -->" in (tmp_path / "out" / "compare.svg").read_text()
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "<script>" not in (tmp_path / "out" / "compare.svg").read_text()
     with (tmp_path / "out" / "compare.csv").open(newline="") as file:
@@ -268,6 +272,23 @@ def test_files_are_written_and_names_escaped(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         write_comparison(found, tmp_path / "file")
+
+
+def test_the_page_marks_every_baseline_and_says_how_sure_it_is() -> None:
+    better = seeded("better", -0.5)
+    no_baseline = searched("none", seeded("none", seeds=1).trials[1:])
+    page = render_comparison(compare([seeded("one"), better, no_baseline]), "R.", "I.")
+    text = " ".join(page.split())
+    assert "better has more hypervolume than one: ratio 1." in text
+    assert text.count('<span class="tag base">baseline</span>') == 2
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert found is not None
+    studies = json.loads(found[1])["studies"]
+    assert [study["name"] for study in studies] == ["one", "better", "none"]
+    baselines = [study["baseline"] and study["baseline"]["cost"] for study in studies]
+    assert baselines == [1000, 1000, None]
+    assert all(point["noise"] > 0 for point in studies[0]["front"])
+    assert all(point["noise"] is None for point in studies[2]["front"])
 
 
 def test_run_folders_from_the_command(tmp_path: Path) -> None:

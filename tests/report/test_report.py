@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from nas_attn.analysis.agreement import agreement_of
 from nas_attn.analysis.confirmation import confirmation_rows
 from nas_attn.analysis.trials import Trials
 from nas_attn.curves import recorded_curves
+from nas_attn.engine.sensitivity import Prediction
 from nas_attn.engine.trial_record import SIZE, parse_trial
 from nas_attn.pareto import non_dominated
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report import summary_text, write_report
 from tests.helpers.fakes import OBJECTIVES
+from tests.helpers.predicted import findings
 from tests.helpers.reports import HOSTILE, context
 from tests.helpers.searched import MISLEADING, compared, confirmed_trials, searched_trials
 
@@ -134,6 +139,7 @@ def test_a_confirmation_has_its_table(trials: Trials, tmp_path: Path) -> None:
     assert "with 3 seeds that the search did not use, and evaluated on\nthe test set" in text
     assert "no clear difference" in text and "<td>noise</td>" not in text
     table = pd.read_csv(tmp_path / "confirmed.csv")
+    assert text.count('<td rowspan="2" title=') == 3, "each plan stands once"
     assert list(table["score"]) == ["validation loss", "test bleu"] * 3
     assert list(table["baseline"]) == [False] * 4 + [True] * 2
 
@@ -158,10 +164,78 @@ def test_a_confirmation_reaches_the_first_screen(trials: Trials, tmp_path: Path)
     assert '<code id="confirm-command">nas-attn confirm my.yaml</code>' in unconfirmed
 
 
-def test_replayed_trainings_offer_no_command(trials: Trials, tmp_path: Path) -> None:
-    page = write_report(trials, replace(context(), settings={"replay": {}}), tmp_path)
-    assert not any(page_data(page)["commands"].values())
-    assert any(page_data(write_report(trials, context(), tmp_path))["commands"].values())
+def test_replayed_trainings_offer_no_command_and_no_folder(trials: Trials, tmp_path: Path) -> None:
+    for settings, offers in (({"replay": {}}, False), ({}, True)):
+        data = page_data(write_report(trials, replace(context(), settings=settings), tmp_path))
+        assert any(data["commands"].values()) is offers
+        assert any(trial["folder"] for trial in data["trials"]) is offers
+
+
+def test_predicted_plans_join_the_budget_box(trials: Trials, tmp_path: Path) -> None:
+    baseline, known = trials[0], next(t for t in trials.trained if not t.is_baseline)
+    assert baseline.cost is not None and known.plan is not None
+    plans = [AttentionPlan.uniform(AttentionChoice.of("reduced_key", key_dim=n)) for n in (4, 8)]
+    costs = [int(baseline.cost * share) for share in (0.6, 0.7, 0.8, 1.0)]
+    front = [
+        Prediction(plan=plan, cost=cost, change=change, error=0.0)
+        for plan, cost, change in zip(
+            [*plans, known.plan, baseline.plan], costs, (0.4, 0.2, 0.1, 0.0), strict=True
+        )
+        if plan is not None
+    ]
+    found = findings(front=front, axis="total", base_cost=baseline.cost)
+    about = replace(context(), findings=found, convert=("my run/best.pt", "--calibrate", "data"))
+    page = write_report(trials, about, tmp_path)
+    predicted = page_data(page)["predicted"]
+    points = predicted["points"]
+    assert [point["cost"] for point in points] == costs[:3], "all but the baseline"
+    assert [point["trial"] for point in points] == [None, None, known.number]
+    # Measured changes are 1.5 of what was predicted, and so predictions are corrected.
+    assert points[0]["loss"] == pytest.approx((baseline.loss or 0.0) + 0.6)
+    assert predicted["convert"] == "nas-attn convert 'my run/best.pt' --calibrate data"
+    assert AttentionPlan.parse(shlex.split(points[0]["plan"])[0]) == plans[0]
+    assert "predicted, not trained" in page.read_text()
+    tuned = findings(outcomes=7, front=front, axis="total", base_cost=baseline.cost)
+    data = page_data(write_report(trials, replace(about, findings=tuned), tmp_path))
+    assert data["predicted"]["remaining"] == pytest.approx(0.2)
+    assert data["predicted"]["points"][0]["loss"] == pytest.approx((baseline.loss or 0.0) + 0.12)
+    for no_guide in (replace(found, validity=None), replace(found, axis="attention")):
+        data = page_data(write_report(trials, replace(about, findings=no_guide), tmp_path))
+        assert data["predicted"]["points"] == []
+
+
+def test_the_facts_count_every_trial_once(trials: Trials, tmp_path: Path) -> None:
+    done = next(trial for trial in trials.trained if not trial.is_baseline)
+    failed = next(trial for trial in trials if trial.state.name == "FAIL")
+    more = [
+        replace(done, number=100, duplicate_of=done.number),
+        replace(failed, number=101, is_superseded=True),
+        replace(done, number=102, state=optuna.trial.TrialState.RUNNING, loss=None, point=None),
+        *(replace(done, number=200 + n) for n in range(1000)),
+    ]
+    whole = Trials([*trials, *more], OBJECTIVES)
+    text = write_report(whole, context(), tmp_path).read_text()
+    facts = {
+        words: int(number.replace(",", ""))
+        for number, words in re.findall(r"<li><b>([\d,]+)</b>([^<]+)</li>", text)
+    }
+    states = [
+        facts[name] for name in ("trials trained", "repeated", "withdrawn", "failed", "running")
+    ]
+    assert states[1:] == [1, 1, 1, 1] and states[0] > 1000
+    assert sum(states) == len(whole)
+    assert f"<b>{states[0]:,}</b>trials trained" in text
+    body = text[: text.index('<script type="application/json"')]
+    assert re.search("\N{MINUS SIGN}[0-9.]+\N{NO-BREAK SPACE}%<", body)
+    assert not re.search(">-[0-9]", body), "a hyphen is no minus"
+
+
+def test_a_search_with_the_baseline_alone_says_so(trials: Trials, tmp_path: Path) -> None:
+    alone = Trials(trials[:1], OBJECTIVES)
+    page = write_report(alone, replace(context(), study=("my.yaml",)), tmp_path)
+    text = page.read_text()
+    assert "No model smaller than the baseline is trained yet" in text
+    assert "nas-attn confirm" not in text and "Every smaller" not in text
 
 
 def test_failures_are_grouped_by_reason(trials: Trials, tmp_path: Path) -> None:

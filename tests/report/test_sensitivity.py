@@ -8,17 +8,14 @@ import pandas as pd
 import pytest
 
 from nas_attn.analysis.sensitivity import orders
-from nas_attn.engine.sensitivity import (
-    Measured,
-    PredictionCheck,
-)
+from nas_attn.engine.sensitivity import Measured, PredictionCheck
 from nas_attn.plan import AttentionPlan
-from nas_attn.report.sensitivity import outcome_text, write_findings
-from tests.helpers.findings import predicted_findings
+from nas_attn.report.sensitivity import curve, outcome_text, write_findings
+from tests.helpers.predicted import findings
 
 
 def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
-    found = predicted_findings(outcomes=7)
+    found = findings(outcomes=7)
     assert found.corrected(0.1) == pytest.approx(0.15)
     assert found.remaining == pytest.approx(0.2)
     assert "fine-tuning left 0.20 of what was predicted" in outcome_text(found)
@@ -28,8 +25,8 @@ def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
 
 
 def test_few_trials_or_cold_ones_say_nothing_of_fine_tuning(tmp_path: Path) -> None:
-    assert predicted_findings(outcomes=5).remaining is None
-    cold = predicted_findings(outcomes=7, is_warm=False)
+    assert findings(outcomes=5).remaining is None
+    cold = findings(outcomes=7, is_warm=False)
     assert cold.remaining is None
     assert "fine-tuning" not in outcome_text(cold)
     write_findings(cold, tmp_path)
@@ -37,7 +34,7 @@ def test_few_trials_or_cold_ones_say_nothing_of_fine_tuning(tmp_path: Path) -> N
 
 
 def test_perplexities_are_compared_by_their_order_only(tmp_path: Path) -> None:
-    found = predicted_findings(outcomes=7, is_same_measure=False)
+    found = findings(outcomes=7, is_same_measure=False)
     assert found.remaining is None
     assert "tau 1.00 over all" in outcome_text(found)
     assert "fine-tuning" not in outcome_text(found)
@@ -62,3 +59,15 @@ def test_sums_of_several_measures_are_compared() -> None:
     found = orders(checks, lambda plan: [plan, plan], measures)
     assert found == pytest.approx({"loss": 1.0, "divergence": -1.0})
     assert orders(checks[:5], lambda plan: [plan], measures) == {}
+
+
+def test_the_picture_of_predictions_shows_all_of_them() -> None:
+    """With room above the worst: a logarithmic axis needs a factor, not a margin."""
+    found = findings(outcomes=7)
+    axes = curve(found).axes[0]
+    low, high = axes.get_ylim()
+    worst = max(check.measured for check in found.checks)
+    assert high > 1.3 * worst
+    assert -0.01 < low < 0, "what is better than the baseline does not take half of it"
+    assert axes.get_xlabel() == "attention parameters"
+    assert axes.get_legend() is None, "the legend lies outside"

@@ -1,6 +1,8 @@
-"""Predictions of a front, made up: what tests of their texts, tables and pages show."""
+"""Findings of single conversions, made up."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from nas_attn.analysis.sensitivity import Outcome, SensitivityFindings
 from nas_attn.engine.sensitivity import (
@@ -16,8 +18,17 @@ PLAN = AttentionPlan.uniform(AttentionChoice.of("multi_query"))
 PREDICTED = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
-def predicted_findings(
-    *, outcomes: int, is_warm: bool = True, is_same_measure: bool = True
+FRONT = (Prediction(plan=PLAN, cost=900, change=0.1, error=0.001),)
+
+
+def findings(
+    *,
+    outcomes: int = 0,
+    is_warm: bool = True,
+    is_same_measure: bool = True,
+    front: Sequence[Prediction] = FRONT,
+    axis: str = "attention",
+    base_cost: int = 1000,
 ) -> SensitivityFindings:
     """Predictions that measurements exceed by a half, and of which training leaves a fifth."""
     checks = [
@@ -42,11 +53,10 @@ def predicted_findings(
         )
         for i, p in enumerate(PREDICTED[:outcomes])
     ]
-    front = [Prediction(plan=PLAN, cost=900, change=0.1, error=0.001)]
     return SensitivityFindings(
         name="study",
-        axis="attention",
-        base_cost=1000,
+        axis=axis,
+        base_cost=base_cost,
         changes=[UnitChange(unit="encoder_self", choice="multi_query", plan=PLAN)],
         costs={PLAN: 900},
         measured={PLAN: Measured(0.1, 0.001)},
