@@ -16,16 +16,15 @@ function keptPlace() {
   }
 }
 
-if (keptPlace() !== null) {
-  const place = Number(keptPlace());
-  keepPlace(null);
-  // Charts are drawn by then, so that the page is as long as it was.
-  window.addEventListener("load", () => setTimeout(() => window.scrollTo(0, place)));
-}
-if (live && live.dataset.reload) {
+const place = keptPlace();
+keepPlace(null);
+// Charts are drawn once it is loaded, so that the page is as long as it was.
+window.addEventListener("load", () => setTimeout(() => {
+  if (place !== null) window.scrollTo(0, Number(place));
+  if (!live || !live.dataset.reload) return;
   setInterval(() => {
     if (document.activeElement && document.activeElement.matches("input[type=text], input[type=search]")) return;
     keepPlace(window.scrollY);
     location.reload();
   }, 1000 * Number(live.dataset.reload));
-}
+}));

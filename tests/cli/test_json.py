@@ -114,8 +114,8 @@ def test_export(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sensitivity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = findings(outcomes=0)
-    made = PredictedFront(findings=findings, folder=tmp_path)
+    found = findings(outcomes=0)
+    made = PredictedFront(findings=found, folder=tmp_path)
     given: dict[str, Any] = {}
     monkeypatch.setattr(api, "predict_front", lambda *_, **options: given.update(options) or made)
     values = printed("sensitivity", "first", "--storage", "grpc://host:1")
