@@ -80,9 +80,23 @@ def load_trained(path: Path) -> TrainedModel:
     Raises:
         UsageError: it is none, or it does not hold what its arguments say.
     """
+    return trained_from(read_checkpoint(path), path)
+
+
+def trained_from(state: dict[str, Any], path: Path) -> TrainedModel:
+    """The model of a checkpoint that was read.
+
+    Args:
+        state: State of the checkpoint, its arguments in `cfg`; changed in place.
+        path: Path of the checkpoint, for messages.
+
+    Raises:
+        UsageError: It is of no model that is known, or does not hold what its arguments say.
+    """
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
-    state = read_checkpoint(path)
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
     arguments = state["cfg"]["model"]
     is_legacy = isinstance(arguments, argparse.Namespace)
     if not is_legacy:  # of models that have a dataclass of arguments
