@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -175,6 +175,22 @@ def export(
             show_default=False,
         ),
     ] = None,
+    format_: Annotated[
+        Literal["plugin", "fairseq", "ctranslate2", "safetensors"],
+        typer.Option(
+            "--format",
+            help="plugin: a checkpoint for fairseq with nas-attn's plugin; fairseq: one for fairseq "
+            "alone; ctranslate2: a folder for CTranslate2; safetensors: weights and JSON.",
+        ),
+    ] = "plugin",
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|best",
+            help="Export the training of this seed, or the best one.",
+            show_default="the one nearest the trial's mean",
+        ),
+    ] = None,
     test_split: Annotated[
         bool | None,
         typer.Option(
@@ -189,9 +205,11 @@ def export(
 ) -> None:
     """Write a self-contained folder with a trained model, to use or share.
 
-    It holds the best checkpoint of the trial's first seed (without heads that were voted out,
-    optimiser state and paths of this machine), the plan, the dictionaries and the SentencePiece
-    model, and a README.md with fairseq's commands, which work wherever the folder lies.
+    It holds the best checkpoint of one seed (without heads that were voted out, optimiser state and
+    paths of this machine), the plan, the dictionaries and the SentencePiece model, and a README.md
+    that says how good the model is, and how to use it wherever the folder lies. Formats other than
+    plugin need a plan that multi-head attention can express (but for safetensors), and must write
+    the same tokens as the model on 50 validation sentences: exit status 1 if they do not.
     """
     from nas_attn import api
     from nas_attn.workflows.values import export_values
@@ -199,19 +217,15 @@ def export(
     with_test = renamed_option("--test-side", "--test-split", test_side, test_split)
     results = api.open_study(study, overrides=set_, runs=runs)
     chosen = results.choose(trial=trial, best_under=best_under)
-    for line in (f"trial {chosen.number}: {chosen.text}", results.comparison_text(chosen)):
-        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"trial {chosen.number}: {chosen.text}"), soft_wrap=True)
     with interruptible():
-        made = results.export(out, trial=chosen.number, with_test=with_test is not False)
-    if as_json:
-        say_json(export_values(made, chosen, results.comparison_text(chosen)))
-    if made.test_bytes:
-        say(
-            f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
-            "--no-test-split leaves it out"
+        made = results.export(
+            out, trial=chosen.number, with_test=with_test is not False, form=format_, seed=seed
         )
-    files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"
-    say(f"written: {made.folder} ({files})")
+    if as_json:
+        say_json(export_values(made))
+    for line in made.lines(results.study.typed):
+        console.print(Text(line), soft_wrap=True)
 
 
 def compare(

@@ -49,7 +49,9 @@ def write_ctranslate2(trained: TrainedModel, data: Path, out: Path) -> None:
     try:
         # It reads plain data only, as our plugin tells torch to; the file is ours besides.
         save_checkpoint(state, stock)
-        languages = {name: getattr(arguments, name, None) for name in ("source_lang", "target_lang")}
+        languages = {
+            name: getattr(arguments, name, None) for name in ("source_lang", "target_lang")
+        }
         Converter(str(stock), str(data), **languages).convert(str(out))
     except NasAttnError:
         raise

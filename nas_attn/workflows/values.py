@@ -169,14 +169,24 @@ def comparison_values(compared: Comparison) -> dict[str, Any]:
     }
 
 
-def export_values(made: Exported, trial: TrialRecord, comparison: str) -> dict[str, Any]:
-    """What was exported, and how it stands to the baseline."""
-    return trial_values(trial) | {
-        "comparison": comparison,
+def export_values(made: Exported) -> dict[str, Any]:
+    """What was exported, how it stands to the baseline, and how sure that is."""
+    facts = made.facts
+    return trial_values(facts.trial) | {
+        "comparison": facts.comparison,
+        "seed": asdict(facts.seed),
+        "mean": facts.mean,
+        "standard_error": facts.error,
+        "noise": facts.noise,
+        "change": None if facts.change is None else asdict(facts.change),
+        "confirmed": None if facts.confirmed is None else asdict(facts.confirmed),
+        "test": [asdict(score) for score in facts.tests],
         "folder": str(made.folder),
+        "format": made.form,
         "plan": made.plan.to_json(),
-        "checkpoint_bytes": made.bytes,
+        "model_bytes": made.bytes,
         "test_bytes": made.test_bytes,
+        "check": None if made.check is None else asdict(made.check),
     }
 
 
