@@ -179,7 +179,7 @@ def export(
         Literal["plugin", "fairseq", "ctranslate2", "safetensors"],
         typer.Option(
             "--format",
-            help="plugin: a checkpoint for fairseq with nas-attn's plugin; fairseq: one for fairseq "
+            help="plugin: a checkpoint for fairseq with our plugin; fairseq: one for fairseq "
             "alone; ctranslate2: a folder for CTranslate2; safetensors: weights and JSON.",
         ),
     ] = "plugin",
