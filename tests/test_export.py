@@ -296,7 +296,7 @@ def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path:
     out = tmp_path / "there" / "model"
     text = invoke(*translating.arguments, "--trial", str(chosen.number), "--out", str(out))
     assert f"trial {chosen.number}: everywhere grouped_head" in text
-    assert re.search(r"the baseline has [\d.]+ with [\d,]+: [+-][\d.]+ \((better|worse)\)", text)
+    assert re.search(r"with [\d,]+: [+-][\d.]+ ±[\d.]+ \(95 % interval; (better|worse|no clear)", text)
     names = {path.name for path in out.iterdir() if not path.name.startswith("test.")}
     wanted = "README.md checkpoint.pt plan.json dict.src.txt dict.tgt.txt sentencepiece.model"
     assert names == set(wanted.split())

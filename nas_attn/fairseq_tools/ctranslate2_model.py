@@ -9,7 +9,7 @@ from typing import Any
 from nas_attn._imports import require_extra
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.checkpoints import save_checkpoint
-from nas_attn.fairseq_tools.same_tokens import BEAM, MOST_TOKENS, Probe, Tokens
+from nas_attn.fairseq_tools.same_tokens import Probe, Tokens
 from nas_attn.fairseq_tools.stock import stock_state
 from nas_attn.fairseq_tools.trained import TrainedModel
 
@@ -71,7 +71,7 @@ def ctranslate2_tokens(probe: Probe, folder: Path) -> Tokens:
         scores = (generator.forward_batch([source]) for source in probe.sources)
         return probe.as_pieces([_best(score)[0] for score in scores])
     found = ctranslate2.Translator(str(folder), **how).translate_batch(
-        probe.sources, beam_size=BEAM, max_decoding_length=MOST_TOKENS
+        probe.sources, beam_size=probe.beam, max_decoding_length=probe.most_tokens
     )
     return [one.hypotheses[0] for one in found]
 

@@ -16,8 +16,6 @@ from nas_attn.fairseq_tools.convert import BATCH_TOKENS
 from nas_attn.fairseq_tools.trained import Batches, TrainedModel, load_batches, task_config
 
 SENTENCES = 50
-BEAM, MOST_TOKENS = 5, 200
-"""fairseq-generate's beam by the commands here, and its longest translation."""
 
 Tokens = list[list[str]]
 
@@ -54,6 +52,9 @@ class Probe:
     Raises:
         UsageError: The data set has no validation split, or does not fit the model.
     """
+
+    beam, most_tokens = 5, 200
+    """Hypotheses of a sentence, and the longest translation: those of fairseq-generate."""
 
     def __init__(self, trained: TrainedModel, data: Path, count: int = SENTENCES) -> None:
         from fairseq import tasks
@@ -103,7 +104,8 @@ class Probe:
         """What a model of fairseq writes on each sentence."""
         dictionary = self.task.target_dictionary
         if self.translates:
-            generator = self.task.build_generator([model], Namespace(beam=BEAM))
+            how = Namespace(beam=self.beam, max_len_b=self.most_tokens)
+            generator = self.task.build_generator([model], how)
             found = self.task.inference_step(generator, [model], self._batch)
             rows = [hypotheses[0]["tokens"].tolist()[:-1] for hypotheses in found]
         else:
