@@ -133,7 +133,9 @@ def test_fairseq_generate_reads_it_without_our_plugin(
 def test_what_is_not_exact_is_refused_by_place(
     tiny_translation: PreparedData, tmp_path: Path
 ) -> None:
-    wide = AttentionPlan.of({**dict(MIXED.sites), "decoder_self": of("collaborative", shared_dim=5)})
+    wide = AttentionPlan.of(
+        {**dict(MIXED.sites), "decoder_self": of("collaborative", shared_dim=5)}
+    )
     trained = model_of(tmp_path, tiny_translation, wide)
     for form in ("fairseq", "ctranslate2"):
         if form == "ctranslate2":
@@ -225,9 +227,7 @@ def test_a_language_model_for_ctranslate2(tiny_language: PreparedData, tmp_path:
     pytest.importorskip("ctranslate2")
     plan = AttentionPlan.of({"decoder_self": of("multi_query")})
     flags = (*DECODER, "--tokens-per-sample=32")
-    trained = model_of(
-        tmp_path, tiny_language, plan, "transformer_lm", "language_modeling", flags
-    )
+    trained = model_of(tmp_path, tiny_language, plan, "transformer_lm", "language_modeling", flags)
     written(trained, tiny_language, tmp_path, "ctranslate2")
     masked = FAMILIES["roberta_base"]
     other = model_of(tmp_path, tiny_language, masked[1], "roberta_base", masked[0], masked[2])
