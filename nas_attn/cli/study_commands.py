@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -159,7 +159,13 @@ def repair(
 
 
 def export(
-    study: StudyArgument,
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study, or a trained checkpoint such as checkpoint_best.pt (with --data).",
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
     ],
@@ -199,6 +205,14 @@ def export(
         ),
     ] = None,
     test_side: Annotated[bool | None, typer.Option(hidden=True)] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Binarised data set of a checkpoint; a study has its own.",
+            show_default=False,
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
@@ -215,6 +229,11 @@ def export(
     from nas_attn.workflows.values import export_values
 
     with_test = renamed_option("--test-side", "--test-split", test_side, test_split)
+    if Path(study).suffix == ".pt":
+        _export_checkpoint(Path(study), data, out, format_, as_json=as_json)
+        return
+    if data is not None:
+        raise UsageError("a study has a data set; --data goes with a checkpoint (.pt)")
     results = api.open_study(study, overrides=set_, runs=runs)
     chosen = results.choose(trial=trial, best_under=best_under)
     console.print(Text(f"trial {chosen.number}: {chosen.text}"), soft_wrap=True)
@@ -226,6 +245,23 @@ def export(
         say_json(export_values(made))
     for line in made.lines(results.study.typed):
         console.print(Text(line), soft_wrap=True)
+
+
+def _export_checkpoint(
+    path: Path, data: Path | None, out: Path, format_: Any, *, as_json: bool
+) -> None:
+    from nas_attn.workflows.export import export_checkpoint
+    from nas_attn.workflows.model_card import size_text
+
+    if data is None:
+        raise UsageError("a checkpoint is exported with its data set: give --data DIR")
+    with interruptible():
+        made = export_checkpoint(path, data, out, format_)
+    if as_json:
+        say_json(asdict(made) | {"plan": made.plan.to_json()})
+    if made.check is not None:
+        say(str(made.check))
+    say(f"written: {made.folder} (model of {size_text(made.bytes)})")
 
 
 def compare(

@@ -14,25 +14,31 @@ from typing import Any
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.fairseq_tools.data import SENTENCEPIECE_MODEL, PreparedData
-from nas_attn.fairseq_tools.folders import split_files
+from nas_attn.fairseq_tools.checkpoints import without_training
+from nas_attn.fairseq_tools.data import SENTENCEPIECE_MODEL, PreparedData, load_prepared
+from nas_attn.fairseq_tools.folders import languages_of, split_files
 from nas_attn.fairseq_tools.formats import PLAN, Format, write_model
 from nas_attn.fairseq_tools.portable import make_portable, without_paths
 from nas_attn.fairseq_tools.prune import load_checkpoint, prune_model
 from nas_attn.fairseq_tools.same_tokens import Check
-from nas_attn.fairseq_tools.trained import trained_from
+from nas_attn.fairseq_tools.trained import load_trained, trained_from
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.formatting import cost_words, state_text
 from nas_attn.study.study import Study
 from nas_attn.trials.layout import BEST, COMMANDS_FILE, best_checkpoint
-from nas_attn.workflows.model_card import Contents, card_text, folder_bytes, size_text
+from nas_attn.workflows.model_card import (
+    WITH_DATA,
+    Contents,
+    card_text,
+    checkpoint_card_text,
+    folder_bytes,
+    size_text,
+)
 from nas_attn.workflows.model_facts import ChosenSeed, ModelFacts, choose_seed
 
 logger = logging.getLogger(__name__)
 
 README = "README.md"
-WITH_DATA: tuple[Format, ...] = ("plugin", "fairseq")
-"""Forms whose evaluation reads a binarised test split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +207,63 @@ def export_trial(
         check=check,
         facts=facts,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedCheckpoint:
+    """What was exported of a checkpoint.
+
+    Args:
+        folder: Folder of the export.
+        form: Form of the model.
+        plan: Plan of the model.
+        bytes: Bytes of the model's files.
+        check: What the check of the form found; None for the form `plugin`.
+    """
+
+    folder: Path
+    form: Format
+    plan: AttentionPlan
+    bytes: int
+    check: Check | None
+
+
+def export_checkpoint(path: Path, data: Path, out: Path, form: Format) -> ExportedCheckpoint:
+    """Write a folder with a checkpoint's model, be it fairseq's own, trained or converted.
+
+    Args:
+        path: Checkpoint of fairseq's transformer, transformer_lm or roberta, or of the plugin's.
+        data: Its binarised data set; the validation split checks the export.
+        out: The folder; one that is there must be empty.
+        form: Form of the model (see `nas_attn.fairseq_tools.formats`).
+
+    Raises:
+        UsageError: The checkpoint or the data set cannot be read or do not fit, the plan has no
+            such form, `out` is no empty folder, or there is no room.
+        NasAttnError: The export writes other tokens than the model.
+    """
+    _check_free(out)
+    trained = load_trained(path)
+    task = trained.state["cfg"]["task"]
+    found = load_prepared(data, languages_of(task))
+    needed = _dictionaries(found, form)
+    without_training(path, trained.state)
+    make_portable(trained.state)
+
+    def fill(folder: Path) -> tuple[int, Check | None]:
+        _check_room(folder.parent, trained.state, needed)
+        check = write_model(trained, data, folder, form)
+        size = folder_bytes(folder, (PLAN,))
+        _copy(needed, folder)
+        made = PreparedData(folder=folder, languages=found.languages)
+        contents = Contents(data=made, form=form, bytes=size, check=check, has_test=False)
+        name = str(task["_name"]).removeprefix("reported_")
+        text = checkpoint_card_text(name, trained.plan, contents)
+        (folder / README).write_text(text, encoding="utf-8")
+        return size, check
+
+    size, check = _written(out, fill)
+    return ExportedCheckpoint(folder=out, form=form, plan=trained.plan, bytes=size, check=check)
 
 
 def _written(

@@ -14,6 +14,7 @@ from nas_attn.fairseq_tools.commands import interactive_command, plugin_folder
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.formats import CHECKPOINT, Format
 from nas_attn.fairseq_tools.same_tokens import Check
+from nas_attn.plan import AttentionPlan
 from nas_attn.report.rendering import markdown_text
 from nas_attn.study.study import Study
 from nas_attn.workflows.model_facts import ModelFacts
@@ -29,6 +30,8 @@ PIPELINES = {
     "language_modeling": "text-generation",
     "masked_lm": "fill-mask",
 }
+WITH_DATA: tuple[Format, ...] = ("plugin", "fairseq")
+"""Forms whose evaluation reads a binarised test split."""
 LIBRARIES: dict[Format, str] = {
     "plugin": "fairseq",
     "fairseq": "fairseq",
@@ -101,8 +104,9 @@ def card_text(study: Study, facts: ModelFacts, contents: Contents) -> str:
         facts: How good the trial is.
         contents: What is in the folder.
     """
+    metrics = dict.fromkeys([facts.metric, *(score.name for score in facts.tests)])
     lines = [
-        front_matter(study, facts, contents),
+        front_matter(study.config.training.task, tuple(metrics), contents),
         f"# Trial {facts.trial.number} of {markdown_text(study.config.name)}",
         "",
         f"Attention: {markdown_text(facts.trial.text)}",
@@ -110,22 +114,47 @@ def card_text(study: Study, facts: ModelFacts, contents: Contents) -> str:
         *[f"- {markdown_text(line)}" for line in _facts_lines(study, facts, contents)],
         "",
         markdown_text(NEEDS[contents.form].format(version=metadata.version("nas-attn"))),
-        *_usage(study, contents),
+        *_usage(contents),
+        *_evaluation(study, contents),
     ]
     return "\n".join(lines) + "\n"
 
 
-def front_matter(study: Study, facts: ModelFacts, contents: Contents) -> str:
+def checkpoint_card_text(task: str, plan: AttentionPlan, contents: Contents) -> str:
+    """The text of README.md for a checkpoint of no study, of which no result is known.
+
+    Args:
+        task: Task of the model, such as translation.
+        plan: Plan of its attention.
+        contents: What is in the folder.
+    """
+    lines = [f"Size: {size_text(contents.bytes)}."]
+    if contents.check is not None:
+        lines.append(f"Checked against the model in fairseq: {contents.check}.")
+    needs = NEEDS[contents.form].format(version=metadata.version("nas-attn"))
+    text = [
+        front_matter(task, (), contents),
+        f"# A model for {task.replace('_', ' ')}",
+        "",
+        f"Attention: {markdown_text(str(plan))}",
+        "",
+        *[f"- {markdown_text(line)}" for line in lines],
+        "",
+        markdown_text(needs),
+        *_usage(contents),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def front_matter(task: str, metrics: Sequence[str], contents: Contents) -> str:
     """The card's head in YAML, as model hubs read it; the licence is left open, in words."""
-    task = study.config.training.task
-    names = dict.fromkeys([facts.metric, *(score.name for score in facts.tests)])
     values = {
         "license": LICENCE,
         **({"language": list(contents.data.languages)} if contents.data.languages else {}),
         "library_name": LIBRARIES[contents.form],
         "pipeline_tag": PIPELINES[task],
         "tags": ["attention", "nas-attn"],
-        "metrics": list(names),
+        **({"metrics": list(metrics)} if metrics else {}),
     }
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return f"---\n{CHOOSE_A_LICENCE}\n{text}---\n"
@@ -158,28 +187,34 @@ def _facts_lines(study: Study, facts: ModelFacts, contents: Contents) -> list[st
     return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
-def _usage(study: Study, contents: Contents) -> list[str]:
+def _usage(contents: Contents) -> list[str]:
     if contents.form == "safetensors":
         return _block("Load it:", LOAD_SAFETENSORS, "python")
     if contents.form == "ctranslate2":
         return _ctranslate2_usage(contents.data)
-    lines: list[str] = []
-    data, checkpoint = contents.data, contents.data.folder / CHECKPOINT
-    if data.languages:
-        source, target = data.languages
-        text = "" if data.sentencepiece_model.is_file() else ", tokenised as the training data"
-        command = _command_text(interactive_command(data, checkpoint), contents)
-        lines += _block(
-            f"Translate {source} to {target}, one sentence a line{text}; lines that begin with D "
-            "hold the score and the translation:",
-            f"echo 'A sentence to translate.' | {command}",
-        )
-    command = _command_text(study.evaluation(data, checkpoint), contents)
+    data = contents.data
+    if not data.languages:
+        return []
+    source, target = data.languages
+    text = "" if data.sentencepiece_model.is_file() else ", tokenised as the training data"
+    command = _command_text(interactive_command(data, data.folder / CHECKPOINT), contents)
+    return _block(
+        f"Translate {source} to {target}, one sentence a line{text}; lines that begin with D "
+        "hold the score and the translation:",
+        f"echo 'A sentence to translate.' | {command}",
+    )
+
+
+def _evaluation(study: Study, contents: Contents) -> list[str]:
+    if contents.form not in WITH_DATA:
+        return []
+    data = contents.data
+    command = _command_text(study.evaluation(data, data.folder / CHECKPOINT), contents)
     if contents.has_test:
-        return lines + _block("Evaluate it on the test set of its data set:", command)
+        return _block("Evaluate it on the test set of its data set:", command)
     command = command.replace(" . ", f" {OWN_DATA} ", 1)
     what = f"the test set of a data set {OWN_DATA}, binarised with the dictionaries here:"
-    return lines + _block(f"Evaluate it on {what}", command)
+    return _block(f"Evaluate it on {what}", command)
 
 
 def _ctranslate2_usage(data: PreparedData) -> list[str]:

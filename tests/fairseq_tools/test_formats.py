@@ -77,7 +77,7 @@ def strings(value: Any) -> list[str]:
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, dict):
-        return [text for item in value.values() for text in strings(item)] + list(value)
+        return [text for item in value.values() for text in strings(item)]
     return [value] if isinstance(value, str) else []
 
 
@@ -106,7 +106,8 @@ def test_a_checkpoint_of_stock_fairseq(
     path = written(trained, data, tmp_path, "fairseq") / "checkpoint.pt"
     state = read_checkpoint(path)
     said = " ".join(strings(state["cfg"]))
-    assert [word for word in ("grouped_", "reported_", "attention_plan") if word in said] == []
+    assert [word for word in ("grouped_", "reported_", "collaborative") if word in said] == []
+    assert not hasattr(state["cfg"]["model"], "attention_plan")
     model = load_as_fairseq(path, data.folder)
     assert type(model).__module__.startswith("fairseq.")
     if task == "translation":
