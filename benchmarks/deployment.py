@@ -25,10 +25,12 @@ import torch
 warnings.simplefilter("ignore")  # of fairseq's modules, as they are imported
 
 from nas_attn.errors import UsageError
-from nas_attn.fairseq_tools.convert import convert_checkpoint
-from nas_attn.fairseq_tools.ctranslate2_model import ctranslate2_tokens
-from nas_attn.fairseq_tools.formats import CHECKPOINT, Format, load_as_fairseq, write_model
-from nas_attn.fairseq_tools.same_tokens import Probe
+from nas_attn.fairseq_tools.checkpoints import save_checkpoint
+from nas_attn.fairseq_tools.convert import calibration_calls, convert_trained
+from nas_attn.fairseq_tools.ctranslate2_model import ctranslate2_tokens, write_ctranslate2
+from nas_attn.fairseq_tools.formats import load_as_fairseq
+from nas_attn.fairseq_tools.same_tokens import Probe, Tokens
+from nas_attn.fairseq_tools.stock import stock_state
 from nas_attn.fairseq_tools.trained import TrainedModel, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -46,41 +48,44 @@ def plans(trained: TrainedModel) -> dict[str, AttentionChoice]:
     }
 
 
-def fastest(translate: Callable[[], object], repeats: int) -> float:
-    """Least CPU seconds of some rounds."""
+def fastest(translate: Callable[[], Tokens], repeats: int) -> tuple[Tokens, float]:
+    """What is written, and the least CPU seconds of some rounds."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
-        translate()
+        tokens = translate()
         seconds.append(time.process_time() - start)
-    return min(seconds)
+    return tokens, min(seconds)
 
 
-def megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+def megabytes(path: Path) -> float:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 def row(
     name: str, trained: TrainedModel, data: Path, out: Path, options: argparse.Namespace
 ) -> str:
     """A row of the table: sizes and speeds of one plan."""
-    made: dict[Format, str] = {}
-    for form in ("fairseq", "ctranslate2"):
-        (out / form).mkdir(parents=True)
-        made[form] = str(write_model(trained, data, out / form, form))
+    out.mkdir()
+    stock, folder = out / "checkpoint.pt", out / "ctranslate2"
+    save_checkpoint(stock_state(trained), stock)
+    write_ctranslate2(trained, data, folder)
     probe = Probe(trained, data, options.sentences)
-    stock = load_as_fairseq(out / "fairseq" / CHECKPOINT, data)
-    seconds = {
-        "plugin": fastest(lambda: probe.tokens_of(trained.model), options.repeats),
-        "fairseq": fastest(lambda: probe.tokens_of(stock), options.repeats),
-        "ctranslate2": fastest(
-            lambda: ctranslate2_tokens(probe, out / "ctranslate2"), options.repeats
-        ),
-    }
-    speeds = " | ".join(f"{probe.count / one:.1f}" for one in seconds.values())
-    sizes = f"{megabytes(out / 'fairseq'):.2f} | {megabytes(out / 'ctranslate2'):.2f}"
-    factor = seconds["fairseq"] / seconds["ctranslate2"]
-    return f"| {name} | {made['ctranslate2']} | {sizes} | {speeds} | {factor:.1f} |"
+    model = load_as_fairseq(stock, data)
+    ways: list[Callable[[], Tokens]] = [
+        lambda: probe.tokens_of(trained.model),
+        lambda: probe.tokens_of(model),
+        lambda: ctranslate2_tokens(probe, folder),
+    ]
+    checks, seconds = [], []
+    for way in ways:
+        tokens, least = fastest(way, options.repeats)
+        checks.append(probe.compare(tokens))
+        seconds.append(least)
+    speeds = " | ".join(f"{probe.count / one:.1f}" for one in seconds)
+    sizes = f"{megabytes(stock):.2f} | {megabytes(folder):.2f}"
+    return f"| {name} | {checks[-1]} | {sizes} | {speeds} | {seconds[1] / seconds[2]:.1f} |"
 
 
 def main() -> None:
@@ -105,14 +110,13 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, choice in plans(load_trained(options.checkpoint)).items():
-            path = Path(folder, f"{choice.scheme}.pt")
-            data = None if options.blind else options.data
             try:
                 trained = load_trained(options.checkpoint)
+                calls = {} if options.blind else calibration_calls(trained, options.data)
                 plan = AttentionPlan.uniform(choice, tuple(trained.layers()))
-                convert_checkpoint(options.checkpoint, plan, path, data=data)
+                convert_trained(trained, plan, calls)
                 place = Path(folder, choice.scheme)
-                print(row(name, load_trained(path), options.data, place, options), flush=True)
+                print(row(name, trained, options.data, place, options), flush=True)
             except UsageError as error:
                 print(f"| {name} | {error} |")
 
