@@ -221,9 +221,11 @@ def export(
 
     It holds the best checkpoint of one seed (without heads that were voted out, optimiser state and
     paths of this machine), the plan, the dictionaries and the SentencePiece model, and a README.md
-    that says how good the model is, and how to use it wherever the folder lies. Formats other than
-    plugin need a plan that multi-head attention can express (but for safetensors), and must write
-    the same tokens as the model on 50 validation sentences: exit status 1 if they do not.
+    that says how good the model is, and how to use it wherever the folder lies.
+
+    The formats fairseq and ctranslate2 need a plan that multi-head attention can express. All but
+    plugin must write the same tokens as the model on 50 validation sentences; if one does not, it
+    is deleted, and the exit status is 1.
     """
     from nas_attn import api
     from nas_attn.workflows.values import export_values
@@ -252,13 +254,14 @@ def _export_checkpoint(
 ) -> None:
     from nas_attn.workflows.export import export_checkpoint
     from nas_attn.workflows.model_card import size_text
+    from nas_attn.workflows.values import checkpoint_values
 
     if data is None:
         raise UsageError("a checkpoint is exported with its data set: give --data DIR")
     with interruptible():
         made = export_checkpoint(path, data, out, format_)
     if as_json:
-        say_json(asdict(made) | {"plan": made.plan.to_json()})
+        say_json(checkpoint_values(made))
     if made.check is not None:
         say(str(made.check))
     say(f"written: {made.folder} (model of {size_text(made.bytes)})")

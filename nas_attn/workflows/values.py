@@ -17,7 +17,7 @@ from nas_attn.study.shipped import shipped_description, shipped_names
 if TYPE_CHECKING:
     from nas_attn.analysis.comparison import Comparison
     from nas_attn.study.study import Study
-    from nas_attn.workflows.export import Exported
+    from nas_attn.workflows.export import Exported, ExportedCheckpoint
     from nas_attn.workflows.sensitivity import PredictedFront
     from nas_attn.workflows.spaces import MeasuredSpace
 
@@ -181,11 +181,18 @@ def export_values(made: Exported) -> dict[str, Any]:
         "change": None if facts.change is None else asdict(facts.change),
         "confirmed": None if facts.confirmed is None else asdict(facts.confirmed),
         "test": [asdict(score) for score in facts.tests],
+        "test_bytes": made.test_bytes,
+        **checkpoint_values(made),
+    }
+
+
+def checkpoint_values(made: Exported | ExportedCheckpoint) -> dict[str, Any]:
+    """Where an export is, in which form, and what its check found."""
+    return {
         "folder": str(made.folder),
         "format": made.form,
         "plan": made.plan.to_json(),
         "model_bytes": made.bytes,
-        "test_bytes": made.test_bytes,
         "check": None if made.check is None else asdict(made.check),
     }
 
