@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def build_trained(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fairseq's modules, about themselves
-            model = build_model(arguments, dictionaries)
+            model = _built(arguments, dictionaries)
             given = dict(weights)
             for name, _ in model.named_parameters():
                 if name in given and not given[name].is_floating_point():
@@ -171,10 +171,23 @@ def build_trained(
                 own = model.state_dict()
                 given = {k: v for k, v in own.items() if re.fullmatch(lacking, k)} | given
             model.load_state_dict(given, strict=True)
+    except _NotOursError as error:
+        raise UsageError(f"{path} is of a model that cannot be taken over: {error}") from None
     except Exception as error:  # fairseq and torch raise many kinds
         why = " ".join(str(error).split())
         raise UsageError(f"{path} does not hold the weights of its model: {why[:1000]}") from None
     return model.eval()
+
+
+class _NotOursError(Exception):
+    """Our attention refuses to be part of a model; the message is a `PlanError`'s."""
+
+
+def _built(arguments: Any, dictionaries: Sequence[Any]) -> nn.Module:
+    try:
+        return build_model(arguments, dictionaries)
+    except PlanError as error:
+        raise _NotOursError(str(error)) from None
 
 
 def modules_of(model: nn.Module) -> dict[tuple[str, int], Any]:
