@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "scipy", "sentencepiece", "typer",
     ),
     "shared": ("grpc", "psycopg"),
+    "export": ("ctranslate2", "safetensors"),
 }  # fmt: skip
 """For each extra of pyproject.toml the modules that it brings."""
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nas_attn.analysis.comparison import Comparison
+    from nas_attn.fairseq_tools.formats import Format
     from nas_attn.study.study import Study
     from nas_attn.workflows.export import Exported
     from nas_attn.workflows.sensitivity import PredictedFront
@@ -392,6 +393,8 @@ class Results:
         trial: int | None = None,
         best_under: float | str | None = None,
         with_test: bool = True,
+        form: Format = "plugin",
+        seed: str | int | None = None,
     ) -> Exported:
         """Write a folder with a trained model, self-contained, to use or share.
 
@@ -400,17 +403,30 @@ class Results:
             trial: Number of the trial.
             best_under: Instead, the most that its first cost may be, also as text such as `20M`.
             with_test: Put the data set's binarised test split in, to repeat its evaluation.
+            form: `plugin` (for fairseq with nas-attn), `fairseq` (without it), `ctranslate2` or
+                `safetensors`; all but the first are checked on validation sentences.
+            seed: A seed, or `best`; left out, the seed whose loss is nearest the trial's mean.
 
         Raises:
-            UsageError: No such trial is trained, its checkpoint is gone, or `out` is no empty
-                folder.
+            UsageError: No such trial is trained, its checkpoint is gone, its plan has no such form,
+                or `out` is no empty folder.
+            NasAttnError: The export writes other tokens than the model.
         """
         from nas_attn.workflows.export import export_trial
+        from nas_attn.workflows.reporting import confirmed_rows
         from nas_attn.workflows.session import keep_study
 
         keep_study(self.study, self.store)
-        chosen = self.choose(trial=trial, best_under=best_under)
-        return export_trial(self.study, chosen, self.read(), Path(out), with_test=with_test)
+        return export_trial(
+            self.study,
+            self.choose(trial=trial, best_under=best_under),
+            self.read(),
+            Path(out),
+            with_test=with_test,
+            form=form,
+            seed=seed,
+            confirmed=confirmed_rows(self.study, self.store),
+        )
 
     def compare(
         self,

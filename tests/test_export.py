@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,17 +17,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import pytest
 import sentencepiece
 import torch
 from optuna.trial import TrialState
 
 from nas_attn.analysis.trials import Trials
-from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
-from nas_attn.engine.trial_record import BASELINE, COSTS, DUPLICATE, TrialRecord, parse_trial
+from nas_attn.engine.trial_record import BASELINE, DUPLICATE
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.checkpoints import read_checkpoint, save_checkpoint
 from nas_attn.fairseq_tools.data import PreparedData
@@ -37,21 +36,8 @@ from nas_attn.study.loading import load_study
 from nas_attn.study.study import Study
 from nas_attn.workflows.export import best_within, comparison_text, export_trial, trial_with_number
 from tests.helpers.cli import invoke, run
+from tests.helpers.records import BLEU, OBJECTIVES, trial
 from tests.helpers.studies import write
-
-OBJECTIVES = Objectives(metric="nll_loss", maximise=False, costs=("total",), limits={})
-BLEU = Objectives(metric="bleu", maximise=True, costs=("total",), limits={})
-
-
-def trial(
-    number: int, cost: int, loss: float, objectives: Objectives = OBJECTIVES, **attributes: Any
-) -> TrialRecord:
-    made = optuna.trial.create_trial(
-        values=[loss, cost], user_attrs={COSTS: {"total": cost}, **attributes}
-    )
-    made.number = number
-    return parse_trial(made, objectives)
-
 
 RECORDS = [
     trial(0, 1000, 2.0, **{BASELINE: True}),
@@ -296,7 +282,8 @@ def test_an_exported_translator_works_elsewhere(translating: Searched, tmp_path:
     out = tmp_path / "there" / "model"
     text = invoke(*translating.arguments, "--trial", str(chosen.number), "--out", str(out))
     assert f"trial {chosen.number}: everywhere grouped_head" in text
-    assert re.search(r"the baseline has [\d.]+ with [\d,]+: [+-][\d.]+ \((better|worse)\)", text)
+    change = r"with [\d,]+: [+-][\d.]+ ±[\d.]+ \(95 % interval; (better|worse|no clear)"
+    assert re.search(change, text)
     names = {path.name for path in out.iterdir() if not path.name.startswith("test.")}
     wanted = "README.md checkpoint.pt plan.json dict.src.txt dict.tgt.txt sentencepiece.model"
     assert names == set(wanted.split())
@@ -438,3 +425,24 @@ def test_replayed_curves_leave_no_model(tmp_path: Path, tiny_translation: Prepar
     study = load_study(str(path), runs=tmp_path)
     with pytest.raises(UsageError, match="replayed learning curves leave no model"):
         export_trial(study, TRIALS[0], TRIALS, tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_pruned_heads_come_back_for_stock_fairseq(translating: Searched, tmp_path: Path) -> None:
+    chosen = next(t for t in translating.trials if t.pruned)
+    out = tmp_path / "model"
+    text = run(
+        *translating.arguments, "--trial", str(chosen.number), "--out", str(out), "--json",
+        "--format", "fairseq", "--seed", "4",
+    )  # fmt: skip
+    found = json.loads(text)
+    assert found["seed"] == {
+        "seed": 4, "place": 1, "loss": pytest.approx(chosen.losses[1]), "how": "as asked for",
+    }  # fmt: skip
+    assert found["check"] == {"same": 50, "count": 50, "what": "sentences: same tokens"}
+    assert found["change"]["interval"] > 0.0
+    state = read_checkpoint(out / "checkpoint.pt")
+    assert "encoder.layers.0.self_attn.q_proj.weight" in state["model"]
+    translate, _ = commands(out)
+    printed = shell(f"export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1; {translate}", out)
+    assert re.search(r"^D-0\t", printed, re.MULTILINE)

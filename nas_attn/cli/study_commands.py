@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -178,7 +178,13 @@ def repair(
 
 
 def export(
-    study: StudyArgument,
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study, or a trained checkpoint such as checkpoint_best.pt (with --data).",
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder to write; must be new or empty.")
     ],
@@ -194,6 +200,22 @@ def export(
             show_default=False,
         ),
     ] = None,
+    format_: Annotated[
+        Literal["plugin", "fairseq", "ctranslate2", "safetensors"],
+        typer.Option(
+            "--format",
+            help="plugin: a checkpoint for fairseq with our plugin; fairseq: one for fairseq "
+            "alone; ctranslate2: a folder for CTranslate2; safetensors: weights and JSON.",
+        ),
+    ] = "plugin",
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|best",
+            help="Export the training of this seed, or the best one.",
+            show_default="the one nearest the trial's mean",
+        ),
+    ] = None,
     test_split: Annotated[
         bool | None,
         typer.Option(
@@ -202,6 +224,14 @@ def export(
         ),
     ] = None,
     test_side: Annotated[bool | None, typer.Option(hidden=True)] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Binarised data set of a checkpoint; a study has its own.",
+            show_default=False,
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     storage: StorageOption = None,
     runs: RunsOption = Path("runs"),
@@ -209,29 +239,52 @@ def export(
 ) -> None:
     """Write a self-contained folder with a trained model, to use or share.
 
-    It holds the best checkpoint of the trial's first seed (without heads that were voted out,
-    optimiser state and paths of this machine), the plan, the dictionaries and the SentencePiece
-    model, and a README.md with fairseq's commands, which work wherever the folder lies.
+    It holds the best checkpoint of one seed (without heads that were voted out, optimiser state and
+    paths of this machine), the plan, the dictionaries and the SentencePiece model, and a README.md
+    that says how good the model is, and how to use it wherever the folder lies.
+
+    The formats fairseq and ctranslate2 need a plan that multi-head attention can express. All but
+    plugin must write the same tokens as the model on 50 validation sentences; if one does not, it
+    is deleted, and the exit status is 1.
     """
     from nas_attn import api
     from nas_attn.workflows.values import export_values
 
     with_test = renamed_option("--test-side", "--test-split", test_side, test_split)
+    if Path(study).suffix == ".pt":
+        _export_checkpoint(Path(study), data, out, format_, as_json=as_json)
+        return
+    if data is not None:
+        raise UsageError("a study has a data set; --data goes with a checkpoint (.pt)")
     results = api.open_study(study, overrides=set_, storage=storage, runs=runs)
     chosen = results.choose(trial=trial, best_under=best_under)
-    for line in (f"trial {chosen.number}: {chosen.text}", results.comparison_text(chosen)):
-        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"trial {chosen.number}: {chosen.text}"), soft_wrap=True)
     with interruptible():
-        made = results.export(out, trial=chosen.number, with_test=with_test is not False)
-    if as_json:
-        say_json(export_values(made, chosen, results.comparison_text(chosen)))
-    if made.test_bytes:
-        say(
-            f"the test split of the data set is in it ({made.test_bytes:,} bytes); "
-            "--no-test-split leaves it out"
+        made = results.export(
+            out, trial=chosen.number, with_test=with_test is not False, form=format_, seed=seed
         )
-    files = f"checkpoint of {made.bytes:,} bytes; commands are in {made.folder / 'README.md'}"
-    say(f"written: {made.folder} ({files})")
+    if as_json:
+        say_json(export_values(made))
+    for line in made.lines(results.study.typed):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _export_checkpoint(
+    path: Path, data: Path | None, out: Path, format_: Any, *, as_json: bool
+) -> None:
+    from nas_attn.workflows.export import export_checkpoint
+    from nas_attn.workflows.model_card import size_text
+    from nas_attn.workflows.values import checkpoint_values
+
+    if data is None:
+        raise UsageError("a checkpoint is exported with its data set: give --data DIR")
+    with interruptible():
+        made = export_checkpoint(path, data, out, format_)
+    if as_json:
+        say_json(checkpoint_values(made))
+    if made.check is not None:
+        say(str(made.check))
+    say(f"written: {made.folder} (model of {size_text(made.bytes)})")
 
 
 def compare(

@@ -65,13 +65,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         _upgrade(path, state)
     state["cfg"], state["args"] = _plain(path, state.get("cfg")), None
     arguments = state["cfg"]["model"]
-    _check_arguments(path, arguments)
+    check_arguments(path, arguments)
     if isinstance(arguments, dict) and "attention_plan" in arguments:
         # fairseq-hydra-train writes a mapping, fairseq-train a namespace.
         arguments = Namespace(**arguments | {"arch": arguments.get("_name")})
         state["cfg"]["model"] = arguments
-    known = arguments if isinstance(arguments, dict) else vars(arguments)
-    known.update({name: None for name in EMBEDDING_FILES if known.get(name) is not None})
     if not isinstance(state.get("extra_state"), dict):
         state["extra_state"] = {}
     if not state.get("optimizer_history"):  # without which fairseq loads nothing
@@ -203,7 +201,7 @@ def _upgrade(path: Path, state: dict[str, Any]) -> None:
 
     if not isinstance(state["args"], Namespace):
         raise UsageError(f"{path} is no checkpoint of fairseq-train: 'args' is no namespace")
-    _check_arguments(path, state["args"])
+    check_arguments(path, state["args"])
     old = dict(OLD_DEFAULTS)
     if "extra_state" in state:
         for name in ("epoch", "batch_offset", "val_loss"):
@@ -243,7 +241,16 @@ def _plain(path: Path, cfg: Any) -> dict[str, Any]:
     return cfg
 
 
-def _check_arguments(path: Path, arguments: Any) -> None:
+def check_arguments(path: Path, arguments: Namespace | dict[str, Any]) -> None:
+    """See that arguments of a model are plain values, and drop files that they would have opened.
+
+    Args:
+        path: Path of the checkpoint, for the message.
+        arguments: The arguments, changed in place.
+
+    Raises:
+        UsageError: fairseq would run one of them.
+    """
     known = arguments if isinstance(arguments, dict) else vars(arguments)
     name = code_in(known)
     if name is not None:
@@ -251,3 +258,4 @@ def _check_arguments(path: Path, arguments: Any) -> None:
             f"{path}: the argument {name} must be a plain value, but is {known[name][:100]!r}, "
             "which fairseq would run"
         )
+    known.update({name: None for name in EMBEDDING_FILES if known.get(name) is not None})

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,23 @@ def load_trained(path: Path) -> TrainedModel:
     Raises:
         UsageError: it is none, or it does not hold what its arguments say.
     """
+    return trained_from(read_checkpoint(path), path)
+
+
+def trained_from(state: dict[str, Any], path: Path) -> TrainedModel:
+    """The model of a checkpoint that was read.
+
+    Args:
+        state: State of the checkpoint, its arguments in `cfg`; changed in place.
+        path: Path of the checkpoint, for messages.
+
+    Raises:
+        UsageError: It is of no model that is known, or does not hold what its arguments say.
+    """
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
-    state = read_checkpoint(path)
+    import fairseq_plugin  # noqa: F401  registers the architectures
+
     arguments = state["cfg"]["model"]
     is_legacy = isinstance(arguments, argparse.Namespace)
     if not is_legacy:  # of models that have a dataclass of arguments
@@ -147,7 +161,7 @@ def build_trained(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fairseq's modules, about themselves
-            model = build_model(arguments, dictionaries)
+            model = _built(arguments, dictionaries)
             given = dict(weights)
             for name, _ in model.named_parameters():
                 if name in given and not given[name].is_floating_point():
@@ -157,10 +171,23 @@ def build_trained(
                 own = model.state_dict()
                 given = {k: v for k, v in own.items() if re.fullmatch(lacking, k)} | given
             model.load_state_dict(given, strict=True)
+    except _NotOursError as error:
+        raise UsageError(f"{path} is of a model that cannot be taken over: {error}") from None
     except Exception as error:  # fairseq and torch raise many kinds
         why = " ".join(str(error).split())
         raise UsageError(f"{path} does not hold the weights of its model: {why[:1000]}") from None
     return model.eval()
+
+
+class _NotOursError(Exception):
+    """Our attention refuses to be part of a model; the message is a `PlanError`'s."""
+
+
+def _built(arguments: Any, dictionaries: Sequence[Any]) -> nn.Module:
+    try:
+        return build_model(arguments, dictionaries)
+    except PlanError as error:
+        raise _NotOursError(str(error)) from None
 
 
 def modules_of(model: nn.Module) -> dict[tuple[str, int], Any]:

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.fairseq_tools.checkpoints import save_checkpoint
-from nas_attn.fairseq_tools.commands import interactive_command, plugin_folder
-from nas_attn.fairseq_tools.data import SENTENCEPIECE_MODEL, PreparedData
-from nas_attn.fairseq_tools.folders import split_files
+from nas_attn.fairseq_tools.checkpoints import without_training
+from nas_attn.fairseq_tools.data import SENTENCEPIECE_MODEL, PreparedData, load_prepared
+from nas_attn.fairseq_tools.folders import languages_of, split_files
+from nas_attn.fairseq_tools.formats import PLAN, Format, write_model
 from nas_attn.fairseq_tools.portable import make_portable, without_paths
 from nas_attn.fairseq_tools.prune import load_checkpoint, prune_model
+from nas_attn.fairseq_tools.same_tokens import Check
+from nas_attn.fairseq_tools.trained import load_trained, trained_from
 from nas_attn.plan import AttentionPlan
-from nas_attn.report.formatting import cost_text, cost_words, state_text
-from nas_attn.report.rendering import markdown_text
+from nas_attn.report.formatting import cost_words, state_text
 from nas_attn.study.study import Study
 from nas_attn.trials.layout import BEST, COMMANDS_FILE, best_checkpoint
+from nas_attn.workflows.model_card import (
+    WITH_DATA,
+    Contents,
+    card_text,
+    checkpoint_card_text,
+    folder_bytes,
+    size_text,
+)
+from nas_attn.workflows.model_facts import ChosenSeed, ModelFacts, choose_seed
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT, PLAN, README = "checkpoint.pt", "plan.json", "README.md"
-OWN_DATA = "DATA"
-"""Stands in a printed command for a data set that is not in the folder."""
+README = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +48,41 @@ class Exported:
     Args:
         folder: Folder of the export.
         plan: Plan of the exported model; with what pruning left, where it pruned.
-        bytes: Bytes of the checkpoint.
+        form: Form of the model.
+        bytes: Bytes of the model's files.
         test_bytes: Bytes of the data set's test split; 0 if it is not there.
+        check: What the check of the form found; None for the form `plugin`.
+        facts: How good the model is, and how sure that is.
     """
 
     folder: Path
     plan: AttentionPlan
+    form: Format
     bytes: int
     test_bytes: int
+    check: Check | None
+    facts: ModelFacts
+
+    def lines(self, typed: Sequence[str] = ()) -> list[str]:
+        """What is to be said of it, a line each.
+
+        Args:
+            typed: Arguments by which a command finds the study; none where no command does.
+        """
+        lines = [self.facts.comparison, f"exported: {self.facts.seed_text}"]
+        confirmed = self.facts.confirmation_text
+        if confirmed is None and typed:
+            command = shlex.join(["nas-attn", "confirm", *typed])
+            confirmed = f"not confirmed yet: {command} --trial {self.facts.trial.number}"
+        lines += [] if confirmed is None else [confirmed]
+        lines += [] if self.check is None else [str(self.check)]
+        if self.test_bytes:
+            lines.append(
+                f"the test split of the data set is in it ({self.test_bytes:,} bytes); "
+                "--no-test-split leaves it out"
+            )
+        size, readme = size_text(self.bytes), self.folder / README
+        return [*lines, f"written: {self.folder} (model of {size}; its use is in {readme})"]
 
 
 def trial_with_number(trials: Trials, number: int) -> TrialRecord:
@@ -98,20 +131,8 @@ def best_within(trials: Trials, budget: float) -> TrialRecord:
 
 def comparison_text(trial: TrialRecord, trials: Trials) -> str:
     """A trial's loss and first cost, and how they compare with the baseline's, as a sentence."""
-    loss, axis = f"validation {trials.objectives.metric}", trials.objectives.primary_cost
-    has = f"{loss} {trial.loss:.4f} with {cost_text(axis, trial.cost)} {cost_words(axis)}"
-    baseline = trials.baseline
-    if baseline is None:
-        return f"{has}; the baseline is not trained, so there is nothing to compare it with"
-    if baseline.number == trial.number:
-        return f"{has}; it is the multi-head baseline"
-    assert trial.loss is not None and baseline.loss is not None and trial.point and baseline.point
-    step = trial.point[0] - baseline.point[0]
-    verdict = "better" if step < 0 else "worse" if step > 0 else "the same"
-    return (
-        f"{has}; the baseline has {baseline.loss:.4f} with {_cost(baseline):,}: "
-        f"{trial.loss - baseline.loss:+.4f} ({verdict}) for {_change(trial, baseline):+.1%}"
-    )
+    seed = ChosenSeed(seed=0, place=0, loss=None, how="")  # which the sentence does not name
+    return ModelFacts.of(trial, trials, seed).comparison
 
 
 def export_trial(
@@ -121,13 +142,17 @@ def export_trial(
     out: Path,
     *,
     with_test: bool = True,
+    form: Format = "plugin",
+    seed: str | int | None = None,
+    confirmed: Sequence[Mapping[str, Any]] = (),
 ) -> Exported:
     """Write a folder with a trained trial that can be used, and given away.
 
-    It holds the best checkpoint of the first seed without what training masked, without the
+    It holds the model of one seed at its best validation, without what training masked, without the
     optimiser's state and without the paths of this machine; the plan; the dictionaries and the
-    SentencePiece model of the data set; the test split of the data set; and a README with the
-    commands. It is made beside `out` and moved there once it is whole.
+    SentencePiece model of the data set; for fairseq the test split of the data set; and a README
+    with the commands. It is made beside `out` and moved there once it is whole and, in any form but
+    `plugin`, writes what the model writes on validation sentences.
 
     Args:
         study: Study of the trial.
@@ -136,124 +161,144 @@ def export_trial(
         out: The folder; one that is there must be empty.
         with_test: Whether the binarised test split is exported too, which the command that
             evaluates needs.
+        form: Form of the model (see `nas_attn.fairseq_tools.formats`).
+        seed: A seed, or `best`; left out, that whose score is nearest the trial's mean.
+        confirmed: Rows of `confirmation_rows`, if there was a confirmation.
 
     Raises:
-        UsageError: the study replays curves, the checkpoint or a dictionary is gone, `out` is no
-            empty folder, or there is no room.
-        NasAttnError: the checkpoint or the data set cannot be read.
+        UsageError: the study replays curves, the checkpoint or a dictionary is gone, the plan has
+            no such form, `out` is no empty folder, or there is no room.
+        NasAttnError: the checkpoint or the data set cannot be read, or the export writes other
+            tokens than the model.
     """
     if study.config.replay is not None:
         raise UsageError("replayed learning curves leave no model that could be exported")
     _check_free(out)
-    source = _checkpoint_of(study, trial)
+    seeds, maximise = study.config.training.seeds, trials.objectives.maximise
+    chosen = choose_seed(trial, seeds, seed, maximise=maximise)
+    facts = ModelFacts.of(trial, trials, chosen, confirmed)
+    source = _checkpoint_of(trial, chosen.seed)
     data = study.data_set
-    needed, test = (
-        _dictionaries(data),
-        split_files(data.folder, data.languages, "test") if with_test else [],
-    )
+    needed = _dictionaries(data, form)
+    test: list[Path] = []
+    if with_test and form in WITH_DATA:
+        test = split_files(data.folder, data.languages, "test")
     state = load_checkpoint(source)
     plan = _stripped(state, cut=bool(trial.pruned) and source.name == BEST)
+
+    def fill(folder: Path) -> tuple[int, Check | None]:
+        _check_room(folder.parent, state, [*needed, *test])
+        check = write_model(trained_from(state, source), data.folder, folder, form)
+        size = folder_bytes(folder, (PLAN,))
+        _copy([*needed, *test], folder)
+        made = PreparedData(folder=folder, languages=data.languages)
+        contents = Contents(data=made, form=form, bytes=size, check=check, has_test=bool(test))
+        text = card_text(study, facts, contents)
+        (folder / README).write_text(text, encoding="utf-8")
+        return size, check
+
+    size, check = _written(out, fill)
+    return Exported(
+        folder=out,
+        plan=plan,
+        form=form,
+        bytes=size,
+        test_bytes=sum(path.stat().st_size for path in test),
+        check=check,
+        facts=facts,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedCheckpoint:
+    """What was exported of a checkpoint.
+
+    Args:
+        folder: Folder of the export.
+        form: Form of the model.
+        plan: Plan of the model.
+        bytes: Bytes of the model's files.
+        check: What the check of the form found; None for the form `plugin`.
+    """
+
+    folder: Path
+    form: Format
+    plan: AttentionPlan
+    bytes: int
+    check: Check | None
+
+
+def export_checkpoint(path: Path, data: Path, out: Path, form: Format) -> ExportedCheckpoint:
+    """Write a folder with a checkpoint's model, be it fairseq's own, trained or converted.
+
+    Args:
+        path: Checkpoint of fairseq's transformer, transformer_lm or roberta, or of the plugin's.
+        data: Its binarised data set; the validation split checks the export.
+        out: The folder; one that is there must be empty.
+        form: Form of the model (see `nas_attn.fairseq_tools.formats`).
+
+    Raises:
+        UsageError: The checkpoint or the data set cannot be read or do not fit, the plan has no
+            such form, `out` is no empty folder, or there is no room.
+        NasAttnError: The export writes other tokens than the model.
+    """
+    _check_free(out)
+    trained = load_trained(path)
+    task = trained.state["cfg"]["task"]
+    found = load_prepared(data, languages_of(task))
+    needed = _dictionaries(found, form)
+    without_training(path, trained.state)
+    make_portable(trained.state)
+
+    def fill(folder: Path) -> tuple[int, Check | None]:
+        _check_room(folder.parent, trained.state, needed)
+        check = write_model(trained, data, folder, form)
+        size = folder_bytes(folder, (PLAN,))
+        _copy(needed, folder)
+        made = PreparedData(folder=folder, languages=found.languages)
+        contents = Contents(data=made, form=form, bytes=size, check=check, has_test=False)
+        name = str(task["_name"]).removeprefix("reported_")
+        text = checkpoint_card_text(name, trained.plan, contents)
+        (folder / README).write_text(text, encoding="utf-8")
+        return size, check
+
+    size, check = _written(out, fill)
+    return ExportedCheckpoint(folder=out, form=form, plan=trained.plan, bytes=size, check=check)
+
+
+def _written(
+    out: Path, fill: Callable[[Path], tuple[int, Check | None]]
+) -> tuple[int, Check | None]:
+    """Fill a folder beside another, and move it there once it is whole.
+
+    Raises:
+        UsageError: It cannot be written.
+        NasAttnError: What `fill` raises.
+    """
     target = out.resolve()
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target.parent, state, [*needed, *test])
         partial.mkdir()
-        _write_model(partial, state, plan, [*needed, *test])
-        made = PreparedData(folder=partial, languages=data.languages)
-        text = readme_text(study, trial, trials, made, has_test=bool(test))
-        (partial / README).write_text(text, encoding="utf-8")
-        size = (partial / CHECKPOINT).stat().st_size
+        found = fill(partial)
         partial.replace(target)
-    except UsageError:
-        raise
     except (OSError, NasAttnError) as error:
+        if isinstance(error, NasAttnError) and str(partial) not in str(error):
+            raise
         why = str(error).replace(str(partial), str(out))
         raise UsageError(f"{out} is not written: {why}; name another with --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    size_of_test = sum(path.stat().st_size for path in test)
-    return Exported(folder=out, plan=plan, bytes=size, test_bytes=size_of_test)
+    return found
 
 
-def _write_model(
-    folder: Path, state: dict[str, Any], plan: AttentionPlan, files: Sequence[Path]
-) -> None:
-    """Write the checkpoint, the plan, and files of the data set without paths of this machine."""
-    save_checkpoint(state, folder / CHECKPOINT)
-    text = json.dumps(plan.to_json(), indent=2) + "\n"
-    (folder / PLAN).write_text(text, encoding="utf-8")
+def _copy(files: Sequence[Path], folder: Path) -> None:
+    """Copy files of the data set, without paths of this machine."""
     for path in files:
         if path.name == SENTENCEPIECE_MODEL:
             (folder / path.name).write_bytes(without_paths(path.read_bytes()))
         else:
             shutil.copyfile(path, folder / path.name)
-
-
-def readme_text(
-    study: Study,
-    trial: TrialRecord,
-    trials: Trials,
-    exported: PreparedData,
-    *,
-    has_test: bool,
-) -> str:
-    """What the folder's README says: which trial this is, and the commands that use it.
-
-    Args:
-        study: Study of the trial.
-        trial: Trial that is exported.
-        trials: Trials of the study, for its baseline.
-        exported: The folder, as the data set that the commands name.
-        has_test: Whether the test split is in the folder.
-    """
-    seeds = study.config.training.seeds
-    about = comparison_text(trial, trials)
-    own = f" Losses are means over {len(seeds)} seeds; the checkpoint is of seed {seeds[0]}"
-    own += f", with {trial.losses[0]:.4f}." if trial.losses else "."
-    lines = [
-        f"# Trial {trial.number} of {markdown_text(study.config.name)}",
-        "",
-        f"Attention: {markdown_text(trial.text)}",
-        "",
-        f"{about[0].upper()}{about[1:]}." + (own if len(seeds) > 1 else ""),
-        "",
-        f"Needs nas-attn {metadata.version('nas-attn')}, which brings fairseq. Run the commands in "
-        "this folder.",
-    ]
-    checkpoint = exported.folder / CHECKPOINT
-    if exported.languages:
-        source, target = exported.languages
-        text = "" if exported.sentencepiece_model.is_file() else ", tokenised as the training data"
-        command = _text(interactive_command(exported, checkpoint), exported.folder)
-        lines += _command_lines(
-            f"Translate {source} to {target}, one sentence a line{text}; lines that begin with D "
-            "hold the score and the translation:",
-            f"echo 'A sentence to translate.' | {command}",
-        )
-    command = _text(study.evaluation(exported, checkpoint), exported.folder)
-    if has_test:
-        lines += _command_lines("Evaluate it on the test split of its data set:", command)
-    else:
-        command = command.replace(" . ", f" {OWN_DATA} ", 1)
-        what = f"the test split of a data set {OWN_DATA}, binarised with the dictionaries here:"
-        lines += _command_lines(f"Evaluate it on {what}", command)
-    return "\n".join(lines) + "\n"
-
-
-def _command_lines(words: str, command: str) -> list[str]:
-    return ["", markdown_text(words), "", "```", command, "```"]
-
-
-def _text(command: Sequence[str], folder: Path) -> str:
-    """A command as a line for a shell that is in the folder."""
-    words = []
-    for word in command:
-        if word == str(plugin_folder()):
-            words.append('"$(nas-attn plugin-dir)"')
-        else:
-            words.append(shlex.quote(word.replace(str(folder), ".")))
-    return " ".join(words)
 
 
 def _check_free(out: Path) -> None:
@@ -263,9 +308,9 @@ def _check_free(out: Path) -> None:
         raise UsageError(f"{out} is not empty; remove it or name another folder with --out")
 
 
-def _checkpoint_of(study: Study, trial: TrialRecord) -> Path:
+def _checkpoint_of(trial: TrialRecord, seed: int) -> Path:
     folder = Path(str(trial.folder))
-    found = best_checkpoint(folder / f"seed-{study.config.training.seeds[0]}")
+    found = best_checkpoint(folder / f"seed-{seed}")
     if not found.is_file():
         raise UsageError(
             f"the checkpoint of trial {trial.number} is gone ({found}); take another trial, or "
@@ -274,12 +319,14 @@ def _checkpoint_of(study: Study, trial: TrialRecord) -> Path:
     return found
 
 
-def _dictionaries(data: PreparedData) -> list[Path]:
+def _dictionaries(data: PreparedData, form: Format) -> list[Path]:
     """The files of a data set without which nothing can be encoded."""
     names = [f"dict.{language}.txt" for language in data.languages] or ["dict.txt"]
     missing = [name for name in names if not (data.folder / name).is_file()]
     if missing:
         raise UsageError(f"the data set {data.folder} lacks {', '.join(missing)}; restore it")
+    if form == "ctranslate2":  # which has vocabularies of its own
+        names = []
     if data.sentencepiece_model.is_file():
         names.append(SENTENCEPIECE_MODEL)
     return [data.folder / name for name in names]
@@ -312,7 +359,3 @@ def _check_room(place: Path, state: dict[str, Any], files: Sequence[Path]) -> No
 def _cost(trial: TrialRecord) -> int:
     assert trial.cost is not None  # of every trained trial
     return trial.cost
-
-
-def _change(trial: TrialRecord, baseline: TrialRecord) -> float:
-    return _cost(trial) / _cost(baseline) - 1

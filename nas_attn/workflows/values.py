@@ -17,7 +17,7 @@ from nas_attn.study.shipped import shipped_description, shipped_names
 if TYPE_CHECKING:
     from nas_attn.analysis.comparison import Comparison
     from nas_attn.study.study import Study
-    from nas_attn.workflows.export import Exported
+    from nas_attn.workflows.export import Exported, ExportedCheckpoint
     from nas_attn.workflows.sensitivity import PredictedFront
     from nas_attn.workflows.spaces import MeasuredSpace
 
@@ -169,14 +169,31 @@ def comparison_values(compared: Comparison) -> dict[str, Any]:
     }
 
 
-def export_values(made: Exported, trial: TrialRecord, comparison: str) -> dict[str, Any]:
-    """What was exported, and how it stands to the baseline."""
-    return trial_values(trial) | {
-        "comparison": comparison,
-        "folder": str(made.folder),
-        "plan": made.plan.to_json(),
-        "checkpoint_bytes": made.bytes,
+def export_values(made: Exported) -> dict[str, Any]:
+    """What was exported, how it stands to the baseline, and how sure that is."""
+    facts = made.facts
+    return trial_values(facts.trial) | {
+        "comparison": facts.comparison,
+        "seed": asdict(facts.seed),
+        "mean": facts.mean,
+        "standard_error": facts.error,
+        "noise": facts.noise,
+        "change": None if facts.change is None else asdict(facts.change),
+        "confirmed": None if facts.confirmed is None else asdict(facts.confirmed),
+        "test": [asdict(score) for score in facts.tests],
         "test_bytes": made.test_bytes,
+        **checkpoint_values(made),
+    }
+
+
+def checkpoint_values(made: Exported | ExportedCheckpoint) -> dict[str, Any]:
+    """Where an export is, in which form, and what its check found."""
+    return {
+        "folder": str(made.folder),
+        "format": made.form,
+        "plan": made.plan.to_json(),
+        "model_bytes": made.bytes,
+        "check": None if made.check is None else asdict(made.check),
     }
 
 

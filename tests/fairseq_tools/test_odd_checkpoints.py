@@ -158,6 +158,10 @@ STATES: dict[str, tuple[Change, str]] = {
     "lstm": (_named("lstm"), "the architecture lstm"),
     "fconv": (_named("fconv"), "the architecture fconv"),
     "wav2vec": (_put("cfg", "model", {"_name": "wav2vec2"}), "of the architecture wav2vec2"),
+    "quantised": (
+        _put("cfg", "model", "quant_noise_pq", 0.1),
+        "is of a model that cannot be taken over: .* --quant-noise-pq",
+    ),
     "unnamed": (_put("cfg", "model", {}), "of the architecture None"),
     "other-width": (_put("cfg", "model", "encoder_embed_dim", 10), "does not hold the weights"),
     "width-of-text": (_put("cfg", "model", "encoder_layers", "two"), "does not hold the weights"),

@@ -37,6 +37,7 @@ STRANGERS = {("engine", "fairseq_tools")}
 OWNERS = {
     "fairseq": ("fairseq_tools", "benchmark"),
     "fairseq_plugin": ("fairseq_tools",),
+    "ctranslate2": ("fairseq_tools",),
     "ray": ("engine",),
     "typer": ("cli",),
     "rich": ("cli",),
