@@ -203,12 +203,10 @@ def _adopt(found: Found) -> Slot:
         check(slot, torch_probes(module))
     else:
         layout = found.layout
-        dropouts = [getattr(module, name, None) for name in layout.dropout]
-        dropout = next((d for d in dropouts if d is not None), 0.0)
         attention = _multi_head(
             _parts(found),
             getattr(module, layout.heads),
-            float(getattr(dropout, "p", dropout)),
+            _dropout(module, layout),
             scale=getattr(module, layout.scale) if layout.scale else None,
         )
         slot = Slot(found, attention, hidden_states_for(module, layout))
@@ -231,6 +229,15 @@ def _parts(found: Found) -> list[tuple[Tensor, Tensor | None]]:
         bias = None if linear.bias is None else linear.bias.chunk(count)[which]
         parts.append((weight.chunk(count)[which], bias))
     return parts
+
+
+def _dropout(module: nn.Module, layout: Layout) -> float:
+    """The probability of dropping a weight, of a module or a number."""
+    for name in layout.dropout:
+        dropout = getattr(module, name, None)
+        if dropout is not None:
+            return float(getattr(dropout, "p", 0.0 if isinstance(dropout, nn.Module) else dropout))
+    return 0.0
 
 
 def _of_torch(module: nn.MultiheadAttention) -> Attention:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -97,12 +97,47 @@ GPT2 = Layout(
     ),
 )
 
+BERT_CROSS = replace(BERT, states="encoder_hidden_states")
+BART = Layout(
+    projections=("q_proj", "k_proj", "v_proj", "out_proj"),
+    heads="num_heads",
+    dropout=("dropout",),
+    states="key_value_states",
+)
+T5 = Layout(
+    projections=("q", "k", "v", "o"),
+    heads="n_heads",
+    dropout=("dropout",),
+    scale="scaling",
+    states="key_value_states",
+    mask="mask",
+    position_bias=True,
+    kept=("relative_attention_bias",),
+    returns=("output", "position_bias", "weights"),
+)
+CLIP = Layout(
+    projections=("q_proj", "k_proj", "v_proj", "out_proj"),
+    heads="num_heads",
+    dropout=("dropout",),
+    sites=(("text_model", "decoder_self"),),  # it is causal
+)
+TIMM = Layout(
+    projections=("qkv", "qkv", "qkv", "proj"),
+    heads="num_heads",
+    dropout=("attn_drop",),
+    mask="attn_mask",
+    kept=("proj_drop",),
+    output_dropout="proj_drop",
+    returns=("output",),
+)
+"""timm's vision transformers, and others' of the same shape: see `is_like_timm`."""
+
 CACHES = ("cache", "past_key_values", "past_key_value")
 """What versions of transformers call the keys and values of earlier calls."""
 
 ARGUMENTS = frozenset(
     (
-        "hidden_states", "attention_mask", "head_mask", "output_attentions", "cache_position",
+        "attention_mask", "head_mask", "output_attentions", "cache_position", "is_causal",
         "encoder_hidden_states", "encoder_attention_mask", *CACHES,
     )
 )  # fmt: skip
@@ -147,7 +182,34 @@ HUGGING_FACE: dict[str, Layout] = {
         BERT,
     ),
     **dict.fromkeys(_names("distilbert:DistilBertSelfAttention"), DISTILBERT),
+    **dict.fromkeys(
+        _names(
+            "bert:BertCrossAttention bert_generation:BertGenerationCrossAttention "
+            "camembert:CamembertCrossAttention electra:ElectraCrossAttention "
+            "roberta:RobertaCrossAttention "
+            "roberta_prelayernorm:RobertaPreLayerNormCrossAttention "
+            "xlm_roberta:XLMRobertaCrossAttention"
+        ),
+        BERT_CROSS,
+    ),
     **dict.fromkeys(_names("gpt2:GPT2Attention"), GPT2),
+    **dict.fromkeys(
+        _names(
+            "bart:BartAttention biogpt:BioGptAttention blenderbot:BlenderbotAttention "
+            "blenderbot_small:BlenderbotSmallAttention m2m_100:M2M100Attention "
+            "marian:MarianAttention mbart:MBartAttention pegasus:PegasusAttention "
+            "plbart:PLBartAttention whisper:WhisperAttention"
+        ),
+        BART,
+    ),
+    **dict.fromkeys(_names("mt5:MT5Attention t5:T5Attention"), T5),
+    **dict.fromkeys(
+        _names(
+            "altclip:AltCLIPAttention chinese_clip:ChineseCLIPVisionAttention clip:CLIPAttention "
+            "clipseg:CLIPSegAttention metaclip_2:MetaClip2Attention"
+        ),
+        CLIP,
+    ),
     **dict.fromkeys(
         _names(
             "audio_spectrogram_transformer:ASTAttention deit:DeiTAttention "
@@ -175,9 +237,25 @@ PARTS = {
 def layout_of(module: Any) -> Layout | None:
     """The layout of a module of a known class; None of any other."""
     layout = HUGGING_FACE.get(full_name(type(module)))
-    if layout is not None and getattr(module, "is_cross_attention", False):
-        return layout.cross
-    return layout
+    if layout is None:
+        return TIMM if is_like_timm(module) else None
+    return layout.cross if getattr(module, "is_cross_attention", False) else layout
+
+
+def is_like_timm(module: Any) -> bool:
+    """Whether a module of any class has all that timm's attention has, and nothing else.
+
+    One projection makes queries, keys and values; parts that could do more are identities.
+    """
+    parts = module._modules
+    idle = {name for name, part in parts.items() if full_name(type(part)).endswith(".Identity")}
+    return (
+        {"qkv", "proj"} <= set(parts)
+        and set(parts) - idle <= {"qkv", "proj", "attn_drop", "proj_drop"}
+        and not module._parameters
+        and not module._buffers
+        and isinstance(getattr(module, "num_heads", None), int)
+    )
 
 
 def full_name(kind: type) -> str:
