@@ -37,10 +37,8 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 
 WIDTH, HEADS, LAYERS, WORDS = 32, 4, 2, 60
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
-FULL = [
-    AttentionChoice.of("grouped_query", num_groups=HEADS),
-    AttentionChoice.of("collaborative", shared_dim=WIDTH),
-]
+GROUPS = AttentionChoice.of("grouped_query", num_groups=HEADS)
+FULL = [GROUPS, AttentionChoice.of("collaborative", shared_dim=WIDTH)]
 SHARED = AttentionChoice.of("grouped_query", num_groups=2)
 
 SIZES = {
@@ -103,11 +101,13 @@ class Family:
         make: Function that builds it.
         given: What it is called with.
         source: Those arguments with which it generates; empty if it does not.
+        rotary: Whether only whole keys can be shared.
     """
 
     make: Callable[[], nn.Module]
     given: dict[str, Tensor]
     source: tuple[str, ...] = ()
+    rotary: bool = False
 
 
 def _tokens(*, left: bool = False) -> dict[str, Tensor]:
@@ -179,9 +179,9 @@ def _reader(name: str, **options: object) -> Family:
     return Family(_hugging_face(name, **options), _tokens())
 
 
-def _writer(name: str, **options: object) -> Family:
+def _writer(name: str, *, rotary: bool = False, **options: object) -> Family:
     make = _hugging_face(name, **SPECIAL, **options)
-    return Family(make, _tokens(left=True), ("input_ids", "attention_mask"))
+    return Family(make, _tokens(left=True), ("input_ids", "attention_mask"), rotary)
 
 
 GPT2 = {
@@ -204,6 +204,8 @@ FAMILIES: dict[str, Family] = {
     "timm": Family(Images, {"states": _random(2, 7, WIDTH)}),
     "torch": Family(_torch, {"src": _random(2, 7, WIDTH)}),
     "gpt2": _writer("GPT2LMHeadModel", **GPT2, scale_attn_by_inverse_layer_idx=True),
+    "llama": _writer("LlamaForCausalLM", rotary=True, **TEXT, num_key_value_heads=HEADS),
+    "qwen2": _writer("Qwen2ForCausalLM", rotary=True, **TEXT, num_key_value_heads=HEADS),
     "bert pair": Family(_bert_pair, *_PAIR_CALL),
     "bart": _pair("BartForConditionalGeneration", **PAIR),
     "mbart": _pair("MBartForConditionalGeneration", **PAIR),
@@ -256,7 +258,8 @@ def exactness(family: Family) -> list[float]:
     found = []
     for dtype in TOLERANCES:
         before = model.to(dtype)
-        found.append(difference(outputs(before, family), outputs(converted(before, FULL), family)))
+        full = [GROUPS] if family.rotary else FULL
+        found.append(difference(outputs(before, family), outputs(converted(before, full), family)))
     return found
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention, MultiHeadAttention
+from nas_attn.attention.base import CommonArguments
+from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.conversion.probes import check, hidden_states_probes, torch_probes
 from nas_attn.conversion.slots import Found, Slot
 from nas_attn.conversion.table import (
@@ -205,7 +208,7 @@ def _adopt(found: Found) -> Slot:
         layout = found.layout
         attention = _multi_head(
             _parts(found),
-            getattr(module, layout.heads),
+            attrgetter(layout.heads)(module),
             _dropout(module, layout),
             scale=getattr(module, layout.scale) if layout.scale else None,
         )
@@ -263,16 +266,22 @@ def _multi_head(
     *,
     scale: float | None = None,
 ) -> Attention:
-    """Multi-head attention of ours; a factor of scores that is not the usual goes to queries."""
+    """Multi-head attention of ours, or grouped-query attention of a model that has it; a factor of
+    scores that is not the usual goes to queries."""
     (query, _), (key, _), (value, _), _ = parts
-    module = MultiHeadAttention(
-        query.size(1),
-        num_heads,
-        kdim=key.size(1),
-        vdim=value.size(1),
-        dropout=dropout,
-        bias=any(bias is not None for _, bias in parts),
-    ).to(query)
+    groups = num_heads * len(key) // max(1, len(query))
+    how: CommonArguments = {
+        "kdim": key.size(1),
+        "vdim": value.size(1),
+        "dropout": dropout,
+        "bias": any(bias is not None for _, bias in parts),
+    }
+    module: MultiHeadAttention | GroupedQueryAttention
+    if groups == num_heads:
+        module = MultiHeadAttention(query.size(1), num_heads, **how)
+    else:
+        module = GroupedQueryAttention(query.size(1), num_heads, num_groups=groups, **how)
+    module = module.to(query)
     projections = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
     with torch.no_grad():
         for projection, (weight, bias) in zip(projections, parts, strict=True):

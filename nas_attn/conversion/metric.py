@@ -210,11 +210,11 @@ class InputStatistics:
         spread = sums.value / (sums.queries * heads)
         spread = spread - value_mean.t() @ value_mean / heads
         return cls(
-            query=_root(second),
-            centred_query=_root(centred),
+            query=root(second),
+            centred_query=root(centred),
             query_mean=mean,
-            key=_root(sums.key / sums.keys),
-            value=_root(spread),
+            key=root(sums.key / sums.keys),
+            value=root(spread),
             value_mean=value_mean,
         )
 
@@ -292,7 +292,7 @@ def run(module: Attention, call: RecordedCall) -> Tensor:
     return result
 
 
-def _root(moment: Tensor) -> Tensor:
+def root(moment: Tensor) -> Tensor:
     """Lower triangle L with L L^T the moment, every direction made to count a little."""
     size = len(moment)
     added = SHRINKAGE * moment.diagonal().mean()

@@ -20,6 +20,7 @@ from nas_attn.conversion.adoption import adopt, find
 from nas_attn.conversion.convert import Errors, build_like, convert_attention
 from nas_attn.conversion.metric import RecordedCall, recorded
 from nas_attn.conversion.probes import is_close
+from nas_attn.conversion.rotary import convert_rotary
 from nas_attn.conversion.slots import Found, Slot
 from nas_attn.conversion.votes import settled_choice
 from nas_attn.conversion.wrappers import argument_names, without_cache
@@ -115,7 +116,8 @@ def take_shape(model: nn.Module, plan: AttentionPlan) -> None:
     slots = adopt(model, found)
     for slot, choice in zip(slots, choices, strict=True):
         training, weight = slot.attention.training, next(slot.attention.parameters())
-        slot.attention = build_like(slot.attention, choice).to(weight).train(training)
+        if choice.scheme != "multi_head":  # which is attention as it was
+            slot.attention = build_like(slot.attention, choice).to(weight).train(training)
     for slot in slots:
         slot.put()
     _settle(model, found, choices)
@@ -203,7 +205,8 @@ class Conversions:
         if (number, choice) not in self._made:
             try:
                 _refuse_bias(self._slots[number], choice)
-                made = convert_attention(self._trained[number], choice, self._calls[number])
+                convert = convert_rotary if self._slots[number].is_rotary else convert_attention
+                made = convert(self._trained[number], choice, self._calls[number])
             except PlanError as error:
                 raise PlanError(f"{self._found[number].label}: {error}") from None
             self._made[number, choice] = made.module
@@ -247,7 +250,10 @@ def _convert(
         try:
             _refuse_bias(slot, choice)
             choice = settled_choice(slot.attention, choice, calls, seed=number)
-            made = convert_attention(slot.attention, choice, calls, refit=refit, force=force)
+            if slot.is_rotary:
+                made = convert_rotary(slot.attention, choice, calls)
+            else:
+                made = convert_attention(slot.attention, choice, calls, refit=refit, force=force)
         except PlanError as error:
             raise PlanError(f"{slot.found.label}: {error}") from None
         slot.attention, errors = made.module, made.errors

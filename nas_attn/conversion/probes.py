@@ -14,7 +14,7 @@ from nas_attn.conversion.slots import Found, Slot, put
 from nas_attn.conversion.wrappers import argument_names
 from nas_attn.errors import PlanError
 
-Probe = tuple[tuple[Tensor, ...], dict[str, Tensor]]
+Probe = tuple[tuple[Tensor, ...], dict[str, Any]]
 """Arguments of a call, by position and by name."""
 
 
@@ -44,19 +44,23 @@ def hidden_states_probes(found: Found, attention: Attention) -> list[Probe]:
 
     called = found.places[0][0] if layout.output_outside else found.module
     known = argument_names(type(called))
-    states, given = random(2, 5, attention.embed_dim), {}
+    states = random(2, 5, attention.embed_dim)
+    given: dict[str, Any] = {}
     keys, heads = 5, attention.embed_dim // attention.head_dim
     if layout.states and found.site == "encoder_decoder":
         keys = 4
         given[layout.states] = random(2, keys, attention.kdim)
+    if layout.rotary:
+        angles = random(2, 5, attention.head_dim // 2).repeat(1, 1, 2)
+        given["position_embeddings"] = angles.cos(), angles.sin()
     mask = torch.zeros(2, 1, 5, keys, dtype=torch.float64)
     mask[1, ..., 3:] = torch.finfo(torch.float64).min
     name = layout.mask
     if layout.output_outside and found.site == "encoder_decoder":
         name = "encoder_attention_mask"  # which the module around passes on
-    probes: list[Probe] = [((states,), given)]
-    if name in known:
-        probes.append(((states,), {**given, name: mask}))
+    if name not in known:
+        return [((states,), given)]
+    probes: list[Probe] = [((states,), {**given, name: None}), ((states,), {**given, name: mask})]
     if layout.position_bias:
         probes.append(
             ((states,), {**given, name: mask, "position_bias": random(1, heads, 5, keys)})
@@ -86,7 +90,8 @@ def check(slot: Slot, probes: Sequence[Probe]) -> None:
             raise PlanError(f"it does not take a probe ({type(error).__name__}: {error})") from None
         wanted, got = (r[0] if isinstance(r, tuple) else r for r in results)
         if not is_close(wanted, got):
-            how = f"under {', '.join(masks)}" if masks else "without a mask"
+            under = [name for name, mask in masks.items() if "mask" in name and mask is not None]
+            how = f"under {', '.join(under)}" if under else "without a mask"
             raise PlanError(
                 f"{how} it computes something else than multi-head attention with its weights"
             )

@@ -72,6 +72,11 @@ class Slot:
     attention: Attention
     wrap: Callable[[Attention], nn.Module]
 
+    @property
+    def is_rotary(self) -> bool:
+        """Whether queries and keys are turned by their positions."""
+        return self.found.layout is not None and self.found.layout.rotary
+
     def output_of(self, result: Any) -> Tensor:
         """The attention's output, of what the original returned."""
         output: Tensor = result[0] if isinstance(result, tuple) else result

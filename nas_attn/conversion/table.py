@@ -19,7 +19,7 @@ class Layout:
     Args:
         projections: Attributes of queries, keys, values and the output. One that is named several
             times makes these at once, side by side in this order.
-        heads: Attribute with their number.
+        heads: Attribute with their number; of another attribute after a dot.
         dropout: Attributes, of which one is the probability or the `nn.Dropout` of weights.
         scale: Attribute with the factor of the scores; without it they are divided by the root of a
             head's width.
@@ -27,6 +27,8 @@ class Layout:
         states: Argument with what is attended to; empty if that is always the first argument.
         mask: Argument with the mask.
         ignored: Arguments that the class takes and does not use.
+        rotary: Whether queries and keys are turned by their positions, as `position_embeddings`
+            (cosines and sines) say.
         position_bias: Whether scores get a bias for each head and distance, which the first layer
             makes and returns.
         kept: Parts that go on as they are.
@@ -44,6 +46,7 @@ class Layout:
     states: str = ""
     mask: str = "attention_mask"
     ignored: tuple[str, ...] = ()
+    rotary: bool = False
     position_bias: bool = False
     kept: tuple[str, ...] = ()
     output_dropout: str = ""
@@ -54,8 +57,9 @@ class Layout:
     @property
     def arguments(self) -> set[str]:
         """What `forward` takes that this layout knows."""
-        biased = {"position_bias"} if self.position_bias else set()
-        return {self.mask, self.states, *self.ignored, *biased}
+        known = {self.mask, self.states, *self.ignored}
+        known |= {"position_bias"} if self.position_bias else set()
+        return known | ({"position_embeddings"} if self.rotary else set())
 
     @property
     def own_projections(self) -> tuple[str, ...]:
@@ -120,6 +124,13 @@ CLIP = Layout(
     heads="num_heads",
     dropout=("dropout",),
     sites=(("text_model", "decoder_self"),),  # it is causal
+)
+LLAMA = Layout(
+    projections=("q_proj", "k_proj", "v_proj", "o_proj"),
+    heads="config.num_attention_heads",
+    dropout=("attention_dropout",),
+    scale="scaling",
+    rotary=True,
 )
 TIMM = Layout(
     projections=("qkv", "qkv", "qkv", "proj"),
@@ -201,6 +212,13 @@ HUGGING_FACE: dict[str, Layout] = {
             "plbart:PLBartAttention whisper:WhisperAttention"
         ),
         BART,
+    ),
+    **dict.fromkeys(
+        _names(
+            "granite:GraniteAttention llama:LlamaAttention mistral:MistralAttention "
+            "qwen2:Qwen2Attention"
+        ),
+        LLAMA,
     ),
     **dict.fromkeys(_names("mt5:MT5Attention t5:T5Attention"), T5),
     **dict.fromkeys(

@@ -13,6 +13,7 @@ from nas_attn.attention import Attention
 from nas_attn.attention.base import FastPathAnswers, split_heads
 from nas_attn.attention.masks import causal_mask
 from nas_attn.conversion.table import CACHES, Layout
+from nas_attn.conversion.turned import Turned
 
 WITHOUT_EFFECT = frozenset(
     (
@@ -92,11 +93,15 @@ class HiddenStates(nn.Module):
         cache = next((one for one in found if one is not None), None)
         with_weights = given.pop("output_attentions", None)
         if with_weights is None:
-            with_weights = getattr(self.config, "output_attentions", False)
+            with_weights = getattr(self.config, "output_attentions", False) or self._is_recorded()
         causal = given.pop("is_causal", None)
+        computed: Attention | Turned = self.attention
+        if layout.rotary:
+            computed = Turned(self.attention, given.pop("position_embeddings"))
         self._refuse(given, mask)
         before = _length(cache, getattr(self, "layer_idx", None))
-        keys, values = self._keys_and_values(query, states, cache)
+        source = query if states is None else states
+        keys, values = self._keys_and_values(computed, source, states is not None, cache)
         if bias is None and getattr(self, "has_relative_attention_bias", False):
             places = {"device": query.device, "past_seen_tokens": before}
             compute: Any = self.compute_bias
@@ -104,7 +109,7 @@ class HiddenStates(nn.Module):
         causal = self._is_causal(causal, mask, query)
         if causal and keys.size(2) > query.size(1):  # a static cache, empty but for this call
             keys, values = keys[:, :, : query.size(1)], values[:, :, : query.size(1)]
-        output, weights = self.attention.attend(
+        output, weights = computed.attend(
             query,
             keys,
             values,
@@ -118,6 +123,11 @@ class HiddenStates(nn.Module):
         returned = tuple(results[name] for name in layout.returns)
         return returned if len(returned) > 1 else output
 
+    def _is_recorded(self) -> bool:
+        """Whether transformers asks for weights by a hook, which only eager attention gives."""
+        eager = getattr(self.config, "_attn_implementation", None) == "eager"
+        return eager and bool(self._forward_hooks)
+
     def _refuse(self, given: dict[str, Any], mask: Any) -> None:
         """Refuse what nobody here makes use of."""
         for name, value in given.items():
@@ -130,22 +140,21 @@ class HiddenStates(nn.Module):
             )
 
     def _keys_and_values(
-        self, query: Tensor, states: Tensor | None, cache: Any
+        self, computed: Attention | Turned, source: Tensor, is_cross: bool, cache: Any
     ) -> tuple[Tensor, Tensor]:
         """Those of this call, and of earlier ones if there is a cache, which is brought up to
         date."""
-        source = query if states is None else states
         if cache is None:
-            return self.attention.project(source, source)
+            return computed.project(source, source)
         layer: Any = self.layer_idx
         own, to_encoder = cache, False
         if hasattr(cache, "cross_attention_cache"):
-            to_encoder = states is not None
+            to_encoder = is_cross
             own = cache.cross_attention_cache if to_encoder else cache.self_attention_cache
         if to_encoder and cache.is_updated.get(layer):
             keys, values = own.layers[layer].keys, own.layers[layer].values
         else:
-            keys, values = self.attention.project(source, source)
+            keys, values = computed.project(source, source)
             keys, values = own.update(keys, _as_many(values, keys.size(1)), layer)
             if to_encoder:
                 cache.is_updated[layer] = True
