@@ -109,6 +109,7 @@ class HiddenStates(nn.Module):
         causal = self._is_causal(causal, mask, query)
         if causal and keys.size(2) > query.size(1):  # a static cache, empty but for this call
             keys, values = keys[:, :, : query.size(1)], values[:, :, : query.size(1)]
+            bias = None if bias is None else bias[..., : query.size(1)]
         output, weights = computed.attend(
             query,
             keys,
