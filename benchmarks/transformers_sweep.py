@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nas_attn.conversion import convert_model
-from nas_attn.conversion.adoption import ATTENTION_NAME, find, full_name, site_of
-from nas_attn.conversion.table import HUGGING_FACE
+from nas_attn.conversion.adoption import ATTENTION_NAME, find
+from nas_attn.conversion.table import HUGGING_FACE, full_name
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -44,6 +44,7 @@ MOST = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 2),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "decoder_num_hidden_layers"), 2),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    "d_kv": WIDTH // HEADS, "head_dim": WIDTH // HEADS,
     "decoder_attention_heads": HEADS, "decoder_num_attention_heads": HEADS,
     "decoder_hidden_size": WIDTH, "decoder_intermediate_size": 24,
     "vocab_size": 120, "max_position_embeddings": 64, "image_size": 32, "patch_size": 8,
@@ -53,10 +54,6 @@ MOST = {
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
 TOLERANCE = 1e-5
-CHOICES = {
-    "multi_head": AttentionChoice.of("multi_head"),
-    "grouped_query": AttentionChoice.of("grouped_query", num_groups=HEADS),
-}
 
 
 class NotRunError(Exception):
@@ -151,10 +148,21 @@ def inputs_of(model: Any, padded: bool) -> dict[str, Any]:
         if "num_frames" in config.to_dict():
             image = (2, config.num_frames, *image[1:])
         given[name] = torch.randn(image, generator=make, dtype=torch.float64)
+    if name == "input_features":
+        frames = 2 * getattr(config, "max_source_positions", 8)
+        shape = (2, getattr(config, "num_mel_bins", 32), frames)
+        given[name] = torch.randn(shape, generator=make, dtype=torch.float64)
+    if getattr(config, "is_encoder_decoder", False) and name in ("input_ids", "input_features"):
+        given["decoder_input_ids"] = torch.randint(4, 100, (2, 6), generator=make)
     if name == "input_values":
         shape = (2, config.max_length, config.num_mel_bins)
         given[name] = torch.randn(shape, generator=make, dtype=torch.float64)
-    if kind.startswith(("Align", "Flava", "Vilt", "VisionText")):
+    if kind in (
+        "CLIPModel",
+        "AltCLIPModel",
+        "MetaClip2Model",
+        "ChineseCLIPModel",
+    ) or kind.startswith(("Align", "Flava", "Vilt", "VisionText")):
         given["pixel_values"] = torch.randn(image, generator=make, dtype=torch.float64)
     return given
 
@@ -209,7 +217,7 @@ def judge(name: str) -> Verdict:
     classes = list(dict.fromkeys(classes))
     before = [(n, id(m)) for n, m in model.named_modules()]
     try:
-        convert_model(model, AttentionPlan.uniform(CHOICES["multi_head"], ("encoder_self",)))
+        convert_model(model, AttentionPlan.of({}))
     except PlanError as error:
         words = str(error)
         if [(n, id(m)) for n, m in model.named_modules()] != before:
@@ -246,12 +254,22 @@ def faults(name: str) -> str:
             return f"{how}: {error}"
         for padded in (False, True):
             given = inputs_of(model, padded)
-            for choice_name, choice in CHOICES.items():
+            heads = getattr(model.config, "num_attention_heads", HEADS)
+            for choice_name, choice in choices(heads).items():
                 # sdpa returns no weights, and ours then still does.
                 words = faults_of(model, given, choice, with_weights=how == "eager", data=padded)
                 if words:
                     return f"{how}, padding {padded}, {choice_name}: {words}"
     return ""
+
+
+def choices(heads: object) -> dict[str, AttentionChoice]:
+    """Schemes that are exact for so many heads."""
+    groups = heads if isinstance(heads, int) else HEADS
+    return {
+        "multi_head": AttentionChoice.of("multi_head"),
+        "grouped_query": AttentionChoice.of("grouped_query", num_groups=groups),
+    }
 
 
 def faults_of(
@@ -285,7 +303,7 @@ def faults_of(
 
 def sites_of(model: nn.Module) -> tuple[str, ...]:
     """Those that the names of a model's known attention tell."""
-    return tuple(dict.fromkeys(site_of(found.name) for found in find(model)))
+    return tuple(dict.fromkeys(found.site for found in find(model)))
 
 
 def untrained(model: nn.Module, given: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nas_attn.api import Results, open_study, predict_front, search
     from nas_attn.attention import build_attention
-    from nas_attn.conversion import convert_model
+    from nas_attn.conversion import convert_model, load_converted, save_converted
     from nas_attn.plan import AttentionPlan
     from nas_attn.space import SearchSpace
     from nas_attn.study import Study
@@ -33,9 +33,11 @@ _MODULES = {
     "Study": "nas_attn.study",
     "build_attention": "nas_attn.attention",
     "convert_model": "nas_attn.conversion",
+    "load_converted": "nas_attn.conversion",
     "open_study": "nas_attn.api",
     "predict_front": "nas_attn.api",
     "predict_model_front": "nas_attn.workflows.model_front",
+    "save_converted": "nas_attn.conversion",
     "search": "nas_attn.api",
 }
 """Where the public names are; they are imported when they are asked for, since torch is slow."""
@@ -48,9 +50,11 @@ __all__ = [
     "__version__",
     "build_attention",
     "convert_model",
+    "load_converted",
     "open_study",
     "predict_front",
     "predict_model_front",
+    "save_converted",
     "search",
 ]
 

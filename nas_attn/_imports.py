@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "fairseq", "jinja2", "matplotlib", "optuna", "pandas", "plotly", "ray", "rich", "sacrebleu",
         "scipy", "sentencepiece", "typer",
     ),
+    "models": ("safetensors",),
     "shared": ("grpc", "psycopg"),
     "export": ("ctranslate2", "safetensors"),
 }  # fmt: skip

@@ -30,9 +30,11 @@ PUBLIC = [
     "__version__",
     "build_attention",
     "convert_model",
+    "load_converted",
     "open_study",
     "predict_front",
     "predict_model_front",
+    "save_converted",
     "search",
 ]
 

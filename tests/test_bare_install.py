@@ -29,7 +29,7 @@ ALSO_HIDDEN = ("omegaconf", "hydra", "transformers", "sqlalchemy", "alembic", "t
 
 HIDE = f"""
 import sys
-HIDDEN = {{*{[*EXTRAS["search"], *EXTRAS["shared"], *ALSO_HIDDEN]!r}}}
+HIDDEN = {{*{[*(name for extra in EXTRAS.values() for name in extra), *ALSO_HIDDEN]!r}}}
 class Without:
     def __init__(self, finder):
         self.finder = finder

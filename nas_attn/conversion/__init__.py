@@ -8,6 +8,7 @@ from nas_attn.conversion.models import (
     convert_model,
     warn_without_data,
 )
+from nas_attn.conversion.saved import load_converted, save_converted
 from nas_attn.conversion.votes import settled_choice
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "convert_attention",
     "convert_model",
     "inherits",
+    "load_converted",
     "recorded",
+    "save_converted",
     "settled_choice",
     "warn_without_data",
 ]

@@ -80,6 +80,19 @@ class RecordedCall:
                 moved[name] = mask.to(device, dtype if mask.is_floating_point() else None)
         return replace(self, **moved)
 
+    def with_padding(self) -> RecordedCall:
+        """The same, and keys that its mask hides from every query are padding.
+
+        transformers passes one mask for all, and padding shall not count.
+        """
+        mask = self.attn_mask
+        if self.key_padding_mask is not None or mask is None or mask.dim() != 4:
+            return self
+        is_bool = mask.dtype == torch.bool
+        hidden = mask if is_bool else mask <= torch.finfo(mask.dtype).min / 2.0
+        padding = hidden.all(dim=2).all(dim=1).expand(self.key.size(0), -1)  # (B, S)
+        return replace(self, key_padding_mask=padding) if bool(padding.any()) else self
+
     def is_finite(self) -> bool:
         """Whether all inputs are numbers."""
         return all(bool(t.isfinite().all()) for t in (self.query, self.key, self.value))
@@ -197,11 +210,11 @@ class InputStatistics:
         spread = sums.value / (sums.queries * heads)
         spread = spread - value_mean.t() @ value_mean / heads
         return cls(
-            query=_root(second),
-            centred_query=_root(centred),
+            query=root(second),
+            centred_query=root(centred),
             query_mean=mean,
-            key=_root(sums.key / sums.keys),
-            value=_root(spread),
+            key=root(sums.key / sums.keys),
+            value=root(spread),
             value_mean=value_mean,
         )
 
@@ -279,7 +292,7 @@ def run(module: Attention, call: RecordedCall) -> Tensor:
     return result
 
 
-def _root(moment: Tensor) -> Tensor:
+def root(moment: Tensor) -> Tensor:
     """Lower triangle L with L L^T the moment, every direction made to count a little."""
     size = len(moment)
     added = SHRINKAGE * moment.diagonal().mean()

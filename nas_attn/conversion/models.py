@@ -16,10 +16,14 @@ import torch
 from torch import nn
 
 from nas_attn.attention import Attention
-from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close, site_of
-from nas_attn.conversion.convert import Errors, convert_attention
+from nas_attn.conversion.adoption import adopt, find
+from nas_attn.conversion.convert import Errors, build_like, convert_attention
 from nas_attn.conversion.metric import RecordedCall, recorded
+from nas_attn.conversion.probes import is_close
+from nas_attn.conversion.rotary import convert_rotary
+from nas_attn.conversion.slots import Found, Slot
 from nas_attn.conversion.votes import settled_choice
+from nas_attn.conversion.wrappers import argument_names, without_cache
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
@@ -51,9 +55,9 @@ def convert_model(
 ) -> list[ConvertedModule]:
     """Replace the attention of a model, in place, by what a plan says; all of it or nothing.
 
-    Sites follow from names: attention to an encoder (`multihead_attn` of torch's decoder layers) is
-    encoder_decoder, else what has `decoder` in its name is decoder_self and all other encoder_self;
-    layers are counted in the order of the model, a module that is used in several places as one.
+    Attention to an encoder (`multihead_attn` of torch's decoder layers) is encoder_decoder, else
+    what is causal or has `decoder` in its name is decoder_self and all other encoder_self; layers
+    are counted in the order of the model, a module that is used in several places as one.
     Sites that the plan leaves out become multi_head.
 
     Only classes that `nas_attn.conversion.table` lists are taken over, and each module is first
@@ -62,9 +66,9 @@ def convert_model(
     Give `run` wherever a scheme has less room than the heads fill: by weights alone collaborative
     attention is no better than truncated singular values of the two matrices.
 
-    `save_pretrained` is refused afterwards, for `from_pretrained` would build the attention of
-    before, with random weights. Keep `model.state_dict()` and `plan.dumps()`; to load, build the
-    model, convert it by the same plan, and `load_state_dict`.
+    Models of transformers generate with their own cache afterwards, which holds shared heads once.
+    `save_pretrained` is refused, for `from_pretrained` would build the attention of before, with
+    random weights: use `save_converted` and `load_converted`.
 
     Args:
         model: Trained model; changed.
@@ -93,12 +97,42 @@ def convert_model(
     ]
     for slot in slots:
         slot.put()
-    _settle(model)
+    _settle(model, found, [module.choice for module in converted])
     return converted
 
 
-def _settle(model: nn.Module) -> None:
-    """Have a model do without what needs the attention that it had."""
+def take_shape(model: nn.Module, plan: AttentionPlan) -> None:
+    """Replace the attention of a model, in place, by new modules that await their weights.
+
+    Args:
+        model: Model of any weights; changed.
+        plan: Scheme and options for each site and layer.
+
+    Raises:
+        PlanError: As `convert_model` says.
+    """
+    found = find(model)
+    choices = _choices(found, plan)
+    slots = adopt(model, found)
+    for slot, choice in zip(slots, choices, strict=True):
+        training, weight = slot.attention.training, next(slot.attention.parameters())
+        if choice.scheme != "multi_head":  # which is attention as it was
+            slot.attention = build_like(slot.attention, choice).to(weight).train(training)
+    for slot in slots:
+        slot.put()
+    _settle(model, found, choices)
+
+
+PLAN = "_nas_attn_plan"
+"""Attribute of converted models with their plan."""
+
+
+def _settle(model: nn.Module, found: Sequence[Found], choices: Sequence[AttentionChoice]) -> None:
+    """Have a model know its plan, and do without what needs the attention that it had."""
+    sites: dict[str, list[AttentionChoice]] = {}
+    for one, choice in zip(found, choices, strict=True):
+        sites.setdefault(one.site, []).append(choice)
+    setattr(model, PLAN, AttentionPlan.of(sites))
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # which needs torch's own fused weights
@@ -127,7 +161,7 @@ class Conversions:
         self._made: dict[tuple[int, AttentionChoice], Attention] = {}
         for slot in self._slots:
             slot.put()
-        _settle(self.model)
+        _settle(self.model, self._found, [AttentionChoice.of("multi_head")] * len(self._found))
 
     @property
     def shapes(self) -> dict[str, SiteShape]:
@@ -138,7 +172,7 @@ class Conversions:
         """
         shapes: dict[str, SiteShape] = {}
         for found, attention in zip(self._found, self._trained, strict=True):
-            site = site_of(found.name)
+            site = found.site
             heads = attention.embed_dim // attention.head_dim
             before = shapes.get(site)
             layers = 1 if before is None else before.num_layers + 1
@@ -156,11 +190,13 @@ class Conversions:
         Raises:
             PlanError: The plan does not fit, or a scheme cannot inherit.
         """
-        for number, choice in enumerate(_choices(self._found, plan)):
+        choices = _choices(self._found, plan)
+        for number, choice in enumerate(choices):
             slot, attention = self._slots[number], self._attention(number, choice)
             if slot.attention is not attention:
                 slot.attention = attention
                 slot.put()
+        _settle(self.model, self._found, choices)
         return self.model
 
     def _attention(self, number: int, choice: AttentionChoice) -> Attention:
@@ -168,11 +204,30 @@ class Conversions:
             return self._trained[number]
         if (number, choice) not in self._made:
             try:
-                made = convert_attention(self._trained[number], choice, self._calls[number])
+                _refuse_bias(self._slots[number], choice)
+                convert = convert_rotary if self._slots[number].is_rotary else convert_attention
+                made = convert(self._trained[number], choice, self._calls[number])
             except PlanError as error:
                 raise PlanError(f"{self._found[number].label}: {error}") from None
             self._made[number, choice] = made.module
         return self._made[number, choice]
+
+
+def _refuse_bias(slot: Slot, choice: AttentionChoice) -> None:
+    """Refuse what cannot have a position bias for each head of the original.
+
+    Raises:
+        PlanError: The module has one and the choice cannot.
+    """
+    layout = slot.found.layout
+    if layout is None or not layout.position_bias or slot.found.site == "encoder_decoder":
+        return
+    options = dict(choice.options)
+    prunes = "kept_heads" in options or options.get("keep", "all") != "all"
+    if choice.scheme == "single_head" or prunes:
+        raise PlanError(
+            f"{choice.scheme} has fewer attention maps than its position bias has heads"
+        )
 
 
 def _convert(
@@ -193,8 +248,12 @@ def _convert(
         errors = Errors(scores=0.0, outputs=0.0) if calls else None
     else:
         try:
+            _refuse_bias(slot, choice)
             choice = settled_choice(slot.attention, choice, calls, seed=number)
-            made = convert_attention(slot.attention, choice, calls, refit=refit, force=force)
+            if slot.is_rotary:
+                made = convert_rotary(slot.attention, choice, calls)
+            else:
+                made = convert_attention(slot.attention, choice, calls, refit=refit, force=force)
         except PlanError as error:
             raise PlanError(f"{slot.found.label}: {error}") from None
         slot.attention, errors = made.module, made.errors
@@ -227,7 +286,7 @@ def _shared_dim(choice: AttentionChoice, width: int) -> int:
 
 def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoice]:
     """What each module becomes."""
-    sites = [site_of(one.name) for one in found]
+    sites = [one.site for one in found]
     foreign = [site for site, _ in plan if site not in sites]
     if foreign:
         raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
@@ -260,7 +319,7 @@ def _calls(
             slot.attention.train(slot.found.module.training)
     if faults:
         raise PlanError(faults[0])
-    return calls
+    return {name: [call.with_padding() for call in made] for name, made in calls.items()}
 
 
 @contextmanager
@@ -272,10 +331,13 @@ def _compared(slots: Sequence[Slot]) -> Iterator[list[str]]:
 
         def compare(_: nn.Module, given: Any, named: Any, result: Any, slot: Slot = slot) -> None:
             try:
-                got, _weights = slot.wrap(slot.attention)(*given, **named)
+                tokens = given[0] if given else named[argument_names(type(slot.found.module))[0]]
+                named = without_cache(slot.found.module, named, tokens.size(1))
+                got = slot.wrap(slot.attention)(*given, **named)
             except NotImplementedError as error:
                 faults.append(f"{slot.found.label}: {error}")
                 return
+            got = got[0] if isinstance(got, tuple) else got
             if not is_close(slot.output_of(result), got):
                 faults.append(f"{slot.found.label}: ours computes something else on the data")
 
@@ -290,8 +352,6 @@ def _compared(slots: Sequence[Slot]) -> Iterator[list[str]]:
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
     """In the place of `save_pretrained` of converted models."""
     raise NotImplementedError(
-        "from_pretrained would build the attention of before the conversion, with random weights. "
-        "Save the weights and the plan: torch.save(model.state_dict(), FILE) and plan.dumps(). To "
-        "load them, build the model from its configuration, convert it by convert_model(model, "
-        "AttentionPlan.parse(TEXT)), then model.load_state_dict(torch.load(FILE))"
+        "from_pretrained would build the attention of before the conversion, with random weights: "
+        "use nas_attn.save_converted(model, FOLDER) and nas_attn.load_converted(FOLDER)"
     )

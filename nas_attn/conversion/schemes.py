@@ -97,9 +97,9 @@ def _grouped(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> 
     groups = module.v_proj.out_features // module.head_dim
     key_width = module.k_proj.out_features // groups
     query, key = _shared_keys(maps, metric, groups, key_width)
-    _set_linear(module.q_proj, query.flatten(0, 1))  # (n * key width, d + 1)
-    _set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))  # (groups * key width, kdim + 1)
-    _set_values(module, _shared_values(maps, metric, groups, module.head_dim))
+    set_linear(module.q_proj, query.flatten(0, 1))  # (n * key width, d + 1)
+    set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))  # (groups * key width, kdim + 1)
+    set_values(module, shared_values(maps, metric, groups, module.head_dim))
 
 
 def _shared_key_value(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
@@ -113,11 +113,11 @@ def _shared_key_value(module: Attention, maps: HeadMatrices, metric: InputStatis
         alike = [((a / _norm(a, b))[None], b[None]) for a, b in pairs]
         rows = shared_rows(module.head_dim, *alike)
         queries.append((right[head] @ rows.t()).t() @ maps.query[head])
-        keys.append(_undo(rows, metric.key))
+        keys.append(undo(rows, metric.key))
         outputs.append(maps.output[head] @ inward[head] @ rows.t())
     query, key, output = torch.stack(queries), torch.stack(keys), torch.stack(outputs)
-    _set_linear(module.q_proj, query.flatten(0, 1))
-    _set_linear(module.kv_proj, _with_bias(key.flatten(0, 1)))
+    set_linear(module.q_proj, query.flatten(0, 1))
+    set_linear(module.kv_proj, _with_bias(key.flatten(0, 1)))
     lost = torch.einsum("ndh,nhv->ndv", maps.output, maps.value) - output @ key  # (n, d, vdim)
     _set_output(module, output, maps.bias + _constant(lost, metric))
 
@@ -130,27 +130,27 @@ def _collaborative(module: Attention, maps: HeadMatrices, metric: InputStatistic
         queries, root = maps.query[..., :-1], metric.centred_query
     query, key, mixing = _mixed(queries, maps.key, root, metric.key, module.shared_dim)
     module.mixing.copy_(mixing)
-    _set_linear(module.k_proj, _with_bias(key))
+    set_linear(module.k_proj, _with_bias(key))
     if module.content_bias is None:
-        _set_linear(module.q_proj, query)
+        set_linear(module.q_proj, query)
     else:
-        _set_linear(module.q_proj, _with_bias(query))
+        set_linear(module.q_proj, _with_bias(query))
         mean = metric.query_mean
         whole = torch.einsum("nrd,d,nrk->nk", maps.query, mean, maps.key)  # (n, kdim)
         module.content_bias.weight.copy_(whole - (mixing * (query @ mean[:-1])) @ key)
-    _set_values(module, _shared_values(maps, metric, module.num_value_heads, module.head_dim))
+    set_values(module, shared_values(maps, metric, module.num_value_heads, module.head_dim))
 
 
 def _head_embedding_mul(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
     """Collaborative with a head's width; the query embedding mixes, the others do nothing."""
     assert isinstance(module, HeadEmbeddingMulAttention)
     query, key, mixing = _mixed(maps.query, maps.key, metric.query, metric.key, module.head_dim)
-    _set_linear(module.q_proj, query)
-    _set_linear(module.k_proj, _with_bias(key))
+    set_linear(module.q_proj, query)
+    set_linear(module.k_proj, _with_bias(key))
     module.query_embedding.copy_(mixing - module.offset)
     module.key_embedding.fill_(1.0 - module.offset)
     module.value_embedding.fill_(1.0 - module.offset)
-    _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
+    set_values(module, shared_values(maps, metric, 1, module.head_dim))
 
 
 def _head_embedding_add(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
@@ -164,7 +164,7 @@ def _head_embedding_add(module: Attention, maps: HeadMatrices, metric: InputStat
     module.query_embedding.copy_(solved.t())
     module.key_embedding.zero_()
     module.value_embedding.zero_()
-    _set_values(module, _shared_values(maps, metric, 1, module.head_dim))
+    set_values(module, shared_values(maps, metric, 1, module.head_dim))
 
 
 def _single_head(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
@@ -174,10 +174,10 @@ def _single_head(module: Attention, maps: HeadMatrices, metric: InputStatistics)
     whole = torch.einsum("ndh,nhv->dv", maps.output, maps.value)  # (d, vdim)
     everything = torch.eye(len(whole)).to(whole)
     rows = shared_rows(module.head_dim, (everything[None], (whole @ metric.value)[None]))
-    output, value = whole @ metric.value @ rows.t(), _undo(rows, metric.value)
+    output, value = whole @ metric.value @ rows.t(), undo(rows, metric.value)
     copies = module.out_proj.in_features // module.head_dim
     bias = maps.bias + (whole - output @ value) @ metric.value_mean.mean(0)
-    _set_values(module, _Values(value[None], (output / copies).expand(copies, -1, -1), bias))
+    set_values(module, _Values(value[None], (output / copies).expand(copies, -1, -1), bias))
 
 
 def _one_map(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> Tensor:
@@ -185,11 +185,11 @@ def _one_map(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> 
     assert isinstance(module, OneHeadAttention)
     mean = torch.einsum("n,nrd,nrk->dk", _shares(maps), maps.query, maps.key)  # (d + 1, kdim)
     rows = shared_rows(module.head_dim, (metric.query[None], (mean @ metric.key)[None]))
-    key = _undo(rows, metric.key)
+    key = undo(rows, metric.key)
     query = (mean @ metric.key @ rows.t()).t()
     query, key = _evened(query[None], key[None])
-    _set_linear(module.q_proj, query[0])
-    _set_linear(module.k_proj, _with_bias(key[0]))
+    set_linear(module.q_proj, query[0])
+    set_linear(module.k_proj, _with_bias(key[0]))
     return key[0]
 
 
@@ -216,7 +216,7 @@ def _mixed(
             starts += [] if found is None else [found]
         best = collaborative_factors(left, right, shared_dim, starts=starts)
         factors = best.query, best.key, best.mixing
-    return _undo(factors[0], query_root), _undo(factors[1], key_root), factors[2]
+    return undo(factors[0], query_root), undo(factors[1], key_root), factors[2]
 
 
 def _shared_keys(
@@ -230,13 +230,14 @@ def _shared_keys(
         heads = slice(group * size, (group + 1) * size)
         rows = shared_rows(width, (left[heads], right[heads]))
         own = (right[heads] @ rows.t()).mT @ maps.query[heads]
-        query, key = _evened(own, _undo(rows, metric.key)[None])
+        query, key = _evened(own, undo(rows, metric.key)[None])
         queries.append(query)
         keys.append(key)
     return torch.cat(queries), torch.cat(keys)
 
 
-def _shared_values(maps: HeadMatrices, metric: InputStatistics, groups: int, width: int) -> _Values:
+def shared_values(maps: HeadMatrices, metric: InputStatistics, groups: int, width: int) -> _Values:
+    """Values that groups of heads share, and what heads make of them."""
     inward, outward = maps.value @ metric.value, maps.output.mT
     size = maps.num_heads // groups
     values, outputs = [], []
@@ -244,7 +245,7 @@ def _shared_values(maps: HeadMatrices, metric: InputStatistics, groups: int, wid
         heads = slice(group * size, (group + 1) * size)
         rows = shared_rows(width, (outward[heads], inward[heads]))
         output = maps.output[heads] @ inward[heads] @ rows.t()
-        output, value = _evened(output, _undo(rows, metric.value)[None])
+        output, value = _evened(output, undo(rows, metric.value)[None])
         values.append(value)
         outputs.append(output)
     value, output = torch.cat(values), torch.cat(outputs)
@@ -280,7 +281,7 @@ def _constant(lost: Tensor, metric: InputStatistics) -> Tensor:
     return torch.einsum("ndv,nv->d", lost, metric.value_mean)
 
 
-def _undo(rows: Tensor, root: Tensor) -> Tensor:
+def undo(rows: Tensor, root: Tensor) -> Tensor:
     """rows L^-1, the rows for inputs as they are."""
     undone: Tensor = torch.linalg.solve_triangular(root, rows, upper=False, left=False)
     return undone
@@ -302,21 +303,22 @@ def _with_bias(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_zeros(*rows.shape[:-1], 1)], dim=-1)
 
 
-def _set_linear(projection: torch.nn.Linear, rows: Tensor) -> None:
+def set_linear(projection: torch.nn.Linear, rows: Tensor) -> None:
     """Set weights and bias by (rows, inputs + 1)."""
     projection.weight.copy_(rows[:, :-1])
     if projection.bias is not None:
         projection.bias.copy_(rows[:, -1])
 
 
-def _set_values(module: Attention, values: _Values) -> None:
+def set_values(module: Attention, values: _Values) -> None:
+    """Set values and the output projection by maps."""
     assert isinstance(module.v_proj, torch.nn.Linear)
-    _set_linear(module.v_proj, _with_bias(values.value.flatten(0, 1)))
+    set_linear(module.v_proj, _with_bias(values.value.flatten(0, 1)))
     _set_output(module, values.output, values.bias)
 
 
 def _set_output(module: Attention, output: Tensor, bias: Tensor) -> None:
-    _set_linear(module.out_proj, torch.cat([output.transpose(0, 1).flatten(1), bias[:, None]], 1))
+    set_linear(module.out_proj, torch.cat([output.transpose(0, 1).flatten(1), bias[:, None]], 1))
 
 
 WRITERS: dict[type[Attention], Writer] = {

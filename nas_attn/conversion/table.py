@@ -1,31 +1,65 @@
 """Which attention of other libraries is known, by the classes' full names.
 
-A class stands here if its `forward` is multi-head attention of `hidden_states` under
-`attention_mask` and nothing else. Conversion still compares each module on a probe.
+A class stands here if its `forward` is multi-head attention under a mask, perhaps with a cache, and
+nothing else. Conversion still compares each module on a probe.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a class keeps multi-head attention.
+    """How a family of classes keeps and calls multi-head attention.
 
     Args:
-        projections: Attributes of queries, keys, values and the output, all `nn.Linear`.
-        heads: Attribute with their number.
+        projections: Attributes of queries, keys, values and the output. One that is named several
+            times makes these at once, side by side in this order.
+        heads: Attribute with their number; of another attribute after a dot.
         dropout: Attributes, of which one is the probability or the `nn.Dropout` of weights.
+        scale: Attribute with the factor of the scores; without it they are divided by the root of a
+            head's width.
         output_outside: Whether the output projection belongs to the module around, as BERT has it.
+        states: Argument with what is attended to; empty if that is always the first argument.
+        mask: Argument with the mask.
+        ignored: Arguments that the class takes and does not use.
+        rotary: Whether queries and keys are turned by their positions, as `position_embeddings`
+            (cosines and sines) say.
+        position_bias: Whether scores get a bias for each head and distance, which the first layer
+            makes and returns.
+        kept: Parts that go on as they are.
+        output_dropout: Part of `kept` that is applied to the output; empty if there is none.
+        returns: What `forward` returns; one thing alone is no tuple.
+        sites: Parts of names, and the site of a module that has one in its name.
+        cross: Layout of those modules of the class whose `is_cross_attention` is true.
     """
 
     projections: tuple[str, str, str, str]
     heads: str
     dropout: tuple[str, ...]
+    scale: str = ""
     output_outside: bool = False
+    states: str = ""
+    mask: str = "attention_mask"
+    ignored: tuple[str, ...] = ()
+    rotary: bool = False
+    position_bias: bool = False
+    kept: tuple[str, ...] = ()
+    output_dropout: str = ""
+    returns: tuple[str, ...] = ("output", "weights")
+    sites: tuple[tuple[str, str], ...] = ()
+    cross: Layout | None = None
+
+    @property
+    def arguments(self) -> set[str]:
+        """What `forward` takes that this layout knows."""
+        known = {self.mask, self.states, *self.ignored}
+        known |= {"position_bias"} if self.position_bias else set()
+        return known | ({"position_embeddings"} if self.rotary else set())
 
     @property
     def own_projections(self) -> tuple[str, ...]:
@@ -47,15 +81,88 @@ VIT = Layout(
     heads="num_attention_heads",
     dropout=("attention_dropout",),
 )
+GPT2 = Layout(
+    projections=("c_attn", "c_attn", "c_attn", "c_proj"),
+    heads="num_heads",
+    dropout=("attn_dropout",),
+    scale="scaling",
+    kept=("resid_dropout",),
+    output_dropout="resid_dropout",
+    cross=Layout(
+        projections=("q_attn", "c_attn", "c_attn", "c_proj"),
+        heads="num_heads",
+        dropout=("attn_dropout",),
+        scale="scaling",
+        states="encoder_hidden_states",
+        mask="encoder_attention_mask",
+        ignored=("attention_mask",),
+        kept=("resid_dropout",),
+        output_dropout="resid_dropout",
+    ),
+)
+
+BERT_CROSS = replace(BERT, states="encoder_hidden_states")
+BART = Layout(
+    projections=("q_proj", "k_proj", "v_proj", "out_proj"),
+    heads="num_heads",
+    dropout=("dropout",),
+    states="key_value_states",
+)
+T5 = Layout(
+    projections=("q", "k", "v", "o"),
+    heads="n_heads",
+    dropout=("dropout",),
+    scale="scaling",
+    states="key_value_states",
+    mask="mask",
+    position_bias=True,
+    kept=("relative_attention_bias",),
+    returns=("output", "position_bias", "weights"),
+)
+CLIP = Layout(
+    projections=("q_proj", "k_proj", "v_proj", "out_proj"),
+    heads="num_heads",
+    dropout=("dropout",),
+    sites=(("text_model", "decoder_self"),),  # it is causal
+)
+LLAMA = Layout(
+    projections=("q_proj", "k_proj", "v_proj", "o_proj"),
+    heads="config.num_attention_heads",
+    dropout=("attention_dropout",),
+    scale="scaling",
+    rotary=True,
+)
+TIMM = Layout(
+    projections=("qkv", "qkv", "qkv", "proj"),
+    heads="num_heads",
+    dropout=("attn_drop",),
+    mask="attn_mask",
+    kept=("proj_drop",),
+    output_dropout="proj_drop",
+    returns=("output",),
+)
+"""timm's vision transformers, and others' of the same shape: see `is_like_timm`."""
+
+CACHES = ("cache", "past_key_values", "past_key_value")
+"""What versions of transformers call the keys and values of earlier calls."""
 
 ARGUMENTS = frozenset(
     (
-        "hidden_states", "attention_mask", "head_mask", "output_attentions",
-        "cache", "past_key_value", "past_key_values", "cache_position",
-        "encoder_hidden_states", "encoder_attention_mask",
+        "attention_mask", "head_mask", "output_attentions", "cache_position", "is_causal",
+        "encoder_hidden_states", "encoder_attention_mask", *CACHES,
     )
 )  # fmt: skip
-"""What a known `forward` may take; all but the first two and `output_attentions` must be None."""
+"""What a known `forward` may take beside what its layout names; what nobody uses must be None."""
+
+LINEARS = {
+    "torch.nn.modules.linear.Linear": False,
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": False,
+    "transformers.pytorch_utils.Conv1D": True,
+}
+"""Classes of projections, and whether their weights are (inputs, outputs)."""
+
+CROSS = ("multihead_attn", "encoder_attn", "EncDecAttention", "crossattention")
+"""In the name of a module: it attends to an encoder."""
 
 
 def _names(entries: str) -> list[str]:
@@ -88,6 +195,41 @@ HUGGING_FACE: dict[str, Layout] = {
     **dict.fromkeys(_names("distilbert:DistilBertSelfAttention"), DISTILBERT),
     **dict.fromkeys(
         _names(
+            "bert:BertCrossAttention bert_generation:BertGenerationCrossAttention "
+            "camembert:CamembertCrossAttention electra:ElectraCrossAttention "
+            "roberta:RobertaCrossAttention "
+            "roberta_prelayernorm:RobertaPreLayerNormCrossAttention "
+            "xlm_roberta:XLMRobertaCrossAttention"
+        ),
+        BERT_CROSS,
+    ),
+    **dict.fromkeys(_names("gpt2:GPT2Attention"), GPT2),
+    **dict.fromkeys(
+        _names(
+            "bart:BartAttention biogpt:BioGptAttention blenderbot:BlenderbotAttention "
+            "blenderbot_small:BlenderbotSmallAttention m2m_100:M2M100Attention "
+            "marian:MarianAttention mbart:MBartAttention pegasus:PegasusAttention "
+            "plbart:PLBartAttention whisper:WhisperAttention"
+        ),
+        BART,
+    ),
+    **dict.fromkeys(
+        _names(
+            "granite:GraniteAttention llama:LlamaAttention mistral:MistralAttention "
+            "qwen2:Qwen2Attention"
+        ),
+        LLAMA,
+    ),
+    **dict.fromkeys(_names("mt5:MT5Attention t5:T5Attention"), T5),
+    **dict.fromkeys(
+        _names(
+            "altclip:AltCLIPAttention chinese_clip:ChineseCLIPVisionAttention clip:CLIPAttention "
+            "clipseg:CLIPSegAttention metaclip_2:MetaClip2Attention"
+        ),
+        CLIP,
+    ),
+    **dict.fromkeys(
+        _names(
             "audio_spectrogram_transformer:ASTAttention deit:DeiTAttention "
             "dinov2:Dinov2Attention dinov2_with_registers:Dinov2WithRegistersAttention "
             "ijepa:IJepaAttention pixio:PixioAttention tipsv2:Tipsv2VisionAttention "
@@ -108,6 +250,35 @@ PARTS = {
     "q": ("k", "v"),
 }
 """What queries are called in names of attributes, and keys and values beside them."""
+
+
+def layout_of(module: Any) -> Layout | None:
+    """The layout of a module of a known class; None of any other."""
+    layout = HUGGING_FACE.get(full_name(type(module)))
+    if layout is None:
+        return TIMM if is_like_timm(module) else None
+    return layout.cross if getattr(module, "is_cross_attention", False) else layout
+
+
+def is_like_timm(module: Any) -> bool:
+    """Whether a module of any class has all that timm's attention has, and nothing else.
+
+    One projection makes queries, keys and values; parts that could do more are identities.
+    """
+    parts = module._modules
+    idle = {name for name, part in parts.items() if full_name(type(part)).endswith(".Identity")}
+    return (
+        {"qkv", "proj"} <= set(parts)
+        and set(parts) - idle <= {"qkv", "proj", "attn_drop", "proj_drop"}
+        and not module._parameters
+        and not module._buffers
+        and isinstance(getattr(module, "num_heads", None), int)
+    )
+
+
+def full_name(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def has_projections(names: Collection[str]) -> bool:
