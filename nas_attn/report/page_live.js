@@ -16,11 +16,11 @@ function keptPlace() {
   }
 }
 
-const place = keptPlace();
+const kept = keptPlace();
 keepPlace(null);
 // Charts are drawn once it is loaded, so that the page is as long as it was.
 window.addEventListener("load", () => setTimeout(() => {
-  if (place !== null) window.scrollTo(0, Number(place));
+  if (kept !== null) window.scrollTo(0, Number(kept));
   if (!live || !live.dataset.reload) return;
   setInterval(() => {
     if (document.activeElement && document.activeElement.matches("input[type=text], input[type=search]")) return;

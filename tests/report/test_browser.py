@@ -429,16 +429,16 @@ def test_a_page_of_a_search_that_runs_reloads_itself(
 ) -> None:
     """It keeps its place, and stops once the search is over."""
     collection = Trials(trials, OBJECTIVES)
-    path = write_report(collection, replace(context(), reload_seconds=1.5), tmp_path)
+    path = write_report(collection, replace(context(), reload_seconds=3.0), tmp_path)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{path.as_uri()}#search")
-    assert "running. This page reloads itself every 1.5 s." in page.inner_text("#live")
+    assert "running. This page reloads itself every 3 s." in page.inner_text("#live")
     page.evaluate("window.before = 1; window.scrollTo(0, 900)")
     page.wait_for_function("window.before === undefined && window.scrollY === 900")
     assert page.url.endswith("#search")
     write_report(collection, context(), tmp_path)
     page.wait_for_function("document.getElementById('live') === null")
     page.evaluate("window.before = 1")
-    page.wait_for_timeout(2000)
+    page.wait_for_timeout(4000)
     assert page.evaluate("window.before") == 1
     page.close()
