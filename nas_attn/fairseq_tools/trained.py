@@ -29,6 +29,8 @@ IN_ATTENTION = re.compile(r"(.*layers\.\d+\.(?:self_attn|encoder_attn))\.(.*)")
 PLACE = re.compile(r".*?(encoder|decoder)\.(?:\w+\.)*layers\.(\d+)\.(self_attn|encoder_attn)")
 """Where a module is in a model."""
 
+NORMFORMER = re.compile(r".*\.layers\.\d+\.(?:attn_ln|c_attn|ffn_layernorm|w_resid)\b.*")
+"""A weight that fairseq's --scale-attn and its kin add to a layer."""
 EMBEDDINGS = ("encoder", "encoder.sentence_encoder", "decoder.sentence_encoder", "decoder")
 """Where models keep the embeddings of their dictionaries, the source's first."""
 MAX_PLAN = 100_000
@@ -158,6 +160,11 @@ def build_trained(
         UsageError: they do not fit.
     """
     dictionaries = [blank_dictionary(size) for size in _vocabularies(weights, path)]
+    if any(NORMFORMER.fullmatch(name) for name in weights):
+        raise UsageError(
+            f"{path} is of a NormFormer (--scale-attn, --scale-fc, --scale-heads or "
+            "--scale-resids), which our layers do not build"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fairseq's modules, about themselves

@@ -158,6 +158,10 @@ STATES: dict[str, tuple[Change, str]] = {
     "lstm": (_named("lstm"), "the architecture lstm"),
     "fconv": (_named("fconv"), "the architecture fconv"),
     "wav2vec": (_put("cfg", "model", {"_name": "wav2vec2"}), "of the architecture wav2vec2"),
+    "normformer": (
+        _put("model", "decoder.layers.0.attn_ln.weight", torch.ones(8)),
+        "is of a NormFormer",
+    ),
     "quantised": (
         _put("cfg", "model", "quant_noise_pq", 0.1),
         "is of a model that cannot be taken over: .* --quant-noise-pq",

@@ -24,6 +24,7 @@ from tests.helpers.checkpoints import (
     as_fairseq,
     copied,
     of,
+    outputs,
     refused_by_all,
     state_of,
 )
@@ -170,3 +171,25 @@ def test_the_commands_exit_with_two(
         main()
     assert ended.value.code == 2
     assert "is no checkpoint of fairseq-train" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--no-cross-attention"],
+        ["--cross-self-attention"],
+        ["--adaptive-softmax-cutoff=10,20", "--encoder-layerdrop=0.2"],
+        ["--layernorm-embedding", "--no-scale-embedding", "--encoder-learned-pos"],
+        ["--encoder-normalize-before", "--no-decoder-final-norm", "--decoder-output-dim=4"],
+    ],
+    ids=" ".join,
+)
+def test_unusual_models_are_taken_over_as_they_are(
+    flags: list[str], tiny_translation: PreparedData, tmp_path: Path
+) -> None:
+    state = state_of(tiny_translation.folder, flags=[*SIZES["encoder"], *SIZES["decoder"], *flags])
+    torch.save(state, tmp_path / "in.pt")
+    convert_checkpoint(tmp_path / "in.pt", AttentionPlan.of({}), tmp_path / "out.pt")
+    paths = (tmp_path / "in.pt", tmp_path / "out.pt")
+    before, after = (outputs(as_fairseq(path, tiny_translation.folder)) for path in paths)
+    assert float((after - before).abs().max()) < 1e-5
