@@ -16,13 +16,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_attn.api import Results, open_study, predict_front, search
+    from nas_attn.api import Results, open_study, search
     from nas_attn.attention import build_attention
     from nas_attn.conversion import convert_model
+    from nas_attn.fronts import predict_front
     from nas_attn.plan import AttentionPlan
     from nas_attn.space import SearchSpace
     from nas_attn.study import Study
-    from nas_attn.workflows.model_front import predict_model_front
 
 __version__ = "0.1.0"
 
@@ -34,8 +34,7 @@ _MODULES = {
     "build_attention": "nas_attn.attention",
     "convert_model": "nas_attn.conversion",
     "open_study": "nas_attn.api",
-    "predict_front": "nas_attn.api",
-    "predict_model_front": "nas_attn.workflows.model_front",
+    "predict_front": "nas_attn.fronts",
     "search": "nas_attn.api",
 }
 """Where the public names are; they are imported when they are asked for, since torch is slow."""
@@ -50,7 +49,6 @@ __all__ = [
     "convert_model",
     "open_study",
     "predict_front",
-    "predict_model_front",
     "search",
 ]
 

@@ -32,7 +32,6 @@ PUBLIC = [
     "convert_model",
     "open_study",
     "predict_front",
-    "predict_model_front",
     "search",
 ]
 
