@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nas_attn.conversion import convert_model
-from nas_attn.conversion.adoption import ATTENTION_NAME, find, full_name, site_of
-from nas_attn.conversion.table import HUGGING_FACE
+from nas_attn.conversion.adoption import ATTENTION_NAME, find
+from nas_attn.conversion.table import HUGGING_FACE, full_name
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -285,7 +285,7 @@ def faults_of(
 
 def sites_of(model: nn.Module) -> tuple[str, ...]:
     """Those that the names of a model's known attention tell."""
-    return tuple(dict.fromkeys(site_of(found.name) for found in find(model)))
+    return tuple(dict.fromkeys(found.site for found in find(model)))
 
 
 def untrained(model: nn.Module, given: dict[str, Any]) -> str:

@@ -5,23 +5,25 @@ Nothing here changes the model but `Slot.put`, which cannot fail.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn.attention import Attention, MultiHeadAttention
+from nas_attn.conversion.probes import check, hidden_states_probes, torch_probes
+from nas_attn.conversion.slots import Found, Slot
 from nas_attn.conversion.table import (
     ARGUMENTS,
-    HUGGING_FACE,
+    LINEARS,
     WRAPPERS,
     Layout,
+    full_name,
     has_projections,
+    layout_of,
 )
 from nas_attn.conversion.wrappers import TimeFirst, argument_names, hidden_states_for
 from nas_attn.errors import PlanError
@@ -30,98 +32,6 @@ ATTENTION_NAME = re.compile(r"(?i:attention|attn)|MHS?A|MLA")
 """In the name of a class: it is attention, or holds it."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-LINEARS = ("torch.nn.modules.linear.Linear",)
-TORCH_LINEARS = (*LINEARS, "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
-
-
-@dataclass(frozen=True)
-class Found:
-    """An attention module of a known class.
-
-    Args:
-        name: Name in the model; the first, if it is used in several places.
-        module: Module as it is.
-        layout: Names of its parts; None for torch's own.
-        places: The modules that hold it, and under which attribute.
-    """
-
-    name: str
-    module: nn.Module
-    layout: Layout | None
-    places: tuple[tuple[nn.Module, str], ...]
-
-    @property
-    def label(self) -> str:
-        """Name and class, for errors."""
-        return f"{self.name} ({full_name(type(self.module))})"
-
-    def linears(self) -> dict[str, Any]:
-        """Modules with weights of the attention, by their names."""
-        if self.layout is None:
-            return {"out_proj": getattr(self.module, "out_proj", None)}
-        linears = {}
-        for path in self.layout.projections:
-            outside = self.layout.output_outside and path == self.layout.projections[3]
-            holder: Any = self.places[0][0] if outside else self.module
-            for part in path.split("."):
-                holder = getattr(holder, part, None)
-            linears[path] = holder
-        return linears
-
-
-@dataclass
-class Slot:
-    """What stands ready to take the place of an attention module.
-
-    Args:
-        found: The module.
-        attention: Multi-head attention of ours with its weights, then what that is converted to.
-        wrap: Function that puts attention behind the module's call.
-    """
-
-    found: Found
-    attention: Attention
-    wrap: Callable[[Attention], nn.Module]
-
-    def output_of(self, result: Any) -> Tensor:
-        """The attention's output, of what the original returned."""
-        output: Tensor = result[0] if isinstance(result, tuple) else result
-        layout = self.found.layout
-        if layout is not None and layout.output_outside:
-            output = self.found.linears()[layout.projections[3]](output)
-        return output
-
-    def put(self) -> None:
-        """Replace the module, wherever it is used."""
-        trains = any(p.requires_grad for p in self.found.module.parameters())
-        replacement = self.wrap(self.attention.requires_grad_(trains))
-        replacement.train(self.found.module.training)
-        for name in ("_forward_hooks", "_forward_hooks_with_kwargs"):
-            # Of transformers only (others were refused); they record what modules return.
-            setattr(replacement, name, getattr(self.found.module, name))
-        for parent, attribute in self.found.places:
-            put(parent, attribute, self.found.layout, replacement)
-
-
-def put(parent: nn.Module, attribute: str, layout: Layout | None, replacement: nn.Module) -> None:
-    """Replace one attention module of a parent, and its output projection if that is outside."""
-    setattr(parent, attribute, replacement)
-    if layout is not None and layout.output_outside:
-        holder, _, last = layout.projections[3].rpartition(".")
-        setattr(parent.get_submodule(holder), last, nn.Identity())
-
-
-def site_of(name: str) -> str:
-    """Where attention of a name acts, as far as names tell."""
-    if name.rpartition(".")[2] == "multihead_attn":
-        return "encoder_decoder"
-    return "decoder_self" if "decoder" in name else "encoder_self"
-
-
-def full_name(kind: type) -> str:
-    """Module and name of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def find(model: nn.Module) -> list[Found]:
@@ -155,13 +65,13 @@ def find(model: nn.Module) -> list[Found]:
             if id(child) in known:
                 places[id(child)].append((parent, attribute))
     return [
-        Found(name, module, HUGGING_FACE.get(full_name(type(module))), tuple(places[key]))
+        Found(name, module, layout_of(module), tuple(places[key]))
         for key, (name, module) in known.items()
     ]
 
 
 def _is_known(module: nn.Module) -> bool:
-    return type(module) is nn.MultiheadAttention or full_name(type(module)) in HUGGING_FACE
+    return type(module) is nn.MultiheadAttention or layout_of(module) is not None
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -190,8 +100,9 @@ def _unknown(unknown: dict[str, list[str]]) -> str:
     return (
         f"not known here is {', '.join(kinds)}: it may take or compute more than multi-head "
         "attention does. Nothing was converted. Known are torch.nn.MultiheadAttention and the "
-        "classes in nas_attn.conversion.table; a part of the model that has no other attention can "
-        "be converted by itself, convert_model(model.part, plan)"
+        "classes in nas_attn.conversion.table, where an adapter is an entry that says what its "
+        "projections, heads, mask and cache are called; a part of the model that has no other "
+        "attention can be converted by itself, convert_model(model.part, plan)"
     )
 
 
@@ -230,7 +141,7 @@ def _refuse(found: Found, holders: Counter[int]) -> None:
     module, layout, linears = found.module, found.layout, found.linears()
     for path, linear in linears.items():
         kind = full_name(type(linear))
-        if kind not in (TORCH_LINEARS if layout is None else LINEARS):
+        if kind not in LINEARS:
             raise PlanError(
                 f"its {path} is {kind}, not torch.nn.Linear: merge adapters, undo quantisation or "
                 "parametrisation first"
@@ -257,12 +168,11 @@ def _refuse(found: Found, holders: Counter[int]) -> None:
 
 def _refuse_hugging_face(found: Found, layout: Layout, weights: dict[str, Any]) -> None:
     module = found.module
-    if getattr(module, "is_causal", False) or getattr(module, "is_decoder", False):
-        raise PlanError("it is a decoder's, and converted attention keeps no keys and values")
-    more = set(argument_names(type(module))) - ARGUMENTS
+    more = set(argument_names(type(module))[1:]) - ARGUMENTS - layout.arguments
     if more:
         raise PlanError(f"its forward takes {', '.join(sorted(more))}, which is not known here")
-    known = {f"{path}.{kind}" for path in layout.own_projections for kind in ("weight", "bias")}
+    parts = (*layout.own_projections, *layout.kept)
+    known = {f"{path}.{kind}" for path in parts for kind in ("weight", "bias")}
     known_not = sorted({*weights, *(name for name, _ in module.named_buffers())} - known)
     if known_not:
         raise PlanError(f"it has {', '.join(known_not)}, which multi-head attention has not")
@@ -290,20 +200,37 @@ def _adopt(found: Found) -> Slot:
     if found.layout is None:
         attention = _of_torch(module)
         slot = Slot(found, attention, TimeFirst if not module.batch_first else lambda made: made)
-        _check(slot, _torch_probes(module))
+        check(slot, torch_probes(module))
     else:
-        linears = found.linears().values()
-        dropouts = [getattr(module, name, None) for name in found.layout.dropout]
+        layout = found.layout
+        dropouts = [getattr(module, name, None) for name in layout.dropout]
         dropout = next((d for d in dropouts if d is not None), 0.0)
         attention = _multi_head(
-            [(linear.weight, linear.bias) for linear in linears],
-            getattr(module, found.layout.heads),
+            _parts(found),
+            getattr(module, layout.heads),
             float(getattr(dropout, "p", dropout)),
+            scale=getattr(module, layout.scale) if layout.scale else None,
         )
-        slot = Slot(found, attention, hidden_states_for(module))
-        _check(slot, _hidden_states_probes(attention.embed_dim))
+        slot = Slot(found, attention, hidden_states_for(module, layout))
+        check(slot, hidden_states_probes(found, attention))
     attention.train(module.training)
     return slot
+
+
+def _parts(found: Found) -> list[tuple[Tensor, Tensor | None]]:
+    """Weights and biases of queries, keys, values and the output, those of one module parted."""
+    assert found.layout is not None
+    paths, linears = found.layout.projections, found.linears()
+    parts = []
+    for place, path in enumerate(paths):
+        linear, count = linears[path], paths.count(path)
+        weight = linear.weight.t() if LINEARS[full_name(type(linear))] else linear.weight
+        if len(weight) % count:
+            raise PlanError(f"its {path} is not {count} projections of one width")
+        which = paths[:place].count(path)
+        bias = None if linear.bias is None else linear.bias.chunk(count)[which]
+        parts.append((weight.chunk(count)[which], bias))
+    return parts
 
 
 def _of_torch(module: nn.MultiheadAttention) -> Attention:
@@ -323,8 +250,13 @@ def _of_torch(module: nn.MultiheadAttention) -> Attention:
 
 
 def _multi_head(
-    parts: Sequence[tuple[Tensor, Tensor | None]], num_heads: int, dropout: float
+    parts: Sequence[tuple[Tensor, Tensor | None]],
+    num_heads: int,
+    dropout: float,
+    *,
+    scale: float | None = None,
 ) -> Attention:
+    """Multi-head attention of ours; a factor of scores that is not the usual goes to queries."""
     (query, _), (key, _), (value, _), _ = parts
     module = MultiHeadAttention(
         query.size(1),
@@ -344,68 +276,7 @@ def _multi_head(
             projection.weight.copy_(weight)
             if projection.bias is not None:
                 projection.bias.zero_() if bias is None else projection.bias.copy_(bias)
+        if scale is not None and scale != module.scale:
+            for parameter in module.q_proj.parameters():
+                parameter.mul_(scale / module.scale)
     return module
-
-
-Probe = tuple[tuple[Tensor, ...], dict[str, Tensor]]
-"""Arguments of a call, by position and by name."""
-
-
-def _torch_probes(module: Any) -> list[Probe]:
-    make = torch.Generator().manual_seed(0)
-    shape = (2, 5) if module.batch_first else (5, 2)
-    query, key, value = (
-        torch.randn(*shape, width, dtype=torch.float64, generator=make)
-        for width in (module.embed_dim, module.kdim, module.vdim)
-    )
-    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    later = torch.ones(5, 5, dtype=torch.bool).triu(1)
-    given = (query, key, value)
-    return [(given, {}), (given, {"key_padding_mask": padding}), (given, {"attn_mask": later})]
-
-
-def _hidden_states_probes(width: int) -> list[Probe]:
-    make = torch.Generator().manual_seed(0)
-    states = torch.randn(2, 5, width, dtype=torch.float64, generator=make)
-    mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64)
-    mask[1, ..., 3:] = torch.finfo(torch.float64).min
-    return [((states,), {}), ((states,), {"attention_mask": mask})]
-
-
-@torch.no_grad()
-def _check(slot: Slot, probes: Sequence[Probe]) -> None:
-    """Compare a copy of the module, or of what holds it, with and without ours in its place."""
-    found = slot.found
-    parent, attribute = found.places[0]
-    outside = found.layout is not None and found.layout.output_outside
-    before = copy.deepcopy(parent if outside else found.module).to("cpu", torch.float64).eval()
-    after = slot.wrap(copy.deepcopy(slot.attention).to("cpu", torch.float64)).eval()
-    if outside:
-        ours, after = after, copy.deepcopy(before)
-        put(after, attribute, found.layout, ours)
-    for given, masks in probes:
-        try:
-            results = [module(*given, **masks) for module in (before, after)]
-        except Exception as error:
-            raise PlanError(f"it does not take a probe ({type(error).__name__}: {error})") from None
-        wanted, got = (r[0] if isinstance(r, tuple) else r for r in results)
-        if not is_close(wanted, got):
-            how = f"under {', '.join(masks)}" if masks else "without a mask"
-            raise PlanError(
-                f"{how} it computes something else than multi-head attention with its weights"
-            )
-
-
-def is_close(wanted: Tensor, found: Tensor) -> bool:
-    """Whether two results are one to rounding, for their type; of float64, to that of float32, in
-    which some models compute the softmax whatever their type is. Where the wanted one is no number,
-    as torch's is of queries that see no key, there is nothing to compare."""
-    if wanted.shape != found.shape:
-        return False
-    share = min(max(1000.0 * torch.finfo(wanted.dtype).eps, 1e-5), 0.05)
-    is_number = wanted.isfinite()
-    wanted, found = wanted[is_number].double(), found[is_number].double()
-    if not len(wanted):
-        return True
-    size = wanted.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return bool((wanted - found).abs().max() <= share * size)

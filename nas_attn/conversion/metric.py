@@ -80,6 +80,19 @@ class RecordedCall:
                 moved[name] = mask.to(device, dtype if mask.is_floating_point() else None)
         return replace(self, **moved)
 
+    def with_padding(self) -> RecordedCall:
+        """The same, and keys that its mask hides from every query are padding.
+
+        transformers passes one mask for all, and padding shall not count.
+        """
+        mask = self.attn_mask
+        if self.key_padding_mask is not None or mask is None or mask.dim() != 4:
+            return self
+        is_bool = mask.dtype == torch.bool
+        hidden = mask if is_bool else mask <= torch.finfo(mask.dtype).min / 2.0
+        padding = hidden.all(dim=2).all(dim=1).expand(self.key.size(0), -1)  # (B, S)
+        return replace(self, key_padding_mask=padding) if bool(padding.any()) else self
+
     def is_finite(self) -> bool:
         """Whether all inputs are numbers."""
         return all(bool(t.isfinite().all()) for t in (self.query, self.key, self.value))

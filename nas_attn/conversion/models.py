@@ -16,10 +16,13 @@ import torch
 from torch import nn
 
 from nas_attn.attention import Attention
-from nas_attn.conversion.adoption import Found, Slot, adopt, find, is_close, site_of
+from nas_attn.conversion.adoption import adopt, find
 from nas_attn.conversion.convert import Errors, convert_attention
 from nas_attn.conversion.metric import RecordedCall, recorded
+from nas_attn.conversion.probes import is_close
+from nas_attn.conversion.slots import Found, Slot
 from nas_attn.conversion.votes import settled_choice
+from nas_attn.conversion.wrappers import argument_names, without_cache
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
@@ -182,7 +185,7 @@ class Conversions:
         """
         shapes: dict[str, SiteShape] = {}
         for found, attention in zip(self._found, self._trained, strict=True):
-            site = site_of(found.name)
+            site = found.site
             heads = attention.embed_dim // attention.head_dim
             before = shapes.get(site)
             layers = 1 if before is None else before.num_layers + 1
@@ -272,7 +275,7 @@ def _shared_dim(choice: AttentionChoice, width: int) -> int:
 
 def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoice]:
     """What each module becomes."""
-    sites = [site_of(one.name) for one in found]
+    sites = [one.site for one in found]
     foreign = [site for site, _ in plan if site not in sites]
     if foreign:
         raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
@@ -305,7 +308,7 @@ def _calls(
             slot.attention.train(slot.found.module.training)
     if faults:
         raise PlanError(faults[0])
-    return calls
+    return {name: [call.with_padding() for call in made] for name, made in calls.items()}
 
 
 @contextmanager
@@ -317,10 +320,13 @@ def _compared(slots: Sequence[Slot]) -> Iterator[list[str]]:
 
         def compare(_: nn.Module, given: Any, named: Any, result: Any, slot: Slot = slot) -> None:
             try:
-                got, _weights = slot.wrap(slot.attention)(*given, **named)
+                tokens = given[0] if given else named[argument_names(type(slot.found.module))[0]]
+                named = without_cache(slot.found.module, named, tokens.size(1))
+                got = slot.wrap(slot.attention)(*given, **named)
             except NotImplementedError as error:
                 faults.append(f"{slot.found.label}: {error}")
                 return
+            got = got[0] if isinstance(got, tuple) else got
             if not is_close(slot.output_of(result), got):
                 faults.append(f"{slot.found.label}: ours computes something else on the data")
 

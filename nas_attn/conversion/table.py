@@ -1,7 +1,7 @@
 """Which attention of other libraries is known, by the classes' full names.
 
-A class stands here if its `forward` is multi-head attention of `hidden_states` under
-`attention_mask` and nothing else. Conversion still compares each module on a probe.
+A class stands here if its `forward` is multi-head attention under a mask, perhaps with a cache, and
+nothing else. Conversion still compares each module on a probe.
 """
 
 from __future__ import annotations
@@ -9,23 +9,53 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a class keeps multi-head attention.
+    """How a family of classes keeps and calls multi-head attention.
 
     Args:
-        projections: Attributes of queries, keys, values and the output, all `nn.Linear`.
+        projections: Attributes of queries, keys, values and the output. One that is named several
+            times makes these at once, side by side in this order.
         heads: Attribute with their number.
         dropout: Attributes, of which one is the probability or the `nn.Dropout` of weights.
+        scale: Attribute with the factor of the scores; without it they are divided by the root of a
+            head's width.
         output_outside: Whether the output projection belongs to the module around, as BERT has it.
+        states: Argument with what is attended to; empty if that is always the first argument.
+        mask: Argument with the mask.
+        ignored: Arguments that the class takes and does not use.
+        position_bias: Whether scores get a bias for each head and distance, which the first layer
+            makes and returns.
+        kept: Parts that go on as they are.
+        output_dropout: Part of `kept` that is applied to the output; empty if there is none.
+        returns: What `forward` returns; one thing alone is no tuple.
+        sites: Parts of names, and the site of a module that has one in its name.
+        cross: Layout of those modules of the class whose `is_cross_attention` is true.
     """
 
     projections: tuple[str, str, str, str]
     heads: str
     dropout: tuple[str, ...]
+    scale: str = ""
     output_outside: bool = False
+    states: str = ""
+    mask: str = "attention_mask"
+    ignored: tuple[str, ...] = ()
+    position_bias: bool = False
+    kept: tuple[str, ...] = ()
+    output_dropout: str = ""
+    returns: tuple[str, ...] = ("output", "weights")
+    sites: tuple[tuple[str, str], ...] = ()
+    cross: Layout | None = None
+
+    @property
+    def arguments(self) -> set[str]:
+        """What `forward` takes that this layout knows."""
+        biased = {"position_bias"} if self.position_bias else set()
+        return {self.mask, self.states, *self.ignored, *biased}
 
     @property
     def own_projections(self) -> tuple[str, ...]:
@@ -47,15 +77,46 @@ VIT = Layout(
     heads="num_attention_heads",
     dropout=("attention_dropout",),
 )
+GPT2 = Layout(
+    projections=("c_attn", "c_attn", "c_attn", "c_proj"),
+    heads="num_heads",
+    dropout=("attn_dropout",),
+    scale="scaling",
+    kept=("resid_dropout",),
+    output_dropout="resid_dropout",
+    cross=Layout(
+        projections=("q_attn", "c_attn", "c_attn", "c_proj"),
+        heads="num_heads",
+        dropout=("attn_dropout",),
+        scale="scaling",
+        states="encoder_hidden_states",
+        mask="encoder_attention_mask",
+        ignored=("attention_mask",),
+        kept=("resid_dropout",),
+        output_dropout="resid_dropout",
+    ),
+)
+
+CACHES = ("cache", "past_key_values", "past_key_value")
+"""What versions of transformers call the keys and values of earlier calls."""
 
 ARGUMENTS = frozenset(
     (
-        "hidden_states", "attention_mask", "head_mask", "output_attentions",
-        "cache", "past_key_value", "past_key_values", "cache_position",
-        "encoder_hidden_states", "encoder_attention_mask",
+        "hidden_states", "attention_mask", "head_mask", "output_attentions", "cache_position",
+        "encoder_hidden_states", "encoder_attention_mask", *CACHES,
     )
 )  # fmt: skip
-"""What a known `forward` may take; all but the first two and `output_attentions` must be None."""
+"""What a known `forward` may take beside what its layout names; what nobody uses must be None."""
+
+LINEARS = {
+    "torch.nn.modules.linear.Linear": False,
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": False,
+    "transformers.pytorch_utils.Conv1D": True,
+}
+"""Classes of projections, and whether their weights are (inputs, outputs)."""
+
+CROSS = ("multihead_attn", "encoder_attn", "EncDecAttention", "crossattention")
+"""In the name of a module: it attends to an encoder."""
 
 
 def _names(entries: str) -> list[str]:
@@ -86,6 +147,7 @@ HUGGING_FACE: dict[str, Layout] = {
         BERT,
     ),
     **dict.fromkeys(_names("distilbert:DistilBertSelfAttention"), DISTILBERT),
+    **dict.fromkeys(_names("gpt2:GPT2Attention"), GPT2),
     **dict.fromkeys(
         _names(
             "audio_spectrogram_transformer:ASTAttention deit:DeiTAttention "
@@ -108,6 +170,19 @@ PARTS = {
     "q": ("k", "v"),
 }
 """What queries are called in names of attributes, and keys and values beside them."""
+
+
+def layout_of(module: Any) -> Layout | None:
+    """The layout of a module of a known class; None of any other."""
+    layout = HUGGING_FACE.get(full_name(type(module)))
+    if layout is not None and getattr(module, "is_cross_attention", False):
+        return layout.cross
+    return layout
+
+
+def full_name(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def has_projections(names: Collection[str]) -> bool:

@@ -25,7 +25,8 @@ WIDTH, HEADS = 32, 4
 REFUSED = {
     "Albert": "AlbertAttention", "BigBird": "BigBirdBlockSparseAttention",
     "Canine": "CanineSelfAttention", "Deberta": "DisentangledSelfAttention",
-    "Esm": "EsmSelfAttention", "GPT2": "GPT2Attention", "LayoutLMv3": "LayoutLMv3SelfAttention",
+    "Esm": "EsmSelfAttention", "GPTNeoX": "GPTNeoXAttention",
+    "LayoutLMv3": "LayoutLMv3SelfAttention",
     "Lilt": "LiltSelfAttention", "Longformer": "LongformerSelfAttention",
     "MobileBert": "MobileBertSelfAttention", "RoFormer": "RoFormerSelfAttention",
     "Segformer": "SegformerAttention", "Siglip": "SiglipAttention", "Swin": "SwinAttention",
@@ -203,7 +204,6 @@ def test_not_as_its_class_makes_it(change: Callable[[Any], None]) -> None:
 
 
 HELD: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "causal": (lambda: bert(is_decoder=True), "BertSelfAttention.*it is a decoder's"),
     "cross": (lambda: bert(is_decoder=True, add_cross_attention=True), "BertCrossAttention"),
     "parallel": (lambda: nn.DataParallel(of_torch()), "DataParallel: convert its .module"),
     "traced": (lambda: torch.fx.symbolic_trace(nn.Linear(2, 2)), "GraphModule.*before it is trac"),
@@ -304,14 +304,16 @@ def test_a_run_that_fails_leaves_the_model_as_it_was() -> None:
 
 
 def test_what_the_data_pass_is_compared_too() -> None:
-    """What no probe passes: keys and values of earlier calls."""
+    """What no probe passes."""
     model = bert()
     before = snapshot(model)
 
     def run(model: Any) -> None:
-        bert_attention(model)(torch.zeros(1, 3, WIDTH).double(), is_causal=True)
+        bert_attention(model)(
+            torch.zeros(1, 3, WIDTH).double(), position_bias=torch.zeros(1, 1, 3, 3)
+        )
 
-    with pytest.raises(PlanError, match=r"BertSelfAttention.*takes no is_causal"):
+    with pytest.raises(PlanError, match=r"BertSelfAttention.*takes no position_bias"):
         convert_model(model, KEEP, run)
     assert_untouched(model, before)
 
