@@ -196,7 +196,7 @@ def test_scores_by_gradients_order_plans_and_spare_passes(trained: Tagger) -> No
     assert len(singles) == 12 and sum(plan in scored.measured for plan in singles) == 6
     both = [(scored.scores[p].change, whole.measured[p].change) for p in singles]
     assert kendall(*zip(*both, strict=True)) > 0.6
-    assert scored.validity is not None and scored.validity.ranks.tau > 0.6
+    assert scored.validity is not None and scored.validity.ranks.overall > 0.6
     auto = predicted("auto")
     assert 6 < sum(plan in auto.measured for plan in singles) <= 12
     with pytest.raises(UsageError, match="loss is 0, so its gradients say nothing"):

@@ -64,7 +64,7 @@ def feel(attention: Mapping[str, Attention], losses: Callable[[], Tensor]) -> Fe
     found = iter(torch.autograd.grad(given.sum(), at, allow_unused=True, materialize_grads=True))
     return Felt(
         losses=given.detach().flatten(),
-        calls=calls,
+        calls={name: [call.with_padding() for call in some] for name, some in calls.items()},
         outputs={name: [output.detach() for output in some] for name, some in outputs.items()},
         gradients={name: [next(found) for _ in some] for name, some in outputs.items()},
     )
@@ -175,6 +175,8 @@ def _rows(call: RecordedCall, rows: slice) -> RecordedCall:
     mask = call.attn_mask
     if mask is not None and mask.dim() == 3:
         mask = mask.view(size, -1, *mask.shape[1:])[rows].flatten(0, 1)
+    elif mask is not None and mask.dim() == 4 and len(mask) == size:
+        mask = mask[rows]
     padding, queries = call.key_padding_mask, call.query_padding_mask
     key = call.key[rows]
     return replace(

@@ -149,6 +149,11 @@ class Conversions:
         return {f.name: a for f, a in zip(self._found, self._trained, strict=True)}
 
     @property
+    def sites(self) -> dict[str, str]:
+        """Where it acts, by name in the model."""
+        return {found.name: found.site for found in self._found}
+
+    @property
     def calls(self) -> dict[str, Sequence[RecordedCall]]:
         """What it was called with on the calibration data, by name in the model."""
         return {f.name: calls for f, calls in zip(self._found, self._calls, strict=True)}

@@ -8,7 +8,6 @@ import torch
 
 from nas_attn.attention.counting import count_model
 from nas_attn.conversion import Conversions
-from nas_attn.conversion.adoption import site_of
 from nas_attn.conversion.convert import build_like
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
@@ -33,7 +32,9 @@ class ModelCosts:
             for m in self._attention.values()
             for parameter in m.parameters()
         )
-        self._decoders = [name for name in self._attention if site_of(name) == "decoder_self"]
+        self._decoders = [
+            name for name, site in conversions.sites.items() if site == "decoder_self"
+        ]
 
     def __call__(self, plan: AttentionPlan) -> Mapping[str, int]:
         """What a plan costs, by the name of the cost; `cache_bytes` only where there is a decoder.
