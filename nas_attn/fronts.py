@@ -95,8 +95,8 @@ def predict_front(
         args: The space: name of a shipped one, path of a file, or, for a PyTorch model, what such a
             file holds.
         options: Of a PyTorch model those of
-            `nas_attn.workflows.model_front.predict_model_front`, of studies and checkpoints those of
-            `nas_attn.api.predict_front`.
+            `nas_attn.workflows.model_front.predict_model_front`; of studies and checkpoints those
+            of `nas_attn.api.predict_front`.
 
     Returns:
         For a PyTorch model a `ModelFront`, which converts it to recommended plans, for the others a

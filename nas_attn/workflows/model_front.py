@@ -96,8 +96,8 @@ def predict_model_front(
     Args:
         model: Trained model with attention that `convert_model` takes over; not changed.
         data: Batches of validation data, as `loss` takes them; they are read once and kept.
-        loss: Function of a model and a batch that gives one loss for each example (N,). A mean does,
-            too; then errors are of the batches, and there are no scores by gradients.
+        loss: Function of a model and a batch that gives one loss for each example (N,). A mean
+            does, too; then errors are of the batches, and there are no scores by gradients.
         space: Name of a shipped space, path of a file, or what such a file holds.
         calibration: Batches that conversions are fitted to, such as a few of the training data;
             the validation data if left out, which flatters all plans a little.

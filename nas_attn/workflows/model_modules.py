@@ -115,7 +115,7 @@ class ModuleMaker:
     def _prepared(
         self, name: str, trained: Attention, calls: Sequence[RecordedCall]
     ) -> ConversionSource:
-        """What conversions of a module start from; that of the last one is kept, for it is large."""
+        """What conversions of a module start from: large, so only that of the last is kept."""
         if self._source is None or self._source[0] != name:
             self._source = name, ConversionSource(trained, calls)
         return self._source[1]
