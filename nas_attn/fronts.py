@@ -94,8 +94,7 @@ def predict_front(
             checkpoints have one.
         args: The space: name of a shipped one, path of a file, or, for a PyTorch model, what such a
             file holds.
-        options: Of a PyTorch model those of
-            `nas_attn.workflows.model_front.predict_model_front`; of studies and checkpoints those
+        options: Of a PyTorch model those of `predict_model_front`, of studies and checkpoints those
             of `nas_attn.api.predict_front`.
 
     Returns:
