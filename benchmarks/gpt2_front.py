@@ -45,7 +45,9 @@ LENGTH = 128
 """Tokens of a training sequence and of a validation example."""
 BATCH = 8
 LEARNING_RATE = 2e-3
-WARM_UP = 100
+WARM_UP = 50
+VALIDATED = 256
+"""Validation sequences that are asked at the end, about."""
 
 
 def text_of(folder: Path, split: str) -> str:
@@ -87,6 +89,7 @@ def train(data: Path, folder: Path, epochs: float, minutes: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(data, folder)
     tokens, valid = (sequences(tokenizer, text_of(data, split)) for split in ("train", "valid"))
+    valid = valid[:: len(valid) // VALIDATED]
     torch.manual_seed(1)
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -116,19 +119,18 @@ def train(data: Path, folder: Path, epochs: float, minutes: float) -> None:
         if len(order) < BATCH:
             order = torch.randperm(len(tokens))
         some, order = tokens[order[:BATCH]], order[BATCH:]
-        loss = model(some, labels=some).loss
+        nats = model(some, labels=some).loss
         adam.zero_grad()
-        loss.backward()
+        nats.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         if step % 50 == 0:
-            print(f"step {step} of {steps}, {loss:.3f} nats, {seconds:.0f} s", flush=True)
+            print(f"step {step} of {steps}, {nats:.3f} nats, {seconds:.0f} s", flush=True)
     print(f"{step + 1} updates of {BATCH * LENGTH} tokens in {time.monotonic() - began:.0f} s")
-    model.eval()
+    model.eval().save_pretrained(folder)
     with torch.no_grad():
         lost = torch.cat([loss(model, some) for some in valid.split(BATCH)])
-        print(f"validation: {float(lost.mean()):.4f} bits a token")
-    model.save_pretrained(folder)
+    print(f"validation: {float(lost.mean()):.4f} bits a token")
 
 
 def predict(data: Path, folder: Path, sequences_: int, scores: Scores) -> None:
