@@ -312,7 +312,26 @@ def python_page() -> str:
         parts += [_signature(name, thing), prose(thing.__doc__ or "")]
         if isinstance(thing, type):
             parts += _members(thing)
+        if name == "predict_front":
+            parts += _fronts()
     return "\n\n".join(parts)
+
+
+def _fronts() -> Iterator[str]:
+    """What `predict_front` takes and returns, by what it is called with."""
+    from nas_attn import api
+    from nas_attn.workflows.model_front import ModelFront, predict_model_front
+
+    for words, thing in (
+        ("Of a PyTorch model", predict_model_front),
+        ("Of a study or checkpoint", api.predict_front),
+    ):
+        yield f"### {words}"
+        yield _signature("predict_front", thing)
+        yield prose(inspect.getdoc(thing) or "")
+    yield "### ModelFront"
+    yield prose(inspect.getdoc(ModelFront) or "")
+    yield from _members(ModelFront)
 
 
 def _members(owner: type) -> Iterator[str]:

@@ -16,13 +16,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_attn.api import Results, open_study, predict_front, search
+    from nas_attn.api import Results, open_study, search
     from nas_attn.attention import build_attention
     from nas_attn.conversion import convert_model, load_converted, save_converted
+    from nas_attn.fronts import predict_front
     from nas_attn.plan import AttentionPlan
     from nas_attn.space import SearchSpace
     from nas_attn.study import Study
-    from nas_attn.workflows.model_front import predict_model_front
 
 __version__ = "0.1.0"
 
@@ -35,8 +35,7 @@ _MODULES = {
     "convert_model": "nas_attn.conversion",
     "load_converted": "nas_attn.conversion",
     "open_study": "nas_attn.api",
-    "predict_front": "nas_attn.api",
-    "predict_model_front": "nas_attn.workflows.model_front",
+    "predict_front": "nas_attn.fronts",
     "save_converted": "nas_attn.conversion",
     "search": "nas_attn.api",
 }
@@ -53,7 +52,6 @@ __all__ = [
     "load_converted",
     "open_study",
     "predict_front",
-    "predict_model_front",
     "save_converted",
     "search",
 ]

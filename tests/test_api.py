@@ -33,7 +33,6 @@ PUBLIC = [
     "load_converted",
     "open_study",
     "predict_front",
-    "predict_model_front",
     "save_converted",
     "search",
 ]

@@ -13,6 +13,7 @@ from nas_attn.analysis.sensitivity import (
     Outcome,
     SensitivityFindings,
     checks_of,
+    decisive_changes,
     measurements_of,
     orders,
     plans_for_tests,
@@ -231,14 +232,9 @@ class Predictions:
             count: Changes at most; those first that make up most of what plans are predicted to
                 lose, each plan's loss counted alike.
         """
-        model, measured = self.model(limits), self.measured()
-        weights: dict[AttentionPlan, float] = {}
-        for point in spread_predictions(self._front(model, limits), points):
-            for part in model.parts(point.plan):
-                if part not in measured and point.change:
-                    share = abs(model.changes[part].change / point.change)
-                    weights[part] = weights.get(part, 0.0) + share
-        return sorted(weights, key=lambda part: -weights[part])[:count]
+        model = self.model(limits)
+        chosen = spread_predictions(self._front(model, limits), points)
+        return decisive_changes(model, chosen, self.measured(), count)
 
     def nearby(self, points: int, limits: PlanConstraints) -> list[list[Prediction]]:
         """Each recommended point, and behind it plans next to it that cost no more."""

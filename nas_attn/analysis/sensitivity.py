@@ -97,6 +97,7 @@ class SensitivityFindings:
         decoding: Microseconds a sentence that decoding takes recommended plans, by the table and
             measured; empty if none was timed.
         base_bleu: BLEU of the baseline; None if nothing was translated.
+        unit: Unit of the loss, for tables and figures.
         is_same_measure: Whether their losses are of the measure that is predicted, bits a token; if
             not, only their order can be compared.
     """
@@ -121,6 +122,7 @@ class SensitivityFindings:
     bleu: Mapping[AttentionPlan, float] = field(default_factory=dict)
     decoding: Sequence[tuple[float, float]] = ()
     base_bleu: float | None = None
+    unit: str = "bits per token"
     is_same_measure: bool = True
 
     @cached_property
@@ -293,6 +295,30 @@ def measurements_of(study: str, *, distils: bool) -> str:
     """
     # Names of studies hold no spaces, so this can be no other study's.
     return f"{study} ({'sensitivity, distilled' if distils else 'sensitivity'})"
+
+
+def decisive_changes(
+    model: AdditiveModel,
+    chosen: Sequence[Prediction],
+    measured: Collection[AttentionPlan],
+    count: int,
+) -> list[AttentionPlan]:
+    """Single changes that were only scored and that decide what recommended plans lose.
+
+    Args:
+        model: What single changes predict.
+        chosen: Recommended plans.
+        measured: Plans that were measured.
+        count: Changes at most; those first that make up most of what plans are predicted to lose,
+            each plan's loss counted alike.
+    """
+    weights: dict[AttentionPlan, float] = {}
+    for point in chosen:
+        for part in model.parts(point.plan):
+            if part not in measured and point.change:
+                share = abs(model.changes[part].change / point.change)
+                weights[part] = weights.get(part, 0.0) + share
+    return sorted(weights, key=lambda part: -weights[part])[:count]
 
 
 def checks_of(

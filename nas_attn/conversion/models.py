@@ -140,6 +140,16 @@ def _settle(model: nn.Module, found: Sequence[Found], choices: Sequence[Attentio
             setattr(module, "save_pretrained", _refuse_to_save)  # noqa: B010  hides the method
 
 
+Make = Callable[[str, Attention, AttentionChoice, Sequence[RecordedCall]], Attention]
+"""Converts a module, given its name in the model, itself, the choice and its recorded calls."""
+
+
+def _make(
+    _: str, trained: Attention, choice: AttentionChoice, calls: Sequence[RecordedCall]
+) -> Attention:
+    return convert_attention(trained, choice, calls).module
+
+
 class Conversions:
     """A model that is converted to plan after plan: each module to each choice only once.
 
@@ -159,9 +169,48 @@ class Conversions:
         calls = {} if run is None else _calls(self.model, self._slots, run)
         self._calls = [calls.get(slot.found.name, ()) for slot in self._slots]
         self._made: dict[tuple[int, AttentionChoice], Attention] = {}
+        self._make: Make = _make
         for slot in self._slots:
             slot.put()
         _settle(self.model, self._found, [AttentionChoice.of("multi_head")] * len(self._found))
+
+    @property
+    def attention(self) -> dict[str, Attention]:
+        """The trained attention, multi-head attention of ours, by name in the model."""
+        return {f.name: a for f, a in zip(self._found, self._trained, strict=True)}
+
+    @property
+    def sites(self) -> dict[str, str]:
+        """Where it acts, by name in the model."""
+        return {found.name: found.site for found in self._found}
+
+    @property
+    def calls(self) -> dict[str, Sequence[RecordedCall]]:
+        """What it was called with on the calibration data, by name in the model."""
+        return {f.name: calls for f, calls in zip(self._found, self._calls, strict=True)}
+
+    def use(self, make: Make) -> None:
+        """Have modules converted in another way from here on, such as with a training of each."""
+        self._make = make
+        self._made.clear()
+
+    def changed(self, plan: AttentionPlan) -> dict[str, AttentionChoice]:
+        """What a plan makes of the modules that it does not leave as they are, by name.
+
+        Raises:
+            PlanError: The plan names a site that the model lacks.
+        """
+        pairs = zip(self._found, _choices(self._found, plan), strict=True)
+        return {f.name: choice for f, choice in pairs if choice.scheme != "multi_head"}
+
+    def module(self, name: str, choice: AttentionChoice) -> Attention:
+        """One module, converted; it is made once.
+
+        Raises:
+            PlanError: The choice does not fit, or its scheme cannot inherit.
+        """
+        numbers = [f.name for f in self._found]
+        return self._attention(numbers.index(name), choice)
 
     @property
     def shapes(self) -> dict[str, SiteShape]:
@@ -203,13 +252,16 @@ class Conversions:
         if choice.scheme == "multi_head":
             return self._trained[number]
         if (number, choice) not in self._made:
+            found, trained = self._found[number], self._trained[number]
             try:
                 _refuse_bias(self._slots[number], choice)
-                convert = convert_rotary if self._slots[number].is_rotary else convert_attention
-                made = convert(self._trained[number], choice, self._calls[number])
+                if self._slots[number].is_rotary:
+                    made = convert_rotary(trained, choice, self._calls[number]).module
+                else:
+                    made = self._make(found.name, trained, choice, self._calls[number])
             except PlanError as error:
-                raise PlanError(f"{self._found[number].label}: {error}") from None
-            self._made[number, choice] = made.module
+                raise PlanError(f"{found.label}: {error}") from None
+            self._made[number, choice] = made
         return self._made[number, choice]
 
 

@@ -154,7 +154,7 @@ def curve(findings: SensitivityFindings) -> Figure:
     axes.set_ylim(min(-LINEAR / 5, 1.2 * min(shown)), max(2 * LINEAR, 1.6 * max(shown)))
     _mark_cost(axes.xaxis)
     axes.set_xlabel(cost_words(findings.axis))
-    axes.set_ylabel("change of the validation loss, bits per token")
+    axes.set_ylabel(f"change of the validation loss, {findings.unit}")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -183,7 +183,7 @@ def surface(findings: SensitivityFindings) -> Figure:
         _mark_cost(axis)
         axis.set_label_text(cost_words(name))
     bar = figure.colorbar(drawn, ax=axes)
-    bar.set_label("predicted change of the validation loss, bits per token", fontsize=8)
+    bar.set_label(f"predicted change of the validation loss, {findings.unit}", fontsize=8)
     return figure
 
 

@@ -6,6 +6,8 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,6 +24,9 @@ from nas_attn.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
+SpaceLike = str | Path | Mapping[str, Any]
+"""Name of a shipped space, path of a file, or what such a file holds."""
+
 
 def load_space_config(name: str) -> SpaceConfig:
     """Load a search-space file by path or shipped name.
@@ -30,23 +35,32 @@ def load_space_config(name: str) -> SpaceConfig:
         ConfigError: lists everything that is wrong, by key path.
     """
     path = find_file(name, "search_spaces")
+    return _validated(str(path), read_yaml(path))
+
+
+def _validated(source: str, settings: object) -> SpaceConfig:
     try:
-        return SpaceConfig.model_validate(read_yaml(path))
+        return SpaceConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(str(path), faults_of(error, model=SpaceConfig)) from None
+        raise ConfigError(source, faults_of(error, model=SpaceConfig)) from None
 
 
-def space_over(name: str, shapes: Mapping[str, SiteShape]) -> SearchSpace:
+def space_over(name: SpaceLike, shapes: Mapping[str, SiteShape]) -> SearchSpace:
     """A space over a model; of a shipped one, what does not fit is left out.
 
     Args:
-        name: Name of a shipped space, or path of a file.
+        name: Name of a shipped space, path of a file, or what such a file holds.
         shapes: Shapes of the model's sites.
 
     Raises:
         ConfigError: lists everything that is wrong, or does not fit the model, by key path.
     """
-    space = SearchSpace(fitted(name, load_space_config(name), shapes), shapes)
+    if isinstance(name, Mapping):
+        name, config = "space", _validated("space", name)
+    else:
+        name = str(name)
+        config = fitted(name, load_space_config(name), shapes)
+    space = SearchSpace(config, shapes)
     wrong = {(key, fault_of(choice, shapes[site])): None for key, site, choice in space.choices()}
     faults = [ConfigIssue(key, fault) for key, fault in wrong if fault is not None]
     if faults:

@@ -2,232 +2,172 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nas_attn.analysis.sensitivity import SensitivityFindings, checks_of, plans_for_tests
-from nas_attn.attention.counting import count_plan
-from nas_attn.attention.voting import holds_vote
-from nas_attn.conversion import Conversions
-from nas_attn.engine.sensitivity import (
-    AdditiveModel,
-    Measured,
-    single_changes,
-    spread_predictions,
-    validity_of,
-)
+from nas_attn.analysis.predictions import PlanConstraints
+from nas_attn.analysis.sensitivity import SensitivityFindings
+from nas_attn.engine.sensitivity import Prediction
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.plan import AttentionChoice, AttentionPlan
-from nas_attn.rank_agreement import LEAST_COUNT
+from nas_attn.measures import NO_LIMITS, Scores
+from nas_attn.plan import AttentionPlan
+from nas_attn.report.front_page import PredictedModel, write_front_page
 from nas_attn.report.sensitivity import write_findings
-from nas_attn.study.inheritance import inherits_everywhere
-from nas_attn.study.spaces import space_over
+from nas_attn.study.spaces import SpaceLike
+from nas_attn.workflows.defaults import CHECKS, POINTS
+from nas_attn.workflows.events import Events, LogEvents
+from nas_attn.workflows.model_predictions import Loss, ModelPredictions
 
-logger = logging.getLogger(__name__)
 
-Loss = Callable[[nn.Module], Tensor]
-Run = Callable[[nn.Module], object]
-AXIS = "attention"
-SEED = 1
-"""Draws random plans."""
-MEASURED = "measured.jsonl"
-"""Name of the file that measurements are kept in."""
+@dataclass(frozen=True, kw_only=True)
+class ModelFront:
+    """What was measured of a model, what follows, and the models of its plans.
+
+    Args:
+        findings: Changes, predicted front, checks and verdict.
+        folder: Folder of tables, figures and the page; None if nothing was written.
+        predictions: The model with its data, ready to be converted.
+    """
+
+    findings: SensitivityFindings
+    folder: Path | None
+    predictions: ModelPredictions
+
+    @property
+    def recommended(self) -> Sequence[Prediction]:
+        """Plans of the front, from small to large, spread over the cost."""
+        return self.findings.chosen
+
+    @property
+    def verdict(self) -> str:
+        """Whether the predictions may be followed, in a few sentences."""
+        return self.findings.verdict
+
+    @property
+    def page(self) -> Path | None:
+        """The report's page; None if nothing was written."""
+        return None if self.folder is None else self.folder / "index.html"
+
+    def convert(self, plan: int | AttentionPlan, *, distil: bool | None = None) -> nn.Module:
+        """A copy of the model, converted; the model itself stays as it is.
+
+        Args:
+            plan: Number of a recommended plan, from 0, or any plan.
+            distil: Whether converted modules are trained alone; as they were measured if left out.
+
+        Raises:
+            UsageError: There is no such recommended plan.
+            PlanError: The plan does not fit, or a scheme cannot inherit.
+        """
+        if isinstance(plan, int):
+            if not -len(self.recommended) <= plan < len(self.recommended):
+                raise UsageError(f"{len(self.recommended)} plans are recommended, from 0 on")
+            plan = self.recommended[plan].plan
+        return self.predictions.converted(plan, distil=distil)
 
 
 def predict_model_front(
     model: nn.Module,
+    data: Iterable[Any],
     loss: Loss,
+    space: SpaceLike = "inherited_per_layer",
     *,
-    run: Run | None = None,
-    space: str = "inherited_per_layer",
-    checks: int = 40,
-    points: int = 8,
+    calibration: Iterable[Any] | None = None,
+    cost: str = "attention",
+    checks: int = CHECKS,
+    points: int = POINTS,
+    max_schemes: int | None = None,
+    keep_first_layer: bool = False,
+    limits: Mapping[str, float] = NO_LIMITS,
+    second_cost: str | None = None,
+    distil: bool = False,
+    scores: Scores = "measured",
     folder: str | Path | None = None,
     name: str = "model",
-) -> SensitivityFindings:
+    unit: str = "as the loss",
+    events: Events | None = None,
+) -> ModelFront:
     """Measure single conversions of a trained model, test what they predict, and find its front.
 
-    As `predict_front` does of fairseq's models; nothing is trained. A recommended plan is had by
-    `convert_model(model, plan, run)`.
-
     Args:
-        model: Trained model, with attention that `convert_model` takes over; not changed.
-        loss: Function that gives a model's losses on validation data: one for each example (N,),
-            always in the same order, or their mean as a scalar, which leaves errors unknown.
-        run: Function that runs a model on calibration data; `loss` itself if left out.
-        space: Name of a shipped space, or path of a file.
+        model: Trained model with attention that `convert_model` takes over; not changed.
+        data: Batches of validation data, as `loss` takes them; they are read once and kept.
+        loss: Function of a model and a batch that gives one loss for each example (N,). A mean
+            does, too; then errors are of the batches, and there are no scores by gradients.
+        space: Name of a shipped space, path of a file, or what such a file holds.
+        calibration: Batches that conversions are fitted to, such as a few of the training data;
+            the validation data if left out, which flatters all plans a little.
+        cost: Name of the cost that plans are to save: `attention`, `non_embedding`, `total` or
+            `effective` parameters, or `cache_bytes`.
         checks: Plans that test predictions, half of them random and half predicted.
         points: Plans that are recommended.
-        folder: Folder of tables, figures and of what was measured, which is not measured again.
-        name: Name of the model, in the summary.
+        max_schemes: Schemes in a plan at most; any number if None.
+        keep_first_layer: Leave the first layer of each site as it is.
+        limits: The most that plans may cost, by name, such as {"cache_bytes": 4096}.
+        second_cost: Name of a cost that counts as much as the first: the plans that no other
+            dominates in both and the loss are found, too.
+        distil: Train converted modules alone before they are measured, so that every scheme
+            inherits.
+        scores: `measured`, a pass over the data for each single conversion; `gradient`, one pass
+            with gradients for all and a few that say how much curvature counts; or `auto`, the same
+            and then a twelfth are measured, those that decide what recommended plans lose.
+        folder: Folder of tables, figures, the page, and of what was measured, which is not measured
+            again. Nothing is written if left out.
+        name: Name of the model, for the page.
+        unit: Unit of the loss, such as `nats per token`, for the page.
+        events: Object that is called with the progress; left out, it is logged at level INFO.
 
     Raises:
         PlanError: The model's attention cannot be converted.
         ConfigError: The space is refused, or does not fit the model.
         NasAttnError: Nothing can inherit, a loss is no number, or the folder is of another model.
+        UsageError: There is no such cost, or there are no data.
     """
     if checks < 0 or points < 1:
         raise UsageError("ask for 0 checks or more, and for 1 point or more")
-    front = _ModelFront(Conversions(model, run or loss), loss, space, _Kept.of(folder, model))
-    front.measure([change.plan for change in front.changes], "single changes")
-    front.measure(front.tests(checks), "tests of predictions")
-    findings = front.findings(name, points)
+    constraints = PlanConstraints(max_schemes, keep_first_layer, limits, second_cost)
+    batches = list(data)
+    fitted = batches if calibration is None else list(calibration)
+    if not batches or not fitted:
+        raise UsageError("there are no data: give one batch at least")
+    predictions = ModelPredictions(
+        model,
+        batches,
+        loss,
+        space,
+        calibration=fitted,
+        axis=cost,
+        constraints=constraints,
+        distil=distil,
+        events=events or LogEvents(),
+    )
+    if folder is not None:
+        predictions.keep_in(Path(folder))
+    predictions.measure_singles(scores, points)
+    predictions.measure(predictions.tests(checks), "tests of predictions")
+    findings = predictions.findings(name, points, unit)
+    if not findings.front:
+        raise NasAttnError("no plan within these limits can inherit everywhere")
     if folder is not None:
         write_findings(findings, Path(folder))
-    return findings
+        _write_page(predictions, findings, Path(folder))
+    return ModelFront(
+        findings=findings,
+        folder=None if folder is None else Path(folder),
+        predictions=predictions,
+    )
 
 
-class _ModelFront:
-    """Measurements of a model's conversions over a space, and what they predict.
-
-    Args:
-        conversions: The model.
-        loss: Function that gives its losses.
-        space: Name or file of the space.
-        kept: What was measured before.
-
-    Raises:
-        ConfigError: The space is refused, or does not fit.
-        NasAttnError: Nothing can inherit.
-    """
-
-    def __init__(self, conversions: Conversions, loss: Loss, space: str, kept: _Kept) -> None:
-        self.conversions, self.loss, self.kept = conversions, loss, kept
-        self.shapes = conversions.shapes
-        self.space = space_over(space, self.shapes)
-        if any(holds_vote(choice) for _, _, choice in self.space.choices()):
-            raise NasAttnError(f"{space} has votes on heads (keep), which studies alone hold")
-        self.baseline = AttentionPlan.uniform(AttentionChoice.of("multi_head"), tuple(self.shapes))
-        self.changes = single_changes(
-            self.space, self.baseline, lambda plan: inherits_everywhere(plan, self.shapes)
-        )
-        if not self.changes:
-            raise NasAttnError("no choice of the space can take over what the model has learned")
-        self.before = self._losses(self.baseline)
-
-    def measure(self, plans: Sequence[AttentionPlan], title: str) -> None:
-        """Measure plans, as far as that was not done before."""
-        wanted = [plan for plan in dict.fromkeys(plans) if plan not in self.kept.measured]
-        for number, plan in enumerate(wanted, start=1):
-            changes = self._losses(plan) - self.before
-            error = math.nan
-            if len(changes) > 1:
-                error = float(changes.std()) / math.sqrt(len(changes))
-            measured = Measured(float(changes.mean()), error)
-            self.kept.add(plan, measured)
-            logger.info("%s, %d of %d: %+.4f", title, number, len(wanted), measured.change)
-
-    def _losses(self, plan: AttentionPlan) -> Tensor:
-        model = self.conversions.convert(plan)
-        model.eval()
-        with torch.no_grad():
-            losses = torch.as_tensor(self.loss(model)).detach().cpu().double().flatten()
-        if not len(losses) or not bool(losses.isfinite().all()):
-            raise NasAttnError(f"the loss of {plan} is no number")
-        return losses
-
-    def costs(self, plan: AttentionPlan) -> Mapping[str, float]:
-        """Parameters of the attention."""
-        return {AXIS: count_plan(plan, self.shapes).parameters}
-
-    @property
-    def model(self) -> AdditiveModel:
-        return AdditiveModel(self.space, self.baseline, self.costs, AXIS, None, self.kept.measured)
-
-    def tests(self, count: int) -> list[AttentionPlan]:
-        """Plans that test predictions: half from the predicted front, half random."""
-        model = self.model
-        alone = {change.plan for change in self.changes} | {self.baseline}
-        return plans_for_tests(model, model.front(), count, seed=SEED, alone=alone)
-
-    def findings(self, name: str, points: int) -> SensitivityFindings:
-        """All that was measured, and what follows."""
-        model, measured = self.model, self.kept.measured
-        front = model.front()
-        alone = {change.plan for change in self.changes}
-        tests = {
-            plan: replace(seen, error=0.0) if math.isnan(seen.error) else seen
-            for plan, seen in measured.items()
-            if plan not in alone
-        }
-        checks = checks_of(model, tests, front, lambda plan: int(self.costs(plan)[AXIS]))
-        return SensitivityFindings(
-            name=name,
-            axis=AXIS,
-            base_cost=model.base_cost,
-            changes=self.changes,
-            costs={change.plan: int(self.costs(change.plan)[AXIS]) for change in self.changes},
-            measured=measured,
-            front=front,
-            checks=checks,
-            validity=validity_of(checks) if len(checks) >= LEAST_COUNT else None,
-            chosen=spread_predictions(front, points),
-        )
-
-
-@dataclass
-class _Kept:
-    """Measurements, kept in a file of a folder if there is one.
-
-    Args:
-        path: The file; None keeps nothing.
-        measured: What was measured, by plan.
-    """
-
-    path: Path | None
-    measured: dict[AttentionPlan, Measured] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, folder: str | Path | None, model: nn.Module) -> _Kept:
-        """What a folder holds of a model.
-
-        Raises:
-            NasAttnError: It cannot be read or written, or is of another model.
-        """
-        if folder is None:
-            return cls(None)
-        path, weights = Path(folder) / MEASURED, _digest(model)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():
-                path.write_text(json.dumps({"weights": weights}) + "\n", encoding="utf-8")
-            first, *lines = path.read_text(encoding="utf-8").splitlines()
-            # A last line that was not written whole is measured again.
-            whole = [json.loads(line) for line in lines if line.endswith("}")]
-            is_other = json.loads(first)["weights"] != weights
-            measured = {
-                AttentionPlan.from_json(line["plan"]): Measured(line["change"], line["error"])
-                for line in whole
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise NasAttnError(f"{path} cannot be used: {error}") from None
-        if is_other:
-            raise NasAttnError(f"{path} holds measurements of a model with other weights")
-        return cls(path, measured)
-
-    def add(self, plan: AttentionPlan, measured: Measured) -> None:
-        """Keep a measurement."""
-        self.measured[plan] = measured
-        if self.path is not None:
-            line = {"plan": plan.to_json(), "change": measured.change, "error": measured.error}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(line))
-
-
-def _digest(model: nn.Module) -> str:
-    """Of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
+def _write_page(predictions: ModelPredictions, findings: SensitivityFindings, folder: Path) -> None:
+    shown = PredictedModel(
+        shapes=predictions.shapes,
+        loss=float(predictions.before.mean()),
+        examples=len(predictions.before),
+        distils=predictions.distils,
+    )
+    page = write_front_page(findings, shown, folder)
+    predictions.events.on_message(f"report: {page}")

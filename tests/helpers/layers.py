@@ -26,7 +26,7 @@ LAYERS = {
     "report": 8,
     "workflows": 9,
     "api": 10,
-    "cli": 11,
+    "cli": 11, "fronts": 11,
     "__main__": 12, "_measure": 12,
 }  # fmt: skip
 """Number of the layer of each module or package; those of one number are strangers."""
