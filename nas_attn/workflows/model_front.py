@@ -103,7 +103,8 @@ def predict_model_front(
             the validation data if left out, which flatters all plans a little.
         cost: Name of the cost that plans are to save: `attention`, `non_embedding`, `total` or
             `effective` parameters, or `cache_bytes`.
-        checks: Plans that test predictions, half of them random and half predicted.
+        checks: Plans that test predictions, half of them random and half predicted; recommended
+            plans are measured, too, unless it is 0.
         points: Plans that are recommended.
         max_schemes: Schemes in a plan at most; any number if None.
         keep_first_layer: Leave the first layer of each site as it is.
@@ -148,7 +149,7 @@ def predict_model_front(
     if folder is not None:
         predictions.keep_in(Path(folder))
     predictions.measure_singles(scores, points)
-    predictions.measure(predictions.tests(checks), "tests of predictions")
+    predictions.measure(predictions.tests(checks, points), "tests of predictions")
     findings = predictions.findings(name, points, unit)
     if not findings.front:
         raise NasAttnError("no plan within these limits can inherit everywhere")

@@ -258,10 +258,15 @@ class ModelPredictions:
         """Plans that test nothing."""
         return {change.plan for change in self.changes} | {self.baseline}
 
-    def tests(self, count: int) -> list[AttentionPlan]:
-        """Plans that test predictions: half from the predicted front, half random."""
+    def tests(self, count: int, points: int) -> list[AttentionPlan]:
+        """Plans that test predictions: half from the predicted front, half random, and what is
+        recommended."""
         model = self.model
-        return plans_for_tests(model, self._front(model), count, seed=SEED, alone=self._alone)
+        front = self._front(model)
+        plans = plans_for_tests(model, front, count, seed=SEED, alone=self._alone)
+        if count:
+            plans += [point.plan for point in spread_predictions(front, points)]
+        return [plan for plan in dict.fromkeys(plans) if plan not in self._alone]
 
     def findings(self, name: str, points: int, unit: str) -> SensitivityFindings:
         """All that was measured, and what follows.
