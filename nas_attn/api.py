@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.config import ExecutionConfig
@@ -29,7 +29,7 @@ from nas_attn.literals import parse_count
 from nas_attn.measures import NO_LIMITS, FurtherMetric, Scores
 from nas_attn.study.form import RUNS, Runs, StudyForm, StudyLike, find_study, read_study
 from nas_attn.study.recorded import open_run_folder
-from nas_attn.study.tree import Overrides, joined
+from nas_attn.study.tree import Overrides, execution_overrides
 from nas_attn.workflows.defaults import CHECKS, POINTS, SEEDS
 from nas_attn.workflows.events import Events
 from nas_attn.workflows.records import open_store
@@ -482,29 +482,3 @@ def load(
 
     form = read_study(study, overrides, runs)
     return form if isinstance(form, Study) else Study.judged(form, is_read_only=is_read_only)
-
-
-def execution_overrides(
-    overrides: Overrides = (),
-    *,
-    trials: int | None = None,
-    workers: int | None = None,
-    storage: str | None = None,
-    executor: str | None = None,
-    address: str | None = None,
-) -> Overrides:
-    """Overrides with what `search` takes as arguments behind them.
-
-    Raises:
-        UsageError: An executor other than Ray is given an address.
-    """
-    if address is not None and executor not in (None, "ray"):
-        raise UsageError(f"--address is of a Ray cluster, which the executor {executor} has not")
-    execution = {
-        "workers": workers,
-        "storage": storage,
-        "executor": executor or (None if address is None else "ray"),
-    }
-    given = {name: value for name, value in execution.items() if value is not None}
-    changes: dict[str, Any] = {} if trials is None else {"search": {"trials": trials}}
-    return joined(overrides, changes | ({"execution": given} if given else {}))

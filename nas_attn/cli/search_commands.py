@@ -106,9 +106,10 @@ def confirm(
     from nas_attn import api
     from nas_attn.cli.live import TerminalEvents, say_failure
     from nas_attn.cli.tables import confirmation_table
+    from nas_attn.study.tree import execution_overrides
     from nas_attn.workflows.confirm import confirm as confirm_study
 
-    changes = api.execution_overrides(set_, workers=workers, storage=storage, address=address)
+    changes = execution_overrides(set_, workers=workers, storage=storage, address=address)
     loaded = api.load(study, changes, runs)
     with resumable():
         done = confirm_study(

@@ -166,12 +166,12 @@ def repair(
     line is lost becomes a failed one, so that the others keep their numbers. End all drivers, and
     what else has the record open, before.
     """
-    from nas_attn import api
     from nas_attn.engine.repair import describe
     from nas_attn.study.form import read_study
+    from nas_attn.study.tree import execution_overrides
     from nas_attn.workflows.repair import repair_record
 
-    changes = api.execution_overrides(set_, storage=storage)
+    changes = execution_overrides(set_, storage=storage)
     path, done = repair_record(read_study(study, changes, runs))
     for line in describe(done, path):
         say(line)

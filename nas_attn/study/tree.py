@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_attn.errors import ConfigError, ConfigIssue
+from nas_attn.errors import ConfigError, ConfigIssue, UsageError
 from nas_attn.study.config import StudyConfig
 from nas_attn.yaml_file import override, parse_yaml, plain_copy
 
@@ -146,3 +146,29 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items()}
     return [_without_paths(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def execution_overrides(
+    overrides: Overrides = (),
+    *,
+    trials: int | None = None,
+    workers: int | None = None,
+    storage: str | None = None,
+    executor: str | None = None,
+    address: str | None = None,
+) -> Overrides:
+    """Overrides with what `search` takes as arguments behind them.
+
+    Raises:
+        UsageError: An executor other than Ray is given an address.
+    """
+    if address is not None and executor not in (None, "ray"):
+        raise UsageError(f"--address is of a Ray cluster, which the executor {executor} has not")
+    execution = {
+        "workers": workers,
+        "storage": storage,
+        "executor": executor or (None if address is None else "ray"),
+    }
+    given = {name: value for name, value in execution.items() if value is not None}
+    changes: dict[str, Any] = {} if trials is None else {"search": {"trials": trials}}
+    return joined(overrides, changes | ({"execution": given} if given else {}))
