@@ -148,7 +148,7 @@ class Attention(FastPathAnswers, nn.Module):
 
     @abstractmethod
     def values(self, value: Tensor) -> Tensor:
-        """(B, S, vdim) to (B, g_v, S, h)."""
+        """(B, S, vdim) to (B, g_v, S, h); of no width where the keys are the values."""
 
     def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """`keys` of (B, S, kdim) and `values` of (B, S, vdim), which an observer gets to see."""
@@ -221,7 +221,7 @@ class Attention(FastPathAnswers, nn.Module):
         heads, weights = attend(
             queries,
             keys,
-            values,
+            values if values.size(-1) else keys,
             scale=self.scale,
             shifts=shifts,
             mask=merge_masks(key_padding_mask, attn_mask),

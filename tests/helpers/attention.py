@@ -40,6 +40,17 @@ CASES: list[tuple[str, str, Choose]] = [
     ("head_embedding_mul", "plain", lambda d, n: {"plain_embedding": True}),
     ("grouped_query", "default", lambda d, n: {}),
     ("grouped_query", "divisor", lambda d, n: {"num_groups": largest_divisor(n)}),
+    (
+        "grouped_query",
+        "value-groups",
+        lambda d, n: {"num_groups": n, "num_value_groups": largest_divisor(n)},
+    ),
+    (
+        "grouped_query",
+        "key-groups",
+        lambda d, n: {"num_groups": largest_divisor(n), "num_value_groups": n},
+    ),
+    ("grouped_query", "tied", lambda d, n: {"num_groups": largest_divisor(n), "tied": True}),
     ("grouped_head", "", lambda d, n: {}),
     ("multi_query", "", lambda d, n: {}),
     ("single_head", "", lambda d, n: {}),

@@ -30,14 +30,18 @@ def apply(projection: nn.Linear, x: Tensor, block: int = 0, blocks: int = 1) -> 
 
 def grouped_query_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
     """Ainslie et al. 2023: own queries; heads of a group attend to the same keys."""
-    group = head * module.num_groups // module.num_heads
     query = apply(module.q_proj, x, head, module.num_heads)
+    if module.tied:
+        return query @ grouped_query_value(module, y, head)
+    group = head * module.num_groups // module.num_heads
     return query @ apply(module.k_proj, y, group, module.num_groups)
 
 
 def grouped_query_value(module: Any, y: Tensor, head: int) -> Tensor:
-    group = head * module.num_groups // module.num_heads
-    return apply(module.v_proj, y, group, module.num_groups)
+    """Chen et al. 2024: values of other groups than keys; Zadouri et al. 2025: tied to keys."""
+    group = head * module.num_value_groups // module.num_heads
+    projection = module.kv_proj if module.tied else module.v_proj
+    return apply(projection, y, group, module.num_value_groups)
 
 
 def collaborative_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
