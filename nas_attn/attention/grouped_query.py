@@ -122,7 +122,7 @@ class GroupedQueryAttention(Attention):
         return split_heads(projected, self.num_groups)
 
     def values(self, value: Tensor) -> Tensor:
-        """(B, S, vdim) to (B, value groups, S, h); tied, of no width, for the keys are the values."""
+        """(B, S, vdim) to (B, value groups, S, h); of no width where they are tied to keys."""
         if self.tied:
             return value.new_empty(value.size(0), self.num_groups, value.size(1), 0)
         return split_heads(self.v_proj(value), self.num_value_groups)

@@ -104,6 +104,8 @@ def test_other_layers() -> None:
     assert count("single_head") == 3 * (D * H + H) + D**2 + D
     assert count("single_head", narrow_output=True) == 3 * (D * H + H) + H * D + D
     assert count("shared_key_value") == 3 * (D**2 + D)
+    assert count("none") == effective("none") == 0
+    assert count("none", output_bias=True) == effective("none", output_bias=True) == D
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,7 @@ RANK_CASES: list[tuple[str, dict[str, object]]] = [
     ("reduced_key", {"key_dim": 3}),
     ("reduced_key", {"key_dim": 12}),
     ("shared_key_value", {}),
+    ("none", {"output_bias": True}),
 ]
 
 
@@ -234,6 +237,7 @@ def test_plan_and_cache() -> None:
         ("single_head", {}, 2 * H),
         ("reduced_key", {"key_dim": 64}, 64 + D),
         ("shared_key_value", {}, D),
+        ("none", {}, 0),
     ],
 )
 def test_cache_of_a_token(scheme: str, options: dict[str, object], cached: int) -> None:

@@ -58,6 +58,7 @@ CASES: list[tuple[str, str, Choose]] = [
     ("reduced_key", "default", lambda d, n: {}),
     ("reduced_key", "wide", lambda d, n: {"key_dim": d + n}),
     ("shared_key_value", "", lambda d, n: {}),
+    ("none", "", lambda d, n: {"output_bias": True}),
 ]
 """(scheme, name, options for embed_dim d and n heads)."""
 
@@ -72,6 +73,7 @@ SPECIAL_CASES: dict[str, tuple[int, Options]] = {
     "single_head": (1, {}),
     "reduced_key": (4, {"key_dim": 16}),
     "shared_key_value": (4, {}),
+    "none": (4, {"output_bias": True}),
 }
 """Heads and options with which a scheme computes multi-head attention from its weights."""
 
