@@ -592,6 +592,9 @@ def _inherits(name: str) -> str:
 
     module = build_attention(name, 64, 4)
     pages = "[convert and prune](../../how-to/convert-and-prune.md)"
+    if not module.cache_size():
+        mean = "With `output_bias` it takes over the mean of what trained heads give"
+        return f"{mean}; what that costs: {pages}."
     if inherits(module):
         return f"It takes over what trained heads have learned; what that costs: {pages}."
     if inherits(module, distilled=True):

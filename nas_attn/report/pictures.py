@@ -30,7 +30,7 @@ MARKS = (
     "cross",
     "x",
     "bowtie",
-    "asterisk",
+    "star-square",
 )
 PLAIN_MARK, MIXED_MARK = "diamond", "circle-cross"
 
