@@ -26,11 +26,11 @@ sys.path.insert(0, str(ROOT))
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.conversion import RecordedCall
 from nas_attn.fairseq_tools.convert import (
-    Losses,
     calibration_calls,
     convert_trained,
     validation_losses,
 )
+from nas_attn.fairseq_tools.kept_outputs import KeptOutputs, Outputs, recording
 from nas_attn.fairseq_tools.trained import TrainedModel, load_trained
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
@@ -48,7 +48,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     trained = load_trained(options.checkpoint)
-    base = validation_losses(trained, options.data)
+    outputs: Outputs = {}
+    with recording(trained, outputs):
+        base = validation_losses(trained, options.data)
     calls = calibration_calls(trained, options.data)
     module = next(iter(trained.attention().values()))
     shape = SiteShape(num_layers=1, embed_dim=module.embed_dim, num_heads=module.num_heads)
@@ -56,11 +58,14 @@ def main() -> None:
     print(f"{'cache':>5}  {'choice':52}", *(f"{site:>19}" for site in trained.layers()))
     kept = {choice: build_on_meta(choice, shape).cache_size() for choice in choices(shape)}
     for choice in sorted(kept, key=lambda choice: -kept[choice]):
-        cells = [
-            [changed(trained, site, layer, choice, calls, base, options.data) for layer in range(n)]
-            for site, n in trained.layers().items()
-        ]
-        texts = [f"{summed(changes):>19}" for changes in cells]
+        texts = []
+        for site, count in trained.layers().items():
+            changes = []
+            for layer in range(count):
+                model = converted(trained, site, layer, choice, calls)
+                same = KeptOutputs(outputs, [f"{site}.{layer}"])
+                changes.append(validation_losses(model, options.data, same).change_from(base))
+            texts.append(f"{summed(changes):>19}")
         print(f"{kept[choice]:5}  {choice!s:52}", *texts, flush=True)
 
 
@@ -81,21 +86,19 @@ def choices(shape: SiteShape) -> Iterator[AttentionChoice]:
     yield from (of("none", output_bias=True), of("none"))
 
 
-def changed(
+def converted(
     trained: TrainedModel,
     site: str,
     layer: int,
     choice: AttentionChoice,
     calls: dict[str, list[RecordedCall]],
-    base: Losses,
-    data: Path,
-) -> Change:
-    """What one module's conversion does to the validation loss."""
+) -> TrainedModel:
+    """The model with one module converted."""
     layers = list(trained.plan.layers(site, trained.layers()[site]))
     layers[layer] = choice
     model = copy.deepcopy(trained)
     convert_trained(model, AttentionPlan.of({site: layers}), calls)
-    return validation_losses(model, data).change_from(base)
+    return model
 
 
 def summed(changes: Sequence[Change]) -> str:

@@ -70,7 +70,7 @@ def test_autocast_in_every_implementation(
         return
     for mine, other in zip(found, expected, strict=True):
         assert mine.isfinite().all()
-        scale = float(other.abs().max())
+        scale = float(other.abs().max()) if other.numel() else 0.0
         torch.testing.assert_close(mine, other, rtol=0, atol=TOLERANCE[dtype] * max(scale, 1.0))
 
 
