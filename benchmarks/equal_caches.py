@@ -44,6 +44,7 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--most", type=int, help="largest cache tried, in numbers a token")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -57,7 +58,8 @@ def main() -> None:
     print(f"width {shape.embed_dim}, {shape.num_heads} heads, {base.mean:.4f} bits a token")
     print(f"{'cache':>5}  {'choice':52}", *(f"{site:>19}" for site in trained.layers()))
     kept = {choice: build_on_meta(choice, shape).cache_size() for choice in choices(shape)}
-    for choice in sorted(kept, key=lambda choice: -kept[choice]):
+    most = options.most or max(kept.values())
+    for choice in sorted((c for c in kept if kept[c] <= most), key=lambda choice: -kept[choice]):
         texts = []
         for site, count in trained.layers().items():
             changes = []
