@@ -45,11 +45,6 @@ CASES: list[tuple[str, str, Choose]] = [
         "value-groups",
         lambda d, n: {"num_groups": n, "num_value_groups": largest_divisor(n)},
     ),
-    (
-        "grouped_query",
-        "key-groups",
-        lambda d, n: {"num_groups": largest_divisor(n), "num_value_groups": n},
-    ),
     ("grouped_query", "tied", lambda d, n: {"num_groups": largest_divisor(n), "tied": True}),
     ("grouped_head", "", lambda d, n: {}),
     ("multi_query", "", lambda d, n: {}),
