@@ -377,16 +377,24 @@ class Facts:
         shares: What heads share.
         parameters: Formula of a layer's parameters for each set of options that has another one;
             a letter may stand for an option's value.
-        cache: Formula of the numbers that decoding keeps per token.
+        cache: Formula of the numbers that decoding keeps per token; several if they are others for
+            each of those sets of options.
         letters: Option that a letter of the formulas stands for.
         multi_head: When it is multi-head attention.
     """
 
     shares: str
     parameters: tuple[tuple[Mapping[str, Any], str], ...]
-    cache: str
+    cache: str | tuple[str, ...]
     letters: Mapping[str, str]
     multi_head: str
+
+    def formulas(self) -> Iterator[tuple[Mapping[str, Any], str, str]]:
+        """Sets of options, each with the formulas of parameters and cache."""
+        several = isinstance(self.cache, tuple)
+        caches = self.cache if several else (self.cache,) * len(self.parameters)
+        for (options, parameters), cache in zip(self.parameters, caches, strict=True):
+            yield options, parameters, cache
 
 
 def _one(formula: str) -> tuple[tuple[Mapping[str, Any], str], ...]:
@@ -422,10 +430,14 @@ FACTS = {
     ),
     "grouped_query": Facts(
         "keys and values, in g groups of heads",
-        _one("2gh(d + 1) + 2(d² + d)"),
-        "2gh",
+        (
+            ({}, "2gh(d + 1) + 2(d² + d)"),
+            ({"num_value_groups": 1}, "(g + 1)h(d + 1) + 2(d² + d)"),
+            ({"tied": True}, "gh(d + 1) + 2(d² + d)"),
+        ),
+        ("2gh", "(g + 1)h", "gh"),
         {"g": "num_groups"},
-        "with a group for each head",
+        "with a group for each head, keys and values apart",
     ),
     "grouped_head": Facts(
         "nothing, but heads are trained into groups, voted on and pruned to k",
@@ -456,7 +468,12 @@ FACTS = {
         "with `key_dim` of the full width",
     ),
     "shared_key_value": Facts(
-        "a head's key is its value", _one("3(d² + d)"), "d", {}, "never: keys are values"
+        "a head's key is its value", _one("3(d² + d)"), "d", {},
+        "never: keys are values; it is `grouped_query` with `tied` and a group for each head",
+    ),
+    "none": Facts(
+        "nothing: there are none", (({}, "0"), ({"output_bias": True}, "d")), "0", {},
+        "where that gives zero, or always the same",
     ),
 }  # fmt: skip
 """Tested against the modules themselves (tests/test_docs.py)."""
@@ -495,11 +512,13 @@ def schemes_page() -> str:
     for name, scheme in SCHEMES.items():
         facts = FACTS[name]
         flags = " ".join(f"`--{f.name.replace('_', '-')}`" for f in fields(scheme.options))
-        formulas = "; ".join(
-            formula + (f" with `{_options_text(options)}`" if options else "")
-            for options, formula in facts.parameters
-        )
-        rows.append([f"[`{name}`]({name}.md)", facts.shares, flags, formulas, facts.cache])
+        given = [
+            (_with(parameters, options), _with(cache, options))
+            for options, parameters, cache in facts.formulas()
+        ]
+        formulas, caches = ("; ".join(texts) for texts in zip(*given, strict=True))
+        caches = facts.cache if isinstance(facts.cache, str) else caches
+        rows.append([f"[`{name}`]({name}.md)", facts.shares, flags, formulas, caches])
     return "\n\n".join(
         [
             "# Schemes",
@@ -509,6 +528,10 @@ def schemes_page() -> str:
             table(["scheme", "heads share", "options", "parameters of a layer", "cache"], rows),
         ]
     )
+
+
+def _with(formula: str, options: Mapping[str, Any]) -> str:
+    return formula + (f" with `{_options_text(options)}`" if options else "")
 
 
 def _options_text(options: Mapping[str, Any]) -> str:
@@ -596,11 +619,15 @@ def _options(name: str) -> str:
 
 
 def _formulas(facts: Facts) -> str:
-    rows = [
-        [f"parameters, `{_options_text(options)}`" if options else "parameters", formula]
-        for options, formula in facts.parameters
-    ]
-    return table(["", "formula"], [*rows, ["cache, numbers per token", facts.cache]])
+    rows, several = [], isinstance(facts.cache, tuple)
+    for options, parameters, cache in facts.formulas():
+        which = f", `{_options_text(options)}`" if options else ""
+        rows.append([f"parameters{which}", parameters])
+        if several:
+            rows.append([f"cache, numbers per token{which}", cache])
+    if not several:
+        rows.append(["cache, numbers per token", facts.cache])
+    return table(["", "formula"], rows)
 
 
 def _counts(name: str, facts: Facts) -> str:
@@ -631,6 +658,9 @@ def _inherits(name: str) -> str:
 
     module = build_attention(name, 64, 4)
     pages = "[convert and prune](../../how-to/convert-and-prune.md)"
+    if not module.cache_size():
+        mean = "With `output_bias` it takes over the mean of what trained heads give"
+        return f"{mean}; what that costs: {pages}."
     if inherits(module):
         return f"It takes over what trained heads have learned; what that costs: {pages}."
     if inherits(module, distilled=True):

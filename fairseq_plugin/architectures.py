@@ -68,6 +68,9 @@ def _resolve_plan(args: argparse.Namespace, scheme: str, sites: tuple[str, ...])
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     SCHEMES[scheme].check_options(given)
     default = AttentionPlan.uniform(AttentionChoice.of(scheme, **given), sites)
+    if default.source_fault():  # the plan of an architecture that is named after no attention
+        source = AttentionPlan.uniform(AttentionChoice("multi_head"), ("encoder_decoder",))
+        default = source.over(default)
     given_plan = getattr(args, "attention_plan", None)
     if given_plan is None:
         return default
@@ -75,6 +78,7 @@ def _resolve_plan(args: argparse.Namespace, scheme: str, sites: tuple[str, ...])
     foreign = [site for site, _ in plan if site not in sites]
     if foreign:
         raise PlanError(f"the attention plan names {', '.join(foreign)}, which this model lacks")
+    plan.check_source()
     return plan
 
 

@@ -22,6 +22,9 @@ OptionValue = int | float | bool | str
 SITES = ("encoder_self", "decoder_self", "encoder_decoder")
 """Where a Transformer attends, in the order in which tables show it."""
 
+NO_ATTENTION = "none"
+"""The scheme that attends to nothing; the only one that plans know by name (`source_fault`)."""
+
 MAX_FILE_BYTES = 1_000_000
 """Of a plan's file."""
 
@@ -214,6 +217,26 @@ class AttentionPlan:
     def over(self, default: AttentionPlan) -> AttentionPlan:
         """This plan, with the sites it leaves out taken from `default`."""
         return AttentionPlan.of(dict(default.sites) | dict(self.sites))
+
+    def source_fault(self) -> str | None:
+        """Why the decoder would not see the source, in words; None if it does, or there is none."""
+        choices = dict(self.sites).get("encoder_decoder", ())
+        if not choices or any(choice.scheme != NO_ATTENTION for choice in choices):
+            return None
+        return (
+            f"encoder_decoder is {NO_ATTENTION} in every layer, so that the decoder would not see "
+            "the source: choose another scheme in one of them"
+        )
+
+    def check_source(self) -> None:
+        """Refuse a plan whose decoder would not see the source.
+
+        Raises:
+            PlanError: `encoder_decoder` is without attention in every layer.
+        """
+        fault = self.source_fault()
+        if fault is not None:
+            raise PlanError(fault)
 
     def __iter__(self) -> Iterator[tuple[str, tuple[AttentionChoice, ...]]]:
         return iter(self.sites)

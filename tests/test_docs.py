@@ -117,7 +117,7 @@ def test_formulas_are_what_modules_have(name: str) -> None:
     facts = generate.FACTS[name]
     for width, heads in ((16, 4), (64, 8)):
         shape = SiteShape(num_layers=1, embed_dim=width, num_heads=heads)
-        for options, formula in facts.parameters:
+        for options, formula, cached in facts.formulas():
             for number in range(3):
                 letters = {x: VALUES[x][number % len(VALUES[x])] for x in facts.letters}
                 if "key_dim" in facts.letters.values():
@@ -127,7 +127,7 @@ def test_formulas_are_what_modules_have(name: str) -> None:
                 symbols = {"d": width, "n": heads, "h": width // heads, **letters}
                 assert generate.value_of(formula, **symbols) == count_choice(choice, shape)[0]
                 cache = build_on_meta(choice, shape).cache_size()
-                assert generate.value_of(facts.cache, **symbols) == cache
+                assert generate.value_of(cached, **symbols) == cache
 
 
 def test_a_formula_is_no_code() -> None:

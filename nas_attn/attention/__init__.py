@@ -7,6 +7,7 @@ from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
 from nas_attn.attention.multi_head import MultiHeadAttention
 from nas_attn.attention.multi_query import MultiQueryAttention
+from nas_attn.attention.none import NoAttention
 from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.registry import SCHEMES, Scheme, build_attention, get_scheme
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention
@@ -22,6 +23,7 @@ __all__ = [
     "HeadEmbeddingMulAttention",
     "MultiHeadAttention",
     "MultiQueryAttention",
+    "NoAttention",
     "ReducedKeyAttention",
     "Scheme",
     "SharedKeyValueAttention",

@@ -132,7 +132,8 @@ class Attention(FastPathAnswers, nn.Module):
         self.dropout = dropout
         self.has_bias = bias
         self.scale = self.head_dim**-0.5
-        self.out_proj = Projection(joined_dim or embed_dim, embed_dim, bias=bias)
+        joined_dim = embed_dim if joined_dim is None else joined_dim
+        self.out_proj = Projection(joined_dim, embed_dim, bias=bias)
 
     @abstractmethod
     def queries(self, query: Tensor) -> Tensor:
@@ -148,13 +149,32 @@ class Attention(FastPathAnswers, nn.Module):
 
     @abstractmethod
     def values(self, value: Tensor) -> Tensor:
-        """(B, S, vdim) to (B, g_v, S, h)."""
+        """(B, S, vdim) to (B, g_v, S, h); of no width where the keys are the values."""
 
     def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """`keys` of (B, S, kdim) and `values` of (B, S, vdim), which an observer gets to see."""
         if self.observer is not None:
             self.observer.on_inputs(key, value)
         return self.keys(key), self.values(value)
+
+    def observe(
+        self,
+        query: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        """Show an observer a query (B, T, embed_dim) that is to attend, with its masks."""
+        if self.observer is not None:
+            self.observer.on_attend(
+                ObservedQuery(
+                    query=query,
+                    key_padding_mask=key_padding_mask,
+                    attn_mask=attn_mask,
+                    is_causal=is_causal,
+                    query_padding_mask=self.query_padding_mask,
+                )
+            )
 
     @property
     def wants_query_padding(self) -> bool:
@@ -199,16 +219,7 @@ class Attention(FastPathAnswers, nn.Module):
             ValueError: `attn_mask` has another mask for each head, but the scheme has one map; or
                 `implementation` cannot do what is asked.
         """
-        if self.observer is not None:
-            self.observer.on_attend(
-                ObservedQuery(
-                    query=query,
-                    key_padding_mask=key_padding_mask,
-                    attn_mask=attn_mask,
-                    is_causal=is_causal,
-                    query_padding_mask=self.query_padding_mask,
-                )
-            )
+        self.observe(query, key_padding_mask, attn_mask, is_causal)
         queries, shifts = self.queries(query), self.query_shifts()
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])  # (B, n, T, S)
@@ -221,7 +232,7 @@ class Attention(FastPathAnswers, nn.Module):
         heads, weights = attend(
             queries,
             keys,
-            values,
+            values if values.size(-1) else keys,
             scale=self.scale,
             shifts=shifts,
             mask=merge_masks(key_padding_mask, attn_mask),
@@ -334,6 +345,13 @@ class Projection(nn.Linear):
     fairseq's tensors are (time, batch, width), and attention sees them transposed: projected as
     they lie, they need no copy.
     """
+
+    def reset_parameters(self) -> None:
+        """As `torch.nn.Linear`, which warns of weights without inputs."""
+        if self.in_features:
+            super().reset_parameters()
+        elif self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 3 and not input.is_contiguous():

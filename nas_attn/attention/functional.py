@@ -11,6 +11,7 @@ d_k key width, d_v value width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -154,8 +155,12 @@ def choose_implementation(
     ):
         return "shared_scores"
     if keys.size(-1) == values.size(-1):
-        several = table.one_head if keys.size(1) == 1 else table.grouped_heads
-        stacked = num_heads > keys.size(1) and (several == "rows" or num_queries == 1)
+        groups = math.lcm(keys.size(1), values.size(1))
+        # Kernels want as many heads of keys as of values; in a step, to copy some costs the most.
+        if num_queries == 1 and any(1 < shared.size(1) < groups for shared in (keys, values)):
+            return "explicit"
+        several = table.one_head if groups == 1 else table.grouped_heads
+        stacked = num_heads > groups and (several == "rows" or num_queries == 1)
         return "rows" if stacked and not _refusal("rows", *tensors, call) else "fused"
     # An exported graph serves all lengths, so this choice may not depend on the input's.
     few = not lengths_are_open() and num_queries * num_keys <= table.explicit_max_scores
@@ -187,8 +192,8 @@ def _refusal(
         return flex_refusal(queries, keys, values, call) if implementation == "flex" else ""
     mask = call.mask
     if implementation == "rows":
-        if keys.size(1) != values.size(1) or keys.size(-1) != values.size(-1):
-            return "needs as many value heads as key heads, and as wide"
+        if keys.size(-1) != values.size(-1):
+            return "needs values as wide as keys"
         row_masks = mask is not None and (mask.size(1) > 1 or mask.size(2) > 1)
         return "needs a mask that is one for all rows" if call.is_causal or row_masks else ""
     if call.dropout > 0.0:

@@ -9,6 +9,7 @@ torch's other kernels give zeros for rows that may attend to nothing, and finite
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from types import TracebackType
@@ -58,14 +59,17 @@ def attend_unpadded(queries: Tensor, keys: Tensor, values: Tensor, call: Attenti
 
 
 def attend_with_rows(queries: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
-    """Attend with the heads that share a key and a value stacked as rows of one query."""
+    """Attend with the heads that share a key and a value stacked as rows of one query.
+
+    Where other heads share keys than values, those that share both are stacked.
+    """
     batch, heads, time, width = queries.shape
-    groups = keys.size(1)
+    groups = math.lcm(keys.size(1), values.size(1))
     with _kernels(call, keys.device):
         output = F.scaled_dot_product_attention(
             queries.reshape(batch, groups, heads // groups * time, width),  # n / g heads as rows
-            keys,
-            values,
+            _expand_heads(keys, groups),
+            _expand_heads(values, groups),
             attn_mask=call.mask,
             dropout_p=call.dropout,
             scale=call.scale,

@@ -22,6 +22,7 @@ from nas_attn.attention.head_embedding_mul import (
 )
 from nas_attn.attention.multi_head import MultiHeadAttention, MultiHeadOptions
 from nas_attn.attention.multi_query import MultiQueryAttention, MultiQueryOptions
+from nas_attn.attention.none import NoAttention, NoAttentionOptions
 from nas_attn.attention.reduced_key import ReducedKeyAttention, ReducedKeyOptions
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention, SharedKeyValueOptions
 from nas_attn.attention.single_head import SingleHeadAttention, SingleHeadOptions
@@ -63,6 +64,7 @@ SCHEMES: dict[str, Scheme] = {
     "single_head": Scheme(SingleHeadAttention, SingleHeadOptions),
     "reduced_key": Scheme(ReducedKeyAttention, ReducedKeyOptions),
     "shared_key_value": Scheme(SharedKeyValueAttention, SharedKeyValueOptions),
+    "none": Scheme(NoAttention, NoAttentionOptions),
 }
 """Every scheme by the name that plans, flags, architectures and search spaces use."""
 

@@ -120,7 +120,11 @@ def usual_schemes(setting: Setting) -> dict[str, Callable[[], Attention]]:
     width, heads = setting.embed_dim, setting.num_heads
     sizes: dict[str, list[dict[str, Any]]] = {
         "collaborative": [{"shared_dim": width // 4}, {"shared_dim": width // heads}],
-        "grouped_query": [{"num_groups": 1 if heads % 2 else 2}],
+        "grouped_query": [
+            {"num_groups": 1 if heads % 2 else 2},
+            {"num_groups": heads, "num_value_groups": 1},
+            {"num_groups": 1 if heads % 2 else 2, "tied": True},
+        ],
     }
     found: dict[str, Callable[[], Attention]] = {}
     for scheme in SCHEMES:

@@ -212,7 +212,7 @@ def _what_to_write(
         known = list(heads_of(reference))
         if module.names is not None and set(module.names) <= set(known):
             kept = torch.tensor([known.index(name) for name in module.names])
-        elif source.calls and module.num_heads < own_heads:
+        elif source.calls and module.num_heads < own_heads and reference.cache_size():
             kept = heads_to_keep(reference, source.calls, module.num_heads)
         else:
             kept = largest_heads(maps, metric, module.num_heads)
@@ -269,6 +269,8 @@ def refit_output(module: Attention, source: ConversionSource) -> None:
     """
     has_bias = module.out_proj.bias is not None
     inputs = module.out_proj.in_features
+    if not inputs:  # the bias alone, which is the mean already
+        return
     size = inputs + has_bias
     grams = torch.zeros(2, size, size, dtype=torch.float64)
     targets = torch.zeros(2, size, module.embed_dim, dtype=torch.float64)

@@ -114,6 +114,8 @@ def distil(
     weights = torch.cat([weight.detach().flatten() for weight in teacher.parameters()])
     highest = learning_rate * float(weights.square().mean().sqrt())
     every, done = max(1, steps // CHECKS), 0
+    if not any(weight.numel() for weight in student.parameters()):
+        steps = 0
     for done in _steps(student, batches, root, steps, highest, seed):
         if done % every and done < steps:
             continue

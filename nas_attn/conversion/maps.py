@@ -71,6 +71,8 @@ def maps_of(module: Attention) -> HeadMatrices:
         values = probe.values(_units(probe.vdim))[0]
         if not values.size(-1):
             values = keys
+        if not keys.size(-1):
+            return _without_attention(probe)
         values = values.repeat_interleave(probe.num_heads // len(values), dim=0)
         if len(query) == len(key) == 1 and probe.out_proj.in_features == values.size(-1):
             values = values[:1]  # one head whose output is not repeated
@@ -87,6 +89,22 @@ def maps_of(module: Attention) -> HeadMatrices:
         value=value[..., :-1].contiguous(),
         output=output.contiguous(),
         bias=bias.detach().clone(),
+    )
+
+
+def _without_attention(module: Attention) -> HeadMatrices:
+    """One head a query head, of one number, that does nothing."""
+    heads, bias = module.num_heads, module.out_proj.bias
+
+    def nothing(*shape: int) -> Tensor:
+        return torch.zeros(heads, *shape, dtype=torch.float64)
+
+    return HeadMatrices(
+        query=nothing(1, module.embed_dim + 1),
+        key=nothing(1, module.kdim),
+        value=nothing(1, module.vdim),
+        output=nothing(module.embed_dim, 1),
+        bias=nothing(module.embed_dim)[0] if bias is None else bias.detach().clone(),
     )
 
 

@@ -342,6 +342,7 @@ def _choices(found: Sequence[Found], plan: AttentionPlan) -> list[AttentionChoic
     foreign = [site for site, _ in plan if site not in sites]
     if foreign:
         raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
+    plan.check_source()
     counts = {site: sites.count(site) for site in dict.fromkeys(sites)}
     default = AttentionPlan.uniform(AttentionChoice.of("multi_head"), tuple(counts))
     layers = {s: iter(plan.over(default).layers(s, count)) for s, count in counts.items()}

@@ -18,10 +18,10 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.none import NoAttention
 from nas_attn.attention.one_head import OneHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.attention.reduced_key import ReducedKeyAttention
-from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 
@@ -64,6 +64,8 @@ def nests(narrow: AttentionChoice, wide: AttentionChoice, shape: SiteShape) -> b
     small, large = _built(narrow, shape), _built(wide, shape)
     if any(isinstance(m, PrunableAttention) and m.is_prunable for m in (small, large)):
         return False
+    if isinstance(small, NoAttention):
+        return large.out_proj.bias is not None or small.out_proj.bias is None
     return _holds_multi_head(large) or _holds(large, small)
 
 
@@ -75,7 +77,7 @@ def _built(choice: AttentionChoice, shape: SiteShape) -> Attention:
 def _holds_multi_head(module: Attention) -> bool:
     heads = _count_heads(module)
     if isinstance(module, GroupedQueryAttention):
-        return module.num_groups == heads
+        return module.num_groups == module.num_value_groups == heads and not module.tied
     if isinstance(module, GroupedHeadAttention):
         return module.num_heads == heads
     if isinstance(module, ReducedKeyAttention):
@@ -89,9 +91,12 @@ def _holds(wide: Attention, narrow: Attention) -> bool:
     """Whether `wide`, which is less than multi-head attention, holds `narrow`."""
     one_head = isinstance(narrow, SingleHeadAttention)
     if isinstance(wide, GroupedQueryAttention):
-        groups = wide.num_groups
-        is_shared = groups % _value_heads(narrow) == 0
-        return is_shared and _key_rows(narrow, _count_heads(wide) // groups) <= wide.head_dim
+        if wide.tied:
+            is_tied = isinstance(narrow, GroupedQueryAttention) and narrow.tied
+            return is_tied and wide.num_groups % _value_heads(narrow) == 0
+        is_shared = wide.num_value_groups % _value_heads(narrow) == 0
+        size = _count_heads(wide) // wide.num_groups
+        return is_shared and _key_rows(narrow, size) <= wide.head_dim
     if isinstance(wide, GroupedHeadAttention):
         if isinstance(narrow, GroupedHeadAttention):
             are_there = narrow.names is None or set(narrow.names) <= set(wide.names or ())
@@ -108,9 +113,7 @@ def _holds(wide: Attention, narrow: Attention) -> bool:
         return is_shared and _terms(narrow, has_bias=False) <= wide.head_dim
     if isinstance(wide, HeadEmbeddingAddAttention):
         return one_head or type(narrow) is type(wide)
-    return type(narrow) is type(wide) and isinstance(
-        wide, SingleHeadAttention | SharedKeyValueAttention
-    )
+    return type(narrow) is type(wide) and isinstance(wide, SingleHeadAttention)
 
 
 def _count_heads(module: Attention) -> int:
@@ -121,19 +124,20 @@ def _count_heads(module: Attention) -> int:
 def _value_heads(module: Attention) -> int:
     """Groups of neighbouring heads that share a value; as many as heads if none do."""
     if isinstance(module, GroupedQueryAttention):
-        return module.num_groups
+        return module.num_value_groups
     if isinstance(module, CollaborativeAttention):
         return module.num_value_heads
     return 1 if isinstance(module, OneHeadAttention) else _count_heads(module)
 
 
 def _key_rows(module: Attention, size: int) -> float:
-    """Key rows that serve any group of `size` neighbouring heads whose values are shared."""
+    """Key rows that serve any group of `size` neighbouring heads."""
     if isinstance(module, CollaborativeAttention):
         return module.shared_dim + (0 if module.content_bias is None else size)
-    if isinstance(module, GroupedQueryAttention | OneHeadAttention):
-        return module.head_dim  # of groups as large as those, or larger
-    return math.inf
+    if isinstance(module, GroupedQueryAttention):
+        own = _count_heads(module) // module.num_groups
+        return module.head_dim if own % size == 0 else math.inf
+    return module.head_dim if isinstance(module, OneHeadAttention) else math.inf
 
 
 def _rank_of_a_head(module: Attention) -> int:
@@ -164,5 +168,4 @@ def _terms(module: Attention, *, has_bias: bool) -> float:
         return module.key_dim
     if isinstance(module, GroupedHeadAttention):
         return module.num_heads * module.head_dim
-    is_known = isinstance(module, GroupedQueryAttention | SharedKeyValueAttention)
-    return module.embed_dim if is_known else math.inf
+    return module.embed_dim if isinstance(module, GroupedQueryAttention) else math.inf

@@ -47,6 +47,7 @@ def mean_pool(
     if not (
         isinstance(module, GroupedQueryAttention)
         and isinstance(trained, GroupedQueryAttention)
+        and not any(m.tied or m.num_value_groups != m.num_groups for m in (module, trained))
         and trained.num_groups % module.num_groups == 0
     ):
         raise PlanError("means are taken of multi-head attention, for grouped_query or multi_query")

@@ -20,6 +20,7 @@ from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
 from nas_attn.attention.multi_head import MultiHeadAttention
 from nas_attn.attention.multi_query import MultiQueryAttention
+from nas_attn.attention.none import NoAttention
 from nas_attn.attention.one_head import OneHeadAttention
 from nas_attn.attention.reduced_key import ReducedKeyAttention
 from nas_attn.attention.shared_key_value import SharedKeyValueAttention
@@ -94,31 +95,39 @@ def _grouped(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> 
     How many groups there are, and how wide a key is, follows from the projections.
     """
     assert isinstance(module, (GroupedQueryAttention, ReducedKeyAttention, GroupedHeadAttention))
-    groups = module.v_proj.out_features // module.head_dim
-    key_width = module.k_proj.out_features // groups
-    query, key = _shared_keys(maps, metric, groups, key_width)
+    values = keys = module.v_proj.out_features // module.head_dim
+    if isinstance(module, GroupedQueryAttention):
+        keys = module.num_groups
+    query, key = _shared_keys(maps, metric, keys, module.k_proj.out_features // keys)
     set_linear(module.q_proj, query.flatten(0, 1))  # (n * key width, d + 1)
     set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))  # (groups * key width, kdim + 1)
-    set_values(module, shared_values(maps, metric, groups, module.head_dim))
+    set_values(module, shared_values(maps, metric, values, module.head_dim))
 
 
-def _shared_key_value(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
-    """Of a head, the rows that serve as key and as value, errors of both counted alike."""
-    assert isinstance(module, SharedKeyValueAttention)
+def _grouped_query(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
+    """Tied or not."""
+    assert isinstance(module, GroupedQueryAttention)
+    (_tied if module.tied else _grouped)(module, maps, metric)
+
+
+def _tied(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
+    """Of a group, the rows that serve as key and as value, errors of both counted alike."""
+    assert isinstance(module, GroupedQueryAttention)
     left, right = maps.query @ metric.query, maps.key @ metric.key
     outward, inward = maps.output.mT, maps.value @ metric.key
+    size = maps.num_heads // module.num_groups
     queries, keys, outputs = [], [], []
-    for head in range(maps.num_heads):
-        pairs = ((left[head], right[head]), (outward[head], inward[head]))
-        alike = [((a / _norm(a, b))[None], b[None]) for a, b in pairs]
-        rows = shared_rows(module.head_dim, *alike)
-        queries.append((right[head] @ rows.t()).t() @ maps.query[head])
+    for group in range(module.num_groups):
+        heads = slice(group * size, (group + 1) * size)
+        pairs = ((left[heads], right[heads]), (outward[heads], inward[heads]))
+        rows = shared_rows(module.head_dim, *((a / _norm(a, b), b) for a, b in pairs))
+        queries.append((right[heads] @ rows.t()).mT @ maps.query[heads])
         keys.append(undo(rows, metric.key))
-        outputs.append(maps.output[head] @ inward[head] @ rows.t())
-    query, key, output = torch.stack(queries), torch.stack(keys), torch.stack(outputs)
+        outputs.append(maps.output[heads] @ inward[heads] @ rows.t())
+    query, key, output = torch.cat(queries), torch.stack(keys), torch.cat(outputs)
     set_linear(module.q_proj, query.flatten(0, 1))
     set_linear(module.kv_proj, _with_bias(key.flatten(0, 1)))
-    lost = torch.einsum("ndh,nhv->ndv", maps.output, maps.value) - output @ key  # (n, d, vdim)
+    lost = maps.output @ maps.value - output @ key.repeat_interleave(size, dim=0)  # (n, d, vdim)
     _set_output(module, output, maps.bias + _constant(lost, metric))
 
 
@@ -178,6 +187,14 @@ def _single_head(module: Attention, maps: HeadMatrices, metric: InputStatistics)
     copies = module.out_proj.in_features // module.head_dim
     bias = maps.bias + (whole - output @ value) @ metric.value_mean.mean(0)
     set_values(module, _Values(value[None], (output / copies).expand(copies, -1, -1), bias))
+
+
+def _none(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
+    """What the heads give on average; where there is no bias, nothing."""
+    assert isinstance(module, NoAttention)
+    if module.out_proj.bias is not None:
+        lost = maps.output @ maps.value  # (n, d, vdim)
+        module.out_proj.bias.copy_(maps.bias + _constant(lost, metric))
 
 
 def _one_map(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> Tensor:
@@ -295,7 +312,8 @@ def _evened(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norm(left: Tensor, right: Tensor) -> Tensor:
-    squared = ((left @ left.t()) * (right @ right.t())).sum().clamp_min(0.0)
+    """Of all maps left[i].T @ right[i] together."""
+    squared = ((left @ left.mT) * (right @ right.mT)).sum().clamp_min(0.0)
     return squared.sqrt().clamp_min(torch.finfo(left.dtype).tiny)
 
 
@@ -323,7 +341,7 @@ def _set_output(module: Attention, output: Tensor, bias: Tensor) -> None:
 
 WRITERS: dict[type[Attention], Writer] = {
     MultiHeadAttention: Writer(_grouped),
-    GroupedQueryAttention: Writer(_grouped),
+    GroupedQueryAttention: Writer(_grouped_query),
     MultiQueryAttention: Writer(_grouped),
     GroupedHeadAttention: Writer(_grouped),
     ReducedKeyAttention: Writer(_grouped),
@@ -334,8 +352,9 @@ WRITERS: dict[type[Attention], Writer] = {
         loses="all its heads share one bilinear form, and a converted model loses what they "
         "learned",
     ),
-    SharedKeyValueAttention: Writer(_shared_key_value),
+    SharedKeyValueAttention: Writer(_tied),
     SingleHeadAttention: Writer(_single_head),
+    NoAttention: Writer(_none),
 }
 """By the modules of the registry; a scheme that is not here is never converted to."""
 

@@ -346,8 +346,6 @@ class Proposer:
 
     def _spread(self) -> tuple[Option, ...] | None:
         started = self._counted - 1
-        if not self.objectives.limits:
-            return self._stratified.propose(started, self._known.keys())
         return self._stratified.propose(
             started, self._known.keys(), lambda plan: self._excess(plan) is None
         )

@@ -31,9 +31,12 @@ def least_costs(costs: PlanCosts, plan: AttentionPlan) -> Mapping[str, int]:
 
 
 def certain_excess(costs: PlanCosts, objectives: Objectives, plan: AttentionPlan) -> str | None:
-    """Which limit a plan breaks however much of it is pruned, in words; None if it need not."""
-    if not objectives.limits:
-        return None
+    """Which limit a plan breaks however much of it is pruned, in words; None if it need not.
+
+    That a decoder sees the source is one.
+    """
+    if not objectives.limits or plan.source_fault():
+        return plan.source_fault()
     _, certain = expected_plan(plan, costs.shapes)
     when = "" if certain else "pruned as far as can be, "
     return objectives.violated_limit(least_costs(costs, plan), when=when)

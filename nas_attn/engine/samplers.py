@@ -57,9 +57,18 @@ class StratifiedSampler:
                 sizes.append(parameters(space.plan(changed)) - self._base)
             self._tables.append(np.array(sizes))
         self._ascending = [np.argsort(table, kind="stable") for table in self._tables]
-        self.low = self._base + sum(int(table.min()) for table in self._tables)
+        self.low = self._base + sum(int(table.min()) for table in self._tables) + self._sight()
         self.high = self._base + sum(int(table.max()) for table in self._tables)
         self._end = self.high if most is None else max(self.low, min(self.high, most))
+
+    def _sight(self) -> int:
+        """What the smallest plan needs beyond the smallest choices to see the source."""
+        dearer = []
+        for unit, sizes in zip(self.space.units, self._tables, strict=True):
+            seeing = [s for s, o in zip(sizes, unit.alternatives, strict=True) if not o.is_blind]
+            if "encoder_decoder" in unit.sites and seeing:
+                dearer.append(int(min(seeing) - sizes.min()))
+        return min(dearer, default=0)
 
     def propose(
         self,

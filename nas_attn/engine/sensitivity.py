@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def single_changes(
     """
     found = []
     for unit, alternative, plan in _all_changes(space, baseline):
-        if plan != baseline and inherits(plan):
+        if plan != baseline and not plan.source_fault() and inherits(plan):
             choices = space.units[unit].alternatives[alternative].choices
             texts = dict.fromkeys(str(choice) for _, choice in choices)
             found.append(UnitChange(space.units[unit].name, ", ".join(texts), plan))
@@ -232,7 +232,9 @@ class AdditiveModel:
             if len(plans) == count or not all(self.tables):
                 break
             picked = [generator.choice(sorted(table)) for table in self.tables]
-            plans[self._plan(picked)] = None
+            plan = self._plan(picked)
+            if plan.source_fault() is None:
+                plans[plan] = None
         return list(plans)
 
     def _plan(self, picked: Sequence[int]) -> AttentionPlan:
@@ -310,6 +312,17 @@ class AdditiveModel:
             math.floor(limits[name] - base) if name in limits else UNLIMITED
             for name, base in zip(self.others, self._base_others, strict=True)
         ]
+        blind = [
+            [int(unit.alternatives[a].is_blind) for a in places]
+            for unit, places in zip(self.space.units, allowed, strict=True)
+        ]
+        if any(map(any, blind)):
+            # One layer at least must see the source: a further cost, with a limit.
+            most.append(self.space.shapes["encoder_decoder"].num_layers - 1)
+            options = [
+                [replace(o, others=(*o.others, n)) for o, n in zip(some, counts, strict=True)]
+                for some, counts in zip(options, blind, strict=True)
+            ]
         return [
             self.prediction([places[o] for places, o in zip(allowed, solution.chosen, strict=True)])
             for solution in solve(options, most, surface=surface)

@@ -74,7 +74,7 @@ def _is_within(
     made: Prediction, model: AdditiveModel, max_schemes: int | None, limits: Mapping[str, float]
 ) -> bool:
     known = dict(zip(model.others, made.others, strict=True))
-    if any(known[name] > most for name, most in limits.items()):
+    if made.plan.source_fault() or any(known[name] > most for name, most in limits.items()):
         return False
     schemes = {choice.scheme for _, choices in made.plan for choice in choices}
     return max_schemes is None or len(schemes) <= max_schemes

@@ -350,6 +350,7 @@ def changed_choices(
     foreign = [site for site, _ in plan if site not in layers]
     if foreign:
         raise PlanError(f"the plan names {', '.join(foreign)}, which this model lacks")
+    plan.over(trained.plan).check_source()
     changed = {}
     for site, _ in plan:
         now = trained.plan.layers(site, layers[site])

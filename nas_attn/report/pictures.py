@@ -16,9 +16,20 @@ MIXED = "several schemes"
 PLAIN_COLOR, MIXED_COLOR = "#dddddd", "#ffffff"
 COLORS = (
     "#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#aaaa00",
-    "#9988ff",
+    "#9988ff", "#ccbb99",
 )  # fmt: skip
-MARKS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagram", "cross", "x", "bowtie")
+MARKS = (
+    "circle",
+    "square",
+    "triangle-up",
+    "star",
+    "pentagon",
+    "hexagram",
+    "cross",
+    "x",
+    "bowtie",
+    "star-square",
+)
 PLAIN_MARK, MIXED_MARK = "diamond", "circle-cross"
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nas_attn.plan import AttentionChoice, SiteShape
+from nas_attn.plan import NO_ATTENTION, AttentionChoice, SiteShape
 from nas_attn.space.config import (
     FractionsOfHeads,
     FractionsOfWidth,
@@ -44,7 +44,10 @@ def fitting(
         offered = dict(config.sites).get(group[0], config.schemes)  # type: ignore[call-overload]
         kept: Schemes = {}
         for scheme, domains in offered.items():
-            left, faults = _left(scheme, domains, [shapes[site] for site in group], fault_of)
+            if scheme_of(scheme) == NO_ATTENTION and _is_all_of_source(config, group, shapes):
+                left, faults = None, [f"{scheme} (the decoder would not see the source)"]
+            else:
+                left, faults = _left(scheme, domains, [shapes[site] for site in group], fault_of)
             if left is not None:
                 kept[scheme] = left
             for fault in faults:
@@ -56,6 +59,14 @@ def fitting(
     if all(kept == reduced[sites[0]] for kept in reduced.values()):
         return config.model_copy(update={"schemes": reduced[sites[0]], "sites": {}}), words
     return config.model_copy(update={"sites": reduced}), words
+
+
+def _is_all_of_source(
+    config: SpaceConfig, group: Sequence[str], shapes: Mapping[str, SiteShape]
+) -> bool:
+    """Whether one choice is made for all layers between decoder and encoder."""
+    site = "encoder_decoder"
+    return site in group and (config.decide != "layer" or shapes[site].num_layers == 1)
 
 
 def _left(

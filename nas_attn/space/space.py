@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nas_attn.errors import ConfigError, ConfigIssue
-from nas_attn.plan import SITES, AttentionChoice, AttentionPlan, OptionValue, SiteShape
+from nas_attn.plan import (
+    NO_ATTENTION,
+    SITES,
+    AttentionChoice,
+    AttentionPlan,
+    OptionValue,
+    SiteShape,
+)
 from nas_attn.space.config import (
     FractionsOfHeads,
     FractionsOfWidth,
@@ -53,6 +60,12 @@ class Option:
     picks: tuple[tuple[str, int], ...]
     choices: tuple[tuple[str, AttentionChoice], ...]
     settled: tuple[tuple[str, tuple[AttentionChoice, ...]], ...] = ()
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the decoder does not see the source in the unit's layers."""
+        choice = dict(self.choices).get("encoder_decoder")
+        return choice is not None and choice.scheme == NO_ATTENTION
 
     def at(self, site: str, num_layers: int) -> tuple[AttentionChoice, ...]:
         """What each of the unit's layers of a site gets."""
@@ -109,13 +122,20 @@ class SearchSpace:
             faults.append(ConfigIssue("sites", "cannot differ when decide is model"))
         if not faults:
             self.units = tuple(self._build_units(faults))
+            faults += self._blind_faults()
         if faults:
             raise ConfigError("search space", faults)
 
     @property
     def size(self) -> int:
-        """Number of plans."""
-        return math.prod(len(unit.alternatives) for unit in self.units)
+        """Number of plans, those left out whose decoder would not see the source."""
+        count = math.prod(len(unit.alternatives) for unit in self.units)
+        if not any(option.is_blind for unit in self.units for option in unit.alternatives):
+            return count
+        return count - math.prod(
+            sum(o.is_blind or "encoder_decoder" not in unit.sites for o in unit.alternatives)
+            for unit in self.units
+        )
 
     def plan(self, alternatives: Sequence[Option]) -> AttentionPlan:
         """Join one alternative of every unit into a plan, votes as they were settled."""
@@ -200,6 +220,23 @@ class SearchSpace:
                     if entry not in seen:
                         seen.add(entry)
                         yield entry
+
+    def _blind_faults(self) -> list[ConfigIssue]:
+        """No attention on offer where it would be that of all layers between decoder and encoder;
+        where layers decide apart, a plan without any is no plan of the space."""
+        units = [unit for unit in self.units if "encoder_decoder" in unit.sites]
+        blind = [[option.is_blind for option in unit.alternatives] for unit in units]
+        if not units or not (all(map(all, blind)) or (len(units) == 1 and any(blind[0]))):
+            return []
+        key = "sites.encoder_decoder" if "encoder_decoder" in self.config.sites else "schemes"
+        return [
+            ConfigIssue(
+                f"{key}.{NO_ATTENTION}",
+                "in every layer of encoder_decoder at once, the decoder would not see the source: "
+                "decide layer by layer beside another scheme, or give sites.encoder_decoder "
+                "schemes of its own",
+            )
+        ]
 
     def _build_units(self, faults: list[ConfigIssue]) -> Iterator[Unit]:
         if self.config.decide == "model":

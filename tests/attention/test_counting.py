@@ -96,9 +96,16 @@ def test_other_layers() -> None:
     for groups in (1, 2, 4, 8):
         formula = 2 * (D**2 + D) + 2 * groups * H * (D + 1)
         assert count("grouped_query", num_groups=groups) == formula
+        one = groups * H * (D + 1)
+        assert count("grouped_query", num_groups=groups, tied=True) == formula - one
+        for values in (1, 8):
+            apart = formula - one + values * H * (D + 1)
+            assert count("grouped_query", num_groups=groups, num_value_groups=values) == apart
     assert count("single_head") == 3 * (D * H + H) + D**2 + D
     assert count("single_head", narrow_output=True) == 3 * (D * H + H) + H * D + D
     assert count("shared_key_value") == 3 * (D**2 + D)
+    assert count("none") == effective("none") == 0
+    assert count("none", output_bias=True) == effective("none", output_bias=True) == D
 
 
 @pytest.mark.parametrize(
@@ -129,12 +136,17 @@ RANK_CASES: list[tuple[str, dict[str, object]]] = [
     ("grouped_head", {"kept_heads": 1}),
     ("grouped_query", {"num_groups": 3}),
     ("grouped_query", {"num_groups": 1}),
+    ("grouped_query", {"num_groups": 3, "num_value_groups": 1}),
+    ("grouped_query", {"num_groups": 1, "num_value_groups": 3}),
+    ("grouped_query", {"num_groups": 1, "tied": True}),
+    ("grouped_query", {"num_groups": 3, "tied": True}),
     ("multi_query", {}),
     ("single_head", {}),
     ("single_head", {"narrow_output": True}),
     ("reduced_key", {"key_dim": 3}),
     ("reduced_key", {"key_dim": 12}),
     ("shared_key_value", {}),
+    ("none", {"output_bias": True}),
 ]
 
 
@@ -173,7 +185,7 @@ def test_effective_parameters_are_the_rank_of_the_jacobian(
     scheme: str, options: dict[str, object], sizes: dict[str, object], num_heads: int
 ) -> None:
     if num_heads == 1 and "num_groups" in options:
-        options = {"num_groups": 1}
+        options = {name: 1 if "groups" in name else given for name, given in options.items()}
     module = build_attention(scheme, 9, num_heads, **options, **sizes)
     assert module.effective_parameters() == jacobian_rank(scheme, num_heads, {**options, **sizes})
 
@@ -217,12 +229,15 @@ def test_plan_and_cache() -> None:
         ("head_embedding_add", {}, 2 * H),
         ("head_embedding_mul", {}, 2 * H),
         ("grouped_query", {"num_groups": 2}, 4 * H),
+        ("grouped_query", {"num_groups": 2, "num_value_groups": 4}, 6 * H),
+        ("grouped_query", {"num_groups": 2, "tied": True}, 2 * H),
         ("grouped_head", {}, 2 * D),
         ("grouped_head", {"kept_heads": 2}, 4 * H),
         ("multi_query", {}, 2 * H),
         ("single_head", {}, 2 * H),
         ("reduced_key", {"key_dim": 64}, 64 + D),
         ("shared_key_value", {}, D),
+        ("none", {}, 0),
     ],
 )
 def test_cache_of_a_token(scheme: str, options: dict[str, object], cached: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,6 +153,10 @@ def test_shared_scores_fall_back_before_they_underflow(monkeypatch: pytest.Monke
         ("multi_head", {}, 16, 1, "fused"),
         ("grouped_query", {"num_groups": 2}, 4, 512, "fused"),
         ("grouped_query", {"num_groups": 2}, 16, 1, "rows"),
+        ("grouped_query", {"num_groups": 1, "num_value_groups": 4}, 16, 1, "rows"),
+        ("grouped_query", {"num_groups": 8, "num_value_groups": 1}, 16, 1, "fused"),
+        ("grouped_query", {"num_groups": 2, "num_value_groups": 8}, 16, 1, "explicit"),
+        ("grouped_query", {"num_groups": 2, "num_value_groups": 4}, 4, 512, "fused"),
         ("multi_query", {}, 4, 512, "rows"),
         ("head_embedding_mul", {}, 4, 512, "rows"),
         ("head_embedding_add", {}, 4, 512, "shared_scores"),
@@ -175,6 +181,25 @@ def test_which_implementation_is_chosen(
     assert choose_implementation(*many, call) == expected
     weights = AttentionCall(scale=1.0, shifts=module.query_shifts(), need_weights=True)
     assert choose_implementation(*many, weights) == "explicit"
+
+
+@pytest.mark.parametrize("time", [1, 5])
+def test_heads_of_keys_and_values_may_be_grouped_apart(time: int) -> None:
+    """Six query heads in any groups of keys and of values: as with a key and a value for each."""
+    generator = torch.Generator().manual_seed(6)
+    padding = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    padding[0, ..., 3:] = False
+    for groups in itertools.product((1, 2, 3, 6), repeat=2):
+        shapes = ((2, 6, time, 4), *((2, g, 5, 4) for g in groups))
+        queries, keys, values = (
+            torch.randn(s, dtype=torch.double, generator=generator) for s in shapes
+        )
+        own = (t.repeat_interleave(6 // t.size(1), dim=1) for t in (keys, values))
+        expected, _ = attend(queries, *own, scale=0.5, mask=padding, implementation="explicit")
+        for implementation in (None, "fused", "rows", "explicit", "blockwise"):
+            how = {"mask": padding, "implementation": implementation}
+            found, _ = attend(queries, keys, values, scale=0.5, **how)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_an_implementation_that_cannot_says_why() -> None:

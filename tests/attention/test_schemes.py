@@ -57,7 +57,7 @@ def test_shared_columns_may_be_permuted_and_rescaled(shared_dim: int) -> None:
     torch.testing.assert_close(module(query, key, key)[0], before, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"shared_key_value"}))
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"shared_key_value", "none"}))
 def test_the_key_bias_changes_nothing(scheme: str) -> None:
     module = make(scheme)
     query, key = inputs(2, 4, 6)
@@ -164,6 +164,9 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
     [
         ("grouped_query", {"num_groups": 3}, "num_groups must divide 8 heads, but is 3"),
         ("grouped_query", {"num_groups": 0}, "num_groups must divide 8 heads, but is 0"),
+        ("grouped_query", {"num_value_groups": 3}, "num_value_groups must divide 8 heads"),
+        ("grouped_query", {"tied": True, "num_value_groups": 2}, "leave num_value_groups out"),
+        ("grouped_query", {"tied": True, "vdim": 256}, "keys and values are one"),
         ("reduced_key", {"key_dim": 12}, "8 heads do not divide a key_dim of 12"),
         ("reduced_key", {"key_dim": 0}, "8 heads do not divide a key_dim of 0"),
         ("shared_key_value", {"vdim": 256}, "keys and values are one"),
@@ -240,6 +243,8 @@ def test_grouped_query_attention_is_multi_head_attention_of_repeated_heads(group
     [
         ("multi_query", {}, "grouped_query", {"num_groups": 1}),
         ("grouped_query", {"num_groups": 4}, "multi_head", {}),
+        ("grouped_query", {"num_groups": 2, "num_value_groups": 2}, "grouped_query", {}),
+        ("grouped_query", {"num_groups": 4, "tied": True}, "shared_key_value", {}),
         ("reduced_key", {"key_dim": 16}, "multi_head", {}),
         ("collaborative", {"num_value_heads": 4}, "collaborative", {}),
     ],
@@ -338,6 +343,23 @@ def test_keys_and_values_that_are_one_are_given_once() -> None:
     query, key = inputs(2, 4, 6)
     with pytest.raises(ValueError, match="pass the same tensor as key and value"):
         module(query, key, key.clone())
+
+
+def test_no_attention_is_a_constant_with_uniform_weights() -> None:
+    module, empty = make("none", {"output_bias": True}, bias=False), make("none")
+    query, key = inputs(2, 4, 6)
+    query.requires_grad_()
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[1, 2:] = True
+    for scheme, constant in ((module, module.out_proj.bias), (empty, torch.zeros(16))):
+        output, weights = scheme(query, key, key, padding)
+        assert torch.equal(output, constant.double().expand(2, 4, 16))
+        assert torch.autograd.grad(output.sum(), query, allow_unused=True) == (None,)
+        assert weights[0].eq(1 / 6).all()
+        assert weights[1, :, :2].eq(1 / 2).all()
+    assert sum(p.numel() for p in empty.parameters()) == 0
+    copied = make("none")
+    copied.load_state_dict(empty.state_dict())
 
 
 def test_shared_projections_start_as_multi_head_ones() -> None:

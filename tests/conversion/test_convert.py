@@ -36,6 +36,8 @@ NEAR = [
     of("collaborative", shared_dim=12, content_bias=True),
     of("collaborative", shared_dim=16, num_value_heads=2),
     of("grouped_query", num_groups=2),
+    of("grouped_query", num_groups=1, num_value_groups=2),
+    of("grouped_query", num_groups=2, tied=True),
     of("multi_query"),
     of("reduced_key", key_dim=12),
     of("shared_key_value"),
@@ -277,6 +279,22 @@ def test_maps_tell_what_a_module_computes() -> None:
         averages = scores.softmax(-1) @ call.value[:, None]
         out = torch.einsum("bnts,nhs,ndh->btd", averages, maps.value, maps.output) + maps.bias
         assert torch.allclose(out, output(module, call), atol=1e-10), choice
+
+
+def test_no_attention_inherits_the_mean_output() -> None:
+    reference, call = trained(), make_call()
+    seen = output(reference, call)
+    for choice, calls, expected in (
+        (of("none", output_bias=True), [call], seen.mean((0, 1))),
+        (of("none", output_bias=True), [], maps_of(reference).bias),
+        (of("none"), [call], torch.zeros(WIDTH).double()),
+    ):
+        found = convert_attention(reference, choice, calls)
+        assert torch.allclose(output(found.module, make_call(seed=2)), expected, atol=1e-12)
+        if calls:
+            error = (seen - expected).norm() / seen.norm()
+            assert found.errors is not None
+            assert found.errors.outputs == pytest.approx(float(error))
 
 
 def test_calls_are_recorded_as_they_are_made() -> None:

@@ -24,6 +24,7 @@ of = AttentionChoice.of
 OPTIONS: dict[str, dict[str, int]] = {
     "collaborative": {"shared_dim": 6},
     "grouped_query": {"num_groups": 2},
+    "none": {"output_bias": True},
     "grouped_head": {"kept_heads": 2},
     "reduced_key": {"key_dim": 4},
 }

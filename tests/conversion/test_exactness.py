@@ -37,6 +37,9 @@ def choices(width: int, heads: int) -> list[AttentionChoice]:
         of("multi_head"),
         of("multi_query"),
         of("grouped_query", num_groups=heads // 2 if heads % 2 == 0 else 1),
+        of("grouped_query", num_groups=1, num_value_groups=heads),
+        of("grouped_query", num_groups=1, tied=True),
+        of("none", output_bias=True),
         of("grouped_head", kept_heads=2),
         of("reduced_key", key_dim=heads),
         of("reduced_key", key_dim=2 * width),
@@ -51,6 +54,10 @@ def choices(width: int, heads: int) -> list[AttentionChoice]:
         of("collaborative", shared_dim=width + heads),
         of("collaborative", shared_dim=2 * width, content_bias=True),
     ]
+
+
+def is_tied(choice: AttentionChoice) -> bool:
+    return choice.scheme == "shared_key_value" or ("tied", True) in choice.options
 
 
 def build(
@@ -122,15 +129,18 @@ def has_room(source: Attention, known: int | None, target: Attention) -> bool:
         return all(torch.allclose(s, several[0], atol=1e-12) for s in several)
 
     head = target.head_dim
+    if kind == "No":
+        return not outputs.any()
+    if getattr(target, "tied", False):
+        both = torch.cat([padded(scores), padded(outputs)], dim=1)
+        return fit(both, target.num_groups, head)
     if kind in ("MultiHead", "GroupedQuery", "MultiQuery"):
-        groups = target.num_groups
-        return fit(padded(scores), groups, head) and fit(padded(outputs), groups, head)
+        keys, values = target.num_groups, target.num_value_groups
+        return fit(padded(scores), keys, head) and fit(padded(outputs), values, head)
     if kind == "GroupedHead":
         return own <= target.num_heads and fit(scores, own, head)
     if kind == "ReducedKey":
         return fit(scores, own, target.key_dim // heads)
-    if kind == "SharedKeyValue":
-        return fit(torch.cat([scores, outputs], dim=1), own, head)
     if kind == "SingleHead":
         return one_form(scores) and rank_of(scores[0]) <= head and rank_of(outputs.sum(0)) <= head
     values = target.num_value_heads if kind == "Collaborative" else 1
@@ -162,11 +172,11 @@ def test_no_pair_fails_and_what_has_room_is_exact(
         try:
             source = build(choice, width, heads, kdim, vdim)
         except PlanError:  # shared keys and values of two widths
-            assert choice.scheme == "shared_key_value"
+            assert is_tied(choice)
             continue
         call = make_call(source)
         for wanted in choices(width, heads):
-            if wanted.scheme == "shared_key_value" and kdim != vdim:
+            if is_tied(wanted) and kdim != vdim:
                 continue
             target = convert_attention(source, wanted, force=True).module
             found = distance(source, target, call)
@@ -187,8 +197,11 @@ CHAINS = [
     of("single_head", narrow_output=True),
     of("reduced_key", key_dim=12),
     of("grouped_query", num_groups=2),
+    of("grouped_query", num_groups=4, num_value_groups=2),
+    of("grouped_query", num_groups=2, tied=True),
     of("shared_key_value"),
     of("head_embedding_add"),
+    of("none", output_bias=True),
 ]
 """With a score map of no more than a head's width, 6."""
 

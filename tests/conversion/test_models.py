@@ -189,3 +189,12 @@ def test_what_is_not_known_is_refused() -> None:
     odd: Any = nn.MultiheadAttention(WIDTH, HEADS, add_bias_kv=True)
     with pytest.raises(PlanError, match="add_bias_kv"):
         convert_model(nn.Sequential(odd), AttentionPlan.of({"encoder_self": of("multi_query")}))
+
+
+def test_a_decoder_that_would_not_see_the_source_is_refused() -> None:
+    model = nn.Transformer(16, 2, 2, 2, 16, batch_first=True)
+    none = of("none")
+    with pytest.raises(PlanError, match="the decoder would not see the source"):
+        convert_model(model, AttentionPlan.of({"encoder_decoder": none}))
+    made = convert_model(model, AttentionPlan.of({"encoder_decoder": [none, of("multi_head")]}))
+    assert none in [module.choice for module in made]

@@ -42,7 +42,10 @@ OTHERS = [
     AttentionChoice.of("collaborative", shared_dim=40),
     AttentionChoice("multi_query"),
     AttentionChoice("head_embedding_add"),
-]
+    AttentionChoice.of("grouped_query", num_groups=4, num_value_groups=2),
+    AttentionChoice.of("grouped_query", num_groups=2, tied=True),
+    AttentionChoice.of("none", output_bias=True),
+][: len(SCHEMES)]
 ENCODER = [
     f"--encoder-layers={DEPTH}", "--encoder-embed-dim=24", "--encoder-ffn-embed-dim=40",
     "--encoder-attention-heads=4",

@@ -40,6 +40,12 @@ CASES: list[tuple[str, str, Choose]] = [
     ("head_embedding_mul", "plain", lambda d, n: {"plain_embedding": True}),
     ("grouped_query", "default", lambda d, n: {}),
     ("grouped_query", "divisor", lambda d, n: {"num_groups": largest_divisor(n)}),
+    (
+        "grouped_query",
+        "value-groups",
+        lambda d, n: {"num_groups": n, "num_value_groups": largest_divisor(n)},
+    ),
+    ("grouped_query", "tied", lambda d, n: {"num_groups": largest_divisor(n), "tied": True}),
     ("grouped_head", "", lambda d, n: {}),
     ("multi_query", "", lambda d, n: {}),
     ("single_head", "", lambda d, n: {}),
@@ -47,6 +53,7 @@ CASES: list[tuple[str, str, Choose]] = [
     ("reduced_key", "default", lambda d, n: {}),
     ("reduced_key", "wide", lambda d, n: {"key_dim": d + n}),
     ("shared_key_value", "", lambda d, n: {}),
+    ("none", "", lambda d, n: {"output_bias": True}),
 ]
 """(scheme, name, options for embed_dim d and n heads)."""
 
@@ -61,6 +68,7 @@ SPECIAL_CASES: dict[str, tuple[int, Options]] = {
     "single_head": (1, {}),
     "reduced_key": (4, {"key_dim": 16}),
     "shared_key_value": (4, {}),
+    "none": (4, {"output_bias": True}),
 }
 """Heads and options with which a scheme computes multi-head attention from its weights."""
 

@@ -30,14 +30,18 @@ def apply(projection: nn.Linear, x: Tensor, block: int = 0, blocks: int = 1) -> 
 
 def grouped_query_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
     """Ainslie et al. 2023: own queries; heads of a group attend to the same keys."""
-    group = head * module.num_groups // module.num_heads
     query = apply(module.q_proj, x, head, module.num_heads)
+    if module.tied:
+        return query @ grouped_query_value(module, y, head)
+    group = head * module.num_groups // module.num_heads
     return query @ apply(module.k_proj, y, group, module.num_groups)
 
 
 def grouped_query_value(module: Any, y: Tensor, head: int) -> Tensor:
-    group = head * module.num_groups // module.num_heads
-    return apply(module.v_proj, y, group, module.num_groups)
+    """Chen et al. 2024: values of other groups than keys; Zadouri et al. 2025: tied to keys."""
+    group = head * module.num_value_groups // module.num_heads
+    projection = module.kv_proj if module.tied else module.v_proj
+    return apply(projection, y, group, module.num_value_groups)
 
 
 def collaborative_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
@@ -102,6 +106,16 @@ def shared_key_value_value(module: Any, y: Tensor, head: int) -> Tensor:
     return apply(module.kv_proj, y, head, module.num_heads)
 
 
+def none_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """Nothing is compared."""
+    return x.new_zeros(())
+
+
+def none_value(module: Any, y: Tensor, head: int) -> Tensor:
+    """Of no width, so that the output's bias is left."""
+    return y[:0]
+
+
 NAIVE: dict[str, tuple[Score, Value]] = {
     "multi_head": (grouped_query_score, grouped_query_value),
     "collaborative": (collaborative_score, collaborative_value),
@@ -113,6 +127,7 @@ NAIVE: dict[str, tuple[Score, Value]] = {
     "single_head": (single_head_score, single_head_value),
     "reduced_key": (reduced_key_score, reduced_key_value),
     "shared_key_value": (shared_key_value_score, shared_key_value_value),
+    "none": (none_score, none_value),
 }
 
 
@@ -137,7 +152,7 @@ def naive_attention(
             for head in range(heads):
                 tokens = [s for s in range(key.size(1)) if allowed[b, t, s]]
                 if not tokens:
-                    nothing = query.new_zeros(module.head_dim)
+                    nothing = query.new_zeros(module.out_proj.in_features // heads)
                     if scheme == "head_embedding_add":
                         nothing = nothing + module.value_embedding[head]
                     joined.append(nothing)

@@ -169,6 +169,16 @@ def test_scripting_is_refused_with_a_word_on_what_to_do() -> None:
             torch.jit.script(model)
 
 
+def test_a_decoder_that_does_not_see_the_source_is_refused() -> None:
+    kept = parse_architecture("none_transformer", [*TINY, "--output-bias"])
+    plan = dict(AttentionPlan.parse(kept.attention_plan))
+    assert plan["encoder_decoder"] == (AttentionChoice("multi_head"),)
+    assert plan["encoder_self"] == (AttentionChoice.of("none", output_bias=True),)
+    blind = AttentionPlan.of({"encoder_decoder": [AttentionChoice("none")] * 3})
+    with pytest.raises(ValueError, match="encoder_decoder is none in every layer, so that"):
+        parse_architecture("multi_head_transformer", [*TINY, "--attention-plan", blind.dumps()])
+
+
 def test_a_plan_reaches_every_site_and_layer(tmp_path: Path) -> None:
     plan = {
         "encoder_self": [{"scheme": "collaborative", "shared_dim": 3}, "multi_head"],
@@ -205,6 +215,8 @@ def test_sizes_by_addition_equal_built_models_of_every_scheme(
     args = parse_architecture(f"multi_head_{family}", flags)
     sizer = Sizer.of(args, [blank_dictionary(50)])
     plan = AttentionPlan.uniform(AttentionChoice(scheme), tuple(sizer.shapes))
+    if plan.source_fault():  # its architecture of translation attends to the source all the same
+        plan = AttentionPlan.uniform(AttentionChoice("multi_head"), ("encoder_decoder",)).over(plan)
     expected = count_architecture(f"{scheme}_{family}", 50, None, flags)
     assert sizer.size(plan) == expected
 

@@ -219,3 +219,30 @@ def test_what_fits_stays_as_it_is() -> None:
     assert fitting(config, SHAPES, lambda choice, shape: None) == (config, [])
     nothing = fitting(config, SHAPES, lambda choice, shape: "no")
     assert nothing == (config, []), "what is left of nothing is refused by who builds it"
+
+
+BLIND = {"multi_head": {}, "none": {"output_bias": [True]}}
+
+
+def test_plans_that_do_not_see_the_source_are_not_of_a_space() -> None:
+    made = space(decide="layer", schemes=BLIND)
+    every = itertools.product(*(unit.alternatives for unit in made.units))
+    assert made.size == sum(made.plan(some).source_fault() is None for some in every) == 2**8 - 2**5
+    for settings in (
+        {"decide": "site"},
+        {"decide": "model"},
+        {"decide": "layer", "sites": {"encoder_decoder": {"none": {}}}},
+    ):
+        with pytest.raises(ConfigError, match=r"none: .*the decoder would not see the source"):
+            space(schemes=BLIND, **settings)
+
+
+def test_no_attention_is_left_out_of_shipped_spaces_where_it_would_hide_the_source() -> None:
+    config = SpaceConfig.model_validate({"schemes": BLIND, "decide": "layer"})
+    shallow = {**SHAPES, "encoder_decoder": SiteShape(num_layers=1, embed_dim=32, num_heads=4)}
+    assert fitting(config, SHAPES, lambda *_: None) == (config, [])
+    left, said = fitting(config, shallow, lambda *_: None)
+    assert said == ["none (the decoder would not see the source), at encoder_decoder"]
+    assert set(left.sites["encoder_decoder"]) == {"multi_head"}
+    assert set(left.sites["decoder_self"]) == {"multi_head", "none"}
+    assert SearchSpace(left, shallow).size == 2**5
