@@ -99,6 +99,8 @@ def test_other_layers() -> None:
     assert count("single_head") == 3 * (D * H + H) + D**2 + D
     assert count("single_head", narrow_output=True) == 3 * (D * H + H) + H * D + D
     assert count("shared_key_value") == 3 * (D**2 + D)
+    for latent in (64, 128, 256):
+        assert count("latent", latent_dim=latent) == 2 * D**2 + 3 * D * latent + 4 * D
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,10 @@ RANK_CASES: list[tuple[str, dict[str, object]]] = [
     ("reduced_key", {"key_dim": 3}),
     ("reduced_key", {"key_dim": 12}),
     ("shared_key_value", {}),
+    ("latent", {"latent_dim": 2}),
+    ("latent", {"latent_dim": 4}),
+    ("latent", {"latent_dim": 7}),
+    ("latent", {"latent_dim": 20}),
 ]
 
 
@@ -223,6 +229,8 @@ def test_plan_and_cache() -> None:
         ("single_head", {}, 2 * H),
         ("reduced_key", {"key_dim": 64}, 64 + D),
         ("shared_key_value", {}, D),
+        ("latent", {}, D // 2),
+        ("latent", {"latent_dim": 64}, 64),
     ],
 )
 def test_cache_of_a_token(scheme: str, options: dict[str, object], cached: int) -> None:

@@ -47,6 +47,8 @@ CASES: list[tuple[str, str, Choose]] = [
     ("reduced_key", "default", lambda d, n: {}),
     ("reduced_key", "wide", lambda d, n: {"key_dim": d + n}),
     ("shared_key_value", "", lambda d, n: {}),
+    ("latent", "default", lambda d, n: {}),
+    ("latent", "odd", lambda d, n: {"latent_dim": 3}),
 ]
 """(scheme, name, options for embed_dim d and n heads)."""
 
@@ -61,6 +63,7 @@ SPECIAL_CASES: dict[str, tuple[int, Options]] = {
     "single_head": (1, {}),
     "reduced_key": (4, {"key_dim": 16}),
     "shared_key_value": (4, {}),
+    "latent": (4, {"latent_dim": 16}),
 }
 """Heads and options with which a scheme computes multi-head attention from its weights."""
 
