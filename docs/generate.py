@@ -431,6 +431,13 @@ FACTS = {
     "shared_key_value": Facts(
         "a head's key is its value", _one("3(d² + d)"), "d", {}, "never: keys are values"
     ),
+    "latent": Facts(
+        "a latent of width D, of which keys and values of all heads are made",
+        _one("2d² + 3Dd + 4d"),
+        "D",
+        {"D": "latent_dim"},
+        "with `latent_dim` of the full width",
+    ),
 }  # fmt: skip
 """Tested against the modules themselves (tests/test_docs.py)."""
 

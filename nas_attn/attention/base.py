@@ -150,7 +150,7 @@ class Attention(FastPathAnswers, nn.Module):
 
     @abstractmethod
     def values(self, value: Tensor) -> Tensor:
-        """(B, S, vdim) to (B, g_v, S, h)."""
+        """(B, S, vdim) to (B, g_v, S, h); of no width where the keys are the values."""
 
     def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """`keys` of (B, S, kdim) and `values` of (B, S, vdim), which an observer gets to see."""
@@ -220,6 +220,7 @@ class Attention(FastPathAnswers, nn.Module):
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
         )
+        values = values if values.size(-1) else keys
         heads, weights = self.attend_heads(query, keys, values, call)
         output: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # of (B, T, joined width)
         return output, None if weights is None else weights.expand(-1, self.num_heads, -1, -1)
@@ -232,7 +233,7 @@ class Attention(FastPathAnswers, nn.Module):
         Args:
             query: (B, T, embed_dim).
             keys: What `keys` returned.
-            values: What `values` returned.
+            values: What `values` returned; the keys, if that has no width.
             call: Everything else but the shifts of the query.
 
         Raises:

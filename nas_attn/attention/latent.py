@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nas_attn.attention.base import (
+    Attention,
     CommonArguments,
     Projection,
     init_output,
@@ -19,7 +20,6 @@ from nas_attn.attention.call import AttentionCall, lengths_are_open
 from nas_attn.attention.effective import product_dimension
 from nas_attn.attention.functional import attend_as_called
 from nas_attn.attention.masks import rows_without_keys
-from nas_attn.attention.one_input import OneInputAttention
 from nas_attn.errors import PlanError
 
 WORTH = 2
@@ -40,7 +40,7 @@ class LatentOptions:
     )
 
 
-class LatentAttention(OneInputAttention):
+class LatentAttention(Attention):
     """Multi-head attention whose keys and values are made of one latent of width r.
 
     A token y becomes c = y W_C, of which head i makes its key c U_i + b_i and its value. Only the
@@ -75,6 +75,11 @@ class LatentAttention(OneInputAttention):
         **common: Unpack[CommonArguments],
     ) -> None:
         super().__init__(embed_dim, num_heads, **common)
+        if self.kdim != self.vdim:
+            raise PlanError(
+                f"keys and values are made of one latent, but kdim {self.kdim} is not vdim "
+                f"{self.vdim}"
+            )
         if latent_dim is None:
             latent_dim = max(1, embed_dim // 2)
         if latent_dim < 1:
@@ -105,6 +110,22 @@ class LatentAttention(OneInputAttention):
         """(B, S, kdim) to latents (B, 1, S, r)."""
         latents: Tensor = self.c_proj(key)
         return latents[:, None]
+
+    def values(self, value: Tensor) -> Tensor:
+        """(B, S, vdim) to (B, 1, S, 0): they are made of the latents, too."""
+        return value.new_empty(value.size(0), 1, value.size(1), 0)
+
+    def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Attention.project`.
+
+        Raises:
+            ValueError: `value` is another tensor than `key`.
+        """
+        if value is not key:
+            raise ValueError(
+                "keys and values are made of one latent: pass the same tensor as key and value"
+            )
+        return super().project(key, value)
 
     def mix_values(self, heads: Tensor) -> Tensor:
         """Values (B, n, T, h) of averaged latents (B, n, T, r)."""

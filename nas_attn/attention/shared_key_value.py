@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from nas_attn.attention.base import (
+    Attention,
     CommonArguments,
     Projection,
     init_as_multi_head,
@@ -15,7 +16,7 @@ from nas_attn.attention.base import (
     split_heads,
 )
 from nas_attn.attention.effective import product_dimension
-from nas_attn.attention.one_input import OneInputAttention
+from nas_attn.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,11 @@ class SharedKeyValueOptions:
     """Attention with shared keys and values has no options of its own."""
 
 
-class SharedKeyValueAttention(OneInputAttention):
+class SharedKeyValueAttention(Attention):
     """Multi-head attention in which the key of a token is also its value.
 
-    Keys and values are made of one tensor by one projection, so only keys are cached.
+    Keys and values are made of one tensor by one projection, so only keys are cached: `values`
+    returns tensors of width zero.
 
     Takes the arguments of `Attention`.
 
@@ -38,6 +40,10 @@ class SharedKeyValueAttention(OneInputAttention):
 
     def __init__(self, embed_dim: int, num_heads: int, **common: Unpack[CommonArguments]) -> None:
         super().__init__(embed_dim, num_heads, **common)
+        if self.kdim != self.vdim:
+            raise PlanError(
+                f"keys and values are one, but kdim {self.kdim} is not vdim {self.vdim}"
+            )
         self.kv_proj = Projection(self.kdim, embed_dim, bias=self.has_bias)
         self.q_proj = Projection(embed_dim, embed_dim, bias=self.has_bias)
         self.reset_parameters()
@@ -52,6 +58,27 @@ class SharedKeyValueAttention(OneInputAttention):
 
     def keys(self, key: Tensor) -> Tensor:
         return split_heads(self.kv_proj(key), self.num_heads)
+
+    def values(self, value: Tensor) -> Tensor:
+        """(B, S, vdim) to (B, n, S, 0): the keys are the values."""
+        return value.new_empty(value.size(0), self.num_heads, value.size(1), 0)
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, **masks: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        return super().attend(query, keys, keys, **masks)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *masks: Any, **more: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Attention.forward`.
+
+        Raises:
+            ValueError: `value` is another tensor than `key`.
+        """
+        if value is not key:
+            raise ValueError("keys and values are one: pass the same tensor as key and value")
+        return super().forward(query, key, value, *masks, **more)
 
     def cache_size(self) -> int:
         return self.embed_dim

@@ -18,9 +18,10 @@ MIXED = "several schemes"
 PLAIN_COLOR, MIXED_COLOR = "#dddddd", "#ffffff"
 COLORS = (
     "#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#aaaa00",
-    "#9988ff",
+    "#9988ff", "#ccaa88",
 )  # fmt: skip
-MARKS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagram", "cross", "x", "bowtie")
+MARKS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagram", "cross", "x", "bowtie",
+         "hourglass")  # fmt: skip
 PLAIN_MARK, MIXED_MARK = "diamond", "circle-cross"
 
 

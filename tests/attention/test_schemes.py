@@ -167,7 +167,7 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         ("reduced_key", {"key_dim": 12}, "8 heads do not divide a key_dim of 12"),
         ("reduced_key", {"key_dim": 0}, "8 heads do not divide a key_dim of 0"),
         ("shared_key_value", {"vdim": 256}, "keys and values are one"),
-        ("latent", {"vdim": 256}, "keys and values are one"),
+        ("latent", {"vdim": 256}, "keys and values are made of one latent"),
         ("latent", {"latent_dim": 0}, "latent_dim must be at least 1, but is 0"),
         ("multi_query", {"num_groups": 1}, "unknown option 'num_groups'; it has no options"),
         ("head_embedding_mul", {"plain_embedding": 1}, "plain_embedding must be true or false"),
@@ -335,8 +335,9 @@ def test_an_optimiser_leaves_the_dead_embedding_alone() -> None:
     assert moved == set(before) - {"key_embedding"}
 
 
-def test_keys_and_values_that_are_one_are_given_once() -> None:
-    module = make("shared_key_value")
+@pytest.mark.parametrize("scheme", ["shared_key_value", "latent"])
+def test_keys_and_values_that_are_one_are_given_once(scheme: str) -> None:
+    module = make(scheme)
     query, key = inputs(2, 4, 6)
     with pytest.raises(ValueError, match="pass the same tensor as key and value"):
         module(query, key, key.clone())

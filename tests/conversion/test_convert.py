@@ -28,6 +28,7 @@ EXACT = [
     of("collaborative", shared_dim=WIDTH + 5),
     of("collaborative", shared_dim=WIDTH, content_bias=True),
     of("collaborative", shared_dim=WIDTH, mixing_init="heads"),
+    of("latent", latent_dim=WIDTH),
 ]
 FITS = [c for c in EXACT if dict(c.options).get("shared_dim", 0) <= WIDTH]
 """No head of theirs is wider than one of multi-head attention."""
@@ -39,6 +40,7 @@ NEAR = [
     of("multi_query"),
     of("reduced_key", key_dim=12),
     of("shared_key_value"),
+    of("latent", latent_dim=12),
     of("grouped_head", kept_heads=2),
     of("head_embedding_mul"),
     of("head_embedding_mul", plain_embedding=True),

@@ -50,6 +50,8 @@ def choices(width: int, heads: int) -> list[AttentionChoice]:
         of("collaborative", shared_dim=head + 2),
         of("collaborative", shared_dim=width + heads),
         of("collaborative", shared_dim=2 * width, content_bias=True),
+        of("latent", latent_dim=head),
+        of("latent", latent_dim=2 * head + 1),
     ]
 
 
@@ -129,6 +131,9 @@ def has_room(source: Attention, known: int | None, target: Attention) -> bool:
         return own <= target.num_heads and fit(scores, own, head)
     if kind == "ReducedKey":
         return fit(scores, own, target.key_dim // heads)
+    if kind == "Latent":
+        is_low = rank_of(torch.cat([scores, outputs], dim=1).flatten(0, 1)) <= target.latent_dim
+        return is_low and fit(scores, own, head)
     if kind == "SharedKeyValue":
         return fit(torch.cat([scores, outputs], dim=1), own, head)
     if kind == "SingleHead":
@@ -162,11 +167,11 @@ def test_no_pair_fails_and_what_has_room_is_exact(
         try:
             source = build(choice, width, heads, kdim, vdim)
         except PlanError:  # shared keys and values of two widths
-            assert choice.scheme == "shared_key_value"
+            assert choice.scheme in ("shared_key_value", "latent")
             continue
         call = make_call(source)
         for wanted in choices(width, heads):
-            if wanted.scheme == "shared_key_value" and kdim != vdim:
+            if wanted.scheme in ("shared_key_value", "latent") and kdim != vdim:
                 continue
             target = convert_attention(source, wanted, force=True).module
             found = distance(source, target, call)
@@ -189,6 +194,8 @@ CHAINS = [
     of("grouped_query", num_groups=2),
     of("shared_key_value"),
     of("head_embedding_add"),
+    of("latent", latent_dim=5),
+    of("latent", latent_dim=15),
 ]
 """With a score map of no more than a head's width, 6."""
 

@@ -42,6 +42,9 @@ CHOICES = [
     of("collaborative", shared_dim=2, num_value_heads=1, content_bias=True),
     of("collaborative", shared_dim=24),
     of("collaborative", shared_dim=24, num_value_heads=2),
+    of("latent", latent_dim=4),
+    of("latent", latent_dim=13),
+    of("latent", latent_dim=24),
 ]
 WHOLE = [c for c in CHOICES if all(nests(other, c, SHAPE) for other in CHOICES)]
 """They hold what multi-head attention does."""
@@ -99,6 +102,7 @@ def test_what_holds_everything() -> None:
         of("grouped_head"),
         of("reduced_key", key_dim=32),
         of("collaborative", shared_dim=24),
+        of("latent", latent_dim=24),
     ] == WHOLE
 
 
@@ -116,6 +120,10 @@ def test_what_holds_everything() -> None:
         (of("head_embedding_add"), of("multi_query")),
         (of("single_head"), of("head_embedding_add")),
         (of("shared_key_value"), of("multi_head")),
+        (of("multi_query"), of("latent", latent_dim=12)),
+        (of("latent", latent_dim=5), of("latent", latent_dim=6)),
+        (of("latent", latent_dim=6), of("multi_query")),
+        (of("latent", latent_dim=3), of("reduced_key", key_dim=12)),
     ],
     ids=str,
 )
@@ -153,6 +161,8 @@ def test_what_computes_the_same_nests_both_ways(
         (of("collaborative", shared_dim=8), of("collaborative", shared_dim=9, num_value_heads=2)),
         (of("shared_key_value"), of("grouped_query")),
         (of("multi_query"), of("shared_key_value")),
+        (of("multi_query"), of("latent", latent_dim=11)),
+        (of("latent", latent_dim=12), of("grouped_query")),
         (of("grouped_head", keep="pillars"), of("multi_head")),
         (of("grouped_head", kept_heads=2), of("grouped_head", keep="pillars")),
     ],
