@@ -18,7 +18,7 @@ MIXED = "several schemes"
 PLAIN_COLOR, MIXED_COLOR = "#dddddd", "#ffffff"
 COLORS = (
     "#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#aaaa00",
-    "#9988ff", "#ccaa88",
+    "#9988ff", "#dd99dd",
 )  # fmt: skip
 MARKS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagram", "cross", "x", "bowtie",
          "hourglass")  # fmt: skip

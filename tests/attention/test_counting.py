@@ -138,9 +138,8 @@ RANK_CASES: list[tuple[str, dict[str, object]]] = [
     ("reduced_key", {"key_dim": 12}),
     ("shared_key_value", {}),
     ("latent", {"latent_dim": 2}),
-    ("latent", {"latent_dim": 4}),
     ("latent", {"latent_dim": 7}),
-    ("latent", {"latent_dim": 20}),
+    ("latent", {"latent_dim": 12}),
 ]
 
 
