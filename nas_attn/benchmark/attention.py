@@ -121,6 +121,7 @@ def usual_schemes(setting: Setting) -> dict[str, Callable[[], Attention]]:
     sizes: dict[str, list[dict[str, Any]]] = {
         "collaborative": [{"shared_dim": width // 4}, {"shared_dim": width // heads}],
         "grouped_query": [{"num_groups": 1 if heads % 2 else 2}],
+        "latent": [{"latent_dim": width // 2}, {"latent_dim": width // heads}],
     }
     found: dict[str, Callable[[], Attention]] = {}
     for scheme in SCHEMES:
