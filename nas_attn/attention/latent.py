@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nas_attn.attention.base import (
     Attention,
@@ -38,6 +39,26 @@ class LatentOptions:
             "default"
         },
     )
+
+
+class LatentProjection(nn.Module):
+    """A map without a bias that keeps the weights it started with where `nn.Linear` is redrawn.
+
+    fairseq's masked language models draw every `nn.Linear` anew and small, and keys and values by
+    way of two such maps would be next to nothing.
+    """
+
+    bias = None
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_contiguous():  # as Projection
+            return F.linear(input.transpose(0, 1), self.weight).transpose(0, 1)
+        return F.linear(input, self.weight)
 
 
 class LatentAttention(Attention):
@@ -85,7 +106,7 @@ class LatentAttention(Attention):
         if latent_dim < 1:
             raise PlanError(f"latent_dim must be at least 1, but is {latent_dim}")
         self.latent_dim = latent_dim
-        self.c_proj = Projection(self.kdim, latent_dim, bias=False)
+        self.c_proj = LatentProjection(self.kdim, latent_dim)
         self.k_proj = Projection(latent_dim, embed_dim, bias=self.has_bias)
         self.v_proj = Projection(latent_dim, embed_dim, bias=self.has_bias)
         self.q_proj = Projection(embed_dim, embed_dim, bias=self.has_bias)
@@ -95,7 +116,8 @@ class LatentAttention(Attention):
         """Draw latents as wide as their inputs, and keys and values as wide as multi-head's."""
         width, inputs, latent = self.embed_dim, self.kdim, self.latent_dim
         share = 0.5 if inputs == width else 1.0  # see init_as_multi_head
-        init_projection(self.c_proj, ((inputs + latent) / (2 * inputs)) ** 0.5)
+        gain = ((inputs + latent) / (2 * inputs)) ** 0.5
+        nn.init.xavier_uniform_(self.c_proj.weight, gain)
         gain = (share * inputs * (latent + width) / (latent * (inputs + width))) ** 0.5
         init_projection(self.k_proj, gain)
         init_projection(self.v_proj, gain)
