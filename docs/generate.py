@@ -475,6 +475,13 @@ FACTS = {
         "nothing: there are none", (({}, "0"), ({"output_bias": True}, "d")), "0", {},
         "where that gives zero, or always the same",
     ),
+    "latent": Facts(
+        "a latent of width D, of which keys and values of all heads are made",
+        _one("2d² + 3Dd + 4d"),
+        "D",
+        {"D": "latent_dim"},
+        "with `latent_dim` of the full width",
+    ),
 }  # fmt: skip
 """Tested against the modules themselves (tests/test_docs.py)."""
 

@@ -5,6 +5,7 @@ from nas_attn.attention.collaborative import CollaborativeAttention
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.latent import LatentAttention
 from nas_attn.attention.multi_head import MultiHeadAttention
 from nas_attn.attention.multi_query import MultiQueryAttention
 from nas_attn.attention.none import NoAttention
@@ -21,6 +22,7 @@ __all__ = [
     "GroupedQueryAttention",
     "HeadEmbeddingAddAttention",
     "HeadEmbeddingMulAttention",
+    "LatentAttention",
     "MultiHeadAttention",
     "MultiQueryAttention",
     "NoAttention",

@@ -7,13 +7,15 @@ h = embed_dim / n head width.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, NoReturn, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from nas_attn._deprecated import warn_renamed
-from nas_attn.attention.functional import Implementation, attend
+from nas_attn.attention.call import AttentionCall, Implementation
+from nas_attn.attention.functional import attend_as_called
 from nas_attn.attention.masks import merge_masks, with_causal_mask
 from nas_attn.attention.observer import AttentionObserver, ObservedQuery
 from nas_attn.errors import PlanError
@@ -220,30 +222,44 @@ class Attention(FastPathAnswers, nn.Module):
                 `implementation` cannot do what is asked.
         """
         self.observe(query, key_padding_mask, attn_mask, is_causal)
-        queries, shifts = self.queries(query), self.query_shifts()
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])  # (B, n, T, S)
-        one_map = queries.size(1) == 1 and shifts is None
-        if attn_mask is not None and attn_mask.dim() == 4 and attn_mask.size(1) > 1 and one_map:
-            raise ValueError(
-                f"{type(self).__name__} has one attention map for all heads: give attn_mask as "
-                "(time, source)"
-            )
-        heads, weights = attend(
-            queries,
-            keys,
-            values if values.size(-1) else keys,
+        call = AttentionCall(
             scale=self.scale,
-            shifts=shifts,
             mask=merge_masks(key_padding_mask, attn_mask),
             is_causal=is_causal,
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
-            implementation=self.implementation,
         )
-        joined = self.mix_values(heads).transpose(1, 2).flatten(2)  # (B, T, joined width)
-        output: Tensor = self.out_proj(joined)
+        values = values if values.size(-1) else keys
+        heads, weights = self.attend_heads(query, keys, values, call)
+        output: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # of (B, T, joined width)
         return output, None if weights is None else weights.expand(-1, self.num_heads, -1, -1)
+
+    def attend_heads(
+        self, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the output projection gets, (B, n, T, h), and, if asked for, weights (B, n, T, S).
+
+        Args:
+            query: (B, T, embed_dim).
+            keys: What `keys` returned.
+            values: What `values` returned; the keys, if that has no width.
+            call: Everything else but the shifts of the query.
+
+        Raises:
+            ValueError: As `attend`.
+        """
+        queries, shifts = self.queries(query), self.query_shifts()
+        one_map = queries.size(1) == 1 and shifts is None
+        if call.mask is not None and call.mask.size(1) > 1 and one_map:
+            raise ValueError(
+                f"{type(self).__name__} has one attention map for all heads: give attn_mask as "
+                "(time, source)"
+            )
+        call = replace(call, shifts=shifts)
+        heads, weights = attend_as_called(queries, keys, values, call, self.implementation)
+        return self.mix_values(heads), weights
 
     def forward(
         self,

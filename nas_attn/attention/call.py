@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Implementation = Literal[
-    "fused", "rows", "explicit", "blockwise", "shared_scores", "unpadded", "flex"
+    "fused", "rows", "explicit", "blockwise", "shared_scores", "unpadded", "flex", "absorbed"
 ]
 """How attention is computed:
 
@@ -20,6 +20,7 @@ Implementation = Literal[
 `shared_scores`: for queries that are one query shifted for each head, one softmax for all heads.
 `unpadded`: torch's kernels for keys and values of unequal widths, as they are.
 `flex`: torch's FlexAttention, which compiles a kernel for keys and values of unequal widths.
+`absorbed`: for `latent`, queries and outputs take over the maps from latents to keys and values.
 """
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)

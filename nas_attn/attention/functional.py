@@ -37,6 +37,7 @@ __all__ = [
     "AttentionCall",
     "Implementation",
     "attend",
+    "attend_as_called",
     "choose_implementation",
 ]
 
@@ -97,6 +98,21 @@ def attend(
     )
     if form is not None:
         implementation = renamed_argument("form", "implementation", form, implementation)
+    return attend_as_called(queries, keys, values, call, implementation)
+
+
+def attend_as_called(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    call: AttentionCall,
+    implementation: Implementation | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The same as `attend`, with all but the tensors in one.
+
+    Raises:
+        ValueError: The implementation does not do what is asked.
+    """
     if implementation is None:
         implementation = choose_implementation(queries, keys, values, call)
     else:
@@ -180,6 +196,8 @@ def _refusal(
     call: AttentionCall,
 ) -> str:
     """Why an implementation cannot do what is asked; empty if it can."""
+    if implementation == "absorbed":
+        return "is for latent attention alone"
     if implementation == "explicit":
         return ""
     if call.need_weights:

@@ -20,6 +20,7 @@ from nas_attn.attention.head_embedding_mul import (
     HeadEmbeddingMulAttention,
     HeadEmbeddingMulOptions,
 )
+from nas_attn.attention.latent import LatentAttention, LatentOptions
 from nas_attn.attention.multi_head import MultiHeadAttention, MultiHeadOptions
 from nas_attn.attention.multi_query import MultiQueryAttention, MultiQueryOptions
 from nas_attn.attention.none import NoAttention, NoAttentionOptions
@@ -65,6 +66,7 @@ SCHEMES: dict[str, Scheme] = {
     "reduced_key": Scheme(ReducedKeyAttention, ReducedKeyOptions),
     "shared_key_value": Scheme(SharedKeyValueAttention, SharedKeyValueOptions),
     "none": Scheme(NoAttention, NoAttentionOptions),
+    "latent": Scheme(LatentAttention, LatentOptions),
 }
 """Every scheme by the name that plans, flags, architectures and search spaces use."""
 

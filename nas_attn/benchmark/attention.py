@@ -125,6 +125,7 @@ def usual_schemes(setting: Setting) -> dict[str, Callable[[], Attention]]:
             {"num_groups": heads, "num_value_groups": 1},
             {"num_groups": 1 if heads % 2 else 2, "tied": True},
         ],
+        "latent": [{"latent_dim": width // 2}, {"latent_dim": width // heads}],
     }
     found: dict[str, Callable[[], Attention]] = {}
     for scheme in SCHEMES:

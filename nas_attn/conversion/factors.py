@@ -73,12 +73,20 @@ def common_rows(*maps: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     Args:
         maps: As in `shared_rows`.
     """
+    _, values, rows = torch.linalg.svd(stacked(*maps), full_matrices=False)
+    return values, rows
+
+
+def stacked(*maps: tuple[Tensor, Tensor]) -> Tensor:
+    """Maps stacked upon each other, (any, q), but for a turn of each that no norm sees.
+
+    Args:
+        maps: As in `shared_rows`.
+    """
     # With left.T = Q R, a map has the singular values and the rows of R right.
-    stacked = torch.cat(
+    return torch.cat(
         [(torch.linalg.qr(left.mT, mode="r").R @ right).flatten(0, 1) for left, right in maps]
     )
-    _, values, rows = torch.linalg.svd(stacked, full_matrices=False)
-    return values, rows
 
 
 def collaborative_factors(

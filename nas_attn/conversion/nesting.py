@@ -18,6 +18,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.latent import LatentAttention
 from nas_attn.attention.none import NoAttention
 from nas_attn.attention.one_head import OneHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
@@ -82,6 +83,8 @@ def _holds_multi_head(module: Attention) -> bool:
         return module.num_heads == heads
     if isinstance(module, ReducedKeyAttention):
         return module.key_dim >= module.embed_dim
+    if isinstance(module, LatentAttention):
+        return module.latent_dim >= min(module.kdim, 2 * module.embed_dim)
     if isinstance(module, CollaborativeAttention):
         return module.shared_dim >= module.embed_dim and module.num_value_heads == heads
     return False
@@ -104,6 +107,9 @@ def _holds(wide: Attention, narrow: Attention) -> bool:
         return isinstance(narrow, SingleHeadAttention) and narrow.narrow_output
     if isinstance(wide, ReducedKeyAttention):
         return _rank_of_a_head(narrow) <= wide.key_dim // wide.num_heads
+    if isinstance(wide, LatentAttention):  # all that a scheme keeps of an input is a latent
+        is_narrow = _rank_of_a_head(narrow) <= wide.head_dim
+        return is_narrow and narrow.cache_size() <= wide.latent_dim
     if isinstance(wide, CollaborativeAttention):
         has_bias = wide.content_bias is not None
         is_shared = wide.num_value_heads % _value_heads(narrow) == 0
@@ -127,6 +133,8 @@ def _value_heads(module: Attention) -> int:
         return module.num_value_groups
     if isinstance(module, CollaborativeAttention):
         return module.num_value_heads
+    if isinstance(module, LatentAttention) and module.latent_dim <= module.head_dim:
+        return 1
     return 1 if isinstance(module, OneHeadAttention) else _count_heads(module)
 
 
@@ -134,6 +142,8 @@ def _key_rows(module: Attention, size: int) -> float:
     """Key rows that serve any group of `size` neighbouring heads."""
     if isinstance(module, CollaborativeAttention):
         return module.shared_dim + (0 if module.content_bias is None else size)
+    if isinstance(module, LatentAttention):
+        return module.latent_dim
     if isinstance(module, GroupedQueryAttention):
         own = _count_heads(module) // module.num_groups
         return module.head_dim if own % size == 0 else math.inf
@@ -146,6 +156,8 @@ def _rank_of_a_head(module: Attention) -> int:
         return module.key_dim // module.num_heads
     if isinstance(module, CollaborativeAttention):
         return module.shared_dim + (module.content_bias is not None)
+    if isinstance(module, LatentAttention):
+        return min(module.latent_dim, module.head_dim)
     return module.head_dim
 
 
@@ -168,4 +180,6 @@ def _terms(module: Attention, *, has_bias: bool) -> float:
         return module.key_dim
     if isinstance(module, GroupedHeadAttention):
         return module.num_heads * module.head_dim
+    if isinstance(module, LatentAttention):
+        return heads * min(module.latent_dim, module.head_dim)
     return module.embed_dim if isinstance(module, GroupedQueryAttention) else math.inf

@@ -18,6 +18,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.attention.head_embedding_add import HeadEmbeddingAddAttention
 from nas_attn.attention.head_embedding_mul import HeadEmbeddingMulAttention
+from nas_attn.attention.latent import LatentAttention
 from nas_attn.attention.multi_head import MultiHeadAttention
 from nas_attn.attention.multi_query import MultiQueryAttention
 from nas_attn.attention.none import NoAttention
@@ -27,6 +28,7 @@ from nas_attn.attention.shared_key_value import SharedKeyValueAttention
 from nas_attn.attention.single_head import SingleHeadAttention
 from nas_attn.conversion.exact import common_eigenvectors, known_factors
 from nas_attn.conversion.factors import Factors, collaborative_factors, is_exact, shared_rows
+from nas_attn.conversion.latents import Weighed, shared_latent
 from nas_attn.conversion.maps import HeadMatrices
 from nas_attn.conversion.metric import InputStatistics
 from nas_attn.errors import PlanError
@@ -129,6 +131,37 @@ def _tied(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> Non
     set_linear(module.kv_proj, _with_bias(key.flatten(0, 1)))
     lost = maps.output @ maps.value - output @ key.repeat_interleave(size, dim=0)  # (n, d, vdim)
     _set_output(module, output, maps.bias + _constant(lost, metric))
+
+
+def _latent(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
+    """Heads of their own, on the latent from which scores and outputs lose least."""
+    assert isinstance(module, LatentAttention)
+    scores = Weighed.of(maps.query @ metric.query, maps.key, metric.key)
+    outputs = Weighed.of(maps.output.mT, maps.value, metric.value)
+    latent = shared_latent(module.latent_dim, scores, outputs)  # (r, kdim)
+    heads, inner = _on_latents(latent, maps, metric)
+    query, key = _shared_keys(heads, inner, maps.num_heads, module.head_dim)
+    module.c_proj.weight.copy_(latent)
+    set_linear(module.q_proj, query.flatten(0, 1))
+    set_linear(module.k_proj, _with_bias(key.flatten(0, 1)))
+    set_values(module, shared_values(heads, inner, maps.num_heads, module.head_dim))
+
+
+def _on_latents(
+    latent: Tensor, maps: HeadMatrices, metric: InputStatistics
+) -> tuple[HeadMatrices, InputStatistics]:
+    """Heads that see latents (r, q) of their inputs, as near as can be, and their metric."""
+    key = maps.key @ metric.key @ (latent @ metric.key).t()  # its rows are orthonormal there
+    wanted = (maps.value @ metric.value).flatten(0, 1).t()  # (q, n * h)
+    solved = torch.linalg.lstsq((latent @ metric.value).t(), wanted, driver="gelsd").solution
+    value = solved.t().view(*maps.value.shape[:2], len(latent))  # (n, h, r)
+    lost = maps.output @ (maps.value - value @ latent)
+    every = torch.eye(len(latent)).to(latent)
+    mean = metric.value_mean @ latent.t()
+    return (
+        replace(maps, key=key, value=value, bias=maps.bias + _constant(lost, metric)),
+        replace(metric, key=every, value=every, value_mean=mean),
+    )
 
 
 def _collaborative(module: Attention, maps: HeadMatrices, metric: InputStatistics) -> None:
@@ -353,6 +386,7 @@ WRITERS: dict[type[Attention], Writer] = {
         "learned",
     ),
     SharedKeyValueAttention: Writer(_tied),
+    LatentAttention: Writer(_latent),
     SingleHeadAttention: Writer(_single_head),
     NoAttention: Writer(_none),
 }

@@ -16,20 +16,12 @@ MIXED = "several schemes"
 PLAIN_COLOR, MIXED_COLOR = "#dddddd", "#ffffff"
 COLORS = (
     "#77aadd", "#ee8866", "#44bb99", "#eedd88", "#ffaabb", "#99ddff", "#bbcc33", "#aaaa00",
-    "#9988ff", "#ccbb99",
+    "#9988ff", "#ccbb99", "#dd99dd",
 )  # fmt: skip
 MARKS = (
-    "circle",
-    "square",
-    "triangle-up",
-    "star",
-    "pentagon",
-    "hexagram",
-    "cross",
-    "x",
-    "bowtie",
-    "star-square",
-)
+    "circle", "square", "triangle-up", "star", "pentagon", "hexagram", "cross", "x", "bowtie",
+    "star-square", "hourglass",
+)  # fmt: skip
 PLAIN_MARK, MIXED_MARK = "diamond", "circle-cross"
 
 

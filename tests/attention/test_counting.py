@@ -106,6 +106,8 @@ def test_other_layers() -> None:
     assert count("shared_key_value") == 3 * (D**2 + D)
     assert count("none") == effective("none") == 0
     assert count("none", output_bias=True) == effective("none", output_bias=True) == D
+    for latent in (64, 128, 256):
+        assert count("latent", latent_dim=latent) == 2 * D**2 + 3 * D * latent + 4 * D
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,9 @@ RANK_CASES: list[tuple[str, dict[str, object]]] = [
     ("reduced_key", {"key_dim": 12}),
     ("shared_key_value", {}),
     ("none", {"output_bias": True}),
+    ("latent", {"latent_dim": 2}),
+    ("latent", {"latent_dim": 7}),
+    ("latent", {"latent_dim": 12}),
 ]
 
 
@@ -238,6 +243,8 @@ def test_plan_and_cache() -> None:
         ("reduced_key", {"key_dim": 64}, 64 + D),
         ("shared_key_value", {}, D),
         ("none", {}, 0),
+        ("latent", {}, D // 2),
+        ("latent", {"latent_dim": 64}, 64),
     ],
 )
 def test_cache_of_a_token(scheme: str, options: dict[str, object], cached: int) -> None:

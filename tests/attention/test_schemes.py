@@ -170,6 +170,8 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         ("reduced_key", {"key_dim": 12}, "8 heads do not divide a key_dim of 12"),
         ("reduced_key", {"key_dim": 0}, "8 heads do not divide a key_dim of 0"),
         ("shared_key_value", {"vdim": 256}, "keys and values are one"),
+        ("latent", {"vdim": 256}, "keys and values are made of one latent"),
+        ("latent", {"latent_dim": 0}, "latent_dim must be at least 1, but is 0"),
         ("multi_query", {"num_groups": 1}, "unknown option 'num_groups'; it has no options"),
         ("head_embedding_mul", {"plain_embedding": 1}, "plain_embedding must be true or false"),
         ("head_embedding_add", {"embedding_std": -1}, "embedding_std must not be negative"),
@@ -338,8 +340,9 @@ def test_an_optimiser_leaves_the_dead_embedding_alone() -> None:
     assert moved == set(before) - {"key_embedding"}
 
 
-def test_keys_and_values_that_are_one_are_given_once() -> None:
-    module = make("shared_key_value")
+@pytest.mark.parametrize("scheme", ["shared_key_value", "latent"])
+def test_keys_and_values_that_are_one_are_given_once(scheme: str) -> None:
+    module = make(scheme)
     query, key = inputs(2, 4, 6)
     with pytest.raises(ValueError, match="pass the same tensor as key and value"):
         module(query, key, key.clone())
@@ -360,6 +363,60 @@ def test_no_attention_is_a_constant_with_uniform_weights() -> None:
     assert sum(p.numel() for p in empty.parameters()) == 0
     copied = make("none")
     copied.load_state_dict(empty.state_dict())
+
+
+MASKS: dict[str, dict[str, object]] = {
+    "none": {},
+    "padding": {"key_padding_mask": torch.tensor([[False] * 5, [False, True, True, True, True]])},
+    "causal": {"is_causal": True},
+    "blind row": {"attn_mask": torch.eye(5, dtype=torch.bool).roll(2, 0).cumsum(0) > 0},
+    "heads": {"attn_mask": (torch.arange(8 * 25) % 3 == 0).view(8, 5, 5)},
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("latent_dim", [3, 20])
+def test_queries_and_outputs_take_over_what_makes_keys_and_values(
+    kind: str, latent_dim: int
+) -> None:
+    module = make("latent", {"latent_dim": latent_dim})
+    query, _ = inputs(2, 5, 5)
+    results = []
+    with torch.no_grad():
+        for module.implementation in ("explicit", "absorbed"):
+            results.append(module(query, query, query, **MASKS[kind]))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_latents_are_attended_to_where_that_is_less_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In decoding, not for whole sequences; nor with gradients, which every parameter gets."""
+    module = build_attention("latent", 64, 8, latent_dim=32).eval()
+    query, latents = torch.randn(1, 64, 64), torch.randn(1, 1, 64, 32)
+    calls = []
+    mix_values = type(module).mix_values
+    monkeypatch.setattr(type(module), "mix_values", lambda *a: calls.append(1) or mix_values(*a))
+    for gradients, queries, expected in ((False, 64, 0), (False, 1, 1), (True, 1, 0)):
+        calls.clear()
+        with torch.set_grad_enabled(gradients):
+            module.attend(query[:, :queries], latents, latents[..., :0])
+        assert len(calls) == expected
+    module.implementation = "absorbed"
+    with pytest.raises(ValueError, match="absorbed records no gradients and drops no weights"):
+        module(query, query, query)
+
+
+def test_latents_start_so_that_keys_vary_as_those_of_multi_head() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(1, 2000, 256)
+    with torch.no_grad():
+        for kdim in (256, 128):
+            sizes = {"kdim": kdim, "vdim": kdim}
+            plain = build_attention("multi_head", 256, 4, **sizes).k_proj(x[..., :kdim])
+            for latent_dim in (32, 128):
+                module = build_attention("latent", 256, 4, latent_dim=latent_dim, **sizes)
+                keys = module.k_proj(module.c_proj(x[..., :kdim]))
+                assert float(keys.std() / plain.std()) == pytest.approx(1.0, rel=0.1)
 
 
 def test_shared_projections_start_as_multi_head_ones() -> None:

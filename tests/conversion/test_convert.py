@@ -10,6 +10,7 @@ from nas_attn.attention import Attention, build_attention
 from nas_attn.attention.grouped_query import GroupedQueryAttention
 from nas_attn.conversion import RecordedCall, convert_attention, recorded
 from nas_attn.conversion.factors import collaborative_factors, shared_rows
+from nas_attn.conversion.latents import Weighed, shared_latent
 from nas_attn.conversion.maps import maps_of
 from nas_attn.conversion.metric import InputStatistics
 from nas_attn.conversion.pooling import aligned
@@ -28,6 +29,7 @@ EXACT = [
     of("collaborative", shared_dim=WIDTH + 5),
     of("collaborative", shared_dim=WIDTH, content_bias=True),
     of("collaborative", shared_dim=WIDTH, mixing_init="heads"),
+    of("latent", latent_dim=WIDTH),
 ]
 FITS = [c for c in EXACT if dict(c.options).get("shared_dim", 0) <= WIDTH]
 """No head of theirs is wider than one of multi-head attention."""
@@ -41,6 +43,7 @@ NEAR = [
     of("multi_query"),
     of("reduced_key", key_dim=12),
     of("shared_key_value"),
+    of("latent", latent_dim=12),
     of("grouped_head", kept_heads=2),
     of("head_embedding_mul"),
     of("head_embedding_mul", plain_embedding=True),
@@ -237,6 +240,37 @@ def test_shared_rows_are_the_optimum() -> None:
     left_over = torch.linalg.svdvals(stack)[5:].norm()
     assert error == pytest.approx(float(left_over), rel=1e-10)
     assert shared_rows(20, (left, right)).shape == (20, 9)
+
+
+def test_a_shared_latent_is_a_fixed_point_below_where_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the errors of scores and outputs, each in a metric of its own, written out naively."""
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 3, 4, 10).double(), torch.randn(2, 3, 4, 9).double()
+    roots = torch.randn(2, 9, 9).double().tril() + 3.0 * torch.eye(9)
+    kinds = [Weighed.of(*of_kind) for of_kind in zip(left, right, roots, strict=True)]
+
+    def lost(rows: Tensor) -> Tensor:
+        total = torch.zeros(()).double()
+        for kind in kinds:
+            wanted = kind.maps @ kind.root
+            basis = torch.linalg.qr((rows @ kind.root).t()).Q
+            total = total + (wanted - wanted @ basis @ basis.t()).square().sum()
+        return total
+
+    found = []
+    for sweeps in (0, 20, 2000):
+        monkeypatch.setattr("nas_attn.conversion.latents.SWEEPS", sweeps)
+        found.append(shared_latent(5, *kinds))
+    first, usual, best = (float(lost(rows)) for rows in found)
+    assert best <= usual < first
+    assert usual == pytest.approx(best, rel=0.02)
+    rows = found[-1].requires_grad_()
+    (slope,) = torch.autograd.grad(lost(rows), rows)
+    assert float(slope.norm()) < 1e-4
+    exact = shared_latent(9, *kinds)
+    assert float(lost(exact)) < 1e-20
 
 
 @pytest.mark.parametrize("shared_dim", [3, 8, 11])

@@ -53,6 +53,8 @@ def choices(width: int, heads: int) -> list[AttentionChoice]:
         of("collaborative", shared_dim=head + 2),
         of("collaborative", shared_dim=width + heads),
         of("collaborative", shared_dim=2 * width, content_bias=True),
+        of("latent", latent_dim=head),
+        of("latent", latent_dim=2 * head + 1),
     ]
 
 
@@ -141,6 +143,9 @@ def has_room(source: Attention, known: int | None, target: Attention) -> bool:
         return own <= target.num_heads and fit(scores, own, head)
     if kind == "ReducedKey":
         return fit(scores, own, target.key_dim // heads)
+    if kind == "Latent":
+        is_low = rank_of(torch.cat([scores, outputs], dim=1).flatten(0, 1)) <= target.latent_dim
+        return is_low and fit(scores, own, head)
     if kind == "SingleHead":
         return one_form(scores) and rank_of(scores[0]) <= head and rank_of(outputs.sum(0)) <= head
     values = target.num_value_heads if kind == "Collaborative" else 1
@@ -172,11 +177,11 @@ def test_no_pair_fails_and_what_has_room_is_exact(
         try:
             source = build(choice, width, heads, kdim, vdim)
         except PlanError:  # shared keys and values of two widths
-            assert is_tied(choice)
+            assert is_tied(choice) or choice.scheme == "latent"
             continue
         call = make_call(source)
         for wanted in choices(width, heads):
-            if is_tied(wanted) and kdim != vdim:
+            if (is_tied(wanted) or wanted.scheme == "latent") and kdim != vdim:
                 continue
             target = convert_attention(source, wanted, force=True).module
             found = distance(source, target, call)
@@ -202,6 +207,8 @@ CHAINS = [
     of("shared_key_value"),
     of("head_embedding_add"),
     of("none", output_bias=True),
+    of("latent", latent_dim=5),
+    of("latent", latent_dim=15),
 ]
 """With a score map of no more than a head's width, 6."""
 

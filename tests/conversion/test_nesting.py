@@ -47,6 +47,9 @@ CHOICES = [
     of("collaborative", shared_dim=2, num_value_heads=1, content_bias=True),
     of("collaborative", shared_dim=24),
     of("collaborative", shared_dim=24, num_value_heads=2),
+    of("latent", latent_dim=4),
+    of("latent", latent_dim=13),
+    of("latent", latent_dim=24),
 ]
 WHOLE = [c for c in CHOICES if all(nests(other, c, SHAPE) for other in CHOICES)]
 """They hold what multi-head attention does."""
@@ -104,6 +107,7 @@ def test_what_holds_everything() -> None:
         of("grouped_head"),
         of("reduced_key", key_dim=32),
         of("collaborative", shared_dim=24),
+        of("latent", latent_dim=24),
     ] == WHOLE
 
 
@@ -129,6 +133,10 @@ def test_what_holds_everything() -> None:
         ),
         (of("none", output_bias=True), of("single_head")),
         (of("none"), of("none", output_bias=True)),
+        (of("multi_query"), of("latent", latent_dim=12)),
+        (of("latent", latent_dim=5), of("latent", latent_dim=6)),
+        (of("latent", latent_dim=6), of("multi_query")),
+        (of("latent", latent_dim=3), of("reduced_key", key_dim=12)),
     ],
     ids=str,
 )
@@ -171,6 +179,8 @@ def test_what_computes_the_same_nests_both_ways(
             of("grouped_query", num_groups=1, num_value_groups=4),
         ),
         (of("multi_query"), of("shared_key_value")),
+        (of("multi_query"), of("latent", latent_dim=11)),
+        (of("latent", latent_dim=12), of("grouped_query")),
         (of("grouped_head", keep="pillars"), of("multi_head")),
         (of("grouped_head", kept_heads=2), of("grouped_head", keep="pillars")),
     ],

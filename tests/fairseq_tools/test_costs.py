@@ -39,6 +39,7 @@ OTHERS = [
     AttentionChoice.of("head_embedding_mul", plain_embedding=True),
     AttentionChoice.of("reduced_key", key_dim=20),
     AttentionChoice.of("reduced_key", key_dim=4),
+    AttentionChoice.of("latent", latent_dim=5),
     AttentionChoice.of("collaborative", shared_dim=40),
     AttentionChoice("multi_query"),
     AttentionChoice("head_embedding_add"),

@@ -54,6 +54,8 @@ CASES: list[tuple[str, str, Choose]] = [
     ("reduced_key", "wide", lambda d, n: {"key_dim": d + n}),
     ("shared_key_value", "", lambda d, n: {}),
     ("none", "", lambda d, n: {"output_bias": True}),
+    ("latent", "default", lambda d, n: {}),
+    ("latent", "odd", lambda d, n: {"latent_dim": 3}),
 ]
 """(scheme, name, options for embed_dim d and n heads)."""
 
@@ -69,6 +71,7 @@ SPECIAL_CASES: dict[str, tuple[int, Options]] = {
     "reduced_key": (4, {"key_dim": 16}),
     "shared_key_value": (4, {}),
     "none": (4, {"output_bias": True}),
+    "latent": (4, {"latent_dim": 16}),
 }
 """Heads and options with which a scheme computes multi-head attention from its weights."""
 

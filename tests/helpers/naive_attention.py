@@ -116,6 +116,16 @@ def none_value(module: Any, y: Tensor, head: int) -> Tensor:
     return y[:0]
 
 
+def latent_score(module: Any, x: Tensor, y: Tensor, head: int) -> Tensor:
+    """DeepSeek-AI 2024, without rotary positions: keys and values are made of one latent."""
+    query = apply(module.q_proj, x, head, module.num_heads)
+    return query @ apply(module.k_proj, apply(module.c_proj, y), head, module.num_heads)
+
+
+def latent_value(module: Any, y: Tensor, head: int) -> Tensor:
+    return apply(module.v_proj, apply(module.c_proj, y), head, module.num_heads)
+
+
 NAIVE: dict[str, tuple[Score, Value]] = {
     "multi_head": (grouped_query_score, grouped_query_value),
     "collaborative": (collaborative_score, collaborative_value),
@@ -128,6 +138,7 @@ NAIVE: dict[str, tuple[Score, Value]] = {
     "reduced_key": (reduced_key_score, reduced_key_value),
     "shared_key_value": (shared_key_value_score, shared_key_value_value),
     "none": (none_score, none_value),
+    "latent": (latent_score, latent_value),
 }
 
 
