@@ -274,6 +274,7 @@ def test_replayed_studies_have_no_model(measured: Measured) -> None:
         CliRunner().invoke(app, [*measured.arguments, "--set", "replay={}"], catch_exceptions=False)
 
 
+@pytest.mark.long
 def test_a_search_by_predictions(
     tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
