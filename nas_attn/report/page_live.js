@@ -1,5 +1,5 @@
 // A page of a search that runs reloads itself; its #part stays, as in any reload, and so does the place.
-const live = byId("live"), placeKey = `place ${location.pathname}`, patience = 3000;
+const live = byId("live"), placeKey = `place ${location.pathname}`, patience = 10000;
 
 function keepPlace(place) {
   try {
