@@ -71,6 +71,7 @@ def predict_front(
     metric: FurtherMetric | None = ...,
     overrides: Overrides = ...,
     workers: int | None = ...,
+    storage: str | None = ...,
     address: str | None = ...,
     runs: Runs = ...,
     events: Events | None = ...,

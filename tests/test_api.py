@@ -287,6 +287,7 @@ def test_an_interrupted_search_says_so_and_goes_on(config: dict[str, Any], tmp_p
     assert len(nas_attn.search(config, trials=4, runs=tmp_path).trials()) == 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_and_the_command_go_on_with_each_other(tmp_path: Path) -> None:
     out = tmp_path / "search"

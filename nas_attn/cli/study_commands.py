@@ -265,6 +265,7 @@ def export(
         )
     if as_json:
         say_json(export_values(made))
+        return
     for line in made.lines(results.study.typed):
         console.print(Text(line), soft_wrap=True)
 

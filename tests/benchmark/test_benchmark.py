@@ -199,6 +199,7 @@ def test_the_former_flag_is_taken_and_hidden(tmp_path: Path) -> None:
     assert "--forms" not in invoke("bench", "attention", "--help")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fairseq_commands(tiny_translation: PreparedData, tmp_path: Path) -> None:
     sizes = [

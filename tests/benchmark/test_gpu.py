@@ -153,6 +153,7 @@ def test_a_part_is_done_for_the_code_that_it_ran(tmp_path: Path) -> None:
         assert is_done(options, "a") == (commit != "unknown")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_parts_with_tiny_sizes(tmp_path: Path) -> None:
     done = gpu("--dry", "--minutes=30", f"--out={tmp_path}")

@@ -19,8 +19,10 @@ from nas_attn.cli.main import app
 from nas_attn.engine.store import SETTINGS
 from nas_attn.errors import UsageError
 from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.fairseq_tools.same_tokens import Check
 from nas_attn.study.shipped import shipped_names
 from nas_attn.workflows.export import Exported
+from nas_attn.workflows.model_facts import ModelFacts, choose_seed
 from nas_attn.workflows.sensitivity import PredictedFront
 from tests.helpers.cli import invoke
 from tests.helpers.fakes import BASELINE, FakeExecutor, make_loop
@@ -101,15 +103,29 @@ def test_spaces() -> None:
 
 def test_export(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written is tested elsewhere; here nothing is trained that could be."""
-    made = Exported(folder=tmp_path, plan=BASELINE, bytes=1234, test_bytes=56)
-    monkeypatch.setattr(api.Results, "export", lambda self, out, **options: made)
-    values = printed(
-        "export", "first", "--runs", str(runs), "--trial", "1", "--out", str(tmp_path / "model")
-    )
-    assert (values["trial"], values["baseline"]) == (1, False)
+
+    def export(results: api.Results, out: Path, *, trial: int, **_: object) -> Exported:
+        trials = results.read()
+        chosen = choose_seed(trials[trial], (1,), None, maximise=False)
+        return Exported(
+            folder=out,
+            plan=BASELINE,
+            form="fairseq",
+            bytes=1234,
+            test_bytes=56,
+            check=Check(same=49, count=50, what="sentences"),
+            facts=ModelFacts.of(trials[trial], trials, chosen),
+        )
+
+    monkeypatch.setattr(api.Results, "export", export)
+    values = printed("export", "first", "--runs", str(runs), "--trial", "1", "--out", str(tmp_path))
+    assert (values["trial"], values["baseline"], values["format"]) == (1, False, "fairseq")
     assert "; the baseline has " in values["comparison"]
+    assert values["seed"]["seed"] == 1
     assert values["plan"] == BASELINE.to_json()
-    assert (values["checkpoint_bytes"], values["test_bytes"]) == (1234, 56)
+    assert (values["model_bytes"], values["test_bytes"]) == (1234, 56)
+    assert values["check"] == {"same": 49, "count": 50, "what": "sentences"}
+    assert values["confirmed"] is None
     assert values["folder"] == str(tmp_path)
 
 
@@ -125,7 +141,7 @@ def test_sensitivity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "attention",
         1000,
     )
-    assert values["is_guide"] is findings.is_guide is True
+    assert values["is_guide"] is found.is_guide is True
     assert [row["cost"] for row in values["front"]] == [900]
     assert values["folder"] == str(tmp_path)
 

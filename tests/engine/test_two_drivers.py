@@ -142,7 +142,7 @@ def test_two_drivers_share_a_study(search: Search) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
-    ["journal", "postgres", pytest.param("grpc", marks=pytest.mark.long)],
+    ["journal", *(pytest.param(name, marks=pytest.mark.long) for name in ("postgres", "grpc"))],
     indirect=True,
 )
 def test_a_driver_takes_over_from_one_that_was_killed(search: Search) -> None:

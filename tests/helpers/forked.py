@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nas_attn.light_fairseq import defer_sklearn
 from nas_attn.trials.processes.fork_server import ForkServer
@@ -80,22 +81,8 @@ class SharedForkServer:
     def __init__(self) -> None:
         self._started: list[Running] = []
 
-    def start(
-        self,
-        command: Sequence[str],
-        *,
-        environment: Mapping[str, str],
-        log: Path,
-        keep_open: int,
-        with_fairseq: bool = False,
-    ) -> Running:
-        running = fork_server().start(
-            command,
-            environment=environment,
-            log=log,
-            keep_open=keep_open,
-            with_fairseq=with_fairseq,
-        )
+    def start(self, command: Sequence[str], **how: Any) -> Running:
+        running = fork_server().start(command, **how)
         self._started.append(running)
         return running
 

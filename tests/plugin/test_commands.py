@@ -16,7 +16,7 @@ from nas_attn.fairseq_tools.commands import plugin_folder, training_command
 from nas_attn.fairseq_tools.config import TrainingConfig
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.fairseq_tools.self_test import MIXED as MIXED_ROW
-from nas_attn.fairseq_tools.self_test import TASKS, StepOutcome, examine
+from nas_attn.fairseq_tools.self_test import TASKS, examine
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from tests.helpers.devices import needs_cuda
 from tests.helpers.forked import run_module
@@ -69,29 +69,19 @@ STEPS = {
         *(("sentence_prediction", step) for step in ("fine-tune", "eval")),
     },
 }
-ROWS = [(scheme, TASKS[number % len(TASKS)]) for number, scheme in enumerate(SCHEMES)]
-ROWS += [(MIXED_ROW, task) for task in TASKS]
-"""Every task with all schemes in one model; and every scheme alone on a task, in turns."""
-
-
-@pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> list[StepOutcome]:
-    """What the doctor finds; one after the other, as other tests have the other core."""
-    folder = tmp_path_factory.mktemp("doctor")
-    return [
-        finding
-        for task in TASKS
-        for finding in examine([s for s, t in ROWS if t == task], [task], folder / task)
-    ]
+ALONE = [
+    pytest.param(scheme, TASKS[number % len(TASKS)], marks=pytest.mark.long)
+    for number, scheme in enumerate(SCHEMES)
+]
+"""Every scheme on a task, in turns; `nas-attn doctor` tries all."""
 
 
 @pytest.mark.timeout(1700)
-@pytest.mark.parametrize(("scheme", "task"), ROWS)
-def test_task(scheme: str, task: str, findings: list[StepOutcome]) -> None:
+@pytest.mark.parametrize(("scheme", "task"), [*((MIXED_ROW, task) for task in TASKS), *ALONE])
+def test_task(scheme: str, task: str, tmp_path: Path) -> None:
     """Train, resume, generate or evaluate; a classifier from the masked language model."""
-    steps = {(f.task, f.step): f.fault for f in findings if f.scheme == scheme}
-    found = {step: fault for step, fault in steps.items() if step in STEPS[task]}
-    assert found == dict.fromkeys(STEPS[task])
+    findings = examine([scheme], [task], tmp_path)
+    assert {(f.task, f.step): f.fault for f in findings} == dict.fromkeys(STEPS[task])
 
 
 @pytest.mark.parametrize(

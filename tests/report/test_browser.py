@@ -433,8 +433,10 @@ def test_a_page_of_a_search_that_runs_reloads_itself(
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{path.as_uri()}#search")
     assert "running. This page reloads itself every 3 s." in page.inner_text("#live")
-    page.evaluate("window.before = 1; window.scrollTo(0, 900)")
-    page.wait_for_function("window.before === undefined && window.scrollY === 900")
+    drawn = "window.height === (window.height = document.body.scrollHeight)"
+    page.wait_for_function(drawn, polling=500)
+    page.evaluate("window.before = 1; window.scrollTo({top: 900, behavior: 'instant'})")
+    page.wait_for_function("window.before === undefined && window.scrollY > 300")
     assert page.url.endswith("#search")
     write_report(collection, context(), tmp_path)
     page.wait_for_function("document.getElementById('live') === null")
