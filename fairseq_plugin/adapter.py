@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from fairseq.incremental_decoding_utils import with_incremental_state
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nas_attn.attention import Attention
 from nas_attn.attention.cache import Cache
+from nas_attn.attention.folded import Folded, fold
 from nas_attn.attention.multi_head import MultiHeadAttention
 from nas_attn.errors import PlanError
 
@@ -29,6 +30,11 @@ STOCK = re.compile(r"in_proj_(?:weight|bias)|(?:q|k|v|out)_proj\.(?:weight|bias)
 """Weights of fairseq's own attention, of all versions."""
 
 IncrementalState = dict[str, dict[str, Any]]
+
+SourceCache = Literal["keys_values", "output"]
+"""What decoding keeps of the source: keys and values for every layer, or the encoder's output once
+for all of them, which takes less memory and a little more time."""
+SOURCE_CACHES: tuple[SourceCache, ...] = get_args(SourceCache)
 
 
 @dataclass
@@ -79,6 +85,7 @@ class FairseqAttention(nn.Module):
         self.attention = attention
         self.encoder_decoder_attention = encoder_decoder_attention
         self.decoder_self_attention = decoder_self_attention
+        self.source_cache: SourceCache = "keys_values"
         self.query_padding_mask: Tensor | None = None
         """Bool or None, (batch, time): queries that are padding, where keys come from elsewhere."""
         self.embed_dim = attention.embed_dim
@@ -108,34 +115,36 @@ class FairseqAttention(nn.Module):
         time, batch, width = query.shape
         query = query.transpose(0, 1)
         need_weights = need_weights or need_head_weights
-        if incremental_state is None:
-            keys, values = self._project(key, value)
-        else:
-            decoded = self._decode(
-                incremental_state, key, value, key_padding_mask, hypotheses=batch, static=static_kv
+        folded = self._folded(incremental_state)
+        if folded is not None:
+            assert key is not None
+            source = key.transpose(0, 1)
+            output, weights = folded.attend(
+                query.reshape(source.size(0), -1, width),  # as in _attend
+                source,
+                key_padding_mask=key_padding_mask,
+                need_weights=need_weights,
             )
-            keys, values = decoded.keys.tokens, decoded.values.tokens
-            key_padding_mask = decoded.padding
-        if self.attention.wants_query_padding:
+        else:
+            if incremental_state is None:
+                keys, values = self._project(key, value)
+            else:
+                decoded = self._decode(
+                    incremental_state,
+                    key,
+                    value,
+                    key_padding_mask,
+                    hypotheses=batch,
+                    static=static_kv,
+                )
+                keys, values = decoded.keys.tokens, decoded.values.tokens
+                key_padding_mask = decoded.padding
             of_queries = self.query_padding_mask if static_kv else key_padding_mask
-            self.attention.query_padding_mask = _last(time, of_queries)
-        # To attention, hypotheses that share keys are so many more queries.
-        query = query.reshape(keys.size(0), -1, width)  # (rows, beams * time, width)
-        is_causal = (
-            self.decoder_self_attention
-            and attn_mask is not None
-            and attn_mask.size(0) == attn_mask.size(1)
-            and key_padding_mask is None
-        )
-        output, weights = self.attention.attend(
-            query,
-            keys,
-            values,
-            key_padding_mask=key_padding_mask,
-            attn_mask=None if is_causal else attn_mask,
-            is_causal=is_causal,
-            need_weights=need_weights,
-        )
+            if self.attention.wants_query_padding:
+                self.attention.query_padding_mask = _last(time, of_queries)
+            output, weights = self._attend(
+                query, keys, values, key_padding_mask, attn_mask, need_weights
+            )
         output = output.reshape(batch, time, width).transpose(0, 1)  # (time, batch, width)
         if weights is None:
             return output, None
@@ -143,6 +152,51 @@ class FairseqAttention(nn.Module):
         weights = weights.transpose(1, 2).flatten(0, 1)  # (batch, heads, time, source)
         # (heads, batch, time, source) for each head, else (batch, time, source).
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
+
+    def _attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        padding: Tensor | None,
+        attn_mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from (batch, time, width); to attention, hypotheses that share keys are so many
+        more queries."""
+        is_causal = (
+            self.decoder_self_attention
+            and attn_mask is not None
+            and attn_mask.size(0) == attn_mask.size(1)
+            and padding is None
+        )
+        return self.attention.attend(
+            query.reshape(keys.size(0), -1, query.size(2)),  # (rows, beams * time, width)
+            keys,
+            values,
+            key_padding_mask=padding,
+            attn_mask=None if is_causal else attn_mask,
+            is_causal=is_causal,
+            need_weights=need_weights,
+        )
+
+    def _folded(self, incremental_state: IncrementalState | None) -> Folded | None:
+        """What attends to the encoder's output as it is, where that is what decoding keeps.
+
+        fairseq passes the output at every step, in the order of the hypotheses.
+        """
+        if incremental_state is None or not self.encoder_decoder_attention:
+            return None
+        kept = self.get_incremental_state(incremental_state, "attn_state")
+        if kept is None and self._keeps_output():
+            kept = fold(self.attention)
+            self.set_incremental_state(incremental_state, "attn_state", kept)
+        return kept if isinstance(kept, Folded) else None
+
+    def _keeps_output(self) -> bool:
+        if self.attention.observer is not None:  # which looks at keys and values
+            return False
+        return self.source_cache == "output" and self.attention.cache_size() > 0
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Take weights of fairseq's own attention where this one is `multi_head`.
@@ -215,8 +269,8 @@ class FairseqAttention(nn.Module):
         return incremental_state
 
     def _decoded(self, incremental_state: IncrementalState | None) -> Decoded | None:
-        decoded: Decoded | None = self.get_incremental_state(incremental_state, "attn_state")
-        return decoded
+        decoded = self.get_incremental_state(incremental_state, "attn_state")
+        return decoded if isinstance(decoded, Decoded) else None
 
     def _get_input_buffer(self, incremental_state: IncrementalState | None) -> dict[str, Any]:
         """What fairseq's layers look for: cached keys, values and padding, by its names."""

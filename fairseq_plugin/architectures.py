@@ -36,7 +36,7 @@ from nas_attn.errors import PlanError
 from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 
 from . import configs
-from .adapter import warn_of_stock_weights
+from .adapter import SOURCE_CACHES, warn_of_stock_weights
 from .layers import PlannedDecoder, PlannedEncoder
 
 
@@ -100,6 +100,12 @@ class PlannedTransformer(TakesStockWeights, TransformerModel):
     def add_args(cls, parser: Any) -> None:
         TransformerModel.add_args(parser)
         _add_plan_args(parser, cls.scheme)
+        parser.add_argument(
+            "--source-cache",
+            choices=SOURCE_CACHES,
+            help="what decoding keeps of the source: keys_values for every layer (the default), or "
+            "the encoder's output once for all of them, with less memory and a little more time",
+        )
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> PlannedTransformer:
@@ -127,9 +133,11 @@ class PlannedTransformer(TakesStockWeights, TransformerModel):
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: nn.Module) -> PlannedDecoder:
         cfg = TransformerConfig.from_namespace(args)
         plan = _resolve_plan(args, cls.scheme, cls.sites)
-        return PlannedDecoder(
+        decoder = PlannedDecoder(
             cfg, tgt_dict, embed_tokens, plan, no_encoder_attn=cfg.no_cross_attention
         )
+        decoder.keep_of_source(getattr(args, "source_cache", None) or "keys_values")
+        return decoder
 
 
 class PlannedLanguageModel(TakesStockWeights, TransformerLanguageModel):

@@ -18,7 +18,7 @@ from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.errors import PlanError
 from nas_attn.plan import AttentionChoice, AttentionPlan
 
-from .adapter import FairseqAttention
+from .adapter import SOURCE_CACHES, FairseqAttention, SourceCache
 from .beams import follow, repeats
 
 
@@ -138,6 +138,20 @@ class PlannedDecoder(TransformerDecoderBase):
         self._choices = iter(zip(self_choices, encoder_choices, strict=True))
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
         del self._choices
+
+    def keep_of_source(self, source_cache: SourceCache) -> None:
+        """Set what attention to the encoder keeps while it decodes.
+
+        Raises:
+            PlanError: there is no such way.
+        """
+        if source_cache not in SOURCE_CACHES:
+            raise PlanError(
+                f"source_cache must be {', '.join(SOURCE_CACHES)}, but is {source_cache!r}"
+            )
+        for module in self.modules():
+            if isinstance(module, FairseqAttention):
+                module.source_cache = source_cache
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         return _wrap(PlannedDecoderLayer(cfg, *next(self._choices)), cfg)

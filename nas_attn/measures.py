@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
-KnownCost = Literal["attention", "non_embedding", "total", "effective", "cache_bytes", "flops"]
-"""Parameters of four kinds, bytes of keys and values kept a token, operations a sentence."""
+KnownCost = Literal[
+    "attention",
+    "non_embedding",
+    "total",
+    "effective",
+    "cache_bytes",
+    "source_cache_bytes",
+    "flops",
+]
+"""Parameters of four kinds, bytes of keys and values kept for a generated token and for a token of
+the source, operations a sentence."""
 KNOWN_COSTS: tuple[str, ...] = get_args(KnownCost)
-"""Known before training: the counts of `ModelSize`, and `CostModel.cache_bytes` and `.flops`."""
+"""Known before training: the counts of `ModelSize`, and those of `CostModel`."""
 PredictedCost = Literal[KnownCost, "decoding_microseconds"]
 """And microseconds a sentence, of decoding, by a table of modules that were timed."""
 MeasuredCost = Literal["decoding_seconds", "peak_memory"]

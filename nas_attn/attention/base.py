@@ -222,17 +222,30 @@ class Attention(FastPathAnswers, nn.Module):
                 `implementation` cannot do what is asked.
         """
         self.observe(query, key_padding_mask, attn_mask, is_causal)
+        call = self.call_of(key_padding_mask, attn_mask, is_causal, need_weights)
+        values = values if values.size(-1) else keys
+        return self.joined(*self.attend_heads(query, keys, values, call))
+
+    def call_of(
+        self,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+    ) -> AttentionCall:
+        """What `attend_heads` is called with for masks of `forward`."""
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])  # (B, n, T, S)
-        call = AttentionCall(
+        return AttentionCall(
             scale=self.scale,
             mask=merge_masks(key_padding_mask, attn_mask),
             is_causal=is_causal,
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
         )
-        values = values if values.size(-1) else keys
-        heads, weights = self.attend_heads(query, keys, values, call)
+
+    def joined(self, heads: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Output (B, T, embed_dim) of heads (B, n, T, h), and the weights of every head."""
         output: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # of (B, T, joined width)
         return output, None if weights is None else weights.expand(-1, self.num_heads, -1, -1)
 

@@ -116,10 +116,12 @@ def least_plan(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> AttentionPl
     return AttentionPlan.of(sites)
 
 
-def count_cache(plan: AttentionPlan, shapes: dict[str, SiteShape]) -> int:
-    """Numbers cached for each token of a decoder's own output, over all its layers."""
-    shape = shapes["decoder_self"]
-    choices = plan.layers("decoder_self", shape.num_layers)
+def count_cache(
+    plan: AttentionPlan, shapes: dict[str, SiteShape], site: str = "decoder_self"
+) -> int:
+    """Numbers cached for each token that a site of a decoder attends to, over all its layers."""
+    shape = shapes[site]
+    choices = plan.layers(site, shape.num_layers)
     return sum(_cache_of_choice(choice, shape) for choice in choices)
 
 

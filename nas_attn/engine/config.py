@@ -38,9 +38,9 @@ class ObjectivesConfig(ConfigModel):
     better)."""
     costs: list[Cost] = Field(default_factory=_total, min_length=1, max_length=2)
     """One or two of attention, non_embedding, total, effective (parameters of four kinds),
-    cache_bytes (bytes of keys and values per token), flops (operations per sentence),
-    decoding_seconds and peak_memory (MiB, measured). Trials are spread over the first, which must
-    be known before training."""
+    cache_bytes (bytes of keys and values per generated token), source_cache_bytes (per source
+    token), flops (operations per sentence), decoding_seconds and peak_memory (MiB, measured).
+    Trials are spread over the first, which must be known before training."""
     limits: dict[KnownCost, Amount] = Field(default_factory=dict)
     """Upper limits of costs, such as {total: 20M}; plans beyond them are not trained."""
     sentence_length: Annotated[int, Field(ge=1)] = 25

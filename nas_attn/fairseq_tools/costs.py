@@ -30,12 +30,13 @@ The counter sees nothing of torch's fused kernel on CPUs, and padding where widt
 def available_costs(task: str) -> tuple[str, ...]:
     """Which of all costs there are for one of fairseq's tasks.
 
-    A masked language model has no decoder and so no cache, and only translation is decoded.
+    A masked language model has no decoder and so no cache, and only translation has a source and
+    is decoded.
     """
     missing = {
         "translation": (),
-        "language_modeling": ("decoding_seconds",),
-        "masked_lm": ("decoding_seconds", "cache_bytes"),
+        "language_modeling": ("decoding_seconds", "source_cache_bytes"),
+        "masked_lm": ("decoding_seconds", "cache_bytes", "source_cache_bytes"),
     }[task]
     return tuple(name for name in KNOWN_COSTS + MEASURED_COSTS if name not in missing)
 
@@ -103,7 +104,8 @@ class CostModel:
     def known(self, plan: AttentionPlan) -> dict[str, int]:
         """All of `KNOWN_COSTS` under a plan, before any pruning, as far as there are any.
 
-        There are no cache_bytes without a decoder, and no flops if they are not counted.
+        There are no cache_bytes without a decoder, no source_cache_bytes without a source, and no
+        flops if they are not counted.
 
         Raises:
             PlanError: the plan does not fit the model.
@@ -113,12 +115,14 @@ class CostModel:
             costs["flops"] = self.flops(plan)
         if "decoder_self" in self.sizer.shapes:
             costs["cache_bytes"] = self.cache_bytes(plan)
+        if "encoder_decoder" in self.sizer.shapes:
+            costs["source_cache_bytes"] = self.source_cache_bytes(plan)
         return {name: costs[name] for name in KNOWN_COSTS if name in costs}
 
     def cache_bytes(self, plan: AttentionPlan) -> int:
         """Bytes of keys and values kept for each generated token, over all layers of the decoder.
 
-        What is kept of the source, once for each sentence, is not among them.
+        What is kept of the source is not among them (see `source_cache_bytes`).
 
         Raises:
             PlanError: the model has no decoder.
@@ -126,6 +130,20 @@ class CostModel:
         if "decoder_self" not in self.sizer.shapes:
             raise PlanError("a model without a decoder generates nothing and keeps no cache")
         return count_cache(plan, self.sizer.shapes) * self.bytes_per_number
+
+    def source_cache_bytes(self, plan: AttentionPlan) -> int:
+        """Bytes of keys and values kept for each token of the source, over all layers.
+
+        They are kept once for all hypotheses of a sentence. With `--source-cache output` decoding
+        keeps the encoder's output instead.
+
+        Raises:
+            PlanError: the model has no source.
+        """
+        if "encoder_decoder" not in self.sizer.shapes:
+            raise PlanError("a model without a source keeps nothing of it")
+        kept = count_cache(plan, self.sizer.shapes, "encoder_decoder")
+        return kept * self.bytes_per_number
 
     def flops(self, plan: AttentionPlan) -> int:
         """Floating-point operations of one forward pass: two for each product in matrix products.

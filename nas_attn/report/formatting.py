@@ -20,6 +20,7 @@ def cost_words(name: str) -> str:
         return f"{name.replace('_', '-')} parameters"
     return {
         "cache_bytes": "KV-cache bytes per token",
+        "source_cache_bytes": "KV-cache bytes per source token",
         "flops": "operations per sentence",
         "decoding_seconds": "decoding seconds per sentence",
         "decoding_microseconds": "decoding microseconds per sentence",

@@ -15,6 +15,10 @@ _Counts = tuple[int, int, int]
 """Parameters, effective ones, and numbers in the cache for each token."""
 
 
+CACHES = {"cache_bytes": "decoder_self", "source_cache_bytes": "encoder_decoder"}
+"""Sites that keep keys and values in decoding, by the cost that counts them."""
+
+
 class ModelCosts:
     """Counts of a model for any plan: parameters, and bytes of keys and values that are kept.
 
@@ -32,12 +36,13 @@ class ModelCosts:
             for m in self._attention.values()
             for parameter in m.parameters()
         )
-        self._decoders = [
-            name for name, site in conversions.sites.items() if site == "decoder_self"
-        ]
+        self._caching = {
+            cost: [name for name, of_module in conversions.sites.items() if of_module == site]
+            for cost, site in CACHES.items()
+        }
 
     def __call__(self, plan: AttentionPlan) -> Mapping[str, int]:
-        """What a plan costs, by the name of the cost; `cache_bytes` only where there is a decoder.
+        """What a plan costs, by the name of the cost; caches only where there is a decoder.
 
         Raises:
             PlanError: The plan does not fit.
@@ -53,8 +58,9 @@ class ModelCosts:
             "total": rest + attention,
             "effective": rest + effective,
         }
-        if self._decoders:
-            costs["cache_bytes"] = self._bytes * sum(counts[name][2] for name in self._decoders)
+        for cost, modules in self._caching.items():
+            if modules:
+                costs[cost] = self._bytes * sum(counts[name][2] for name in modules)
         return costs
 
     def _count(self, name: str, choice: AttentionChoice) -> _Counts:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas_attn.attention import SCHEMES, Attention, build_attention
+from nas_attn.attention.folded import fold
 from tests.helpers.attention import (
     CASES,
     EMBED_DIM,
@@ -128,6 +129,26 @@ def test_weights_are_returned_when_asked(scheme: str, choose: Choose) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, NUM_HEADS, 4, dtype=torch.double))
     torch.testing.assert_close(mean, weights.mean(dim=1), rtol=0, atol=0)
     assert not weights[1, :, :, 4:].any()
+
+
+@every_case
+@pytest.mark.parametrize(("kdim", "bias"), [(None, True), (5, False), (40, True)])
+def test_attention_to_a_source_itself_is_the_same(
+    scheme: str, choose: Choose, kdim: int | None, bias: bool
+) -> None:
+    """Queries and outputs take the maps of keys and values over."""
+    options = choose(EMBED_DIM, NUM_HEADS)
+    module = make(scheme, options, kdim=kdim, vdim=kdim, bias=bias)
+    query, source = inputs(3, 4, 6, EMBED_DIM, kdim)
+    padding = torch.zeros(3, 6, dtype=torch.bool)
+    padding[1, 4:] = True
+    how: dict[str, Any] = {"key_padding_mask": padding, "need_weights": True}
+    with torch.no_grad():
+        expected = module.attend(query, *module.project(source, source), **how)
+        found = fold(module).attend(query, source, **how)
+        plain, _ = fold(module).attend(query, source, key_padding_mask=padding)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(plain, expected[0], rtol=0, atol=1e-10)
 
 
 @every_case

@@ -13,6 +13,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq_plugin.beams import follow, repeats
 from fairseq_plugin.layers import PlannedEncoder
 from nas_attn.attention import SCHEMES
+from nas_attn.errors import PlanError
 from nas_attn.fairseq_tools.models import blank_dictionary, parse_architecture
 
 TINY = [
@@ -81,13 +82,17 @@ def test_the_same_translations_as_with_repeated_rows(
 ) -> None:
     model, dictionary = make_model(scheme)
     found = translate(model, dictionary)
+    model.decoder.keep_of_source("output")
+    of_output = translate(model, dictionary)
+    model.decoder.keep_of_source("keys_values")
     monkeypatch.setattr(
         PlannedEncoder, "reorder_encoder_out", TransformerEncoderBase.reorder_encoder_out
     )
     expected = translate(model, dictionary)
-    assert [[t for t, _ in s] for s in found] == [[t for t, _ in s] for s in expected]
-    scores = [[score for _, score in sentence] for sentence in found]
-    assert scores == [pytest.approx([score for _, score in s], abs=1e-4) for s in expected]
+    for translated in (found, of_output):
+        assert [[t for t, _ in s] for s in translated] == [[t for t, _ in s] for s in expected]
+        scores = [[score for _, score in sentence] for sentence in translated]
+        assert scores == [pytest.approx([score for _, score in s], abs=1e-4) for s in expected]
     assert [len(sentence[0][0]) for sentence in found][1:4:2] == [3, 2]
 
 
@@ -112,3 +117,15 @@ def test_decoders_that_read_the_encoder_as_their_own_get_every_row() -> None:
     encoded = model.encoder(torch.randint(4, 24, (2, 5)), torch.tensor([5, 5]))
     beams = model.encoder.reorder_encoder_out(encoded, torch.tensor([0, 0, 1, 1]))
     assert beams["encoder_out"][0].size(1) == 4
+
+
+def test_the_output_of_the_encoder_is_all_that_is_kept_of_a_source() -> None:
+    model, _ = make_model("multi_head", "--source-cache=output")
+    source = torch.randint(4, 24, (2, 5))
+    encoded = model.encoder(source, torch.tensor([5, 5]))
+    state: dict[str, Any] = {}
+    model.decoder(source[:, :1], encoder_out=encoded, incremental_state=state)
+    attention = model.decoder.layers[0].encoder_attn
+    assert attention._get_input_buffer(state) == {}
+    with pytest.raises(PlanError, match="source_cache must be keys_values, output, but is 'both'"):
+        model.decoder.keep_of_source("both")
