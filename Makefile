@@ -9,6 +9,8 @@
 # installed no other package pulls another build. TORCH_ARGS says where from, for machines whose
 # package index offers several builds (`make search TORCH_ARGS="--index-url URL"`).
 #
+# -g0 leaves out what only debuggers read of fairseq's extensions, half of the time to compile them.
+#
 # torchaudio, which fairseq asks for and imports for speech only, goes again where it does not fit
 # torch: transformers imports whatever torchaudio it finds, and could not be imported.
 
@@ -53,7 +55,7 @@ $(VENV)/installed: Makefile pyproject.toml constraints.txt
 	@$(PIP) $(TORCH_ARGS) torch
 	@$(PIP) setuptools wheel cython numpy ninja hatchling editables
 	@echo "compiling fairseq (a few minutes)"
-	@$(PIP) --no-build-isolation fairseq-fixed
+	@CFLAGS="-g0 $$CFLAGS" $(PIP) --no-build-isolation fairseq-fixed
 	@echo "installing the rest"
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@$(VENV)/bin/python -c "import torchaudio" 2>/dev/null || \
