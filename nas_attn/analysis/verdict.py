@@ -1,4 +1,8 @@
-"""The answer of a search: its smallest model that is not clearly worse than the baseline."""
+"""The answer of a search: its smallest model that is not clearly worse than the baseline.
+
+Where trials have one seed each, nobody knows how far noise reaches: what counts then is whether the
+loss is within `TOLERANCE` of the baseline's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from typing import Any
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.trial_record import TrialRecord
 
+TOLERANCE = 0.01
+"""Share of the baseline's score that a model may lose where no noise is known: a convention."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -18,7 +25,7 @@ class Change:
         change: Loss less the baseline's.
         interval: Half of the 95 % interval of that change; None where the noise is unknown.
         seeds: Number of fresh seeds of a confirmation; 0 for the search's own result.
-        is_worse: Whether it is worse beyond that interval; without one, whether it is worse at all.
+        is_worse: Whether it is worse beyond that interval; without one, beyond `TOLERANCE`.
     """
 
     change: float
@@ -83,24 +90,29 @@ def _searched(trials: Trials) -> dict[int, Change]:
             change=change,
             interval=margin,
             seeds=0,
-            is_worse=_is_worse(change, margin, maximise=trials.objectives.maximise),
+            is_worse=_is_worse(change, margin, trials),
         )
     return found
 
 
 def _confirmed(trials: Trials, rows: Sequence[Mapping[str, Any]]) -> dict[int, Change]:
-    score, maximise = f"validation {trials.objectives.metric}", trials.objectives.maximise
+    score = f"validation {trials.objectives.metric}"
     return {
         row["trial"]: Change(
             change=row["change"],
             interval=row["interval"],
             seeds=row["seeds"],
-            is_worse=_is_worse(row["change"], row["interval"], maximise=maximise),
+            is_worse=_is_worse(row["change"], row["interval"], trials),
         )
         for row in rows
         if row["score"] == score and row["trial"] is not None and row["change"] is not None
     }
 
 
-def _is_worse(change: float, interval: float | None, *, maximise: bool) -> bool:
-    return (-change if maximise else change) > (interval or 0.0)
+def _is_worse(change: float, interval: float | None, trials: Trials) -> bool:
+    lost = -change if trials.objectives.maximise else change
+    if interval is not None:
+        return lost > interval
+    baseline = trials.baseline
+    score = None if baseline is None else baseline.loss
+    return lost > TOLERANCE * abs(score or 0.0)

@@ -14,7 +14,7 @@ from nas_attn.analysis.importance import Importance, importance_of
 from nas_attn.analysis.noise import undecided
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.analysis.trials import Trials
-from nas_attn.analysis.verdict import Change, changes_of, smallest_good
+from nas_attn.analysis.verdict import TOLERANCE, Change, changes_of, smallest_good
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice, AttentionPlan
@@ -239,6 +239,15 @@ def _verdict(
     most = 0 if baseline is None else baseline.cost or 0
     found["has_smaller"] = any((trial.cost or 0) < most for trial in trials.trained)
     found["confirmed"] = context.confirmed[0]["seeds"] if context.confirmed else 0
+    share, score = f"{100 * TOLERANCE:.0f} %", trials.objectives.metric
+    if all(change.interval is None for change in changes.values()):
+        found["short"] = f"within {share}"
+        found["standard"] = f"within {share} of the baseline's {score}"
+        found["failed"] = f"loses more than {share} of the baseline's {score}"
+    else:
+        found["short"] = "not clearly worse"
+        found["standard"] = "not clearly worse than the baseline"
+        found["failed"] = "is clearly worse than the baseline"
     if answer is None or baseline is None:
         return found
     change = changes[answer.number]

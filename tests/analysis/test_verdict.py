@@ -54,10 +54,10 @@ def test_the_smallest_that_is_not_clearly_worse(trials: Trials) -> None:
     assert changes[3].is_worse and not changes[2].is_worse
 
 
-def test_without_a_known_noise_no_worse_loss_will_do(trials: Trials) -> None:
-    found = searched(trials, (100, (1.0,)), (90, (0.9,)), (80, (1.01,)))
-    assert answer(found) == 1
-    assert answer(searched(trials, (100, (1.0,)), (80, (1.01,)))) is None
+def test_without_a_known_noise_a_hundredth_of_the_loss_will_do(trials: Trials) -> None:
+    found = searched(trials, (100, (2.0,)), (90, (1.9,)), (80, (2.019,)), (70, (2.021,)))
+    assert answer(found) == 2
+    assert answer(searched(trials, (100, (2.0,)), (80, (2.021,)))) is None
     assert answer(Trials(found[1:], OBJECTIVES)) is None, "no baseline"
 
 

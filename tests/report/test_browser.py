@@ -226,16 +226,16 @@ def test_studies_are_compared_on_a_page(browser: Any, comparison: str, width: in
 
 
 def test_the_answer_is_shown_first(visit: Visit, trials: list[TrialRecord]) -> None:
-    """The smallest model not clearly worse: with one seed a trial, one that is no worse."""
+    """With one seed a trial, the smallest model that loses no more than a hundredth."""
     page, baseline = visit.page, trials[0]
     smaller = [t for t in trials if t.is_trained and (t.cost or 0) < (baseline.cost or 0)]
-    good = [trial for trial in smaller if (trial.loss or 0) <= (baseline.loss or 0)]
+    good = [trial for trial in smaller if (trial.loss or 0) <= 1.01 * (baseline.loss or 0)]
     said = page.inner_text(".verdict")
     assert "Not confirmed yet" in said and "nas-attn confirm 'my study.yaml'" in said
     if good:
         assert f"Trial {min(good, key=lambda t: t.cost or 0).number} is the smallest" in said
     else:
-        assert "Every smaller model is clearly worse" in said
+        assert "Every smaller model loses more than 1 %" in said
 
 
 def test_the_slider_moves_with_the_keyboard(visit: Visit, trials: list[TrialRecord]) -> None:
