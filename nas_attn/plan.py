@@ -251,6 +251,7 @@ class AttentionPlan:
 SCHEME_NAMES = (
     "multi_head", "collaborative", "head_embedding_add", "head_embedding_mul", "grouped_query",
     "grouped_head", "multi_query", "single_head", "reduced_key", "shared_key_value",
+    "none", "latent",
 )  # fmt: skip
 """Names of the registry of schemes, which imports torch; pages colour schemes in this order."""
 
