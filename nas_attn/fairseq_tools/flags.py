@@ -305,6 +305,7 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
         "eval-bleu-detok-args",
     ),
     (one_of("space", "moses", "nltk"), "eval-bleu-detok"),
+    (one_of("keys_values", "output"), "source-cache"),
     (
         one_of(
             "sentencepiece",

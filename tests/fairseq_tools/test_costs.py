@@ -162,10 +162,13 @@ def test_all_costs_of_a_plan() -> None:
     assert tuple(costs) == KNOWN_COSTS
     assert {name: costs[name] for name in KNOWN_COSTS[:4]} == model.sizer.size(plan)._asdict()
     kept = sum(build_attention(scheme, 16, 4).cache_size() for scheme in SCHEMES)
+    of_source = build_attention(EVERY[0].scheme, 16, 4).cache_size() * len(EVERY)
     assert costs["cache_bytes"] == 4 * kept
+    assert costs["source_cache_bytes"] == 4 * of_source
     args = parse_architecture("multi_head_transformer", FLAGS["transformer"])
     half = CostModel.of(args, dictionaries("transformer"), bytes_per_number=2)
-    assert half.known(plan) == {**costs, "cache_bytes": 2 * kept}
+    halves = {"cache_bytes": 2 * kept, "source_cache_bytes": 2 * of_source}
+    assert half.known(plan) == {**costs, **halves}
 
 
 def test_costs_do_not_depend_on_the_plan_that_the_model_was_measured_with() -> None:
@@ -193,7 +196,8 @@ def test_encoders_have_no_cache() -> None:
 
 def test_which_costs_there_are() -> None:
     assert available_costs("translation") == KNOWN_COSTS + MEASURED_COSTS
-    assert available_costs("language_modeling") == (*KNOWN_COSTS, "peak_memory")
+    without_source = tuple(name for name in KNOWN_COSTS if name != "source_cache_bytes")
+    assert available_costs("language_modeling") == (*without_source, "peak_memory")
     for family, task in (("transformer_lm", "language_modeling"), ("roberta", "masked_lm")):
         known = cost_model(family).known(AttentionPlan.uniform(EVERY[0], SITES[family]))
         assert (*known, "peak_memory") == available_costs(task)
