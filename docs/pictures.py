@@ -17,8 +17,11 @@ from torch import Tensor
 
 WIDTH, HEADS = 256, 4
 """Shape of the modules that are drawn."""
-PICTURED: Mapping[str, Mapping[str, Any]] = {"grouped_head": {"kept_heads": 2}}
-"""Options of schemes that are multi-head attention with their defaults."""
+PICTURED: Mapping[str, Mapping[str, Any]] = {
+    "grouped_head": {"kept_heads": 2},
+    "none": {"output_bias": True},
+}
+"""Options of schemes that are multi-head attention, or nothing at all, with their defaults."""
 
 Heads = frozenset[int]
 
@@ -76,7 +79,8 @@ def structure(name: str) -> Structure:
     parts, seen = [], set[str]()
     for part, of_heads in tensors.items():
         used = _used(module, of_heads)
-        parts.append(Part(part, _by_heads(used), again=bool(used) and used.keys() <= seen))
+        new = {weight: mask for weight, mask in used.items() if weight not in seen}
+        parts.append(Part(part, _by_heads(new or used), again=bool(used) and not new))
         seen |= used.keys()
     parts.append(Part("outputs", _outputs(module, len(tensors["values"]))))
     dead = sum(p.numel() for n, p in module.named_parameters()
@@ -105,6 +109,8 @@ def _used(module: Any, of_heads: list[Tensor]) -> dict[str, Tensor]:
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {name: [] for name in named}
     for tensor in of_heads:
+        if not tensor.requires_grad:  # of no weight
+            continue
         seen = torch.autograd.grad(
             (tensor * torch.randn_like(tensor)).sum(),
             [*named.values()],
@@ -114,7 +120,7 @@ def _used(module: Any, of_heads: list[Tensor]) -> dict[str, Tensor]:
         for (name, parameter), gradient in zip(named.items(), seen, strict=True):
             used = torch.zeros_like(parameter) if gradient is None else gradient
             rows[name].append(used.flatten() != 0)
-    masks = {name: torch.stack(row) for name, row in rows.items()}
+    masks = {name: torch.stack(row) for name, row in rows.items() if row}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -133,7 +139,7 @@ def _outputs(module: Any, heads: int) -> dict[Heads, int]:
     weight, everyone = module.out_proj.weight, frozenset(range(heads))
     joined = weight.size(1) // module.head_dim
     owners = [everyone if joined == 1 else frozenset([place]) for place in range(joined)]
-    return dict.fromkeys(owners, weight.numel() // joined)
+    return {owner: weight.numel() // joined for owner in owners}
 
 
 def has_one_map(module: Any) -> bool:

@@ -158,6 +158,8 @@ def test_pictures_say_what_heads_share() -> None:
     for name in ("head_embedding_add", "head_embedding_mul"):
         assert owners[name] == [single + everyone, everyone, single + everyone, single]
     assert [part.again for part in parts["shared_key_value"]] == [False, False, True, False]
+    assert owners["latent"] == [single, everyone, single, single]
+    assert owners["none"] == [[]] * 4
     assert pictures.structure("head_embedding_add").dead == pictures.WIDTH  # the key embedding
 
 
@@ -189,6 +191,10 @@ def test_fronts_are_those_that_are_committed(pages: dict[str, str]) -> None:
     assert "In no front of ours." in pages["reference/schemes/shared_key_value.md"]
 
 
+UNSTUDIED = {"none", "latent"}
+"""Schemes that no study on record has trained."""
+
+
 def test_sizes_in_words_are_those_that_were_measured() -> None:
     """Shares counted on modules are those of the models' sizes, so plans are read rightly."""
     name = "multi30k_sensitivity"
@@ -196,7 +202,8 @@ def test_sizes_in_words_are_those_that_were_measured() -> None:
     shape = results.shape_of(name)
     page = [*results.tables((ROOT / results.RESULTS).read_text())]
     rows = results.table_with(page, "everywhere", results.COLD).rows
-    assert {results.options_of(row["everywhere"])[0] for row in rows} == {*SCHEMES} - {"multi_head"}
+    measured = {*SCHEMES} - {"multi_head", *UNSTUDIED}
+    assert {results.options_of(row["everywhere"])[0] for row in rows} == measured
     for row in rows:
         size = results.number(row["non-embedding"])
         assert size is not None
@@ -207,7 +214,9 @@ def test_numbers_of_the_table_of_schemes_are_committed(pages: dict[str, str]) ->
     sources = (results.RESULTS, "docs/how-to/convert-and-prune.md")
     committed = "".join((ROOT / path).read_text() for path in sources)
     found = next(results.tables(pages["studies/equal-size.md"]))
-    assert {*SCHEMES} - {"multi_head"} <= {row["scheme"].strip("`") for row in found.rows}
+    assert {*SCHEMES} - {"multi_head", *UNSTUDIED} <= {
+        row["scheme"].strip("`") for row in found.rows
+    }
     assert len(found.titles) - 2 == len(results.uniform_results())
     for row in found.rows:
         for title in found.titles[2:]:
