@@ -187,6 +187,8 @@ def _part(part: Part, heads: int, y: int) -> tuple[list[str], int]:
     """Boxes of a part, one line for what is shared by several heads and one for what is not."""
     if part.again:
         return [_box("a", LEFT, y, COLUMN * heads, "the keys once more")], ROW
+    if not part.shared:
+        return [_box("a", LEFT, y, COLUMN * heads, "there are none")], ROW
     lines = [{}, {}]  # type: list[dict[Heads, int]]
     for owners, count in part.shared.items():
         lines[len(owners) == 1 and heads > 1][owners] = count
