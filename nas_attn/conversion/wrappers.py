@@ -156,9 +156,18 @@ class HiddenStates(nn.Module):
             keys, values = own.layers[layer].keys, own.layers[layer].values
         else:
             keys, values = computed.project(source, source)
-            keys, values = own.update(keys, _as_many(values, keys.size(1)), layer)
+            self.key_heads = keys.size(1)
+            if values.size(1) != self.key_heads:
+                keys, values = _as_one(keys), _as_one(values)
+            if not keys.size(-1):  # the cache counts tokens by what it has of them
+                keys = keys.new_zeros(*keys.shape[:-1], 1)
+            keys, values = own.update(keys, values, layer)
             if to_encoder:
                 cache.is_updated[layer] = True
+        if not self.attention.cache_size():
+            return keys[..., :0], values
+        if keys.size(1) != self.key_heads:
+            keys = split_heads(keys[:, 0], self.key_heads)
         width = self.attention.head_dim
         if values.size(-1) > width:
             values = split_heads(values[:, 0], values.size(-1) // width)
@@ -173,12 +182,10 @@ class HiddenStates(nn.Module):
         return bool(getattr(self, "is_causal", False) if given is None else given)
 
 
-def _as_many(values: Tensor, heads: int) -> Tensor:
-    """Values as heads of keys, side by side beside the one key of a token: static caches have room
-    for as many heads of both."""
-    if values.size(1) == heads:
-        return values
-    return values.transpose(1, 2).flatten(2)[:, None]
+def _as_one(heads: Tensor) -> Tensor:
+    """Heads (B, g, S, w) side by side, (B, 1, S, g w): static caches have room for as many heads of
+    keys as of values."""
+    return heads.transpose(1, 2).flatten(2)[:, None]
 
 
 def _length(cache: Any, layer: int | None) -> Any:

@@ -59,12 +59,24 @@ def test_trains_and_returns_weights(name: str) -> None:
     assert untrained(converted(model, [SHARED]), given) == ""
 
 
-@pytest.mark.parametrize("name", ["collaborative", "shared_key_value", "multi_query"])
-def test_a_static_cache_holds_other_schemes(name: str) -> None:
-    model = converted(build(FAMILIES["gpt2"]), [of(name)])
-    ways = ({"cache_implementation": "static"}, {"use_cache": False})
-    first, second = (generated(model, FAMILIES["gpt2"], **way).sequences for way in ways)
-    assert torch.equal(first, second)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *map(of, ["collaborative", "shared_key_value", "multi_query", "latent", "none"]),
+        of("grouped_query", num_groups=2, num_value_groups=4),
+        of("grouped_query", num_groups=4, num_value_groups=1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["gpt2", "marian"])
+def test_caches_hold_other_schemes(family: str, choice: AttentionChoice) -> None:
+    """Static ones too, with as many heads of keys as of values; tokens are counted without keys."""
+    # No attention in all of a site is refused.
+    choices = [choice, *[of("multi_head")] * (choice.scheme == "none")]
+    model = converted(build(FAMILIES[family]), choices)
+    ways = ({"use_cache": False}, {"cache_implementation": "static"}, {})
+    first, *others = (generated(model, FAMILIES[family], **way).sequences for way in ways)
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_torch_layers_in_evaluation_use_what_was_put() -> None:
