@@ -33,8 +33,10 @@ class StudySummary:
         seeds: Trainings of each trial.
         strategy: Source of plans, in words.
         cost: Name of the cost that trials are spread over.
-        least: The least of it that a plan comes to; None before the data set is made.
+        least: The least of it that a plan comes to; None before the data set is made, if the study
+            file has no vocabulary size to estimate it by.
         most: The most of it.
+        estimated: How it was estimated, before the data set is made; else empty.
     """
 
     name: str
@@ -45,6 +47,7 @@ class StudySummary:
     cost: str
     least: float | None = None
     most: float | None = None
+    estimated: str = ""
 
     @property
     def text(self) -> str:
@@ -71,9 +74,12 @@ def summarise(study: Study) -> StudySummary:
         startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
         strategy = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
     least, most = None, None
-    if study.data_folder.is_dir():
-        study.check_limits()
-        least, most = study.axis_range()
+    is_made = study.data_folder.is_dir()
+    counted = study if is_made else study.estimated()
+    if counted is not None:
+        counted.check_limits()
+        least, most = counted.axis_range()
+    if is_made:
         advise(study)
     return StudySummary(
         name=study.name,
@@ -84,6 +90,7 @@ def summarise(study: Study) -> StudySummary:
         cost=study.objectives.primary_cost,
         least=least,
         most=most,
+        estimated="" if counted is None else counted.estimate_text.removeprefix(", "),
     )
 
 
