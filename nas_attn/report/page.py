@@ -18,6 +18,7 @@ from nas_attn.analysis.verdict import TOLERANCE, Change, changes_of, smallest_go
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.report.confirming import confirmation_advice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.formatting import (
@@ -235,7 +236,8 @@ def _verdict(
 ) -> dict[str, Any]:
     """What the first screen says of the search's answer."""
     baseline = trials.baseline
-    found: dict[str, Any] = {"trial": None, "confirm": context.confirm_text}
+    advice = confirmation_advice(trials, answer, context)
+    found: dict[str, Any] = {"trial": None, "confirm": advice}
     most = 0 if baseline is None else baseline.cost or 0
     found["has_smaller"] = any((trial.cost or 0) < most for trial in trials.trained)
     found["confirmed"] = context.confirmed[0]["seeds"] if context.confirmed else 0
