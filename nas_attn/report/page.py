@@ -94,6 +94,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "front": _front_rows(trials, context, codes),
         "units": made.units,
         "has_predicted": bool(points_of(trials, context.findings)),
+        "trains_predicted": _trains_predicted(trials, context),
         "has_models": bool(context.export_text),
         "progress": progress,
         "has_startup": len(made.series) > 1,
@@ -164,6 +165,12 @@ def _states(trials: Trials) -> list[tuple[str, int]]:
         if not trial.is_trained
     )
     return found.most_common()
+
+
+def _trains_predicted(trials: Trials, context: ReportContext) -> bool:
+    """Whether most trials are on the front because the search trained a predicted one."""
+    is_so = context.settings.get("search", {}).get("strategy") == "sensitivity"
+    return is_so and 2 * len(trials.front) > len(trials.trained) > 2
 
 
 def _labels(objectives: Objectives) -> dict[str, Any]:
