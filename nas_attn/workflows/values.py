@@ -32,6 +32,7 @@ class StudySummary:
         trials: Number of trials, the baseline included.
         seeds: Trainings of each trial.
         strategy: Source of plans, in words.
+        effort: What is trained, measured and fine-tuned, in words.
         cost: Name of the cost that trials are spread over.
         least: The least of it that a plan comes to; None before the data set is made, if the study
             file has no vocabulary size to estimate it by.
@@ -44,6 +45,7 @@ class StudySummary:
     trials: int
     seeds: int
     strategy: str
+    effort: str
     cost: str
     least: float | None = None
     most: float | None = None
@@ -52,11 +54,7 @@ class StudySummary:
     @property
     def text(self) -> str:
         """All but the cost, in a line."""
-        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return (
-            f"{self.name}: {self.plans:,} plans; {self.trials} trials x {seeds} = "
-            f"{self.trials * self.seeds} trainings; {self.strategy}"
-        )
+        return f"{self.name}: {self.plans:,} plans; {self.effort}; {self.strategy}"
 
 
 def summarise(study: Study) -> StudySummary:
@@ -65,6 +63,7 @@ def summarise(study: Study) -> StudySummary:
     Raises:
         ConfigError: The model cannot be built with the data, or no plan is within the limits.
     """
+    from nas_attn.workflows.effort import effort_text
     from nas_attn.workflows.session import advise  # imports fairseq
 
     search = study.search
@@ -87,6 +86,7 @@ def summarise(study: Study) -> StudySummary:
         trials=search.trials,
         seeds=len(study.config.training.seeds),
         strategy=strategy,
+        effort=effort_text(study),
         cost=study.objectives.primary_cost,
         least=least,
         most=most,
