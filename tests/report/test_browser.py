@@ -192,12 +192,14 @@ def test_a_predicted_plan_is_offered_and_said_to_be_none_of_the_trained(
     assert (shown["x"], shown["visible"]) == ([cost], "legendonly")
 
 
-def test_plans_of_several_schemes_are_told_apart(
-    browser: Any, trials: list[TrialRecord], tmp_path: Path
-) -> None:
+def test_plans_of_several_schemes_are_told_apart(browser: Any, tmp_path: Path) -> None:
     """By what most of their modules have, and by codes that say what they mean."""
+    schemes = {"collaborative": {"shared_dim": [2]}, "reduced_key": {"key_dim": [4]}}
+    loop = make_loop(tmp_path / "run", make_space("layer", schemes), trials=20)
+    FakeExecutor().run(loop)
     about = replace(context(), shapes=SHAPES)
-    written = write_report(Trials(trials, OBJECTIVES), about, tmp_path)
+    mixed = Trials(loop.store.trials(), OBJECTIVES)
+    written = write_report(mixed, about, tmp_path / "report")
     for visit in visited(browser, written.as_uri(), WIDTHS[0]):
         page = visit.page
         scroll_through(page)

@@ -165,6 +165,14 @@ def test_a_confirmation_reaches_the_first_screen(trials: Trials, tmp_path: Path)
     assert '<code id="confirm-command">nas-attn confirm my.yaml ' in unconfirmed
 
 
+def test_a_front_of_all_trials_is_explained(trials: Trials, tmp_path: Path) -> None:
+    about = replace(context(), settings={"search": {"strategy": "sensitivity"}})
+    said = "points of the predicted front, so all trials are on the front"
+    whole = Trials(trials.front, trials.objectives)
+    assert said in " ".join(write_report(whole, about, tmp_path).read_text().split())
+    assert said not in " ".join(write_report(whole, context(), tmp_path).read_text().split())
+
+
 def test_a_confirmation_is_recommended_with_its_price(trials: Trials) -> None:
     timed = Trials([replace(trial, seconds=60.0) for trial in trials], trials.objectives)
     about = replace(context(), study=("my.yaml", "--set", "execution.workers=2"))
