@@ -147,7 +147,10 @@ class Study(StudyForm):
             None where the study file does not say how many types there will be.
         """
         types = most_types(self.config.data.text)
-        return None if types is None else replace(self, types=types)
+        if types is None:
+            return None
+        has_mask = self.config.training.task == "masked_lm"  # a type of its own
+        return replace(self, types=types + has_mask)
 
     def _dictionaries(self) -> list[Any]:
         if self.types is not None:
