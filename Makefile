@@ -61,6 +61,7 @@ $(VENV)/installed: Makefile pyproject.toml constraints.txt
 	@$(VENV)/bin/python -c "import torchaudio" 2>/dev/null || \
 		$(VENV)/bin/python -m pip uninstall --disable-pip-version-check -q -y torchaudio
 	@touch $@
+	@echo "installed; next, for the nas-attn command in this shell: . $(VENV)/bin/activate"
 
 clean:
 	rm -rf $(VENV) runs build dist site

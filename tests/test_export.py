@@ -348,7 +348,7 @@ def test_an_exported_language_model_works(modelling: Searched, tmp_path: Path) -
     invoke(*modelling.arguments, "--trial", "0", "--no-test-split", "--out", str(without))
     assert not list(without.glob("test.*"))
     (evaluate,) = commands(without)
-    assert evaluate.startswith("fairseq-eval-lm DATA ")
+    assert evaluate.startswith("OMP_NUM_THREADS=1 fairseq-eval-lm DATA ")
     shell(evaluate.replace("DATA", f"'{modelling.data.folder}'"), without)
 
 

@@ -39,3 +39,7 @@ def test_a_checkpoint_is_exported_with_its_data_set(
         assert str(tiny_translation.folder).encode() not in item.read_bytes(), item.name
     with pytest.raises(UsageError, match="is not empty"):
         invoke("export", str(path), *arguments)
+    arguments[-1] = str(tmp_path / "plugin")
+    invoke("export", str(path), *arguments)
+    card = (tmp_path / "plugin" / "README.md").read_text()
+    assert "| OMP_NUM_THREADS=1 fairseq-interactive . " in card

@@ -11,6 +11,7 @@ from typing import Any
 
 from nas_attn.engine.scores import expected_changes
 from nas_attn.engine.sensitivity import (
+    DRIFT,
     AdditiveModel,
     Measured,
     Prediction,
@@ -24,6 +25,10 @@ from nas_attn.rank_agreement import LEAST_COUNT, RankAgreement, kendall, rank_ag
 
 TOLERANCES = (0.002, 0.01, 0.05, 0.2)
 """Changes of the loss, in bits per token, for which units' savings are stated."""
+
+
+NEARLY = 0.9
+"""Kendall's tau from which an order is nearly the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,21 @@ class SensitivityFindings:
     @property
     def is_guide(self) -> bool:
         return self.validity is not None and self.validity.ranks.is_guide
+
+    @property
+    def gist(self) -> str:
+        """The verdict in plain words, to begin with; empty where too few plans were measured."""
+        if self.validity is None:
+            return ""
+        if not self.is_guide:
+            return "Predictions did not order plans as measurements did."
+        nearly = self.validity.ranks.overall >= NEARLY
+        text = f"Predictions ordered plans {'nearly' if nearly else 'mostly'} as measurements did"
+        if self.validity.left is not None:
+            return f"{text}; their typical error is {self.validity.left:.0%} of the change."
+        if math.isfinite(self.validity.ratio[0]):
+            return f"{text}; their typical error is at most {DRIFT:.0%} of the change."
+        return f"{text}."
 
     @property
     def verdict(self) -> str:

@@ -50,6 +50,9 @@ bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, o
 FLAGS_OF_FAIRSEQ = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Of commands that hand unknown flags on."""
 
+THREADS = "1"
+"""Of what a command computes itself, unless the user says otherwise (of trials: resources.cpus)."""
+
 PANELS = START, RUN, LOOK, MODELS, TOOLS = "Start", "Run", "Look", "Models", "Tools"
 """Groups of commands in the help, in this order."""
 
@@ -162,6 +165,8 @@ def options(
 def main() -> None:
     """Run the command; errors become one message and an exit status (2 for refused input)."""
     _hide_passwords()
+    # Before torch is imported. By default it takes all cores, which is slower on small models.
+    os.environ.setdefault("OMP_NUM_THREADS", THREADS)
     mask_tracebacks()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a letter too many ends no search

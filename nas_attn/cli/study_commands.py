@@ -136,7 +136,8 @@ def check(
 ) -> None:
     """Check a study file without starting anything.
 
-    Limits of costs, and what depends on the model's size, are checked once the data set exists.
+    Limits of costs hang on the model's size: before the data set exists, they are checked with a
+    dictionary of data.text.vocab_size pieces.
     """
     from nas_attn import api
     from nas_attn.workflows.values import summarise
@@ -149,7 +150,8 @@ def check(
     if summary.least is None:
         say("limits are checked once the data set is there: nas-attn prepare makes it")
     else:
-        say(f"{summary.cost}: {summary.least:,} to {summary.most:,}")
+        estimated = f" ({summary.estimated})" if summary.estimated else ""
+        say(f"{summary.cost}: {summary.least:,} to {summary.most:,}{estimated}")
 
 
 def repair(

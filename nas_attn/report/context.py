@@ -35,6 +35,7 @@ class ReportContext:
         reload_seconds: Seconds after which the page reloads itself, as it will be written again.
         study: Arguments of commands that name the study, such as its file; none if it leaves no
             models.
+        reading: The same for commands that train nothing; `study` if left out.
         convert: Arguments of `nas-attn convert` that name the trained baseline and its data; none
             where nothing was predicted.
     """
@@ -55,6 +56,7 @@ class ReportContext:
     troubles: Sequence[str] = ()
     reload_seconds: float | None = None
     study: Sequence[str] = ()
+    reading: Sequence[str] = ()
     convert: Sequence[str] = ()
 
     @property
@@ -81,13 +83,9 @@ class ReportContext:
         return self.settings.get("replay") is not None
 
     @property
-    def confirm_text(self) -> str:
-        """The command that confirms the front; empty without a study."""
-        return f"nas-attn confirm {shlex.join(self.study)}" if self.study else ""
-
-    @property
     def export_text(self) -> str:
         """The command that exports a trial, with {trial} for its number; empty without a study."""
         if not self.study:
             return ""
-        return f"nas-attn export {shlex.join(self.study)} --trial {{trial}} --out trial-{{trial}}"
+        study = shlex.join(self.reading or self.study)
+        return f"nas-attn export {study} --trial {{trial}} --out trial-{{trial}}"

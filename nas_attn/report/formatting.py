@@ -59,8 +59,12 @@ def state_text(trial: TrialRecord) -> str:
 
 
 def time_text(trials: Sequence[TrialRecord]) -> str:
-    """All training time, with a unit that fits."""
-    seconds = sum(trial.seconds for trial in trials)
+    """All training time."""
+    return duration_text(sum(trial.seconds for trial in trials))
+
+
+def duration_text(seconds: float) -> str:
+    """A time with a unit that fits."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -43,18 +43,25 @@ function predict(budget) {
   const found = data.predicted.points.findLast((point) => point.cost <= budget);
   byId("budget-predicted").hidden = !found || found.trial !== null;
   if (!found || found.trial !== null) return;
-  byId("predicted-answer").textContent = predictedText(found) + ".";
+  byId("predicted-answer").textContent = `${predictedText(found)}. ${predictedSum(found)}`;
   byId("predicted-plan").replaceChildren(drawPlan(found));
   byId("predicted-command").textContent =
     `${data.predicted.convert} --plan ${found.plan} --out converted-${found.cost}.pt`;
 }
 
 function predictedText(point) {
-  const { remaining } = data.predicted, saved = point.cost / baseline.costs[axis] - 1;
-  const change = `${signed(point.change)} bits per token after conversion`;
-  const tuned = remaining === null ? "" : `; fine-tuning left ${remaining.toFixed(2)} of such changes (median)`;
-  const loss = point.loss === null ? "" : `, ${data.loss} ${fixed(point.loss)}`;
-  return `${count(point.cost)} ${words[axis]} (${percent(saved)})${loss} (${change}${tuned})`;
+  const size = `${count(point.cost)} ${words[axis]} (${percent(point.cost / baseline.costs[axis] - 1)})`;
+  if (point.loss === null) return `${size}: ${signed(point.change)} bits per token expected after conversion`;
+  return `${size}: ${data.loss} ${fixed(point.loss)} expected after ${data.predicted.remaining === null ? "conversion, without training" : "fine-tuning"}`;
+}
+
+// How that is reckoned.
+function predictedSum(point) {
+  if (point.loss === null) return "";
+  const base = `That is the baseline's ${fixed(baseline.loss)}`, change = `${signed(point.change)} bits per token`;
+  if (data.predicted.remaining === null) return `${base} and ${change}.`;
+  const left = data.predicted.remaining.toFixed(2);
+  return `${base} + ${left} \u00d7 ${fixed(point.change)}: ${change} by conversion alone, of which fine-tuning left ${left} in this search's trials (median).`;
 }
 
 // As the tables of the page draw plans.

@@ -18,6 +18,7 @@ from nas_attn.analysis.verdict import TOLERANCE, Change, changes_of, smallest_go
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.report.confirming import confirmation_advice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.formatting import (
@@ -93,6 +94,7 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "front": _front_rows(trials, context, codes),
         "units": made.units,
         "has_predicted": bool(points_of(trials, context.findings)),
+        "trains_predicted": _trains_predicted(trials, context),
         "has_models": bool(context.export_text),
         "progress": progress,
         "has_startup": len(made.series) > 1,
@@ -165,6 +167,12 @@ def _states(trials: Trials) -> list[tuple[str, int]]:
     return found.most_common()
 
 
+def _trains_predicted(trials: Trials, context: ReportContext) -> bool:
+    """Whether most trials are on the front because the search trained a predicted one."""
+    is_so = context.settings.get("search", {}).get("strategy") == "sensitivity"
+    return is_so and 2 * len(trials.front) > len(trials.trained) > 2
+
+
 def _labels(objectives: Objectives) -> dict[str, Any]:
     """The objectives in words."""
     costs = cost_labels(objectives)
@@ -235,7 +243,8 @@ def _verdict(
 ) -> dict[str, Any]:
     """What the first screen says of the search's answer."""
     baseline = trials.baseline
-    found: dict[str, Any] = {"trial": None, "confirm": context.confirm_text}
+    advice = confirmation_advice(trials, answer, context)
+    found: dict[str, Any] = {"trial": None, "confirm": advice}
     most = 0 if baseline is None else baseline.cost or 0
     found["has_smaller"] = any((trial.cost or 0) < most for trial in trials.trained)
     found["confirmed"] = context.confirmed[0]["seeds"] if context.confirmed else 0

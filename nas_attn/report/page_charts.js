@@ -48,7 +48,7 @@ function byNumbers(rows, of, title, x, y, along) {
     Object.assign(trace.marker, { color: own.map(of), symbol: kind === 1 ? "circle-open" : "circle", ...scale, showscale: kind === 2 });
     if (kind === 1) trace.marker.line = { width: 2 };
     trace.marker.colorbar = { title: { text: safe(title), side: "right" }, thickness: 12, outlinewidth: 0 };
-    return { ...trace, name: STANDING[kind][0] };
+    return { ...trace, name: STANDING[kind][0], legendgroup: STANDING[kind][0] };
   }).filter((trace) => trace.x.length);
 }
 
@@ -69,7 +69,7 @@ function predictedTrace(x, y) {
   return [{ x: rows.map((row) => row.cost), y: rows.map((row) => row.loss), mode: "lines+markers", name: "predicted, not trained",
     visible: front.length < 3 ? true : "legendonly", customdata: rows.map((row) => -row.cost), line: { dash: "dot", width: 1, color: color("accent") },
     marker: { symbol: "circle-open-dot", size: 6, color: color("accent") },
-    text: rows.map((row) => `<b>predicted, not trained</b><br>${safe(predictedText(row))}<br>` + safe(row.words).replaceAll("; ", "<br>")), hovertemplate: "%{text}<extra></extra>" }];
+    text: rows.map((row) => `<b>predicted, not trained</b><br>${safe(predictedText(row))}<br>${safe(predictedSum(row)).replace(": ", ":<br>")}<br>` + safe(row.words).replaceAll("; ", "<br>")), hovertemplate: "%{text}<extra></extra>" }];
 }
 
 function drawFront() {
@@ -78,10 +78,13 @@ function drawFront() {
   const name = (key) => key === "loss" ? data.quality : words[key];
   const rows = trained.filter((trial) => !trial.baseline), traces = [];
   if (data.costs.length === 1 && x === axis && y === "loss")
-    traces.push({ x: along(front, x), y: along(front, y), mode: "lines", line: { shape: "hv", color: color("accent"), width: 1.5 }, hoverinfo: "skip", name: "front" });
+    traces.push({ x: along(front, x), y: along(front, y), mode: "lines", line: { shape: "hv", color: color("accent"), width: 1.5 }, hoverinfo: "skip", name: "front", legendgroup: "front" });
+  const isDrawn = traces.length > 0;
   if (by === "scheme") traces.push(...byCategory(rows, (trial) => trial.scheme, x, y, along));
+  else if (by === "most") traces.push(...byCategory(rows, (trial) => trial.most, x, y, along));
   else if (by.startsWith("unit-")) traces.push(...byCategory(rows, (trial) => schemeOf(trial, data.units[Number(by.slice(5))]), x, y, along));
   else traces.push(...byNumbers(rows, by === "order" ? (trial) => trial.number : (trial) => trial.costs[by], by === "order" ? "trial" : words[by], x, y, along));
+  if (isDrawn) for (const trace of traces.slice(1)) if (trace.name === "front") trace.showlegend = false;  // the line stands for it
   traces.push(...predictedTrace(x, y), ...confirmedTrace(x, y, along));
   if (baseline) traces.push({ ...markers([baseline], 2, x, y, along), name: "multi-head baseline",
     marker: { color: color("base"), symbol: "diamond", size: 14, line: { color: color("ink"), width: 1 } } });
@@ -185,6 +188,9 @@ function drawParallel() {
 
 const charts = [["chart-front", drawFront, ["front-x", "front-y", "front-color", "front-drag", "front-x-log", "front-y-log"]],
   ["chart-progress", drawProgress, ["progress-x"]], ["chart-curves", drawCurves, ["curves-log", "curves-end"]], ["chart-parallel", drawParallel, []]];
-// Where most plans mix schemes, their order tells more than one common mark.
-if (trained.filter((trial) => trial.scheme === "several schemes").length > trained.length / 2) byId("front-color").value = "order";
+// Where most plans mix schemes, what most of their modules have tells more than one common mark.
+if (trained.filter((trial) => trial.scheme === "several schemes").length > trained.length / 2) {
+  const most = new Set(trained.filter((trial) => !trial.baseline).map((trial) => trial.most));
+  byId("front-color").value = most.size > 1 ? "most" : "order";
+}
 watchCharts(charts);

@@ -16,7 +16,7 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.plan import AttentionChoice
 from nas_attn.report.context import ReportContext
 from nas_attn.report.formatting import cost_labels, state_text
-from nas_attn.report.pictures import codes_text, initials, label_of, scheme_styles
+from nas_attn.report.pictures import codes_text, initials, label_of, main_scheme, scheme_styles
 from nas_attn.report.predicted import predicted_data
 
 MAX_STOPPED = 60
@@ -70,6 +70,7 @@ def page_data(
         "costs": [{"name": name, "words": words} for name, words in labels.items()],
         "styles": scheme_styles(),
         "schemes": {code: choice.scheme for choice, code in codes.items()},
+        "choices": {code: str(choice) for choice, code in codes.items()},
         "initials": {choice.scheme: initials(choice.scheme) for choice in codes},
         "export": context.export_text,
         "commands": {
@@ -89,7 +90,7 @@ def page_data(
         "units": parts.units,
         "curves": parts.curves,
         "trials": [
-            _trial(trial, trials, parts)
+            _trial(trial, trials, parts, context)
             | {"on_front": trial.number in on_front}
             | ({"folder": None} if context.is_replayed else {})
             for trial in shown
@@ -142,12 +143,15 @@ def series_of(
     return series
 
 
-def _trial(trial: TrialRecord, trials: Trials, parts: PageParts) -> dict[str, Any]:
+def _trial(
+    trial: TrialRecord, trials: Trials, parts: PageParts, context: ReportContext
+) -> dict[str, Any]:
     noise, costs, change = trials.noise, trials.objectives.costs, parts.changes.get(trial.number)
     return {
         "number": trial.number,
         "state": state_text(trial),
         "scheme": None if trial.plan is None else label_of(trial.plan),
+        "most": None if trial.plan is None else main_scheme(trial.plan, context.shapes),
         "plan": trial.text,
         "codes": "" if trial.plan is None else codes_text(trial.plan, parts.codes),
         "costs": {name: trial.costs[name] for name in costs if name in trial.costs},

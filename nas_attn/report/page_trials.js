@@ -8,6 +8,10 @@ const sites = (trial) => (trial.codes ? trial.codes.split("; ") : []).map((site)
   return [name, codes];
 });
 
+// Codes in a text, each with its choice in words as a title.
+const coded = (text) => text.split(/([\s;]+)/).map((part) =>
+  Object.hasOwn(data.choices, part) ? make("abbr", part, { title: data.choices[part] }) : part);
+
 function facts(trial) {
   const rows = [["state", trial.state]];
   for (const cost of data.costs) rows.push([cost.words, count(trial.costs[cost.name])]);
@@ -50,7 +54,12 @@ function fill() {
     return;
   }
   const list = make("dl");
-  for (const [term, value] of facts(opened)) list.append(make("dt", term), make("dd", value));
+  const named = new Set(sites(opened).map(([site]) => site));
+  for (const [term, value] of facts(opened)) {
+    const said = make("dd");
+    said.append(...(named.has(term) ? coded(value) : [value]));
+    list.append(make("dt", term), said);
+  }
   body.replaceChildren(list);
   for (const [id, title, text] of [["trial-commands", "Reproduce this training", data.commands[opened.number]],
     ["trial-evaluation", "Evaluate this checkpoint", data.evaluate[opened.number]]]) {
@@ -147,8 +156,10 @@ function tableRow(trial) {
   row.append(number, state);
   for (const cost of data.costs) row.append(make("td", count(trial.costs[cost.name]), { class: "number", "data-label": cost.words }));
   row.append(make("td", trial.loss === null ? "" : fixed(trial.loss), { class: "number", "data-label": data.loss }),
-    make("td", trial.seconds ? Math.round(trial.seconds).toLocaleString("en-US") : "", { class: "number", "data-label": "seconds" }),
-    make("td", trial.codes, { title: trial.plan }));
+    make("td", trial.seconds ? Math.round(trial.seconds).toLocaleString("en-US") : "", { class: "number", "data-label": "seconds" }));
+  const plan = make("td", undefined, { title: trial.plan });
+  plan.append(...coded(trial.codes));
+  row.append(plan);
   return row;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -57,6 +58,21 @@ def label_of(plan: AttentionPlan) -> str:
     if len(others) > 1:
         return MIXED
     return others.pop() if others else PLAIN
+
+
+def main_scheme(plan: AttentionPlan, shapes: Mapping[str, SiteShape]) -> str:
+    """The scheme that most modules of a plan have; of several such, the first.
+
+    Args:
+        plan: Plan to be named.
+        shapes: Shapes of the model's sites, which say how many layers a site has.
+    """
+    counts: Counter[str] = Counter()
+    for site, choices in plan:
+        shape = shapes.get(site)
+        layers = choices if shape is None else plan.layers(site, shape.num_layers)
+        counts.update(choice.scheme for choice in layers)
+    return counts.most_common(1)[0][0]
 
 
 def codes_of(plans: Iterable[AttentionPlan]) -> dict[AttentionChoice, str]:

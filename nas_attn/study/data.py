@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas_attn.errors import DataError
-from nas_attn.fairseq_tools.config import DataConfig
+from nas_attn.fairseq_tools.config import DataConfig, TextConfig
 from nas_attn.fairseq_tools.data import (
     PreparedData,
     find_split_files,
@@ -15,6 +15,24 @@ from nas_attn.fairseq_tools.demo_data import LANGUAGES, make_demo_corpus
 
 DEMO_TYPES = 200
 """Types of the demo's dictionary, at most."""
+
+PADDED_TO = 8
+"""fairseq-preprocess fills a dictionary up to a multiple of so many types."""
+
+
+def most_types(text: TextConfig | None) -> int | None:
+    """Types that the dictionary of a study's text can come to, fairseq's symbols included.
+
+    A data set has as many or a few less: pieces that only make longer ones are in no text. On
+    Multi30k they were 3 % of 8,000.
+
+    Returns:
+        None where the number of pieces hardly depends on `vocab_size`, as with characters.
+    """
+    if text is None or text.subword not in ("bpe", "unigram"):
+        return None
+    # SentencePiece counts three symbols of its own among its pieces, fairseq adds four.
+    return -(-(text.vocab_size + 1) // PADDED_TO) * PADDED_TO
 
 
 def open_data(data: DataConfig) -> PreparedData:

@@ -11,7 +11,8 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nas_attn.config_model import Scalar
-from nas_attn.errors import UsageError
+from nas_attn.errors import DataError, UsageError
+from nas_attn.fairseq_tools.data import load_prepared
 from nas_attn.literals import parse_count
 from nas_attn.study.tree import yaml_text
 
@@ -130,6 +131,18 @@ class StudyDraft:
     def _is_small(self) -> bool:
         return self.arch is None and (self.width or WIDTH) <= NARROW
 
+    @property
+    def _shares_vocabulary(self) -> bool:
+        """Whether both languages have one dictionary, as data sets made of text have."""
+        if self.text is not None or self.data is None:
+            return self.text is not None
+        try:
+            pair = load_prepared(self.data, self.languages or ()).languages
+            source, target = ((self.data / f"dict.{name}.txt").read_bytes() for name in pair)
+        except (DataError, OSError, ValueError):
+            return False  # the study is refused with the reason
+        return source == target
+
     def _model(self) -> list[Argument]:
         """Flags of the model's size, as far as a named size does not say it."""
         named = self.arch is not None
@@ -146,7 +159,7 @@ class StudyDraft:
             for name, value in sizes.items()
             if value is not None
         ]
-        if self.task == "translation" and self.text is not None:
+        if self.task == "translation" and self._shares_vocabulary:
             found.append(("share-all-embeddings", True, "both languages share a vocabulary"))
         if self.task == "language_modeling":
             found.append(("share-decoder-input-output-embed", True, ""))

@@ -35,5 +35,6 @@ def evaluation_texts(config: StudyConfig, trials: Sequence[TrialRecord]) -> dict
     for trial in trials:
         if trial.is_trained and trial.folder is not None:
             run = Path(trial.folder) / f"seed-{config.training.seeds[0]}"
-            texts[trial.number] = shell_text(evaluation_of(config, data, best_checkpoint(run)))
+            command = evaluation_of(config, data, best_checkpoint(run))
+            texts[trial.number] = shell_text(command, trial.threads)
     return texts

@@ -55,6 +55,19 @@ class StudyForm:
         return self.config.name
 
     @property
+    def reading(self) -> tuple[str, ...]:
+        """Arguments by which a command that trains nothing finds the study: how trials run is left
+        out, where the record is stays."""
+        kept: list[str] = []
+        for word in self.typed:
+            is_running = word.startswith("execution.") and not word.startswith("execution.storage=")
+            if kept and kept[-1] == "--set" and is_running:
+                kept.pop()
+            else:
+                kept.append(word)
+        return tuple(kept)
+
+    @property
     def folder(self) -> Path:
         """The study's run folder."""
         return self.run_folder or (self.runs / self.name).absolute()

@@ -21,12 +21,12 @@ from nas_attn.errors import ConfigError, ConfigIssue
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.costs import CostModel
 from nas_attn.fairseq_tools.data import PreparedData
-from nas_attn.fairseq_tools.models import check_model, load_dictionaries
+from nas_attn.fairseq_tools.models import blank_dictionary, check_model, load_dictionaries
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.space import SearchSpace, Votes
 from nas_attn.study.checks import judge
 from nas_attn.study.config import StudyConfig
-from nas_attn.study.data import open_data, prepare_data
+from nas_attn.study.data import most_types, open_data, prepare_data
 from nas_attn.study.devices import count_processes
 from nas_attn.study.evaluation import evaluation_of
 from nas_attn.study.form import StudyForm, form_of
@@ -42,9 +42,12 @@ class Study(StudyForm):
 
     Args:
         space: Space over the model that is trained.
+        types: Types of the dictionary to count with before there is a data set; None to read the
+            data set's dictionaries.
     """
 
     space: SearchSpace
+    types: int | None = None
 
     @classmethod
     def judged(cls, form: StudyForm, *, is_read_only: bool = False) -> Study:
@@ -137,6 +140,23 @@ class Study(StudyForm):
         """
         return open_data(self.config.data)
 
+    def estimated(self) -> Study | None:
+        """The study with a dictionary as large as its data set's can become, to count before that.
+
+        Returns:
+            None where the study file does not say how many types there will be.
+        """
+        types = most_types(self.config.data.text)
+        if types is None:
+            return None
+        has_mask = self.config.training.task == "masked_lm"  # a type of its own
+        return replace(self, types=types + has_mask)
+
+    def _dictionaries(self) -> list[Any]:
+        if self.types is not None:
+            return [blank_dictionary(self.types)]
+        return load_dictionaries(self.data_set, self.config.training.task)
+
     @cached_property
     def costs(self) -> CostModel:
         """Exact costs of plans; needs the data set, for its dictionaries.
@@ -151,7 +171,7 @@ class Study(StudyForm):
             raise ConfigError(f"the study {self.config.name}", faults)
         return CostModel.of(
             training_arguments(self.config.training),
-            load_dictionaries(self.data_set, self.config.training.task),
+            self._dictionaries(),
             sentence_length=config.sentence_length,
             with_flops="flops" in {*config.costs, *config.limits},
         )
@@ -159,7 +179,7 @@ class Study(StudyForm):
     def _model_faults(self) -> list[ConfigIssue]:
         """Why the model cannot be built with the data set's dictionaries, if so."""
         training = self.config.training
-        dictionaries = load_dictionaries(self.data_set, training.task)
+        dictionaries = self._dictionaries()
         return list(check_model(training_arguments(training), dictionaries, training.arguments))
 
     def proposer(self, queue: Sequence[AttentionPlan] = ()) -> Proposer:
@@ -224,9 +244,18 @@ class Study(StudyForm):
             least, _ = self._range(name)
             if least > limit:
                 message = f"no plan of the space is under {limit:,.0f}: the least is {least:,.0f}"
+                message += self.estimate_text
                 faults.append(ConfigIssue(f"objectives.limits.{name}", message))
         if faults:
             raise ConfigError(f"the study {self.config.name}", faults)
+
+    @property
+    def estimate_text(self) -> str:
+        """What a count hangs on before there is a data set; empty after that."""
+        text = self.config.data.text
+        if self.types is None or text is None:
+            return ""
+        return f", estimated from data.text.vocab_size {text.vocab_size:,}"
 
     def check_flags(self) -> None:
         """See that all flags may be set, which a study that is loaded to be read is not asked.

@@ -38,12 +38,16 @@ LIBRARIES: dict[Format, str] = {
     "ctranslate2": "ctranslate2",
     "safetensors": "fairseq",
 }
+RUN_HERE = (
+    "Run the commands in this folder. OMP_NUM_THREADS is the number of CPU threads: PyTorch takes "
+    "all cores otherwise, and over a small model's short products they mostly wait for each other."
+)
 NEEDS: dict[Format, str] = {
-    "plugin": "Needs nas-attn {version}, which brings fairseq. Run the commands in this folder.",
+    "plugin": f"Needs nas-attn {{version}}, which brings fairseq. {RUN_HERE}",
     "fairseq": "A checkpoint of fairseq's own Transformer: fairseq 0.12 reads it, without "
     "nas-attn. PyTorch 2.6 and later read checkpoints of fairseq 0.12 only with "
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment, which lets them run code: set it for "
-    "files that you trust. Run the commands in this folder.",
+    f"files that you trust. {RUN_HERE}",
     "ctranslate2": "Needs CTranslate2 (pip install ctranslate2) and nothing else of what it was "
     "trained with.",
     "safetensors": "Weights are in model.safetensors, plan and arguments in config.json; nothing "
@@ -232,14 +236,14 @@ def _block(words: str, code: str, language: str = "") -> list[str]:
 
 
 def _command_text(command: Sequence[str], contents: Contents) -> str:
-    """A command as a line for a shell that is in the folder."""
+    """A command as a line for a shell that is in the folder, with one thread."""
     words: list[str] = []
     for word in _without_plugin(command) if contents.form == "fairseq" else command:
         if word == str(plugin_folder()):
             words.append('"$(nas-attn plugin-dir)"')
         else:
             words.append(shlex.quote(word.replace(str(contents.data.folder), ".")))
-    return " ".join(words)
+    return f"OMP_NUM_THREADS=1 {' '.join(words)}"
 
 
 def _without_plugin(command: Sequence[str]) -> list[str]:

@@ -42,12 +42,13 @@ from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.rank_agreement import LEAST_COUNT
 from nas_attn.study.inheritance import inherits_everywhere
 from nas_attn.study.spaces import SpaceLike, space_over
+from nas_attn.workflows.defaults import LEAST_MEASURED, PART_MEASURED
 from nas_attn.workflows.events import Events, Run
 from nas_attn.workflows.kept_measurements import KeptMeasurements, identity
 from nas_attn.workflows.model_costs import ModelCosts
 from nas_attn.workflows.model_modules import ModuleMaker
 from nas_attn.workflows.model_scores import curve_factor, probes_of, score_changes
-from nas_attn.workflows.sensitivity import LEAST_MEASURED, PART_MEASURED, ROUNDS, SINGLE_CHANGES
+from nas_attn.workflows.sensitivity import ROUNDS, SINGLE_CHANGES
 
 Loss = Callable[[nn.Module, Any], Tensor | float]
 """The losses of a model on a batch: one for each example (N,), or one number."""

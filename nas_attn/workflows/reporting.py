@@ -112,6 +112,7 @@ def write_study_report(
         module_parameters=facts.module_parameters,
         shapes=facts.shapes if _fit(facts.shapes, trials) else {},
         study=() if is_replayed else study.typed,
+        reading=() if is_replayed else study.reading,
     )
     return write_report(trials, context, out)
 

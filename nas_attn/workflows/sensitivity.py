@@ -32,7 +32,7 @@ from nas_attn.study.settings import keep_settings
 from nas_attn.study.spaces import space_folder, space_over
 from nas_attn.study.study import Study
 from nas_attn.workflows.decoding import time_models, time_modules, translate
-from nas_attn.workflows.defaults import CHECKS, POINTS
+from nas_attn.workflows.defaults import CHECKS, LEAST_MEASURED, PART_MEASURED, POINTS
 from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.records import open_store
 from nas_attn.workflows.session import Session, Trainer
@@ -40,8 +40,6 @@ from nas_attn.workflows.votes import calibration_of, hold_on_baseline
 
 ROUNDS = 2
 """Times that it is looked at what decides the loss of recommended plans, and measured."""
-LEAST_MEASURED, PART_MEASURED = 8, 1 / 12
-"""Single changes that are measured beside scores: so many, or that part of all if it is more."""
 SINGLE_CHANGES = "single changes"
 NO_LIMITS = PlanConstraints()
 NOTHING_INHERITS = "no choice of the space can take over what the baseline has learned"

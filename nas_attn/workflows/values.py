@@ -32,9 +32,12 @@ class StudySummary:
         trials: Number of trials, the baseline included.
         seeds: Trainings of each trial.
         strategy: Source of plans, in words.
+        effort: What is trained, measured and fine-tuned, in words.
         cost: Name of the cost that trials are spread over.
-        least: The least of it that a plan comes to; None before the data set is made.
+        least: The least of it that a plan comes to; None before the data set is made, if the study
+            file has no vocabulary size to estimate it by.
         most: The most of it.
+        estimated: How it was estimated, before the data set is made; else empty.
     """
 
     name: str
@@ -42,18 +45,16 @@ class StudySummary:
     trials: int
     seeds: int
     strategy: str
+    effort: str
     cost: str
     least: float | None = None
     most: float | None = None
+    estimated: str = ""
 
     @property
     def text(self) -> str:
         """All but the cost, in a line."""
-        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return (
-            f"{self.name}: {self.plans:,} plans; {self.trials} trials x {seeds} = "
-            f"{self.trials * self.seeds} trainings; {self.strategy}"
-        )
+        return f"{self.name}: {self.plans:,} plans; {self.effort}; {self.strategy}"
 
 
 def summarise(study: Study) -> StudySummary:
@@ -62,6 +63,7 @@ def summarise(study: Study) -> StudySummary:
     Raises:
         ConfigError: The model cannot be built with the data, or no plan is within the limits.
     """
+    from nas_attn.workflows.effort import effort_text
     from nas_attn.workflows.session import advise  # imports fairseq
 
     search = study.search
@@ -71,9 +73,12 @@ def summarise(study: Study) -> StudySummary:
         startup = "predicted" if search.enqueue == "sensitivity" else "stratified"
         strategy = f"sampler {search.sampler} after {search.startup_trials} {startup} trials"
     least, most = None, None
-    if study.data_folder.is_dir():
-        study.check_limits()
-        least, most = study.axis_range()
+    is_made = study.data_folder.is_dir()
+    counted = study if is_made else study.estimated()
+    if counted is not None:
+        counted.check_limits()
+        least, most = counted.axis_range()
+    if is_made:
         advise(study)
     return StudySummary(
         name=study.name,
@@ -81,9 +86,11 @@ def summarise(study: Study) -> StudySummary:
         trials=search.trials,
         seeds=len(study.config.training.seeds),
         strategy=strategy,
+        effort=effort_text(study),
         cost=study.objectives.primary_cost,
         least=least,
         most=most,
+        estimated="" if counted is None else counted.estimate_text.removeprefix(", "),
     )
 
 

@@ -72,4 +72,5 @@ def test_commands_that_evaluate_name_a_moved_run_folder(
     stored: Any = SimpleNamespace(trials=lambda: before, objectives=OBJECTIVES)
     texts = evaluation_texts(study.config, Trials.of(cast(TrialStore, stored), study.folder))
     assert f"{run}/seed-1/checkpoints/checkpoint_best.pt" in texts[1]
+    assert texts[1].startswith("OMP_NUM_THREADS=1 fairseq-generate ")
     assert "/before/trials/00002/seed-1/checkpoints/checkpoint_best.pt" in texts[2]

@@ -90,7 +90,7 @@ def test_check(tmp_path: Path, tiny_translation: PreparedData) -> None:
     for split in ("train", "valid", "test"):
         for language in text["languages"]:
             (tmp_path / f"{split}.{language}").write_text("some words\n")
-    path = str(write(tmp_path, tmp_path / "new", {"data/text": text}))
+    path = str(write(tmp_path, tmp_path / "new", {"data/text": text | {"subword": "char"}}))
     assert printed("check", path)["least"] is None
     assert "limits are checked once the data set is there" in invoke("check", path)
 

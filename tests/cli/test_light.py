@@ -5,6 +5,7 @@ They also work where the data set, or what the study asks of fairseq, is gone.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,14 @@ except SystemExit as end:
     assert not end.code, end.code
 sys.stderr.write(" ".join(sorted({name.partition(".")[0] for name in sys.modules})))
 """
+SAY_THREADS = (
+    SCRIPT.partition("sys.stderr")[0]
+    + """
+import os
+import torch
+print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
+"""
+)
 SHOWING = {"matplotlib", "pandas", "plotly"}
 TRAINING = {"fairseq", "ray", "torch"}
 
@@ -82,6 +91,17 @@ def pruned_trial() -> NewTrial:
 
 def test_help_imports_little() -> None:
     assert not imported("--help") & {*TRAINING, *SHOWING, "numpy", "optuna", "pydantic", "scipy"}
+
+
+@pytest.mark.parametrize("said", [None, "2"])
+def test_a_command_computes_with_one_thread_unless_told(said: str | None) -> None:
+    """Over a small model's products, threads of many cores mostly wait for each other."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    environment |= {} if said is None else {"OMP_NUM_THREADS": said}
+    command = [sys.executable, "-W", "ignore", "-c", SAY_THREADS, "schema"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    threads = said or "1"
+    assert done.stdout.splitlines()[-1] == f"{threads} {threads}"
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

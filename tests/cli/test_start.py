@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,35 @@ def test_init_on_a_data_set_with_a_budget(
     assert said["objectives"]["limits"] == {"total": 2_000_000}
     assert said["resources"]["gpus"] == 0.5
     assert said["name"] == "small" and "text" not in said["data"]
+    assert said["training"]["arguments"]["share-all-embeddings"] is True
     assert "total: " in invoke("check", "other.yaml")
+
+
+def test_init_on_dictionaries_apart(
+    tmp_path: Path, tiny_translation: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_translation.folder, tmp_path / "apart")
+    dictionary = next((tmp_path / "apart").glob("dict.*.txt"))
+    dictionary.write_text(dictionary.read_text() + "another 1\n")
+    monkeypatch.chdir(tmp_path)
+    invoke("init", "--task", "translation", "--data", "apart")
+    assert "share-all-embeddings" not in Path("apart.yaml").read_text()
+
+
+@pytest.mark.parametrize("data", ["--data", "--text"])
+def test_init_refuses_a_budget_that_no_model_is_within(
+    data: str, text: str, tiny_translation: PreparedData
+) -> None:
+    """What it says is the least is accepted."""
+    folder = text if data == "--text" else str(tiny_translation.folder)
+    given = ["init", "--task", "translation", data, folder, "--out", "a.yaml"]
+    given += ["--languages", "en", "de"] if data == "--text" else []
+    with pytest.raises(UsageError, match=r"^--budget 5k: no plan .*--width or") as refused:
+        invoke(*given, "--budget", "5k")
+    assert not Path("a.yaml").exists()
+    least = re.findall(r"the least is ([\d,]+)", str(refused.value))[0].replace(",", "")
+    invoke(*given, "--budget", least)
+    assert f"total: {int(least):,} to" in invoke("check", "a.yaml")
 
 
 def test_init_asks_on_a_terminal(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,8 @@ def test_a_predicted_plan_is_offered_and_said_to_be_none_of_the_trained(
     box = page.inner_text("#budget-predicted")
     assert "predicted, not trained" in box and f"{cost:,} total parameters" in box
     loss = (trials[0].loss or 0.0) + 1.5 * 0.2
-    assert f"loss {loss:.4f} (+0.3000 bits per token after conversion)" in box
+    assert f"loss {loss:.4f} expected after conversion, without training. That is" in box
+    assert f"the baseline's {trials[0].loss:.4f} and +0.3000 bits per token." in box
     assert page.locator("#predicted-plan td").count() == 6
     command = shlex.split(page.inner_text("#predicted-command"))
     assert command[:5] == ["nas-attn", "convert", "best.pt", "--calibrate", HOSTILE]
@@ -189,6 +190,31 @@ def test_a_predicted_plan_is_offered_and_said_to_be_none_of_the_trained(
         "document.getElementById('chart-front').data.find((t) => t.name.startsWith('predicted'))"
     )
     assert (shown["x"], shown["visible"]) == ([cost], "legendonly")
+
+
+def test_plans_of_several_schemes_are_told_apart(browser: Any, tmp_path: Path) -> None:
+    """By what most of their modules have, and by codes that say what they mean."""
+    schemes = {"collaborative": {"shared_dim": [2]}, "reduced_key": {"key_dim": [4]}}
+    loop = make_loop(tmp_path / "run", make_space("layer", schemes), trials=20)
+    FakeExecutor().run(loop)
+    about = replace(context(), shapes=SHAPES)
+    mixed = Trials(loop.store.trials(), OBJECTIVES)
+    written = write_report(mixed, about, tmp_path / "report")
+    for visit in visited(browser, written.as_uri(), WIDTHS[0]):
+        page = visit.page
+        scroll_through(page)
+        shown = "document.getElementById('chart-front').data.filter((t) => t.showlegend !== false)"
+        names = f"{shown}.map((trace) => trace.name)"
+        assert page.input_value("#front-color") == "most"
+        assert {"collaborative", "multi-head baseline"} <= {*page.evaluate(names)}
+        assert "several schemes" not in page.evaluate(names)
+        page.select_option("#front-color", "order")
+        page.wait_for_function(f"{names}.includes('dominated')")
+        assert page.evaluate(names).count("front") == 1
+        code = page.locator("#all-body abbr").first
+        assert (code.inner_text(), code.get_attribute("title")) == ("MH", "multi_head")
+        page.click("#all-body [data-trial='0']")
+        assert page.locator("#trial-body abbr[title=multi_head]").count() == 3
 
 
 def test_paper_shows_what_is_folded(visit: Visit) -> None:

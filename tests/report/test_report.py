@@ -23,6 +23,7 @@ from nas_attn.engine.trial_record import SIZE, parse_trial
 from nas_attn.pareto import non_dominated
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report import summary_text, write_report
+from nas_attn.report.confirming import confirmation_advice
 from tests.helpers.fakes import OBJECTIVES
 from tests.helpers.predicted import findings
 from tests.helpers.reports import HOSTILE, context
@@ -161,7 +162,31 @@ def test_a_confirmation_reaches_the_first_screen(trials: Trials, tmp_path: Path)
     replayed = replace(about, confirmed=[row for row in rows if "test" not in row["score"]])
     assert "the test set" not in write_report(trials, replayed, tmp_path).read_text()
     unconfirmed = write_report(trials, replace(about, confirmed=[]), tmp_path).read_text()
-    assert '<code id="confirm-command">nas-attn confirm my.yaml</code>' in unconfirmed
+    assert '<code id="confirm-command">nas-attn confirm my.yaml ' in unconfirmed
+
+
+def test_a_front_of_all_trials_is_explained(trials: Trials, tmp_path: Path) -> None:
+    about = replace(context(), settings={"search": {"strategy": "sensitivity"}})
+    said = "points of the predicted front, so all trials are on the front"
+    whole = Trials(trials.front, trials.objectives)
+    assert said in " ".join(write_report(whole, about, tmp_path).read_text().split())
+    assert said not in " ".join(write_report(whole, context(), tmp_path).read_text().split())
+
+
+def test_a_confirmation_is_recommended_with_its_price(trials: Trials) -> None:
+    timed = Trials([replace(trial, seconds=60.0) for trial in trials], trials.objectives)
+    about = replace(context(), study=("my.yaml", "--set", "execution.workers=2"))
+    answer = next(trial for trial in timed.front if not trial.is_baseline)
+    found = confirmation_advice(timed, answer, about)
+    number, points = answer.number, 1 + sum(not trial.is_baseline for trial in timed.front)
+    command = f"nas-attn confirm my.yaml --set execution.workers=2 --trial {number} --seeds 3"
+    assert found["command"] == command
+    assert found["price"] == "6 trainings, about 6 min one after another"
+    assert found["whole"].startswith(f"{3 * points} trainings, about {3 * points} min")
+    whole = confirmation_advice(timed, None, about)
+    assert (whole["price"], whole["whole"]) == (found["whole"], "")
+    assert "--trial" not in whole["command"]
+    assert confirmation_advice(timed, answer, context()) == {"command": ""}
 
 
 def test_replayed_trainings_offer_no_command_and_no_folder(trials: Trials, tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ def test_what_fine_tuning_leaves(tmp_path: Path) -> None:
     assert found.corrected(0.1) == pytest.approx(0.15)
     assert found.remaining == pytest.approx(0.2)
     assert "fine-tuning left 0.20 of what was predicted" in outcome_text(found)
+    assert found.gist == (
+        "Predictions ordered plans nearly as measurements did; their typical error is 0% of the "
+        "change."
+    )
     write_findings(found, tmp_path)
     row = pd.read_csv(tmp_path / "predicted.csv").iloc[0]
     assert row["fine_tuned"] == pytest.approx(0.03)

@@ -116,6 +116,10 @@ def test_a_loaded_study_is_changed(tmp_path: Path, tiny_translation: PreparedDat
     again = load_study(path, overrides=["search.seed=7"], runs=tmp_path / "other")
     assert (changed.config, changed.folder) == (again.config, again.folder)
     assert changed.space.size == loaded.space.size
+    given = ["execution.workers=2", "execution.storage=env:THERE", "search.trials=4"]
+    assert load_study(path, overrides=given).reading == (
+        path, "--set", "execution.storage=env:THERE", "--set", "search.trials=4",
+    )  # fmt: skip
     assert changed.typed[-4:] == ("--set", "search.seed=7", "--runs", str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"search\.trials"):
         loaded.changed(["search.trials=0"])
