@@ -136,7 +136,7 @@ def watch_status(look: Callable[[], Status], objectives: Objectives, seconds: fl
         said = None
         while True:
             status = look()
-            counts = status_line(status), len(status.drivers)
+            counts = status_line(status), len(status.active_drivers)
             if counts != said:
                 logger.info("%s; %s", counts[0], rate_text(status))
                 said = counts

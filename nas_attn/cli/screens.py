@@ -148,11 +148,13 @@ def status_screen(status: Status, objectives: Objectives, *, fits: bool = False)
 
 def status_line(status: Status) -> str:
     """How many trials there are of each kind."""
+    beside = sum(child.running for child in status.children if child.drivers)
     counts = [
         f"{len(status.finished)} of {status.budget} finished",
         f"{len(status.stopped)} stopped early",
         *([f"{len(status.over_limit)} over a limit"] if status.over_limit else []),
-        f"{len(status.running)} running",
+        f"{len(status.running)} running"
+        + (f" and {beside} beside" if beside and not status.running else ""),
         *([f"{len(status.interrupted)} interrupted"] if status.interrupted else []),
         f"{len(status.failed)} failed",
     ]
@@ -161,8 +163,11 @@ def status_line(status: Status) -> str:
 
 def rate_text(status: Status) -> str:
     """How many drivers are active, how fast trials end, and how long the rest will take."""
-    rate, left, drivers = status.trials_an_hour, status.seconds_left, len(status.drivers)
+    rate, left, drivers = status.trials_an_hour, status.seconds_left, len(status.active_drivers)
     texts = [f"{drivers or 'no'} {'driver' if drivers < 2 else 'drivers'} active"]
+    if drivers and not status.drivers:
+        names = " and ".join(child.name for child in status.children if child.drivers)
+        texts[0] += plain(f" on {names}").plain
     if rate is not None:
         texts.append(f"{rate:,.0f} trials an hour" if rate >= 100 else f"{rate:.3g} trials an hour")
     if left is not None:

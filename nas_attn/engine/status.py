@@ -65,7 +65,7 @@ class Status:
         budget: Trials wanted.
         trials: All trials on record, also those that are not paid for, such as repeated ones.
         unfinished: Trials that count and are not over.
-        drivers: Names of the live ones.
+        drivers: Names of the live ones that run the study's own trials.
         children: Other trainings for the study.
     """
 
@@ -109,6 +109,12 @@ class Status:
     def interrupted(self) -> list[RunningStatus]:
         """What waits for a driver."""
         return [trial for trial in self.unfinished if not trial.is_alive]
+
+    @property
+    def active_drivers(self) -> list[str]:
+        """Names of all that live, also of those at work on other trainings for the study."""
+        beside = (driver for child in self.children for driver in child.drivers)
+        return list(dict.fromkeys((*self.drivers, *beside)))
 
     @property
     def front(self) -> list[TrialRecord]:

@@ -117,7 +117,7 @@ def status_values(status: Status, objectives: Objectives) -> dict[str, Any]:
             "interrupted": len(status.interrupted),
             "failed": len(status.failed),
         },
-        "drivers": list(status.drivers),
+        "drivers": status.active_drivers,
         "trials_per_hour": status.trials_an_hour,
         "seconds_left": status.seconds_left,
         "front": [trial_values(trial) for trial in status.front],
