@@ -117,7 +117,8 @@ class SearchLoop:
             latest=tuple(tally.latest),
             front=tuple(tally.front),
             baseline=tally.baseline,
-            mean_trial_seconds=tally.seconds / ended if ended and tally.seconds else None,
+            mean_seconds=tally.mean_seconds,
+            starts_warm=self.config.warm_start.from_baseline,
         )
 
     def next_job(self) -> TrialJob | None:
@@ -338,7 +339,11 @@ class SearchLoop:
     def _start(self, trial: TrialRecord, job: TrialJob) -> TrialJob:
         assert trial.plan is not None
         self._running[trial.number] = RunningTrial(
-            number=trial.number, plan=trial.plan, cost=trial.cost or 0, started=time.time()
+            number=trial.number,
+            plan=trial.plan,
+            cost=trial.cost or 0,
+            started=time.time(),
+            is_warm=trial.is_warm,
         )
         self._tell()
         return job

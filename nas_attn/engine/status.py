@@ -128,11 +128,16 @@ class Status:
     def trials_an_hour(self) -> float | None:
         """Trials that end in an hour; None before the first has.
 
-        Of the last hour, or of the time of the last few trials if those took longer. Where nothing
-        runs any more, the last hour is the one before the last trial ended.
+        Once trials start from the trained baseline, and are only fine-tuned, it does not count
+        itself, as it took many times as long. Of the last hour, or of the time of the last few
+        trials if those took longer. Where nothing runs any more, the last hour is the one before
+        the last trial ended.
         """
-        ends = [trial.ended for trial in self.over if trial.ended is not None]
-        starts = [trial.started for trial in self.trials if trial.started is not None]
+        begun = [unfinished.trial for unfinished in self.unfinished]
+        is_warm = any(trial.is_warm for trial in (*self.over, *begun))
+        over = [trial for trial in self.over if not (is_warm and trial.is_baseline)]
+        ends = [trial.ended for trial in over if trial.ended is not None]
+        starts = [trial.started for trial in (*over, *begun) if trial.started is not None]
         if not ends or not starts:
             return None
         until = self.now if self.running else ends[-1]

@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 
 from nas_attn.engine.leases import live_drivers
+from nas_attn.engine.snapshot import RunningTrial, Snapshot, Tally
 from nas_attn.engine.status import BUDGET, RunningStatus, Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.job import Validation
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_loop
+from tests.helpers.fakes import (
+    BASELINE,
+    OBJECTIVES,
+    FakeExecutor,
+    fail_trial_3,
+    kill_drivers,
+    make_loop,
+)
 
 HOUR = 3600.0
 
@@ -114,6 +122,36 @@ def test_the_rate_of_long_trials_is_that_of_the_last_few(trials: Sequence[TrialR
     assert ended(trials, [5]).trials_an_hour == pytest.approx(1 / 10)
     assert ended(trials, []).trials_an_hour is None
     assert ended(trials, []).seconds_left is None
+
+
+def test_the_baseline_says_nothing_of_warm_trials(trials: Sequence[TrialRecord]) -> None:
+    """It is trained whole, and they are fine-tuned."""
+    first = replace(ended(trials, [5]).trials[0], is_baseline=True)
+    warm = [replace(t, is_warm=True) for t in ended(trials, [9, 9.1, 9.3, 9.5]).trials[1:]]
+    warm = [replace(trial, started=9 * HOUR) for trial in warm]
+    begun = RunningStatus(trial=replace(trials[-1], is_warm=True), driver="one", is_alive=True)
+    status = replace(ended(trials, []), trials=[first], unfinished=[begun])
+    assert status.trials_an_hour is None
+    assert status.seconds_left is None
+    status = replace(status, trials=[first, *warm])
+    assert status.trials_an_hour == pytest.approx(3)
+    assert status.seconds_left == pytest.approx(16 / 3 * HOUR)
+
+
+def test_time_is_left_as_trials_of_the_same_kind_took(trials: Sequence[TrialRecord]) -> None:
+    """Nothing is said of what is fine-tuned, before the first such trial is over."""
+    whole = replace(next(t for t in trials if t.is_trained), is_baseline=True, seconds=600.0)
+    tally, begun = Tally(), time.time() - 20
+    tally.update([whole], [0])
+    now = Snapshot(budget=5, finished=1, starts_warm=True)
+    warm = RunningTrial(number=1, plan=BASELINE, cost=1, started=begun, is_warm=True)
+    now = replace(now, running=(warm,), mean_seconds=tally.mean_seconds)
+    assert now.seconds_left(1) is None
+    assert replace(now, running=(), starts_warm=False).seconds_left(1) == 4 * 600
+    tuned = replace(whole, is_baseline=False, is_warm=True, seconds=60.0)
+    tally.update([whole, tuned], [0, 1])
+    now = replace(now, finished=2, mean_seconds=tally.mean_seconds)
+    assert now.seconds_left(1) == pytest.approx(40 + 2 * 60, abs=1)
 
 
 def test_a_search_that_does_not_run_keeps_its_rate(trials: Sequence[TrialRecord]) -> None:
