@@ -56,10 +56,11 @@ class TerminalEvents(LogEvents):
         if is_quiet():
             return
         self._display = SearchDisplay(
-            run.title,
+            f"{run.title}, {run.part}" if run.part else run.title,
             run.objectives,
             run.workers,
             has_front=run.is_search,
+            is_last=run.is_last,
             is_live=console.is_terminal,
         )
         self._display.update(snapshot)

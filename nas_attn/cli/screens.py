@@ -33,6 +33,7 @@ class SearchDisplay:
         objectives: Objectives of the study.
         workers: Trials at a time.
         has_front: Whether the best points so far are shown.
+        is_last: Whether they are shown at the end, as no further part of the search follows.
         is_live: Whether it is on a terminal, where it also has a plot and the last trials, and
             takes no more lines than there are.
     """
@@ -44,12 +45,14 @@ class SearchDisplay:
         workers: int,
         *,
         has_front: bool = True,
+        is_last: bool = True,
         is_live: bool = False,
     ) -> None:
         self.name = name
         self.objectives = objectives
         self.workers = workers
         self.has_front = has_front
+        self.is_last = is_last
         self.is_live = is_live
         self.is_over = False
         self.started = time.time()
@@ -64,6 +67,7 @@ class SearchDisplay:
     def close(self, make: Callable[[], Snapshot]) -> None:
         """The search has ended: what is shown last stays, so it may take any number of lines."""
         self.is_over = True
+        self.has_front = self.has_front and self.is_last
         self.update(make, now=True)
 
     def __rich__(self) -> RenderableType:

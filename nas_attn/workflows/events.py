@@ -27,12 +27,16 @@ class Run:
         objectives: Objectives of the study.
         workers: Trials at a time.
         is_search: Whether a front is sought; measurements and single trainings have none.
+        part: Which part of a search it is, in words; empty if it is all.
+        is_last: Whether no further part follows.
     """
 
     title: str
     objectives: Objectives
     workers: int
     is_search: bool
+    part: str = ""
+    is_last: bool = True
 
 
 class Events(Protocol):
@@ -64,6 +68,7 @@ class LogEvents:
         self._workers = 1
         self._said = 0.0
         self._over = -1
+        self._part = ""
 
     def on_message(self, text: str) -> None:
         logger.info("%s", text)
@@ -73,6 +78,7 @@ class LogEvents:
 
     def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
         self._workers, self._said, self._over = run.workers, 0.0, -1
+        self._part = f"{run.part}: " if run.part else ""
 
     def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
         if time.monotonic() - self._said < SAY_SECONDS:
@@ -89,7 +95,8 @@ class LogEvents:
         self._said, self._over = time.monotonic(), now.over
         left = now.seconds_left(self._workers) if now.over < now.budget else None
         logger.info(
-            "%d of %d finished, %d stopped early, %d running, %d failed%s",
+            "%s%d of %d finished, %d stopped early, %d running, %d failed%s",
+            self._part,
             now.finished,
             now.budget,
             now.stopped,

@@ -34,6 +34,22 @@ QUEUE = "queue"
 
 
 @dataclass(frozen=True)
+class SearchPart:
+    """A part of a search, after which a further one may follow.
+
+    Args:
+        text: Which one it is, in words; empty if it is all.
+        is_last: Whether none follows.
+    """
+
+    text: str = ""
+    is_last: bool = True
+
+
+WHOLE = SearchPart()
+
+
+@dataclass(frozen=True)
 class Trainer:
     """Runs trials for a study, or measurements of a trained model.
 
@@ -57,6 +73,7 @@ class Trainer:
         build_job: JobBuilder,
         store: TrialStore | None = None,
         title: str | None = None,
+        part: SearchPart = WHOLE,
     ) -> SearchLoop:
         """Run trials as one of the study's drivers, to the end of the budget.
 
@@ -66,6 +83,7 @@ class Trainer:
             build_job: Function that makes a trial's job.
             store: Store of the results; the search's own if left out.
             title: Title for people; with one it is no search, and no front is shown.
+            part: Part of a search that it is.
 
         Returns:
             The loop, whose `outcome()` raises if the run had to end early.
@@ -90,7 +108,7 @@ class Trainer:
                 retries=execution.retries,
                 on_change=self.events.on_change,
             )
-            self._execute(loop, title)
+            self._execute(loop, title, part)
             return loop
         finally:
             leases.close()
@@ -120,7 +138,7 @@ class Trainer:
             title=title,
         )
 
-    def _execute(self, loop: SearchLoop, title: str | None) -> None:
+    def _execute(self, loop: SearchLoop, title: str | None, part: SearchPart) -> None:
         executor = self._executor()
         loop.frees_machine = executor.frees_machine
         run = Run(
@@ -128,6 +146,8 @@ class Trainer:
             objectives=self.subject.objectives,
             workers=executor.workers,
             is_search=title is None,
+            part=part.text,
+            is_last=part.is_last,
         )
         self.events.on_start(run, loop.snapshot)
         is_over = False

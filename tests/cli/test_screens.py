@@ -23,6 +23,7 @@ from nas_attn.engine.status import ChildStudy, RunningStatus, Status
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.failures import FailureKind
 from nas_attn.workflows.confirm import failed_by_trial
+from nas_attn.workflows.events import Run
 from nas_attn.workflows.values import status_values
 from tests.helpers.fakes import (
     OBJECTIVES,
@@ -182,6 +183,34 @@ def test_a_driver_that_works_beside_is_active(status: Status) -> None:
     dead = replace(status, children=[replace(beside, drivers=())])
     assert rate_text(dead).startswith("no driver active")
     assert "beside" not in status_line(dead)
+
+
+def test_no_front_is_printed_between_rounds(
+    snapshot: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would look like the end of the search."""
+    caplog.set_level(logging.INFO)
+    shown = {}
+    for part in ("round 1 of 2", "round 2 of 2"):
+        events = live.TerminalEvents()
+        is_last = part == "round 2 of 2"
+        with console.capture() as capture:
+            run = Run(
+                title="study",
+                objectives=OBJECTIVES,
+                workers=2,
+                is_search=True,
+                part=part,
+                is_last=is_last,
+            )
+            events.on_start(run, lambda: snapshot)
+            events.on_change(lambda: snapshot)
+            events.on_end(lambda: snapshot)
+        shown[is_last] = capture.get()
+        assert f"study, {part}" in shown[is_last]
+        assert f"{part}: 11 of 12 finished" in caplog.text
+    assert "front so far" in shown[True]
+    assert "front so far" not in shown[False]
 
 
 def test_ascii_only(status: Status) -> None:
