@@ -19,6 +19,7 @@ from nas_attn.engine.snapshot import LATEST, Snapshot
 from nas_attn.engine.status import Status
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report.formatting import cost_text, state_text
+from nas_attn.trials.updates import Updates
 from nas_attn.workflows.events import duration
 
 MAX_RUNNING_ROWS = 16
@@ -119,7 +120,7 @@ class SearchDisplay:
                 f"{trial.cost:,}",
                 duration(time.time() - trial.started),
                 "" if last is None else str(last.seed),
-                "" if last is None else str(last.num_updates),
+                _updates_text(trial.updates, None if last is None else last.num_updates),
                 "" if last is None else f"{last.loss:.4f}",
                 *([_gpus_text(trial.gpus)] if has_gpus else []),
             ]
@@ -196,7 +197,7 @@ def _counts(status: Status) -> Text:
 
 
 def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
-    """What is not over; updates and loss are of the first seed's last validation."""
+    """What is not over; the loss is of the first seed's last validation."""
     rows = []
     has_gpus = any(running.trial.gpus is not None for running in status.running)
     for running in (*status.running, *status.interrupted)[:MAX_RUNNING_ROWS]:
@@ -206,7 +207,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
             str(trial.number),
             cost_text(objectives.primary_cost, trial.cost),
             "" if trial.started is None else duration(status.now - trial.started),
-            "" if updates is None else f"{updates:,}",
+            _updates_text(running.updates, updates),
             "" if updates is None else f"{trial.curve[updates]:.4f}",
             *([_gpus_text(trial.gpus if running.is_alive else None)] if has_gpus else []),
         ]
@@ -224,6 +225,13 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
     shown = "" if len(rows) == len(status.unfinished) else f" ({len(status.unfinished)} trials)"
     title = "running" if status.running else "interrupted"
     return PlanTable(title=f"{title}{shown}", columns=columns, rows=rows)
+
+
+def _updates_text(updates: Updates | None, validated: int | None) -> str:
+    """Updates of a training, by its log; else those at which it last validated, if it has."""
+    if updates is not None:
+        return updates.text
+    return "" if validated is None else f"{validated:,}"
 
 
 def _gpus_text(gpus: str | None) -> str:

@@ -42,6 +42,7 @@ from nas_attn.errors import NasAttnError, SearchError
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import StartFolders, TrialJob, TrialResult, Validation
+from nas_attn.trials.updates import Updates
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +204,12 @@ class SearchLoop:
                 goes_on = self._at_rung(number, news)
         self._tell()
         return goes_on
+
+    def trains(self, number: int, updates: Updates | None) -> None:
+        """How far the training of a running trial is, for the display."""
+        if updates is not None and updates != self._running[number].updates:
+            self._running[number] = replace(self._running[number], updates=updates)
+            self._tell()
 
     def finish(self, number: int, result: TrialResult) -> None:
         """A trial has ended, well or not, or was stopped."""

@@ -14,6 +14,7 @@ from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.job import Validation
+from nas_attn.trials.updates import Updates
 
 LATEST = 5
 """So many of the trials that ended last are in a snapshot."""
@@ -31,6 +32,7 @@ class RunningTrial:
         last: Its last validation; None before the first.
         gpus: GPUs that it has.
         is_warm: Whether it starts from the trained baseline, converted, or from its parent.
+        updates: How far its training is; None as long as that is not known.
     """
 
     number: int
@@ -40,6 +42,7 @@ class RunningTrial:
     last: Validation | None = None
     gpus: str | None = None
     is_warm: bool = False
+    updates: Updates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

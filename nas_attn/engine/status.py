@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from nas_attn.engine.leases import live_drivers, owner_of
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
+from nas_attn.trials.updates import Updates, latest_updates
 
 BUDGET = "trials"
 """Under this name the record keeps how many trials the last search wanted."""
@@ -29,11 +30,13 @@ class RunningStatus:
         trial: Trial as it is now, its curve included.
         driver: Name of the driver that runs it, or ran it last.
         is_alive: Whether that driver lives; if not, another one will take the trial over.
+        updates: How far its training is, as the log in its folder says; None if it cannot be seen.
     """
 
     trial: TrialRecord
     driver: str | None
     is_alive: bool
+    updates: Updates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,12 @@ def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Stat
         if not latest.state.is_finished():
             driver = owner_of(latest, claims)
             unfinished.append(
-                RunningStatus(trial=latest, driver=driver, is_alive=driver in drivers)
+                RunningStatus(
+                    trial=latest,
+                    driver=driver,
+                    is_alive=driver in drivers,
+                    updates=latest_updates((*latest.starts, *latest.commands)),
+                )
             )
     return Status(
         name=store.name,

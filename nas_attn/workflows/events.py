@@ -14,6 +14,8 @@ from nas_attn.engine.trial_record import TrialRecord
 
 logger = logging.getLogger(__name__)
 
+UPDATES_SECONDS = 60.0
+"""So long after its last line `LogEvents` says how far the trainings are that run."""
 SAY_SECONDS = 1.0
 """At most so often `LogEvents` says how far a run is."""
 
@@ -62,7 +64,8 @@ class Events(Protocol):
 
 
 class LogEvents:
-    """Logs messages, in one line at most every second how far a run is, and how it ended."""
+    """Logs messages, in one line at most every second how far a run is, every minute how far its
+    trainings are, and how it ended."""
 
     def __init__(self) -> None:
         self._workers = 1
@@ -91,6 +94,7 @@ class LogEvents:
 
     def _say(self, now: Snapshot) -> None:
         if now.over == self._over:
+            self._say_updates(now)
             return
         self._said, self._over = time.monotonic(), now.over
         left = now.seconds_left(self._workers) if now.over < now.budget else None
@@ -104,6 +108,12 @@ class LogEvents:
             now.failed,
             "" if left is None else f", about {duration(left)} left",
         )
+
+    def _say_updates(self, now: Snapshot) -> None:
+        texts = [f"trial {t.number}: {t.updates.text} updates" for t in now.running if t.updates]
+        if texts and time.monotonic() - self._said >= UPDATES_SECONDS:
+            self._said = time.monotonic()
+            logger.info("%s%s", self._part, "; ".join(texts))
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ from nas_attn.engine.status import BUDGET, RunningStatus, Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.job import Validation
+from nas_attn.trials.updates import Updates, latest_updates
+from nas_attn.workflows.events import LogEvents
 from tests.helpers.fakes import (
     BASELINE,
     OBJECTIVES,
@@ -84,6 +87,34 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
     assert not status.drivers
     assert not status.running
     assert [waiting.driver for waiting in status.interrupted] == [loop.leases.driver]
+
+
+def test_how_far_a_training_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Before it has validated, its log says so; fairseq prints a line every 100 updates."""
+    start, seed = tmp_path / "seed-1" / "start", tmp_path / "seed-1"
+    first = ("fairseq-train", "x", "--max-epoch=3", "--save-dir", str(start))
+    second = ("fairseq-train", "x", "--max-update=80", "--save-dir", str(seed / "checkpoints"))
+    assert latest_updates((first, second)) is None
+    seed.mkdir()
+    line = "| INFO | train_inner | epoch 002:     34 / 266 loss=7.096, num_updates=300, lr=0.002\n"
+    (seed / "start.log").write_text("no updates yet\n")
+    assert latest_updates((first, second)) is None
+    (seed / "start.log").write_text(line)
+    assert latest_updates((first, second)) == Updates(300, 798)
+    loop = make_loop(tmp_path)
+    job = loop.next_job()
+    assert job is not None
+    heard = LogEvents()
+    with caplog.at_level(logging.INFO, logger="nas_attn.workflows.events"):
+        loop.trains(job.number, latest_updates((first, second)))
+        heard.on_change(loop.snapshot)
+        heard._said -= 90
+        heard.on_change(loop.snapshot)
+    assert caplog.messages[-1] == "trial 0: 300 of 798 updates"
+    loop.store.annotate(job.number, {"starts": [first], "commands": [second]})
+    (running,) = read(TrialStore("fake", loop.store.storage, OBJECTIVES)).running
+    assert running.updates is not None
+    assert running.updates.text == "300 of 798"
 
 
 def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
