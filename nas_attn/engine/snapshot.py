@@ -26,6 +26,7 @@ class RunningTrial:
 
     Args:
         number: Number of the trial.
+        name: What the log calls it.
         plan: Its plan.
         cost: The cost that trials are spread over.
         started: Time when it was started here, in seconds since 1970.
@@ -36,6 +37,7 @@ class RunningTrial:
     """
 
     number: int
+    name: str
     plan: AttentionPlan
     cost: int
     started: float

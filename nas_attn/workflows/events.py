@@ -110,7 +110,7 @@ class LogEvents:
         )
 
     def _say_updates(self, now: Snapshot) -> None:
-        texts = [f"trial {t.number}: {t.updates.text} updates" for t in now.running if t.updates]
+        texts = [f"{t.name}: {t.updates.text} updates" for t in now.running if t.updates]
         if texts and time.monotonic() - self._said >= UPDATES_SECONDS:
             self._said = time.monotonic()
             logger.info("%s%s", self._part, "; ".join(texts))

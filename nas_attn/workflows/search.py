@@ -14,6 +14,7 @@ from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import Prediction, largest_steps, spread_predictions
 from nas_attn.engine.status import BUDGET
+from nas_attn.engine.wording import Wording
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
@@ -251,6 +252,7 @@ def _train_cold(session: Session) -> None:
         store=cold_store(study, store, create=True),
         build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan, folders),
         title=f"{store.name}, from scratch",
+        wording=Wording("training from scratch"),
     )
     if loop.has_given_up:
         loop.outcome()

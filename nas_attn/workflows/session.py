@@ -16,6 +16,7 @@ from nas_attn.engine.loop import JobBuilder, SearchLoop
 from nas_attn.engine.provenance import note_start, proposing_of
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.engine.wording import OF_A_SEARCH, Wording
 from nas_attn.errors import NasAttnError
 from nas_attn.machine import cpu_count, library_versions, machine_text
 from nas_attn.plan import AttentionPlan
@@ -74,6 +75,7 @@ class Trainer:
         store: TrialStore | None = None,
         title: str | None = None,
         part: SearchPart = WHOLE,
+        wording: Wording = OF_A_SEARCH,
     ) -> SearchLoop:
         """Run trials as one of the study's drivers, to the end of the budget.
 
@@ -84,6 +86,7 @@ class Trainer:
             store: Store of the results; the search's own if left out.
             title: Title for people; with one it is no search, and no front is shown.
             part: Part of a search that it is.
+            wording: What the log calls a trial.
 
         Returns:
             The loop, whose `outcome()` raises if the run had to end early.
@@ -106,6 +109,7 @@ class Trainer:
                 config=config,
                 build_job=build_job,
                 retries=execution.retries,
+                wording=wording,
                 on_change=self.events.on_change,
             )
             self._execute(loop, title, part)
@@ -120,6 +124,7 @@ class Trainer:
         build_job: JobBuilder,
         title: str,
         store: TrialStore | None = None,
+        wording: Wording = OF_A_SEARCH,
     ) -> SearchLoop:
         """Train plans whole, as far as the record does not hold them; arguments as for `run`."""
         store = store or self.store
@@ -136,6 +141,7 @@ class Trainer:
             config=self.subject.search.model_copy(update=changes),
             build_job=build_job,
             title=title,
+            wording=wording,
         )
 
     def _execute(self, loop: SearchLoop, title: str | None, part: SearchPart) -> None:

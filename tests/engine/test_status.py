@@ -175,7 +175,9 @@ def test_time_is_left_as_trials_of_the_same_kind_took(trials: Sequence[TrialReco
     tally, begun = Tally(), time.time() - 20
     tally.update([whole], [0])
     now = Snapshot(budget=5, finished=1, starts_warm=True)
-    warm = RunningTrial(number=1, plan=BASELINE, cost=1, started=begun, is_warm=True)
+    warm = RunningTrial(
+        number=1, name="trial 1", plan=BASELINE, cost=1, started=begun, is_warm=True
+    )
     now = replace(now, running=(warm,), mean_seconds=tally.mean_seconds)
     assert now.seconds_left(1) is None
     assert replace(now, running=(), starts_warm=False).seconds_left(1) == 4 * 600
