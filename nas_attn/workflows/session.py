@@ -18,6 +18,7 @@ from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.engine.wording import OF_A_SEARCH, Wording
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.data import lines_text
 from nas_attn.machine import cpu_count, library_versions, machine_text
 from nas_attn.plan import AttentionPlan
 from nas_attn.study.recorded import keep_model, keep_study_file
@@ -283,7 +284,8 @@ def prepare_once(study: Study, events: Events) -> None:
     with FileLock(lock, f"the data set {data.folder}, which another driver makes"):
         if not data.folder.is_dir():
             events.on_message(f"preparing {data.folder} ...")
-            study.prepare_data(workers=cpu_count())
+            made = study.prepare_data(workers=cpu_count())
+            events.on_message(f"lines: {lines_text(made.folder)}")
 
 
 def advise(study: Study) -> None:
