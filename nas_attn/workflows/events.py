@@ -81,7 +81,8 @@ class LogEvents:
 
     def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
         self._workers, self._said, self._over = run.workers, 0.0, -1
-        self._part = f"{run.part}: " if run.part else ""
+        part = run.part if run.is_search else run.title
+        self._part = f"{part}: " if part else ""
 
     def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
         if time.monotonic() - self._said < SAY_SECONDS:

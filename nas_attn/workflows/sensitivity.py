@@ -235,9 +235,7 @@ def measure_predictions(
             "inherited_per_layer"
         )
     calibration = calibration_of(target, events)
-    before = load_calibration(calibration).losses.mean
-    of_what = "the baseline before fine-tuning" if target.search.warm_start.is_on else "the model"
-    events.on_message(f"{of_what}: {METRIC} {before:.4f}; changes are against it")
+    _say_what_changes_are_against(target, calibration, events)
     # Votes may come to the same heads.
     singles = list(dict.fromkeys(change.plan for change in predictions.changes))
     events.on_message(
@@ -266,6 +264,16 @@ def measure_predictions(
         _measure(trainer, predictions, tests, calibration, "tests of predictions")
     if improve:
         _improve(trainer, predictions, limits, calibration, passes=improve, points=points)
+
+
+def _say_what_changes_are_against(
+    target: SensitivityTarget, calibration: Path, events: Events
+) -> None:
+    """Conversions start from what was trained before any fine-tuning, whose loss is another one."""
+    is_tuned = target.search.warm_start.is_on
+    loss = load_calibration(calibration).losses.mean
+    of_what = "the baseline before fine-tuning" if is_tuned else "the model"
+    events.on_message(f"{of_what}: {METRIC} {loss:.4f}; changes are against it")
 
 
 def _measure(

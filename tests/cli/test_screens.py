@@ -209,6 +209,10 @@ def test_no_front_is_printed_between_rounds(
         shown[is_last] = capture.get()
         assert f"study, {part}" in shown[is_last]
         assert f"{part}: 11 of 12 finished" in caplog.text
+    beside = Run(title="study, the baseline", objectives=OBJECTIVES, workers=2, is_search=False)
+    events.on_start(beside, lambda: snapshot)
+    events.on_change(lambda: snapshot)
+    assert caplog.messages[-1].startswith("study, the baseline: 11 of 12 finished")
     assert "front so far" in shown[True]
     assert "front so far" not in shown[False]
 
