@@ -63,12 +63,14 @@ def latest_updates(commands: Sequence[Sequence[str]]) -> Updates | None:
     logs = []
     for command in commands:
         saved = Path(_value(command, "--save-dir"))
+        if not saved.name:
+            continue  # what converts a model does not train
         log = saved.parent / (START_LOG_FILE if saved.name == START else LOG_FILE)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             logs.append((log.stat().st_mtime, log, command))
     if not logs:
         return None
-    _, log, command = max(logs)
+    _, log, command = max(logs, key=lambda found: found[0])
     return read_updates(command, log)
 
 

@@ -89,7 +89,9 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
     assert [waiting.driver for waiting in status.interrupted] == [loop.leases.driver]
 
 
-def test_how_far_a_training_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_how_far_a_training_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before it has validated, its log says so; fairseq prints a line every 100 updates."""
     start, seed = tmp_path / "seed-1" / "start", tmp_path / "seed-1"
     first = ("fairseq-train", "x", "--max-epoch=3", "--save-dir", str(start))
@@ -101,6 +103,9 @@ def test_how_far_a_training_is(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert latest_updates((first, second)) is None
     (seed / "start.log").write_text(line)
     assert latest_updates((first, second)) == Updates(300, 798)
+    (tmp_path / "train.log").write_text(line)
+    monkeypatch.chdir(tmp_path)
+    assert latest_updates([("nas-attn", "convert", "best.pt")]) is None
     loop = make_loop(tmp_path)
     job = loop.next_job()
     assert job is not None
