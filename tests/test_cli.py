@@ -149,7 +149,7 @@ def test_preparing_files(tmp_path: Path) -> None:
         str(out),
     ]
     files = [str(tmp_path / f"text.{language}") for language in ("en", "de")]
-    run("prepare", *files, *arguments)
+    assert "lines: train 101, valid 10, test 9\n" in run("prepare", *files, *arguments)
     assert load_prepared(out).languages == ("en", "de")
     assert json.loads((out / "prepared.json").read_text())["lines"] == {
         "train": 101, "valid": 10, "test": 9,

@@ -111,9 +111,11 @@ def test_a_queue_that_another_driver_has_lengthened_is_taken_over(
     first, theirs, own = plans[:2], plans[2], plans[3]
     kept = list(first)
     runs: list[tuple[list[AttentionPlan], int]] = []
+    parts: list[tuple[str, bool]] = []
 
-    def by_sampler(_: Any, *, queue: list[AttentionPlan], trials: int, **__: Any) -> Any:
+    def by_sampler(_: Any, *, queue: list[AttentionPlan], trials: int, **options: Any) -> Any:
         runs.append((list(queue), trials))
+        parts.append((options["part"].text, options["part"].is_last))
         if is_ahead and len(runs) == 1:
             kept.append(theirs)
         return SimpleNamespace(has_given_up=False)
@@ -127,6 +129,7 @@ def test_a_queue_that_another_driver_has_lengthened_is_taken_over(
         study = MagicMock()
         store = MagicMock()
         train_baseline = MagicMock()
+        events = MagicMock()
 
         @property
         def queue(self) -> list[AttentionPlan]:
@@ -149,4 +152,5 @@ def test_a_queue_that_another_driver_has_lengthened_is_taken_over(
     searching._by_predictions(Session())  # type: ignore[arg-type]
     together = [*first, theirs if is_ahead else own]
     assert runs == [(first, 3), (together, 4)]
+    assert parts == [("round 1 of 2", False), ("round 2 of 2", True)]
     assert kept == together

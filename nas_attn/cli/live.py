@@ -56,10 +56,11 @@ class TerminalEvents(LogEvents):
         if is_quiet():
             return
         self._display = SearchDisplay(
-            run.title,
+            f"{run.title}, {run.part}" if run.part else run.title,
             run.objectives,
             run.workers,
             has_front=run.is_search,
+            is_last=run.is_last,
             is_live=console.is_terminal,
         )
         self._display.update(snapshot)
@@ -136,7 +137,7 @@ def watch_status(look: Callable[[], Status], objectives: Objectives, seconds: fl
         said = None
         while True:
             status = look()
-            counts = status_line(status), len(status.drivers)
+            counts = status_line(status), len(status.active_drivers)
             if counts != said:
                 logger.info("%s; %s", counts[0], rate_text(status))
                 said = counts

@@ -144,6 +144,7 @@ def prepare(
     """
     from nas_attn import api
     from nas_attn.cli.live import TerminalEvents
+    from nas_attn.fairseq_tools.data import lines_text
     from nas_attn.workflows.models import prepare_files
 
     paths = [Path(name) for name in what]
@@ -162,6 +163,8 @@ def prepare(
             events=TerminalEvents(),
         )
     say(f"data set: {made.folder}")
+    if lines := lines_text(made.folder):
+        say(f"lines: {lines}")
 
 
 def prune(

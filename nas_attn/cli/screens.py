@@ -19,6 +19,7 @@ from nas_attn.engine.snapshot import LATEST, Snapshot
 from nas_attn.engine.status import Status
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.report.formatting import cost_text, state_text
+from nas_attn.trials.updates import Updates
 from nas_attn.workflows.events import duration
 
 MAX_RUNNING_ROWS = 16
@@ -33,6 +34,7 @@ class SearchDisplay:
         objectives: Objectives of the study.
         workers: Trials at a time.
         has_front: Whether the best points so far are shown.
+        is_last: Whether they are shown at the end, as no further part of the search follows.
         is_live: Whether it is on a terminal, where it also has a plot and the last trials, and
             takes no more lines than there are.
     """
@@ -44,12 +46,14 @@ class SearchDisplay:
         workers: int,
         *,
         has_front: bool = True,
+        is_last: bool = True,
         is_live: bool = False,
     ) -> None:
         self.name = name
         self.objectives = objectives
         self.workers = workers
         self.has_front = has_front
+        self.is_last = is_last
         self.is_live = is_live
         self.is_over = False
         self.started = time.time()
@@ -64,6 +68,7 @@ class SearchDisplay:
     def close(self, make: Callable[[], Snapshot]) -> None:
         """The search has ended: what is shown last stays, so it may take any number of lines."""
         self.is_over = True
+        self.has_front = self.has_front and self.is_last
         self.update(make, now=True)
 
     def __rich__(self) -> RenderableType:
@@ -115,7 +120,7 @@ class SearchDisplay:
                 f"{trial.cost:,}",
                 duration(time.time() - trial.started),
                 "" if last is None else str(last.seed),
-                "" if last is None else str(last.num_updates),
+                _updates_text(trial.updates, None if last is None else last.num_updates),
                 "" if last is None else f"{last.loss:.4f}",
                 *([_gpus_text(trial.gpus)] if has_gpus else []),
             ]
@@ -148,11 +153,13 @@ def status_screen(status: Status, objectives: Objectives, *, fits: bool = False)
 
 def status_line(status: Status) -> str:
     """How many trials there are of each kind."""
+    beside = sum(child.running for child in status.children if child.drivers)
     counts = [
         f"{len(status.finished)} of {status.budget} finished",
         f"{len(status.stopped)} stopped early",
         *([f"{len(status.over_limit)} over a limit"] if status.over_limit else []),
-        f"{len(status.running)} running",
+        f"{len(status.running)} running"
+        + (f" and {beside} beside" if beside and not status.running else ""),
         *([f"{len(status.interrupted)} interrupted"] if status.interrupted else []),
         f"{len(status.failed)} failed",
     ]
@@ -161,8 +168,11 @@ def status_line(status: Status) -> str:
 
 def rate_text(status: Status) -> str:
     """How many drivers are active, how fast trials end, and how long the rest will take."""
-    rate, left, drivers = status.trials_an_hour, status.seconds_left, len(status.drivers)
+    rate, left, drivers = status.trials_an_hour, status.seconds_left, len(status.active_drivers)
     texts = [f"{drivers or 'no'} {'driver' if drivers < 2 else 'drivers'} active"]
+    if drivers and not status.drivers:
+        names = " and ".join(child.name for child in status.children if child.drivers)
+        texts[0] += plain(f" on {names}").plain
     if rate is not None:
         texts.append(f"{rate:,.0f} trials an hour" if rate >= 100 else f"{rate:.3g} trials an hour")
     if left is not None:
@@ -187,7 +197,7 @@ def _counts(status: Status) -> Text:
 
 
 def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
-    """What is not over; updates and loss are of the first seed's last validation."""
+    """What is not over; the loss is of the first seed's last validation."""
     rows = []
     has_gpus = any(running.trial.gpus is not None for running in status.running)
     for running in (*status.running, *status.interrupted)[:MAX_RUNNING_ROWS]:
@@ -197,7 +207,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
             str(trial.number),
             cost_text(objectives.primary_cost, trial.cost),
             "" if trial.started is None else duration(status.now - trial.started),
-            "" if updates is None else f"{updates:,}",
+            _updates_text(running.updates, updates),
             "" if updates is None else f"{trial.curve[updates]:.4f}",
             *([_gpus_text(trial.gpus if running.is_alive else None)] if has_gpus else []),
         ]
@@ -215,6 +225,13 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
     shown = "" if len(rows) == len(status.unfinished) else f" ({len(status.unfinished)} trials)"
     title = "running" if status.running else "interrupted"
     return PlanTable(title=f"{title}{shown}", columns=columns, rows=rows)
+
+
+def _updates_text(updates: Updates | None, validated: int | None) -> str:
+    """Updates of a training, by its log; else those at which it last validated, if it has."""
+    if updates is not None:
+        return updates.text
+    return "" if validated is None else f"{validated:,}"
 
 
 def _gpus_text(gpus: str | None) -> str:

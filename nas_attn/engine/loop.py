@@ -38,10 +38,12 @@ from nas_attn.engine.snapshot import RunningTrial, Snapshot, Tally
 from nas_attn.engine.stopping import reason_of, was_stopped
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import NewTrial, TrialRecord
+from nas_attn.engine.wording import OF_A_SEARCH, Wording
 from nas_attn.errors import NasAttnError, SearchError
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import StartFolders, TrialJob, TrialResult, Validation
+from nas_attn.trials.updates import Updates
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class SearchLoop:
         build_job: Function that makes a trial's job.
         retries: Times that a trial is continued after a fault that may not come again.
         frees_machine: Whether the executor keeps the machine free for a job that is to have it.
+        wording: What the log calls a trial.
         on_change: Function that is called with a function that makes a snapshot, whenever something
             happened.
     """
@@ -79,6 +82,7 @@ class SearchLoop:
     build_job: JobBuilder
     retries: int = 0
     frees_machine: bool = True
+    wording: Wording = OF_A_SEARCH
     on_change: Callable[[Callable[[], Snapshot]], None] = lambda snapshot: None
     _waiting: list[tuple[float, TrialRecord]] = field(default_factory=list)
     _running: dict[int, RunningTrial] = field(default_factory=dict)
@@ -99,12 +103,19 @@ class SearchLoop:
     def costs(self) -> PlanCosts:
         return self.proposer.costs
 
+    @property
+    def _budget(self) -> int:
+        return max(self.config.trials, self.proposer.counted)
+
+    def _name(self, number: int) -> str:
+        return self.wording.name(number, self._budget)
+
     def snapshot(self) -> Snapshot:
         """Where the search stands."""
         tally = self._tally
         ended = tally.finished + tally.stopped + tally.over_limit + tally.failed
         return Snapshot(
-            budget=max(self.config.trials, self.proposer.counted),
+            budget=self._budget,
             finished=tally.finished,
             stopped=tally.stopped,
             over_limit=tally.over_limit,
@@ -117,7 +128,8 @@ class SearchLoop:
             latest=tuple(tally.latest),
             front=tuple(tally.front),
             baseline=tally.baseline,
-            mean_trial_seconds=tally.seconds / ended if ended and tally.seconds else None,
+            mean_seconds=tally.mean_seconds,
+            starts_warm=self.config.warm_start.from_baseline,
         )
 
     def next_job(self) -> TrialJob | None:
@@ -203,12 +215,18 @@ class SearchLoop:
         self._tell()
         return goes_on
 
+    def trains(self, number: int, updates: Updates | None) -> None:
+        """How far the training of a running trial is, for the display."""
+        if updates is not None and updates != self._running[number].updates:
+            self._running[number] = replace(self._running[number], updates=updates)
+            self._tell()
+
     def finish(self, number: int, result: TrialResult) -> None:
         """A trial has ended, well or not, or was stopped."""
         running, trial = self._running.pop(number), self._mine.pop(number)
         decisions = self._rungs.leave(number)
         if not self.leases.owns(trial):
-            logger.warning("trial %d was taken over by another driver", number)
+            logger.warning("%s was taken over by another driver", self._name(number))
             return
         # What runs on another node reports no updates where it is stopped.
         result = checked(result, self.costs, self.store.objectives)
@@ -220,7 +238,7 @@ class SearchLoop:
         elif was_stopped(decisions):
             self.store.stop(number, reason_of(decisions))
             self._failures.clear()
-            logger.info("trial %d: %s", number, reason_of(decisions))
+            logger.info("%s: %s", self._name(number), reason_of(decisions))
         elif self._retries(trial, result, running):
             return
         else:
@@ -318,7 +336,7 @@ class SearchLoop:
             self.store.stop(trial.number, reason_of(trial.rungs))
             self._follow()
             return None
-        logger.info("trial %d resumes where it was interrupted", trial.number)
+        logger.info("%s resumes where it was interrupted", self._name(trial.number))
         self._mine[trial.number] = trial
         self._rungs.resume(trial)
         job = self._build_job(trial.number, trial.plan, trial.parent)
@@ -338,7 +356,12 @@ class SearchLoop:
     def _start(self, trial: TrialRecord, job: TrialJob) -> TrialJob:
         assert trial.plan is not None
         self._running[trial.number] = RunningTrial(
-            number=trial.number, plan=trial.plan, cost=trial.cost or 0, started=time.time()
+            number=trial.number,
+            name=self._name(trial.number),
+            plan=trial.plan,
+            cost=trial.cost or 0,
+            started=time.time(),
+            is_warm=trial.is_warm,
         )
         self._tell()
         return job
@@ -404,19 +427,12 @@ class SearchLoop:
         excess = self.store.objectives.violated_limit(costs, when="after pruning, ")
         if excess is not None and result.plans:
             self.store.stop(number, excess)
-            logger.info("trial %d: %s", number, excess)
+            logger.info("%s: %s", self._name(number), excess)
             return
         self.store.complete(number, result.loss, costs)
-        axis = self.store.objectives.primary_cost
-        about = (
-            number,
-            self.store.objectives.metric,
-            result.loss,
-            costs[axis],
-            axis,
-            running.plan,
-        )
-        logger.info("trial %d: %s %.4f, %s %s, %s", *about[:3], f"{about[3]:,}", *about[4:])
+        objectives = self.store.objectives
+        said = self.wording.completed(result, costs, objectives.primary_cost)
+        logger.info("%s: %s %s, %s", self._name(number), objectives.metric, said, running.plan)
 
     def _retries(self, trial: TrialRecord, result: TrialResult, running: RunningTrial) -> bool:
         """Continue a trial after a fault that may not come again; False if it is not worth it."""
@@ -436,8 +452,8 @@ class SearchLoop:
         late = len(attempts) - (result.failure is not FailureKind.DISK_FULL)
         pause = RETRY_SECONDS[min(late, len(RETRY_SECONDS) - 1)]
         logger.warning(
-            "trial %d: %s; continued%s in %.0f s (%d of %d)",
-            trial.number,
+            "%s: %s; continued%s in %.0f s (%d of %d)",
+            self._name(trial.number),
             result.error,
             " alone on its GPUs" if of_gpus else " alone on its machine" if has_machine else "",
             pause,
@@ -469,5 +485,5 @@ class SearchLoop:
 
     def _count_failure(self, trial: TrialRecord, kind: FailureKind, error: str) -> None:
         """Say that a trial has failed, and end the search if it is the baseline or one too many."""
-        logger.error("trial %d failed: %s", trial.number, error)
+        logger.error("%s failed: %s", self._name(trial.number), error)
         self._abort = self._failures.add(trial, kind, error) or self._abort

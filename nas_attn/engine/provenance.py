@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas_attn.engine.migrations import is_same
@@ -86,7 +86,7 @@ def check_proposing(store: TrialStore, proposing: Mapping[str, Any]) -> None:
     if different:
         raise SearchError(
             "the trials on record were proposed with other settings, on which all further ones "
-            f"hang: {', '.join(different)}. Restore them, or give the study another name "
+            f"hang:{listed(different)}Restore them, or give the study another name "
             "(--set name=NAME)."
         )
 
@@ -113,3 +113,8 @@ def differences(left: Any, right: Any, key: str = "") -> list[str]:
             )
         ]
     return [] if is_same(left, right) else [f"{key} ({left!r}, now {right!r})"]
+
+
+def listed(found: Sequence[str]) -> str:
+    """Differences within a message: a single one in its line, several in a line each."""
+    return f" {found[0]}. " if len(found) == 1 else "".join(f"\n  {one}" for one in found) + "\n"

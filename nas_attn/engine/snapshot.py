@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
@@ -13,6 +14,7 @@ from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionPlan
 from nas_attn.trials.job import Validation
+from nas_attn.trials.updates import Updates
 
 LATEST = 5
 """So many of the trials that ended last are in a snapshot."""
@@ -20,14 +22,29 @@ LATEST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTrial:
-    """A trial in progress, for the display."""
+    """A trial in progress, for the display.
+
+    Args:
+        number: Number of the trial.
+        name: What the log calls it.
+        plan: Its plan.
+        cost: The cost that trials are spread over.
+        started: Time when it was started here, in seconds since 1970.
+        last: Its last validation; None before the first.
+        gpus: GPUs that it has.
+        is_warm: Whether it starts from the trained baseline, converted, or from its parent.
+        updates: How far its training is; None as long as that is not known.
+    """
 
     number: int
+    name: str
     plan: AttentionPlan
     cost: int
     started: float
     last: Validation | None = None
     gpus: str | None = None
+    is_warm: bool = False
+    updates: Updates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +63,9 @@ class Snapshot:
         latest: The trials that ended last, the very last at the end.
         front: Finished trials that no other dominates.
         baseline: Trial of the baseline; None if it is not finished.
-        mean_trial_seconds: Mean time of the trials that are over, in seconds; None before the
-            first.
+        mean_seconds: Mean time of the trials that are over, in seconds: of those that start warm
+            (True), which are fine-tuned, and of the others (False), as far as there are any.
+        starts_warm: Whether those that are to come start warm.
     """
 
     budget: int
@@ -61,7 +79,8 @@ class Snapshot:
     latest: tuple[TrialRecord, ...] = ()
     front: tuple[TrialRecord, ...] = ()
     baseline: TrialRecord | None = None
-    mean_trial_seconds: float | None = None
+    mean_seconds: Mapping[bool, float] = field(default_factory=dict)
+    starts_warm: bool = False
 
     @property
     def over(self) -> int:
@@ -69,13 +88,14 @@ class Snapshot:
         return self.finished + self.stopped + self.over_limit + self.failed
 
     def seconds_left(self, workers: int) -> float | None:
-        """An estimate from the trials so far; None before the first."""
-        if self.mean_trial_seconds is None:
+        """An estimate from trials of the same kind; None before the first of a kind is over."""
+        to_start = max(0, self.budget - self.over - len(self.running) - self.elsewhere)
+        kinds = [trial.is_warm for trial in self.running] + [self.starts_warm] * to_start
+        if not all(kind in self.mean_seconds for kind in kinds or [self.starts_warm]):
             return None
-        to_start = self.budget - self.over - len(self.running) - self.elsewhere
-        now = time.time()
-        rest = [max(0.0, self.mean_trial_seconds - (now - r.started)) for r in self.running]
-        work = sum(rest) + max(0, to_start) * self.mean_trial_seconds
+        now, means = time.time(), self.mean_seconds
+        rest = [max(0.0, means[r.is_warm] - (now - r.started)) for r in self.running]
+        work = sum(rest) + sum(means[kind] for kind in kinds[len(rest) :])
         return max([work / workers, *rest])
 
 
@@ -87,12 +107,17 @@ class Tally:
     stopped: int = 0
     over_limit: int = 0
     failed: int = 0
-    seconds: float = 0.0
+    seconds: dict[bool, list[float]] = field(default_factory=dict)
     trained: list[TrialRecord] = field(default_factory=list)
     latest: deque[TrialRecord] = field(default_factory=lambda: deque(maxlen=LATEST))
     front: list[TrialRecord] = field(default_factory=list)
     baseline: TrialRecord | None = None
     read: int = 0
+
+    @property
+    def mean_seconds(self) -> dict[bool, float]:
+        """Mean time of trials that start warm (True), and of the others."""
+        return {kind: statistics.fmean(times) for kind, times in self.seconds.items()}
 
     def update(self, trials: Sequence[TrialRecord], over: Sequence[int]) -> None:
         for number in over[self.read :]:
@@ -102,7 +127,8 @@ class Tally:
     def _add(self, trial: TrialRecord) -> None:
         if not trial.uses_budget:
             return
-        self.seconds += trial.seconds
+        if trial.seconds:
+            self.seconds.setdefault(trial.is_warm, []).append(trial.seconds)
         self.latest.append(trial)
         self.stopped += trial.was_stopped
         self.over_limit += trial.is_over_limit

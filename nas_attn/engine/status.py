@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from nas_attn.engine.leases import live_drivers, owner_of
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
+from nas_attn.trials.updates import Updates, latest_updates
 
 BUDGET = "trials"
 """Under this name the record keeps how many trials the last search wanted."""
@@ -29,11 +30,13 @@ class RunningStatus:
         trial: Trial as it is now, its curve included.
         driver: Name of the driver that runs it, or ran it last.
         is_alive: Whether that driver lives; if not, another one will take the trial over.
+        updates: How far its training is, as the log in its folder says; None if it cannot be seen.
     """
 
     trial: TrialRecord
     driver: str | None
     is_alive: bool
+    updates: Updates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class Status:
         budget: Trials wanted.
         trials: All trials on record, also those that are not paid for, such as repeated ones.
         unfinished: Trials that count and are not over.
-        drivers: Names of the live ones.
+        drivers: Names of the live ones that run the study's own trials.
         children: Other trainings for the study.
     """
 
@@ -111,6 +114,12 @@ class Status:
         return [trial for trial in self.unfinished if not trial.is_alive]
 
     @property
+    def active_drivers(self) -> list[str]:
+        """Names of all that live, also of those at work on other trainings for the study."""
+        beside = (driver for child in self.children for driver in child.drivers)
+        return list(dict.fromkeys((*self.drivers, *beside)))
+
+    @property
     def front(self) -> list[TrialRecord]:
         return front(self.trials)
 
@@ -122,11 +131,16 @@ class Status:
     def trials_an_hour(self) -> float | None:
         """Trials that end in an hour; None before the first has.
 
-        Of the last hour, or of the time of the last few trials if those took longer. Where nothing
-        runs any more, the last hour is the one before the last trial ended.
+        Once trials start from the trained baseline, and are only fine-tuned, it does not count
+        itself, as it took many times as long. Of the last hour, or of the time of the last few
+        trials if those took longer. Where nothing runs any more, the last hour is the one before
+        the last trial ended.
         """
-        ends = [trial.ended for trial in self.over if trial.ended is not None]
-        starts = [trial.started for trial in self.trials if trial.started is not None]
+        begun = [unfinished.trial for unfinished in self.unfinished]
+        is_warm = any(trial.is_warm for trial in (*self.over, *begun))
+        over = [trial for trial in self.over if not (is_warm and trial.is_baseline)]
+        ends = [trial.ended for trial in over if trial.ended is not None]
+        starts = [trial.started for trial in (*over, *begun) if trial.started is not None]
         if not ends or not starts:
             return None
         until = self.now if self.running else ends[-1]
@@ -167,7 +181,12 @@ def read_status(store: TrialStore, *, trials: int, grace_seconds: float) -> Stat
         if not latest.state.is_finished():
             driver = owner_of(latest, claims)
             unfinished.append(
-                RunningStatus(trial=latest, driver=driver, is_alive=driver in drivers)
+                RunningStatus(
+                    trial=latest,
+                    driver=driver,
+                    is_alive=driver in drivers,
+                    updates=latest_updates((*latest.starts, *latest.commands)),
+                )
             )
     return Status(
         name=store.name,

@@ -285,6 +285,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
+def lines_text(folder: Path) -> str:
+    """How many lines the splits of a data set have, in words; empty for one made otherwise."""
+    lines = read_manifest(folder).get("lines")
+    known = lines if isinstance(lines, dict) else {}
+    counts = [(split, known[split]) for split in SPLITS if isinstance(known.get(split), int)]
+    return ", ".join(f"{split} {count:,}" for split, count in counts)
+
+
 def load_prepared(folder: Path, languages: Sequence[str] = ()) -> PreparedData:
     """Open a folder made by `prepare`, or any binarised fairseq data set.
 

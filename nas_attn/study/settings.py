@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas_attn.engine.executors.gpus import seen_gpus
-from nas_attn.engine.provenance import differences
+from nas_attn.engine.provenance import differences, listed
 from nas_attn.engine.store import SETTINGS, TrialStore
 from nas_attn.errors import SearchError
 from nas_attn.fairseq_tools.flags import without_idle
@@ -44,8 +44,8 @@ def keep_settings(
     if different:
         raise SearchError(
             "the study on record was started with other settings, so old and new trials could "
-            f"not be compared: {', '.join(different)}. Restore them, or give the study "
-            f"another name (--set name=NAME).{_other_space(different)}"
+            f"not be compared:{listed(different)}Restore them, or give the study another name "
+            f"(--set name=NAME).{_other_space(different)}"
         )
 
 

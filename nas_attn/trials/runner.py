@@ -47,6 +47,7 @@ from nas_attn.trials.processes.programs import executable_form, needs_fairseq
 from nas_attn.trials.reports import TrialReports
 from nas_attn.trials.scores import parse_decoding_seconds, parse_plan, parse_scores
 from nas_attn.trials.steps import Activity, Step, StepKind, decoding_seconds, next_step
+from nas_attn.trials.updates import Updates
 from nas_attn.validation_log import REPORT_FILE
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,10 @@ class TrialRun:
         except Exception as error:  # ends this trial, and never the search
             self._fail_by(error)
         return news
+
+    def updates(self) -> Updates | None:
+        """How far the training that runs is, as its log says; None if that is not known."""
+        return None if self._activity is None else self._activity.updates()
 
     def stop(self) -> None:
         """End the process that is running; what it saved stays, so the trial can continue."""

@@ -31,11 +31,14 @@ from nas_attn.trials.layout import (
 )
 from nas_attn.trials.processes.launch import Running
 from nas_attn.trials.scores import end_of_log
+from nas_attn.trials.updates import Updates, read_updates
 from nas_attn.validation_log import REPORT_FILE
 
 STOP_GRACE_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 """How often at most the files of a process are looked at to see whether it hangs."""
+READ_SECONDS = 5.0
+"""How often at most a log is read for how far its training is."""
 
 
 class StepKind(Enum):
@@ -147,6 +150,8 @@ class Activity:
     watched_at: float = -math.inf
     changed_at: float = field(default_factory=time.monotonic)
     _files: tuple[Any, ...] = ()
+    _read_at: float = -math.inf
+    _updates: Updates | None = None
 
     @property
     def seconds(self) -> float:
@@ -155,6 +160,14 @@ class Activity:
     def log_text(self) -> str:
         """The end of what the process has printed."""
         return end_of_log(self.step.log, self.log_start)
+
+    def updates(self) -> Updates | None:
+        """How far a training is; None for what does not train, and as long as it has not said."""
+        now = time.monotonic()
+        if self.step.trains and now - self._read_at >= READ_SECONDS:
+            self._read_at = now
+            self._updates = read_updates(self.step.command, self.step.log, self.log_start)
+        return self._updates
 
     def quiet_seconds(self) -> float:
         """For how long the process has written nothing."""

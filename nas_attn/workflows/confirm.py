@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_attn.engine.trial_record import TrialRecord, front
+from nas_attn.engine.wording import Wording
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.splits import check_split
 from nas_attn.study.study import Study
@@ -86,6 +87,7 @@ def confirm(
         store=confirmed,
         build_job=lambda number, plan, _: study.jobs.confirmation(number, plan, fresh),
         title=f"{store.name}, confirmed",
+        wording=Wording("confirmation"),
     )
     page = write_study_report(study, store, study.folder / "report")
     failure = None

@@ -14,6 +14,8 @@ from nas_attn.engine.trial_record import TrialRecord
 
 logger = logging.getLogger(__name__)
 
+UPDATES_SECONDS = 60.0
+"""So long after its last line `LogEvents` says how far the trainings are that run."""
 SAY_SECONDS = 1.0
 """At most so often `LogEvents` says how far a run is."""
 
@@ -27,12 +29,16 @@ class Run:
         objectives: Objectives of the study.
         workers: Trials at a time.
         is_search: Whether a front is sought; measurements and single trainings have none.
+        part: Which part of a search it is, in words; empty if it is all.
+        is_last: Whether no further part follows.
     """
 
     title: str
     objectives: Objectives
     workers: int
     is_search: bool
+    part: str = ""
+    is_last: bool = True
 
 
 class Events(Protocol):
@@ -58,12 +64,14 @@ class Events(Protocol):
 
 
 class LogEvents:
-    """Logs messages, in one line at most every second how far a run is, and how it ended."""
+    """Logs messages, in one line at most every second how far a run is, every minute how far its
+    trainings are, and how it ended."""
 
     def __init__(self) -> None:
         self._workers = 1
         self._said = 0.0
         self._over = -1
+        self._part = ""
 
     def on_message(self, text: str) -> None:
         logger.info("%s", text)
@@ -73,6 +81,8 @@ class LogEvents:
 
     def on_start(self, run: Run, snapshot: Callable[[], Snapshot]) -> None:
         self._workers, self._said, self._over = run.workers, 0.0, -1
+        part = run.part if run.is_search else run.title
+        self._part = f"{part}: " if part else ""
 
     def on_change(self, snapshot: Callable[[], Snapshot]) -> None:
         if time.monotonic() - self._said < SAY_SECONDS:
@@ -85,11 +95,13 @@ class LogEvents:
 
     def _say(self, now: Snapshot) -> None:
         if now.over == self._over:
+            self._say_updates(now)
             return
         self._said, self._over = time.monotonic(), now.over
         left = now.seconds_left(self._workers) if now.over < now.budget else None
         logger.info(
-            "%d of %d finished, %d stopped early, %d running, %d failed%s",
+            "%s%d of %d finished, %d stopped early, %d running, %d failed%s",
+            self._part,
             now.finished,
             now.budget,
             now.stopped,
@@ -97,6 +109,12 @@ class LogEvents:
             now.failed,
             "" if left is None else f", about {duration(left)} left",
         )
+
+    def _say_updates(self, now: Snapshot) -> None:
+        texts = [f"{t.name}: {t.updates.text} updates" for t in now.running if t.updates]
+        if texts and time.monotonic() - self._said >= UPDATES_SECONDS:
+            self._said = time.monotonic()
+            logger.info("%s%s", self._part, "; ".join(texts))
 
 
 def duration(seconds: float) -> str:

@@ -311,8 +311,8 @@ def _told(events: Events, run: Run, count: int) -> Iterator[Callable[[], None]]:
     began, done = time.monotonic(), 0
 
     def snapshot() -> Snapshot:
-        seconds = (time.monotonic() - began) / done if done else None
-        return Snapshot(budget=count, finished=done, mean_trial_seconds=seconds)
+        seconds = {False: (time.monotonic() - began) / done} if done else {}
+        return Snapshot(budget=count, finished=done, mean_seconds=seconds)
 
     def on_measured() -> None:
         nonlocal done

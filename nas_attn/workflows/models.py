@@ -58,6 +58,9 @@ def prepare_files(
     found = splits_beside(paths, endings)
     if found is not None:
         corpus = read_corpus(found)
+        events.on_message(
+            "validation and test files lie beside the training text, so no line is held out of it"
+        )
     else:
         lines = read_corpus({"train": list(paths)})["train"]
         corpus = hold_out(lines, valid_lines, test_lines)

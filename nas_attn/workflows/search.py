@@ -14,6 +14,7 @@ from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import Prediction, largest_steps, spread_predictions
 from nas_attn.engine.status import BUDGET
+from nas_attn.engine.wording import Wording
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
@@ -26,7 +27,7 @@ from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.live_report import pages_beside
 from nas_attn.workflows.reporting import cold_store, write_study_report
 from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
-from nas_attn.workflows.session import QUEUE, Session, advise, prepare_once
+from nas_attn.workflows.session import QUEUE, WHOLE, SearchPart, Session, advise, prepare_once
 from nas_attn.workflows.votes import hold_on_baseline, with_votes
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def _by_sampler(
     queue: Sequence[AttentionPlan] = (),
     trials: int | None = None,
     jobs: TrialJobs | None = None,
+    part: SearchPart = WHOLE,
 ) -> SearchLoop:
     """Run the study's own search; plans of a queue come first."""
     study, config = session.study, session.study.config.search
@@ -106,6 +108,7 @@ def _by_sampler(
         proposer=study.proposer(queue),
         config=config if trials is None else config.model_copy(update={"trials": trials}),
         build_job=(jobs or study.jobs).search_trial,
+        part=part,
     )
 
 
@@ -144,19 +147,38 @@ def _by_predictions(session: Session) -> SearchLoop:
         _keep_queue(session, queue)
     if not is_strategy:
         return _by_sampler(session, queue=queue)
-    jobs = _lengthened(session, front)
-    loop = _by_sampler(session, queue=queue, trials=1 + min(len(queue), wanted), jobs=jobs)
-    further = session.queue  # which another driver may have lengthened
-    if not loop.has_given_up and len(further) > len(queue):
-        loop = _by_sampler(session, queue=further, trials=1 + min(len(further), wanted), jobs=jobs)
-    elif not loop.has_given_up and len(queue) < wanted:
-        trained = [trial for trial in session.store.trials() if trial.is_trained]
-        reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
-        queue += _in_order(session, largest_steps(front, reached, wanted - len(queue)))
-        _keep_queue(session, queue)
-        loop = _by_sampler(session, queue=queue, trials=1 + len(queue), jobs=jobs)
+    loop = _in_rounds(session, front, queue)
     write_findings(predictions.findings(), predictions.target.measurements)
     return loop
+
+
+def _in_rounds(
+    session: Session, front: Sequence[Prediction], queue: list[AttentionPlan]
+) -> SearchLoop:
+    """Train the points of a queue, and then others where what came of them is unsure."""
+    wanted, jobs = session.study.config.search.trials - 1, _lengthened(session, front)
+    part = WHOLE
+    if len(queue) < wanted:
+        part = SearchPart("round 1 of 2", is_last=False)
+        session.events.on_message(
+            f"round 1 of 2: {len(queue)} points spread over the predicted front; in round 2 up to "
+            f"{wanted - len(queue)} more, where the largest gaps are"
+        )
+    trials = 1 + min(len(queue), wanted)
+    loop = _by_sampler(session, queue=queue, trials=trials, jobs=jobs, part=part)
+    further = session.queue  # which another driver may have lengthened
+    if loop.has_given_up or (len(further) <= len(queue) and len(queue) >= wanted):
+        return loop
+    if len(further) <= len(queue):
+        trained = [trial for trial in session.store.trials() if trial.is_trained]
+        reached = [(trial.cost or 0, (trial.point or (0.0,))[0]) for trial in trained]
+        steps = largest_steps(front, reached, wanted - len(queue))
+        further = [*queue, *_in_order(session, steps)]
+        _keep_queue(session, further)
+    trials = 1 + min(len(further), wanted)
+    return _by_sampler(
+        session, queue=further, trials=trials, jobs=jobs, part=SearchPart("round 2 of 2")
+    )
 
 
 def _lengthened(session: Session, front: Sequence[Prediction]) -> TrialJobs:
@@ -230,6 +252,7 @@ def _train_cold(session: Session) -> None:
         store=cold_store(study, store, create=True),
         build_job=lambda number, plan, _: study.jobs.cold_trial(number, plan, folders),
         title=f"{store.name}, from scratch",
+        wording=Wording("training from scratch"),
     )
     if loop.has_given_up:
         loop.outcome()

@@ -16,8 +16,9 @@ from nas_attn.engine.config import ExecutionConfig
 from nas_attn.engine.decoding import DECODING
 from nas_attn.engine.scores import keep_scores, scores_of
 from nas_attn.engine.sensitivity import Measured, Prediction
+from nas_attn.engine.wording import Wording
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.fairseq_tools.measure import score_plans
+from nas_attn.fairseq_tools.measure import CHANGE, METRIC, load_calibration, score_plans
 from nas_attn.measures import FurtherMetric, Scores
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
@@ -232,6 +233,7 @@ def measure_predictions(
             "inherited_per_layer"
         )
     calibration = calibration_of(target, events)
+    _say_what_changes_are_against(target, calibration, events)
     # Votes may come to the same heads.
     singles = list(dict.fromkeys(change.plan for change in predictions.changes))
     events.on_message(
@@ -262,6 +264,16 @@ def measure_predictions(
         _improve(trainer, predictions, limits, calibration, passes=improve, points=points)
 
 
+def _say_what_changes_are_against(
+    target: SensitivityTarget, calibration: Path, events: Events
+) -> None:
+    """Conversions start from what was trained before any fine-tuning, whose loss is another one."""
+    is_tuned = target.search.warm_start.is_on
+    loss = load_calibration(calibration).losses.mean
+    of_what = "the baseline before fine-tuning" if is_tuned else "the model"
+    events.on_message(f"{of_what}: {METRIC} {loss:.4f}; changes are against it")
+
+
 def _measure(
     trainer: Trainer,
     predictions: Predictions,
@@ -275,6 +287,7 @@ def _measure(
         plans,
         build_job=lambda number, plan, _: target.build_measurement(number, plan, calibration),
         title=f"{target.name}, {title}",
+        wording=Wording("conversion", change=CHANGE),
     )
     for trial in predictions.store.trials():
         if trial.failure is not None:

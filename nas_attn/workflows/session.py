@@ -16,7 +16,9 @@ from nas_attn.engine.loop import JobBuilder, SearchLoop
 from nas_attn.engine.provenance import note_start, proposing_of
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.engine.wording import OF_A_SEARCH, Wording
 from nas_attn.errors import NasAttnError
+from nas_attn.fairseq_tools.data import lines_text
 from nas_attn.machine import cpu_count, library_versions, machine_text
 from nas_attn.plan import AttentionPlan
 from nas_attn.study.recorded import keep_model, keep_study_file
@@ -31,6 +33,22 @@ logger = logging.getLogger(__name__)
 
 QUEUE = "queue"
 """Under this name the record keeps plans that come before the sampler's."""
+
+
+@dataclass(frozen=True)
+class SearchPart:
+    """A part of a search, after which a further one may follow.
+
+    Args:
+        text: Which one it is, in words; empty if it is all.
+        is_last: Whether none follows.
+    """
+
+    text: str = ""
+    is_last: bool = True
+
+
+WHOLE = SearchPart()
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,8 @@ class Trainer:
         build_job: JobBuilder,
         store: TrialStore | None = None,
         title: str | None = None,
+        part: SearchPart = WHOLE,
+        wording: Wording = OF_A_SEARCH,
     ) -> SearchLoop:
         """Run trials as one of the study's drivers, to the end of the budget.
 
@@ -66,6 +86,8 @@ class Trainer:
             build_job: Function that makes a trial's job.
             store: Store of the results; the search's own if left out.
             title: Title for people; with one it is no search, and no front is shown.
+            part: Part of a search that it is.
+            wording: What the log calls a trial.
 
         Returns:
             The loop, whose `outcome()` raises if the run had to end early.
@@ -88,9 +110,10 @@ class Trainer:
                 config=config,
                 build_job=build_job,
                 retries=execution.retries,
+                wording=wording,
                 on_change=self.events.on_change,
             )
-            self._execute(loop, title)
+            self._execute(loop, title, part)
             return loop
         finally:
             leases.close()
@@ -102,6 +125,7 @@ class Trainer:
         build_job: JobBuilder,
         title: str,
         store: TrialStore | None = None,
+        wording: Wording = OF_A_SEARCH,
     ) -> SearchLoop:
         """Train plans whole, as far as the record does not hold them; arguments as for `run`."""
         store = store or self.store
@@ -118,9 +142,10 @@ class Trainer:
             config=self.subject.search.model_copy(update=changes),
             build_job=build_job,
             title=title,
+            wording=wording,
         )
 
-    def _execute(self, loop: SearchLoop, title: str | None) -> None:
+    def _execute(self, loop: SearchLoop, title: str | None, part: SearchPart) -> None:
         executor = self._executor()
         loop.frees_machine = executor.frees_machine
         run = Run(
@@ -128,6 +153,8 @@ class Trainer:
             objectives=self.subject.objectives,
             workers=executor.workers,
             is_search=title is None,
+            part=part.text,
+            is_last=part.is_last,
         )
         self.events.on_start(run, loop.snapshot)
         is_over = False
@@ -257,7 +284,8 @@ def prepare_once(study: Study, events: Events) -> None:
     with FileLock(lock, f"the data set {data.folder}, which another driver makes"):
         if not data.folder.is_dir():
             events.on_message(f"preparing {data.folder} ...")
-            study.prepare_data(workers=cpu_count())
+            made = study.prepare_data(workers=cpu_count())
+            events.on_message(f"lines: {lines_text(made.folder)}")
 
 
 def advise(study: Study) -> None:

@@ -124,13 +124,19 @@ def status_values(status: Status, objectives: Objectives) -> dict[str, Any]:
             "interrupted": len(status.interrupted),
             "failed": len(status.failed),
         },
-        "drivers": list(status.drivers),
+        "drivers": status.active_drivers,
         "trials_per_hour": status.trials_an_hour,
         "seconds_left": status.seconds_left,
         "front": [trial_values(trial) for trial in status.front],
         "baseline": None if status.baseline is None else trial_values(status.baseline),
         "running": [
-            trial_values(running.trial) | {"driver": running.driver, "is_alive": running.is_alive}
+            trial_values(running.trial)
+            | {
+                "driver": running.driver,
+                "is_alive": running.is_alive,
+                "updates": None if running.updates is None else running.updates.done,
+                "updates_wanted": None if running.updates is None else running.updates.total,
+            }
             for running in status.unfinished
         ],
         "failed": [

@@ -23,6 +23,8 @@ from nas_attn.engine.status import ChildStudy, RunningStatus, Status
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.failures import FailureKind
 from nas_attn.workflows.confirm import failed_by_trial
+from nas_attn.workflows.events import Run
+from nas_attn.workflows.values import status_values
 from tests.helpers.fakes import (
     OBJECTIVES,
     FakeExecutor,
@@ -169,6 +171,50 @@ def test_a_study_without_a_trial() -> None:
     assert "no driver active" in text
     assert "nothing to plot yet" in text
     assert rate_text(empty) == "no driver active"
+
+
+def test_a_driver_that_works_beside_is_active(status: Status) -> None:
+    """Between trials of a search, single conversions may be measured."""
+    beside = ChildStudy(name=EVIL, finished=32, running=2, failed=0, drivers=("here-2",))
+    status = replace(status, unfinished=[], drivers=[], children=[beside])
+    assert "0 running and 2 beside" in status_line(status)
+    assert f"1 driver active on {SHOWN}" in render(status_screen(status, OBJECTIVES), 200)
+    assert status_values(status, OBJECTIVES)["drivers"] == ["here-2"]
+    dead = replace(status, children=[replace(beside, drivers=())])
+    assert rate_text(dead).startswith("no driver active")
+    assert "beside" not in status_line(dead)
+
+
+def test_no_front_is_printed_between_rounds(
+    snapshot: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would look like the end of the search."""
+    caplog.set_level(logging.INFO)
+    shown = {}
+    for part in ("round 1 of 2", "round 2 of 2"):
+        events = live.TerminalEvents()
+        is_last = part == "round 2 of 2"
+        with console.capture() as capture:
+            run = Run(
+                title="study",
+                objectives=OBJECTIVES,
+                workers=2,
+                is_search=True,
+                part=part,
+                is_last=is_last,
+            )
+            events.on_start(run, lambda: snapshot)
+            events.on_change(lambda: snapshot)
+            events.on_end(lambda: snapshot)
+        shown[is_last] = capture.get()
+        assert f"study, {part}" in shown[is_last]
+        assert f"{part}: 11 of 12 finished" in caplog.text
+    beside = Run(title="study, the baseline", objectives=OBJECTIVES, workers=2, is_search=False)
+    events.on_start(beside, lambda: snapshot)
+    events.on_change(lambda: snapshot)
+    assert caplog.messages[-1].startswith("study, the baseline: 11 of 12 finished")
+    assert "front so far" in shown[True]
+    assert "front so far" not in shown[False]
 
 
 def test_ascii_only(status: Status) -> None:

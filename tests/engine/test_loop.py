@@ -10,9 +10,11 @@ from optuna.trial import TrialState
 from nas_attn.attention.counting import count_plan
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.trial_record import front
+from nas_attn.engine.wording import Wording
 from nas_attn.pareto import dominates
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.report.formatting import state_text
+from nas_attn.trials.failures import FailureKind
 from nas_attn.trials.job import StartFolders, TrialJob, TrialResult, Validation
 from tests.helpers.fakes import (
     BASELINE,
@@ -277,3 +279,23 @@ def test_expected_costs_are_kept_with_a_trial(tmp_path: Path) -> None:
     for trial in loop.store.trials():
         assert trial.plan is not None
         assert dict(trial.costs) == dict(FakeCosts().known(trial.plan))
+
+
+def test_what_is_measured_beside_a_search_is_no_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its numbers are not those of the search's trials."""
+    caplog.set_level("INFO")
+    loop = make_loop(tmp_path, trials=12)
+    loop.wording = Wording("conversion", change="change")
+    for result in (
+        TrialResult(losses=(3.911,), measured={"change": 0.0503}),
+        TrialResult(error="no room", failure=FailureKind.TRAINING),
+    ):
+        job = loop.next_job()
+        assert job is not None
+        assert loop.snapshot().running[0].name.startswith("conversion ")
+        loop.finish(job.number, result)
+    assert "conversion 1 of 12: loss 3.9110, +0.0503, " in caplog.messages[0]
+    assert "conversion 2 of 12 failed: no room" in caplog.messages
+    assert "trial" not in caplog.text

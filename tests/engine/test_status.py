@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,11 +11,21 @@ from pathlib import Path
 import pytest
 
 from nas_attn.engine.leases import live_drivers
+from nas_attn.engine.snapshot import RunningTrial, Snapshot, Tally
 from nas_attn.engine.status import BUDGET, RunningStatus, Status, read_status
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.trials.job import Validation
-from tests.helpers.fakes import OBJECTIVES, FakeExecutor, fail_trial_3, kill_drivers, make_loop
+from nas_attn.trials.updates import Updates, latest_updates
+from nas_attn.workflows.events import LogEvents
+from tests.helpers.fakes import (
+    BASELINE,
+    OBJECTIVES,
+    FakeExecutor,
+    fail_trial_3,
+    kill_drivers,
+    make_loop,
+)
 
 HOUR = 3600.0
 
@@ -78,6 +89,39 @@ def test_what_runs_and_who_runs_it(tmp_path: Path) -> None:
     assert [waiting.driver for waiting in status.interrupted] == [loop.leases.driver]
 
 
+def test_how_far_a_training_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it has validated, its log says so; fairseq prints a line every 100 updates."""
+    start, seed = tmp_path / "seed-1" / "start", tmp_path / "seed-1"
+    first = ("fairseq-train", "x", "--max-epoch=3", "--save-dir", str(start))
+    second = ("fairseq-train", "x", "--max-update=80", "--save-dir", str(seed / "checkpoints"))
+    assert latest_updates((first, second)) is None
+    seed.mkdir()
+    line = "| INFO | train_inner | epoch 002:     34 / 266 loss=7.096, num_updates=300, lr=0.002\n"
+    (seed / "start.log").write_text("no updates yet\n")
+    assert latest_updates((first, second)) is None
+    (seed / "start.log").write_text(line)
+    assert latest_updates((first, second)) == Updates(300, 798)
+    (tmp_path / "train.log").write_text(line)
+    monkeypatch.chdir(tmp_path)
+    assert latest_updates([("nas-attn", "convert", "best.pt")]) is None
+    loop = make_loop(tmp_path)
+    job = loop.next_job()
+    assert job is not None
+    heard = LogEvents()
+    with caplog.at_level(logging.INFO, logger="nas_attn.workflows.events"):
+        loop.trains(job.number, latest_updates((first, second)))
+        heard.on_change(loop.snapshot)
+        heard._said -= 90
+        heard.on_change(loop.snapshot)
+    assert caplog.messages[-1] == "trial 0: 300 of 798 updates"
+    loop.store.annotate(job.number, {"starts": [first], "commands": [second]})
+    (running,) = read(TrialStore("fake", loop.store.storage, OBJECTIVES)).running
+    assert running.updates is not None
+    assert running.updates.text == "300 of 798"
+
+
 def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
     store = make_loop(tmp_path).store
     store.set_metadata(BUDGET, 40)
@@ -114,6 +158,38 @@ def test_the_rate_of_long_trials_is_that_of_the_last_few(trials: Sequence[TrialR
     assert ended(trials, [5]).trials_an_hour == pytest.approx(1 / 10)
     assert ended(trials, []).trials_an_hour is None
     assert ended(trials, []).seconds_left is None
+
+
+def test_the_baseline_says_nothing_of_warm_trials(trials: Sequence[TrialRecord]) -> None:
+    """It is trained whole, and they are fine-tuned."""
+    first = replace(ended(trials, [5]).trials[0], is_baseline=True)
+    warm = [replace(t, is_warm=True) for t in ended(trials, [9, 9.1, 9.3, 9.5]).trials[1:]]
+    warm = [replace(trial, started=9 * HOUR) for trial in warm]
+    begun = RunningStatus(trial=replace(trials[-1], is_warm=True), driver="one", is_alive=True)
+    status = replace(ended(trials, []), trials=[first], unfinished=[begun])
+    assert status.trials_an_hour is None
+    assert status.seconds_left is None
+    status = replace(status, trials=[first, *warm])
+    assert status.trials_an_hour == pytest.approx(3)
+    assert status.seconds_left == pytest.approx(16 / 3 * HOUR)
+
+
+def test_time_is_left_as_trials_of_the_same_kind_took(trials: Sequence[TrialRecord]) -> None:
+    """Nothing is said of what is fine-tuned, before the first such trial is over."""
+    whole = replace(next(t for t in trials if t.is_trained), is_baseline=True, seconds=600.0)
+    tally, begun = Tally(), time.time() - 20
+    tally.update([whole], [0])
+    now = Snapshot(budget=5, finished=1, starts_warm=True)
+    warm = RunningTrial(
+        number=1, name="trial 1", plan=BASELINE, cost=1, started=begun, is_warm=True
+    )
+    now = replace(now, running=(warm,), mean_seconds=tally.mean_seconds)
+    assert now.seconds_left(1) is None
+    assert replace(now, running=(), starts_warm=False).seconds_left(1) == 4 * 600
+    tuned = replace(whole, is_baseline=False, is_warm=True, seconds=60.0)
+    tally.update([whole, tuned], [0, 1])
+    now = replace(now, finished=2, mean_seconds=tally.mean_seconds)
+    assert now.seconds_left(1) == pytest.approx(40 + 2 * 60, abs=1)
 
 
 def test_a_search_that_does_not_run_keeps_its_rate(trials: Sequence[TrialRecord]) -> None:

@@ -33,6 +33,17 @@ def test_settings_must_stay(tmp_path: Path) -> None:
         keep_settings(store, {"training": {"lr": 0.2, "seeds": [1, 2]}})
 
 
+def test_every_setting_that_differs_has_a_line(tmp_path: Path) -> None:
+    store = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
+    keep_settings(store, {"training": {"lr": 0.1, "seeds": [1, 2]}, "metric": "loss"})
+    with pytest.raises(SearchError) as caught:
+        keep_settings(store, {"training": {"lr": 0.2, "seeds": [1]}, "metric": "loss"})
+    assert str(caught.value).splitlines()[1:3] == [
+        "  training.lr (0.1, now 0.2)",
+        "  training.seeds ([1, 2], now [1])",
+    ]
+
+
 def test_another_space_is_measured_by_sensitivity(tmp_path: Path) -> None:
     store = TrialStore("one", open_storage(None, tmp_path), OBJECTIVES, create=True)
     keep_settings(store, {"space": {"decide": "site"}})

@@ -140,6 +140,7 @@ def _advance(loop: SearchLoop, trial: TrialRun) -> bool:
             loop.finish(number, trial.result or trial.spent())
             return True
     if trial.result is None:
+        loop.trains(number, trial.updates())
         return False
     loop.finish(number, trial.result)
     return True
