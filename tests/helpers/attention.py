@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_attn.attention import Attention, build_attention
+from nas_attn.attention import SCHEMES, Attention, build_attention
 from nas_attn.attention.thresholds import BUILT_IN
 from nas_attn.conversion import RecordedCall
 
@@ -128,3 +128,12 @@ def distance(one: Attention, other: Attention, call: RecordedCall) -> float:
         for m in (one, other)
     ]
     return float((outputs[0] - outputs[1]).abs().max())
+
+
+def schemes_but_long(*often: str) -> list[Any]:
+    """All schemes, slow; those that are not named are long as well."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(name, marks=[slow] if name in often else [slow, pytest.mark.long])
+        for name in SCHEMES
+    ]

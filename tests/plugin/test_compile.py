@@ -10,17 +10,17 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from fairseq_plugin.adapter import FairseqAttention
-from nas_attn.attention import SCHEMES
-from tests.helpers.attention import inputs, make
+from tests.helpers.attention import inputs, make, schemes_but_long
 from tests.helpers.devices import devices
 
 STEPS = 60
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 @devices
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", schemes_but_long("collaborative", "head_embedding_add", "shared_key_value", "latent")
+)
 def test_few_compilations_in_incremental_decoding(scheme: str, device: str) -> None:
     """fairseq's state is Python's, so a step is more than one graph; but no step needs new ones."""
     attention = FairseqAttention(make(scheme), decoder_self_attention=True).to(device)

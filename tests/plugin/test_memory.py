@@ -9,12 +9,13 @@ import torch
 from fairseq import utils
 from torch import Tensor
 
-from nas_attn.attention import SCHEMES
 from nas_attn.fairseq_tools.data import PreparedData
+from tests.helpers.attention import schemes_but_long
 from tests.helpers.devices import devices, needs_cuda
 from tests.helpers.grouped import GROUPED, LAYERS, Bench
 
-PLAIN = [pytest.param(scheme, "", marks=pytest.mark.slow) for scheme in SCHEMES]
+SHORT = schemes_but_long("collaborative", "grouped_head", "latent", "none")
+PLAIN = [pytest.param(*scheme.values, "", marks=scheme.marks) for scheme in SHORT]
 FEATURES = [("grouped_head", f"--feature={name}") for name in ("value", "attention", "output")]
 FIRST, SECOND = (0, 1, 2, 3), (4, 5)
 
@@ -57,8 +58,7 @@ def test_checkpointed_activations(
         assert float((gradient - without).norm()) > 1e-2 * float(without.norm())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SHORT)
 def test_accumulated_gradients(scheme: str, tiny_translation: PreparedData) -> None:
     """Of two batches they are those of one, where nothing is compared over a batch."""
     bench = Bench(tiny_translation, "--criterion=label_smoothed_cross_entropy", arch=scheme)
