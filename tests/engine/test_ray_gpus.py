@@ -83,7 +83,10 @@ def test_what_a_trial_asks_ray_for() -> None:
 
 @pytest.mark.slow
 @filter_warnings
-@pytest.mark.parametrize(("gpus", "most", "names"), [(0.5, 2, {"0", "1"}), (2, 1, {"0,1"})])
+@pytest.mark.parametrize(
+    ("gpus", "most", "names"),
+    [(0.5, 2, {"0", "1"}), pytest.param(2, 1, {"0,1"}, marks=pytest.mark.long)],
+)
 def test_trainings_see_the_gpus_of_their_trial(
     gpus: float, most: int, names: set[str], tiny_translation: PreparedData, tmp_path: Path
 ) -> None:

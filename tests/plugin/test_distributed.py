@@ -75,7 +75,9 @@ def difference(weights: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     return max(
         float((weights[name] - other).abs().max())
         for name, other in others.items()
-        if other.is_floating_point() and not name.endswith(("k_proj.bias", ".shift"))
+        if other.is_floating_point()
+        and other.numel()
+        and not name.endswith(("k_proj.bias", ".shift"))
     )
 
 
