@@ -209,6 +209,7 @@ def trials_of(study: Path, runs: Path) -> list[TrialRecord]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files open
 def test_another_node_goes_on_where_a_killed_one_was(
     nodes: RayNodes, tiny_translation: PreparedData, tmp_path: Path
