@@ -139,8 +139,8 @@ class FairseqAttention(nn.Module):
                 )
                 keys, values = decoded.keys.tokens, decoded.values.tokens
                 key_padding_mask = decoded.padding
-            of_queries = self.query_padding_mask if static_kv else key_padding_mask
             if self.attention.wants_query_padding:
+                of_queries = self.query_padding_mask if static_kv else key_padding_mask
                 self.attention.query_padding_mask = _last(time, of_queries)
             output, weights = self._attend(
                 query, keys, values, key_padding_mask, attn_mask, need_weights
