@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from nas_attn.conversion.nesting import plan_nests
 from nas_attn.engine.config import SearchConfig
+from nas_attn.engine.known_costs import KnownCostSampler
 from nas_attn.engine.ladder import ancestors_of, parents_of
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import PlanCosts, certain_excess, expected_costs
@@ -40,6 +41,10 @@ from nas_attn.space import Dimension, Option, SearchSpace
 
 MAX_REFUSALS = 8
 """Proposals in a row that repeat plans or break limits before the stratified proposer is asked."""
+
+
+OUR_SAMPLERS = ("stratified_random", "known_cost")
+"""Samplers that are not Optuna's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +167,8 @@ class Proposer:
         self._refusals = 0
         self._baselines: set[int] = set()
         self._trained: set[int] = set()
+        self._plans: dict[int, AttentionPlan] = {}
+        self._losses: dict[int, TrialRecord] = {}
 
     @property
     def counted(self) -> int:
@@ -215,6 +222,8 @@ class Proposer:
             self._baselines.discard(trial.number)
         if trial.is_trained:
             self._trained.add(trial.number)
+            if trial.duplicate_of is None:
+                self._losses[trial.number] = trial
         self._untold.append(partial(self._history.end, trial))
 
     def written(self) -> None:
@@ -243,10 +252,10 @@ class Proposer:
             params = {} if chosen is None else answers_of(self.space, chosen)
         elif self.waits:
             return None
-        elif self._asks_sampler():
+        elif self._asks_optuna():
             plan, params, system = self._ask(number)
         else:
-            found = self._spread()
+            found = self._known_cost(number) or self._spread()
             if found is None:
                 return None
             plan, params = self.space.plan(found), answers_of(self.space, found)
@@ -312,10 +321,13 @@ class Proposer:
     def _axis(self, plan: AttentionPlan) -> float:
         return expected_costs(self.costs, plan)[0][self.objectives.primary_cost]
 
-    def _asks_sampler(self) -> bool:
-        is_start = self._counted - 1 < self.config.startup_trials
+    @property
+    def _starts(self) -> bool:
+        return self._counted - 1 < self.config.startup_trials
+
+    def _asks_optuna(self) -> bool:
         is_stuck = self._refusals >= MAX_REFUSALS
-        return not (is_start or is_stuck or self.config.sampler == "stratified_random")
+        return not (self._starts or is_stuck or self.config.sampler in OUR_SAMPLERS)
 
     def _ask(
         self, number: int
@@ -344,6 +356,21 @@ class Proposer:
         history.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return self.space.plan(chosen), params, dict(frozen.system_attrs)
 
+    def _known_cost(self, number: int) -> tuple[Option, ...] | None:
+        """What the losses so far let propose, where the sampler asks them."""
+        if self._starts or self.config.sampler != "known_cost":
+            return None
+        return self._sampler.propose(
+            number,
+            [self._losses[n] for n in sorted(self._losses)],
+            [self._plans[n] for n in sorted(self._running) if n in self._plans],
+            lambda plan: plan.dumps() not in self._known and self._excess(plan) is None,
+        )
+
+    @cached_property
+    def _sampler(self) -> KnownCostSampler:
+        return KnownCostSampler(self._stratified)
+
     def _spread(self) -> tuple[Option, ...] | None:
         started = self._counted - 1
         return self._stratified.propose(
@@ -360,6 +387,7 @@ class Proposer:
         if trial.uses_budget and trial.plan is not None:
             self._counted += 1
             self._known.setdefault(trial.plan.dumps(), trial.number)
+            self._plans[trial.number] = trial.plan
             if trial.is_baseline:
                 self._baselines.add(trial.number)
 

@@ -190,16 +190,20 @@ class WarmStartConfig(ConfigModel):
         return self.source == "baseline"
 
 
+KNOWN_COST_STARTS = 4
+
+
 class SearchConfig(ConfigModel):
     """How plans are proposed."""
 
     trials: Annotated[int, Field(ge=1)] = 24
     """Number of trials, the baseline included; proposals that repeat a plan are free."""
-    sampler: Literal["tpe", "nsga2", "gp", "random", "stratified_random"] = "tpe"
-    """Sampler of Optuna that proposes plans; `stratified_random` spreads them over the first
-    cost."""
+    sampler: Literal["tpe", "nsga2", "gp", "random", "stratified_random", "known_cost"] = "tpe"
+    """What proposes plans: `known_cost` by the losses of others and the exact first cost of all;
+    `stratified_random` spread evenly over that cost; the others are Optuna's."""
     startup_trials: Annotated[int, Field(ge=0)] = 8
-    """Trials spread evenly over the first cost before the sampler takes over."""
+    """Trials spread evenly over the first cost before the sampler takes over; left out, 4 with
+    `known_cost`."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     """Random seed of the proposals."""
     stopping: StoppingConfig = StoppingConfig()
@@ -224,6 +228,13 @@ class SearchConfig(ConfigModel):
     sampler."""
     give_up_after: Annotated[int, Field(ge=1)] = 5
     """The search ends when this many trials in a row have failed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _startup_of_sampler(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("sampler") == "known_cost":
+            return {"startup_trials": KNOWN_COST_STARTS, **data}
+        return data
 
     @property
     def predicts(self) -> bool:

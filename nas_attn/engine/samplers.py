@@ -7,7 +7,7 @@ axis; then a sampler of Optuna's takes over. "Stratified random" never lets it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler
 
 from nas_attn.engine.config import SearchConfig
+from nas_attn.known_cost.spread import CostSpread
 from nas_attn.plan import AttentionPlan
 from nas_attn.space import Dimension, Option, SearchSpace
-
-CANDIDATES = 4096
-"""Random plans among which the one nearest to a wanted size is taken."""
 
 
 class StratifiedSampler:
@@ -48,23 +46,23 @@ class StratifiedSampler:
         self.seed = seed
         # Parameters add over units: a table replaces building a plan for every candidate.
         first = [unit.alternatives[0] for unit in space.units]
-        self._base = parameters(space.plan(first))
-        self._tables = []
+        self.base = parameters(space.plan(first))
+        self.tables = []
         for index, unit in enumerate(space.units):
             sizes = []
             for alternative in unit.alternatives:
                 changed = [*first[:index], alternative, *first[index + 1 :]]
-                sizes.append(parameters(space.plan(changed)) - self._base)
-            self._tables.append(np.array(sizes))
-        self._ascending = [np.argsort(table, kind="stable") for table in self._tables]
-        self.low = self._base + sum(int(table.min()) for table in self._tables) + self._sight()
-        self.high = self._base + sum(int(table.max()) for table in self._tables)
-        self._end = self.high if most is None else max(self.low, min(self.high, most))
+                sizes.append(parameters(space.plan(changed)) - self.base)
+            self.tables.append(np.array(sizes))
+        self.low = self.base + sum(int(table.min()) for table in self.tables) + self._sight()
+        self.high = self.base + sum(int(table.max()) for table in self.tables)
+        self.end = self.high if most is None else max(self.low, min(self.high, most))
+        self._spread = CostSpread(self.tables, self.base, seed, self.low, self.end)
 
     def _sight(self) -> int:
         """What the smallest plan needs beyond the smallest choices to see the source."""
         dearer = []
-        for unit, sizes in zip(self.space.units, self._tables, strict=True):
+        for unit, sizes in zip(self.space.units, self.tables, strict=True):
             seeing = [s for s, o in zip(sizes, unit.alternatives, strict=True) if not o.is_blind]
             if "encoder_decoder" in unit.sites and seeing:
                 dearer.append(int(min(seeing) - sizes.min()))
@@ -86,49 +84,17 @@ class StratifiedSampler:
         Returns:
             An alternative for each unit; None if no free plan was found.
         """
-        generator = np.random.default_rng([self.seed, index])
-        picks = self._candidates(generator)
-        added = np.stack([t[picks[:, u]] for u, t in enumerate(self._tables)])
-        sizes = self._base + added.sum(axis=0)
-        wanted = self.low + _spread(index) * (self._end - self.low)
-        for candidate in np.argsort(np.abs(sizes - wanted), kind="stable"):
-            chosen = tuple(
-                unit.alternatives[pick]
-                for unit, pick in zip(self.space.units, picks[candidate], strict=True)
-            )
-            plan = self.space.plan(chosen)
-            if plan.dumps() not in taken and allows(plan):
-                return chosen
-        return None
 
-    def _candidates(self, generator: np.random.Generator) -> np.ndarray[Any, Any]:
-        """Random plans as indices (candidates, units): all of a small space, else half drawn
-        evenly and half leaning to small or large, which evenly drawn plans of many units never
-        are."""
-        counts = [len(table) for table in self._tables]
-        if self.space.size <= CANDIDATES:
-            every = np.indices(counts).reshape(len(counts), -1).T
-            return generator.permutation(every)
-        even = generator.random((CANDIDATES // 2, len(counts)))
-        lean = generator.random((CANDIDATES // 2, 1))
-        leaning = np.clip(lean + generator.normal(0.0, 0.2, (CANDIDATES // 2, len(counts))), 0, 1)
-        picks = np.empty((CANDIDATES, len(counts)), dtype=np.int64)
-        for unit, (count, order) in enumerate(zip(counts, self._ascending, strict=True)):
-            ranks = np.minimum((leaning[:, unit] * count).astype(np.int64), count - 1)
-            drawn = np.minimum((even[:, unit] * count).astype(np.int64), count - 1)
-            picks[:, unit] = np.concatenate([drawn, order[ranks]])
-        return picks
+        def is_free(picks: tuple[int, ...]) -> bool:
+            plan = self.space.plan(self.options(picks))
+            return plan.dumps() not in taken and allows(plan)
 
+        picks = self._spread.propose(index, is_free)
+        return None if picks is None else self.options(picks)
 
-def _spread(index: int) -> float:
-    """0, 1, then the van der Corput sequence in base 2: 1/2, 1/4, 3/4, 1/8, ..."""
-    if index < 2:
-        return float(index)
-    value, weight, rest = 0.0, 0.5, index - 1
-    while rest:
-        value += weight * (rest & 1)
-        weight, rest = weight / 2, rest >> 1
-    return value
+    def options(self, picks: Sequence[int]) -> tuple[Option, ...]:
+        """The alternatives of all units, given their indices."""
+        return tuple(u.alternatives[pick] for u, pick in zip(self.space.units, picks, strict=True))
 
 
 def make_sampler(config: SearchConfig, number: int) -> BaseSampler:

@@ -29,7 +29,7 @@ from tests.helpers.fakes import (
     trained,
 )
 
-SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random"]
+SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random", "known_cost"]
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas_attn.engine.samplers import StratifiedSampler, _spread
+from nas_attn.engine.samplers import StratifiedSampler
+from nas_attn.known_cost.spread import fraction
 from nas_attn.plan import AttentionPlan
 from tests.helpers.fakes import make_sizer, make_space
 
@@ -32,7 +33,7 @@ def propose(decide: str, count: int, seed: int = 1) -> tuple[StratifiedSampler, 
 
 
 def test_the_order_of_targets() -> None:
-    assert [_spread(index) for index in range(6)] == [0.0, 1.0, 0.5, 0.25, 0.75, 0.125]
+    assert [fraction(index) for index in range(6)] == [0.0, 1.0, 0.5, 0.25, 0.75, 0.125]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ def test_tables_add_up() -> None:
     for _ in range(20):
         picks = [generator.randrange(len(unit.alternatives)) for unit in space.units]
         chosen = [u.alternatives[p] for u, p in zip(space.units, picks, strict=True)]
-        added = sum(int(t[p]) for t, p in zip(proposer._tables, picks, strict=True))
-        assert proposer._base + added == parameters(space.plan(chosen))
+        added = sum(int(t[p]) for t, p in zip(proposer.tables, picks, strict=True))
+        assert proposer.base + added == parameters(space.plan(chosen))
 
 
 def test_seeds() -> None:

@@ -16,7 +16,7 @@ LAYERS = {
     "curves": 0, "errors": 0, "files": 0, "knapsack": 0, "light_fairseq": 0, "literals": 0,
     "machine": 0, "masking": 0, "measures": 0, "pareto": 0, "plan": 0, "private": 0, "pruned": 0,
     "rank_agreement": 0, "shell": 0, "validation_log": 0, "yaml_file": 0,
-    "attention": 1, "space": 1,
+    "attention": 1, "known_cost": 1, "space": 1,
     "conversion": 2,
     "trials": 3,
     "fairseq_tools": 4, "simulation": 4,

@@ -1,0 +1,1 @@
+"""Proposals where one objective is known exactly before anything is tried."""
