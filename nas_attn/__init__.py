@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas_attn.attention import build_attention
     from nas_attn.conversion import convert_model, load_converted, save_converted
     from nas_attn.fronts import predict_front
+    from nas_attn.known_cost.optuna_sampler import KnownCostSampler
     from nas_attn.plan import AttentionPlan
     from nas_attn.space import SearchSpace
     from nas_attn.study import Study
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "AttentionPlan": "nas_attn.plan",
+    "KnownCostSampler": "nas_attn.known_cost.optuna_sampler",
     "Results": "nas_attn.api",
     "SearchSpace": "nas_attn.space",
     "Study": "nas_attn.study",
@@ -43,6 +45,7 @@ _MODULES = {
 
 __all__ = [
     "AttentionPlan",
+    "KnownCostSampler",
     "Results",
     "SearchSpace",
     "Study",

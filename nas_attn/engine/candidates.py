@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from nas_attn.conversion.nesting import plan_nests
 from nas_attn.engine.config import SearchConfig
-from nas_attn.engine.known_costs import KnownCostSampler
+from nas_attn.engine.known_costs import KnownCostSearch
 from nas_attn.engine.ladder import ancestors_of, parents_of
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import PlanCosts, certain_excess, expected_costs
@@ -368,8 +368,8 @@ class Proposer:
         )
 
     @cached_property
-    def _sampler(self) -> KnownCostSampler:
-        return KnownCostSampler(self._stratified)
+    def _sampler(self) -> KnownCostSearch:
+        return KnownCostSearch(self._stratified)
 
     def _spread(self) -> tuple[Option, ...] | None:
         started = self._counted - 1

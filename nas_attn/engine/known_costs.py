@@ -19,7 +19,7 @@ LEAST_LOSSES = 2
 """Losses without which nothing can be said of others."""
 
 
-class KnownCostSampler:
+class KnownCostSearch:
     """Proposes plans by the losses of others and by what all cost.
 
     Args:

@@ -31,8 +31,11 @@ MOST_TRIED = 500
 """Tried points that the surrogate sees."""
 MARGIN = 0.1
 """The weakest loss that counts is worse than the front's by this share of what the front spans."""
+BEYOND = 0.05
+"""The dearest cost that counts lies beyond the dearest point by this share of the range, so that
+the best of the dearest points is sought, too."""
 STEPS = 10**6
-"""Whole numbers that a drawn table spans in the knapsack."""
+"""Whole numbers that a drawn table spans in the knapsack, and costs that are not whole."""
 
 Front = Sequence[tuple[float, float]]
 """Costs and losses that nothing dominates, by rising cost."""
@@ -76,10 +79,18 @@ class KnownCostProposer:
     ) -> None:
         self.seed = seed
         self._tables = [np.array([choice.cost for choice in choices]) for choices in units]
-        self.spread = CostSpread(self._tables, base, seed, high=limit)
-        self.costs = costs or (lambda picks: np.asarray(self.spread.costs(picks), float))
-        self._most = self.spread.high
+        self.spread = CostSpread(self._tables, base, seed, costs=costs)
+        self._limit = np.inf if limit is None else limit
+        self.spread.high = min(self.spread.high, self._limit)
+        span = float(sum(np.ptp(table) for table in self._tables)) or 1.0
+        is_whole = all(np.array_equal(table, np.rint(table)) for table in self._tables)
+        steps = 1.0 if is_whole else STEPS / span
+        self._whole = [np.rint(table * steps).astype(int) for table in self._tables]
         self._alikeness = Alikeness(units)
+
+    def costs(self, picks: Picks) -> Floats:
+        """The exact costs of points given as indices of choices (points, units)."""
+        return np.asarray(self.spread.costs(picks), float)
 
     def propose(
         self, number: int, history: History, is_free: Callable[[tuple[int, ...]], bool]
@@ -100,10 +111,12 @@ class KnownCostProposer:
         known = np.concatenate([history.tried, history.running])
         places, front, weakest = self._front(surrogate, known)
         candidates = self._candidates(surrogate, generator, known[places])
-        costs = self.costs(candidates)
-        candidates, costs = candidates[costs <= self._most], costs[costs <= self._most]
+        candidates = candidates[self.costs(candidates) <= self._limit]
         means, spreads = surrogate.predict(candidates)
-        gains = expected_gains(costs, means, spreads, front, (self._most, weakest))
+        costs = self.costs(candidates)
+        most = max(self.spread.high, costs.max(initial=0.0))
+        end = most + BEYOND * (most - self.spread.low)
+        gains = expected_gains(costs, means, spreads, front, (end, weakest))
         for index in np.argsort(-gains, kind="stable"):
             point = tuple(candidates[index].tolist())
             if is_free(point):
@@ -114,9 +127,9 @@ class KnownCostProposer:
         """The surrogate of a history; of a long one the nearest to the front, and random others."""
         tried, losses, noise = history.tried, history.losses, history.noise
         if len(losses) > MOST_TRIED:
-            front = np.minimum.accumulate(losses[order := np.argsort(self.costs(tried))])
+            order = np.lexsort((losses, self.costs(tried)))
             excess = np.empty(len(losses))
-            excess[order] = losses[order] - front
+            excess[order] = losses[order] - np.minimum.accumulate(losses[order])
             nearest = np.argsort(excess, kind="stable")
             others = generator.permutation(nearest[MOST_TRIED // 2 :])[: MOST_TRIED // 2]
             seen = np.sort(np.concatenate([nearest[: MOST_TRIED // 2], others]))
@@ -131,7 +144,7 @@ class KnownCostProposer:
         costs = self.costs(known)
         places: list[int] = []
         for index in np.lexsort((means, costs)).tolist():
-            if costs[index] <= self._most and (not places or means[index] < means[places[-1]]):
+            if costs[index] <= self._limit and (not places or means[index] < means[places[-1]]):
                 places.append(index)
         losses = means[places] if places else means
         span = float(np.ptp(losses)) or float(np.ptp(means)) or 1.0
@@ -145,7 +158,7 @@ class KnownCostProposer:
             return self.spread.candidates(generator)
         drawn = surrogate.draw_tables(generator, DRAWS)
         found = [self._solve(table) for table in drawn]
-        found += [self.spread.candidates(generator)[:: CANDIDATES // RANDOM]]
+        found += [generator.permutation(self.spread.candidates(generator))[:RANDOM]]
         found += [self._changes(front, generator)]
         return np.unique(np.concatenate(found), axis=0)
 
@@ -164,8 +177,8 @@ class KnownCostProposer:
         scale = STEPS / (float(np.ptp(table)) or 1.0)
         losses = np.split(np.rint(table * scale).astype(int), self._alikeness.starts[1:])
         modules = [
-            [Item(round(float(c)), int(loss)) for c, loss in zip(costs, of_unit, strict=True)]
-            for costs, of_unit in zip(self._tables, losses, strict=True)
+            [Item(int(cost), int(loss)) for cost, loss in zip(costs, of_unit, strict=True)]
+            for costs, of_unit in zip(self._whole, losses, strict=True)
         ]
         return np.array([solution.chosen for solution in solve(modules)], np.int64)
 

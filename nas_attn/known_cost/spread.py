@@ -28,6 +28,7 @@ class CostSpread:
         seed: Seed of the random points.
         low: Least cost of the range; None for that of the cheapest point.
         high: Largest cost of the range; None for that of the dearest point.
+        costs: Function that gives the exact costs of points, where they do not add up over units.
     """
 
     def __init__(
@@ -37,13 +38,19 @@ class CostSpread:
         seed: int,
         low: float | None = None,
         high: float | None = None,
+        costs: Callable[[Picks], Floats] | None = None,
     ) -> None:
         self._tables = list(tables)
         self._base = base
         self._seed = seed
         self._ascending = [np.argsort(table, kind="stable") for table in self._tables]
-        self.low = base + sum(table.min() for table in self._tables) if low is None else low
-        self.high = base + sum(table.max() for table in self._tables) if high is None else high
+        self.costs = costs or self._sums
+        ends = [base + sum(end(table) for table in self._tables) for end in (np.min, np.max)]
+        if costs is not None:
+            some = costs(self.candidates(np.random.default_rng(seed)))
+            ends = [float(some.min()), float(some.max())]
+        self.low = ends[0] if low is None else low
+        self.high = ends[1] if high is None else high
 
     @property
     def size(self) -> int:
@@ -53,8 +60,7 @@ class CostSpread:
             size *= len(table)
         return size
 
-    def costs(self, picks: Picks) -> npt.NDArray[Any]:
-        """The costs of points given as indices of choices (points, units)."""
+    def _sums(self, picks: Picks) -> npt.NDArray[Any]:
         added = np.stack([table[picks[:, u]] for u, table in enumerate(self._tables)])
         return np.asarray(self._base + added.sum(axis=0))
 
