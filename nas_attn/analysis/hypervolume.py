@@ -159,6 +159,16 @@ def progress_of(trials: Trials, reference: CurveReference | None = None) -> Hype
     )
 
 
+def growth(points: Sequence[tuple[float, ...]], reference: Sequence[float]) -> list[float]:
+    """Hypervolume of the first point, of the first two, and so on."""
+    front: list[tuple[float, ...]] = []
+    volumes = []
+    for point in points:
+        _insert(front, point)
+        volumes.append(hypervolume(front, reference))
+    return volumes
+
+
 def _insert(front: list[tuple[float, ...]], point: tuple[float, ...]) -> None:
     """Add a point to what nothing dominates."""
     if any(dominates(other, point) or other == point for other in front):

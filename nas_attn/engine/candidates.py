@@ -360,7 +360,7 @@ class Proposer:
         """What the losses so far let propose, where the sampler asks them."""
         if self._starts or self.config.sampler != "known_cost":
             return None
-        return self._sampler.propose(
+        return self.known_cost.propose(
             number,
             [self._losses[n] for n in sorted(self._losses)],
             [self._plans[n] for n in sorted(self._running) if n in self._plans],
@@ -368,7 +368,8 @@ class Proposer:
         )
 
     @cached_property
-    def _sampler(self) -> KnownCostSearch:
+    def known_cost(self) -> KnownCostSearch:
+        """What losses tell of plans that were not tried."""
         return KnownCostSearch(self._stratified)
 
     def _spread(self) -> tuple[Option, ...] | None:

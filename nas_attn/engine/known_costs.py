@@ -11,9 +11,10 @@ import numpy.typing as npt
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.known_cost.proposals import History, KnownCostProposer
+from nas_attn.known_cost.spread import Floats, Picks
 from nas_attn.known_cost.surrogate import Choice
 from nas_attn.plan import AttentionPlan
-from nas_attn.space import Option, SearchSpace
+from nas_attn.space import Option, SearchSpace, Unit
 
 LEAST_LOSSES = 2
 """Losses without which nothing can be said of others."""
@@ -60,6 +61,20 @@ class KnownCostSearch:
         )
         return None if picks is None else self._options(picks)
 
+    def random_reach(
+        self, trained: Sequence[TrialRecord], count: int, generator: np.random.Generator
+    ) -> tuple[Floats, Floats]:
+        """Costs and losses that random proposals may have had, by what is known of the space.
+
+        Args:
+            trained: Trials whose loss is known, two at least.
+            count: Number of proposals.
+            generator: Generator of the proposals and of their losses.
+        """
+        surrogate = self._proposer.surrogate(self.history(trained, ()), generator)
+        picks = np.stack([_random_picks(u, count, generator) for u in self.space.units], 1)
+        return self._proposer.costs(picks), surrogate.draw(generator, picks)
+
     def history(self, trained: Sequence[TrialRecord], running: Iterable[AttentionPlan]) -> History:
         """What is known, as far as it is of this space. Means of several seeds are less noisy."""
         known = [(self._picks(t.plan), t) for t in trained if t.plan is not None and t.point]
@@ -101,3 +116,10 @@ def choices_of(space: SearchSpace, tables: Sequence[npt.NDArray[Any]]) -> list[l
         ]
         for unit, costs in zip(space.units, tables, strict=True)
     ]
+
+
+def _random_picks(unit: Unit, count: int, generator: np.random.Generator) -> Picks:
+    """Alternatives of a unit as a random sampler answers: a scheme, then each of its options."""
+    schemes = [dict(option.picks)[unit.scheme.name] for option in unit.alternatives]
+    shares = 1.0 / np.bincount(schemes)[schemes] / len(set(schemes))
+    return generator.choice(len(schemes), count, p=shares / shares.sum())

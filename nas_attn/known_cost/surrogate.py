@@ -157,6 +157,21 @@ class Surrogate:
         spread = np.sqrt(np.maximum(alone - np.einsum("op,op->p", left, left), 1e-12))
         return across @ self._weights * self._scale + self._shift, spread * self._scale
 
+    def draw(self, generator: np.random.Generator, picks: Picks) -> Floats:
+        """Losses that points may turn out to have, noise included, drawn together."""
+        points = self.alikeness.one_hot(picks)
+        means, _ = self.predict(picks)
+        across = self._covariance(points)
+        left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
+        parts = self.alikeness.between(points, points)
+        covariance = np.tensordot(self.variances[:-1], parts, 1) + MEAN - left.T @ left
+        values, vectors = np.linalg.eigh(covariance)
+        spread = vectors @ (
+            np.sqrt(np.maximum(values, 0.0)) * generator.standard_normal(len(values))
+        )
+        spread += np.sqrt(self.variances[-1]) * generator.standard_normal(len(values))
+        return np.asarray(means + spread * self._scale)
+
     def believe(self, picks: Picks) -> None:
         """Take points for tried, each with the loss that is expected of it."""
         if not len(picks):

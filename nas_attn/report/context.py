@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nas_attn.analysis.agreement import Agreement
+from nas_attn.analysis.random_band import RandomBand
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.plan import SiteShape
 
@@ -31,6 +32,7 @@ class ReportContext:
         findings: Predictions from single conversions of the baseline, if they were measured.
         shapes: Shapes of the model's sites.
         module_parameters: Parameters of modules by site and choice, as far as they are on record.
+        band: What as many random proposals would have reached; None where that is not known.
         troubles: Faults and gaps of the report, in sentences.
         reload_seconds: Seconds after which the page reloads itself, as it will be written again.
         study: Arguments of commands that name the study, such as its file; none if it leaves no
@@ -53,6 +55,7 @@ class ReportContext:
     findings: SensitivityFindings | None = None
     shapes: Mapping[str, SiteShape] = field(default_factory=dict)
     module_parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    band: RandomBand | None = None
     troubles: Sequence[str] = ()
     reload_seconds: float | None = None
     study: Sequence[str] = ()

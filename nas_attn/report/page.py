@@ -36,6 +36,7 @@ from nas_attn.report.formatting import (
     time_text,
 )
 from nas_attn.report.page_data import (
+    STARTUP,
     PageParts,
     page_data,
     series_of,
@@ -97,7 +98,8 @@ def render_page(trials: Trials, context: ReportContext) -> str:
         "trains_predicted": _trains_predicted(trials, context),
         "has_models": bool(context.export_text),
         "progress": progress,
-        "has_startup": len(made.series) > 1,
+        "has_startup": any(s["name"] == STARTUP for s in made.series),
+        "reach": context.band.words(progress) if context.band and progress else "",
         "curves": made.curves,
         "left_out": len(trials) - len(shown),
         "confirmed": _confirmed_rows(context.confirmed),

@@ -126,9 +126,13 @@ byId("selected").querySelector("button").addEventListener("click", () => {
 
 function drawProgress() {
   const bySpent = byId("progress-x").value === "spent";
-  const traces = data.progress.map((series, index) => ({ x: bySpent ? series.spent : series.trials, y: series.share, name: series.name,
-    mode: "lines", line: { shape: "hv", color: [color("accent"), color("soft")][index], dash: ["solid", "dot"][index] },
-    hovertemplate: "%{x:,}: %{y:.1%}<extra></extra>" }));
+  const looks = { "this search": ["accent", "solid"], "random proposals": ["soft", "dash"] };
+  const traces = data.progress.flatMap((series) => {
+    const x = bySpent ? series.spent : series.trials, [hue, dash] = looks[series.name] ?? ["soft", "dot"];
+    const line = { x, y: series.share, name: series.name, mode: "lines", line: { shape: "hv", color: color(hue), dash }, hovertemplate: "%{x:,}: %{y:.1%}<extra></extra>" };
+    const edge = { x, mode: "lines", line: { shape: "hv", width: 0 }, hoverinfo: "skip", showlegend: false };
+    return series.low ? [{ ...edge, y: series.low }, { ...edge, y: series.high, fill: "tonexty", fillcolor: "rgba(128,128,128,.2)" }, line] : [line];
+  });
   return Plotly.react("chart-progress", traces, look({ showlegend: traces.length > 1,
     xaxis: { title: { text: bySpent ? safe(data.progress[0].unit) : "trials trained" } },
     yaxis: { title: { text: "share of the final hypervolume" }, tickformat: ".0%", rangemode: "tozero" } }), settings);

@@ -21,6 +21,7 @@ from nas_attn.report.predicted import predicted_data
 
 MAX_STOPPED = 60
 """Learning curves of trials that were stopped early."""
+STARTUP = "start-up trials only"
 MAX_UNITS = 18
 """Units of parallel coordinates: six layers at three sites."""
 
@@ -123,6 +124,7 @@ def series_of(
         return []
     names = ("trials", "spent", "share", "unit")
     series = [{"name": "this search", **{name: getattr(progress, name) for name in names}}]
+    series += _band(context, progress)
     search = context.settings.get("search", {})
     is_sampled = search.get("sampler", "stratified_random") != "stratified_random"
     if not is_sampled or "sensitivity" in (search.get("strategy"), search.get("enqueue")):
@@ -133,7 +135,7 @@ def series_of(
         share = [part * spread.final / progress.final for part in spread.share]
         series.append(
             {
-                "name": "start-up trials only",
+                "name": STARTUP,
                 "trials": [*spread.trials, progress.trials[-1]],
                 "spent": [*spread.spent, progress.spent[-1]],
                 "share": [*share, share[-1]],
@@ -141,6 +143,26 @@ def series_of(
             }
         )
     return series
+
+
+def _band(context: ReportContext, progress: HypervolumeCurve) -> list[dict[str, Any]]:
+    """What as many random proposals would have reached."""
+    shares = None if context.band is None else context.band.shares(progress)
+    if shares is None:
+        return []
+    trials = range(1, len(shares["middle"]) + 1)
+    each = progress.spent[-1] / progress.trials[-1]
+    return [
+        {
+            "name": "random proposals",
+            "trials": list(trials),
+            "spent": [each * count for count in trials],
+            "share": shares["middle"],
+            "low": shares["low"],
+            "high": shares["high"],
+            "unit": progress.unit,
+        }
+    ]
 
 
 def _trial(

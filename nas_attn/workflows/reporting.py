@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nas_attn.analysis.agreement import Agreement, agreement_of
 from nas_attn.analysis.confirmation import confirmation_rows
+from nas_attn.analysis.random_band import recorded_band
 from nas_attn.analysis.sensitivity import SensitivityFindings, measurements_of
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.provenance import machine_of, versions_of
@@ -106,6 +107,7 @@ def write_study_report(
             "The agreement of warm and cold is", lambda: _agreement(study, store), None
         ),
         findings=findings,
+        band=recorded_band(metadata),
         convert=() if findings is None else _convert(study, trials),
         troubles=parts.troubles,
         reload_seconds=reload_seconds,

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from nas_attn.analysis.agreement import spread_evenly
 from nas_attn.analysis.predictions import PlanConstraints, Predictions
+from nas_attn.analysis.random_band import keep_band, random_band
 from nas_attn.analysis.sensitivity import SensitivityFindings
+from nas_attn.analysis.trials import Trials
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import Prediction, largest_steps, spread_predictions
@@ -75,6 +79,7 @@ def search(
     is_trained = any(trial.is_trained for trial in session.store.trials())
     if is_trained:
         troubles = [] if failure is None else [f"The last search ended early: {failure}"]
+        _keep_band(session)
         page = write_study_report(study, session.store, out, troubles)
         events.on_message(f"report: {page}")
     if failure is not None:
@@ -82,6 +87,15 @@ def search(
     if not is_trained:
         raise NasAttnError("all trials have failed; nas-attn status says why, --trials adds some")
     return session
+
+
+def _keep_band(session: Session) -> None:
+    """Say what random proposals would have reached; a search whose band fails has its report."""
+    study, store = session.study, session.store
+    try:
+        keep_band(store, random_band(Trials.of(store, study.folder), study.proposer().known_cost))
+    except (NasAttnError, np.linalg.LinAlgError) as error:
+        logger.warning("what random proposals would have reached is not known: %s", error)
 
 
 def _run(session: Session) -> None:
