@@ -76,8 +76,8 @@ def forecast_final(
     known = np.asarray(finals, dtype=float)
     if not len(known):
         return Forecast(expected=math.nan, best=-math.inf)
-    columns = (np.append(losses, loss), np.log1p(np.append(costs, cost)))
-    expected, excesses, slopes = left_out(np.stack(columns, axis=1), known)
+    columns = np.stack([np.append(losses, loss), np.log1p(np.append(costs, cost))], axis=1)
+    expected, excesses, slopes = left_out(within_fences(columns), known)
     bound, allowed = -math.inf, misses_allowed(len(known), coverage)
     if allowed:
         # Where the trial ends as far below its prediction as a finished one below its own.
@@ -85,6 +85,18 @@ def forecast_final(
         np.divide(expected - excesses, 1 + slopes, out=equal, where=slopes > -1)
         bound = float(np.partition(equal, allowed - 1)[allowed - 1])
     return Forecast(expected=min(expected, loss), best=min(bound, loss))
+
+
+def within_fences(columns: Floats) -> Floats:
+    """Move what lies far out in a column to Tukey's fences, 1.5 interquartile ranges away.
+
+    A trial beyond all others would else be one of which nothing can be said. All are treated alike,
+    as those have to be that are exchangeable.
+    """
+    low, high = np.quantile(columns, [0.25, 0.75], axis=0)
+    reach = 1.5 * (high - low)
+    fenced: Floats = np.clip(columns, low - reach, high + reach)
+    return fenced
 
 
 def left_out(columns: Floats, finals: Floats) -> tuple[float, Floats, Floats]:
