@@ -86,7 +86,7 @@ def _refuse_single_objective(value: Any) -> Any:
     if isinstance(value, str) and value.lower() in REFUSED_RULES:
         raise ValueError(
             f"the rule of {REFUSED_RULES[value.lower()]} ranks by one objective, which stops small "
-            "models because they are small; use halving, which ranks by all objectives"
+            "models because they are small; use halving or forecast, which weigh all objectives"
         )
     return value
 
@@ -94,14 +94,20 @@ def _refuse_single_objective(value: Any) -> Any:
 class StoppingConfig(ConfigModel):
     """When unpromising trials are stopped (see `nas_attn.engine.stopping`)."""
 
-    rule: Annotated[Literal["none", "halving"], BeforeValidator(_refuse_single_objective)] = "none"
+    rule: Annotated[
+        Literal["none", "halving", "forecast"], BeforeValidator(_refuse_single_objective)
+    ] = "none"
     """`halving` stops trials early whose loss and costs, at the same validation, are dominated by
-    too many others; `none` trains all trials to their end."""
+    too many others; `forecast` those that would end dominated even at the best that finished curves
+    leave possible; `none` trains all trials to their end."""
     first: Annotated[int, Field(ge=1)] = 1
-    """Validations of a trial before the first decision (rung)."""
+    """Validations of a trial before the first decision."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """One in `factor` trials of a rung continues; the next rung comes at `factor` times as many
-    validations."""
+    """For `halving`: one in `factor` trials of a rung continues; the next rung comes at `factor`
+    times as many validations."""
+    coverage: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    """For `forecast`: how surely, at each validation, a trial ends no better than the best that it
+    is allowed. 0.9 stops nothing before 9 trials have finished, 0.8 before 4."""
 
 
 MIN_COMPARED = 12

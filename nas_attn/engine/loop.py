@@ -33,7 +33,7 @@ from nas_attn.engine.entries import (
 )
 from nas_attn.engine.leases import TrialLeases
 from nas_attn.engine.plan_costs import PlanCosts
-from nas_attn.engine.rungs import Rungs
+from nas_attn.engine.rungs import RULES
 from nas_attn.engine.snapshot import RunningTrial, Snapshot, Tally
 from nas_attn.engine.stopping import reason_of, was_stopped
 from nas_attn.engine.store import TrialStore
@@ -95,7 +95,7 @@ class SearchLoop:
     _read_again: float = 0.0
 
     def __post_init__(self) -> None:
-        self._rungs = Rungs(self.store, self.config.stopping)
+        self._stopping = RULES[self.config.stopping.rule](self.store, self.config.stopping)
         self._failures = FailuresInARow(self.config.give_up_after)
         self._look()
 
@@ -210,8 +210,8 @@ class SearchLoop:
         goes_on = True
         if news.seed_index == 0 and not news.is_start:
             self.store.validated(number, news.num_updates, news.loss)
-            if news.settled and self.config.stopping.rule == "halving":
-                goes_on = self._at_rung(number, news)
+            if news.settled:
+                goes_on = self._judge(self._mine[number], news)
         self._tell()
         return goes_on
 
@@ -224,7 +224,7 @@ class SearchLoop:
     def finish(self, number: int, result: TrialResult) -> None:
         """A trial has ended, well or not, or was stopped."""
         running, trial = self._running.pop(number), self._mine.pop(number)
-        decisions = self._rungs.leave(number)
+        decisions = self._stopping.leave(number)
         if not self.leases.owns(trial):
             logger.warning("%s was taken over by another driver", self._name(number))
             return
@@ -338,7 +338,7 @@ class SearchLoop:
             return None
         logger.info("%s resumes where it was interrupted", self._name(trial.number))
         self._mine[trial.number] = trial
-        self._rungs.resume(trial)
+        self._stopping.resume(trial)
         job = self._build_job(trial.number, trial.plan, trial.parent)
         has_machine = self.frees_machine and ran_out_of_memory(trial, of_machine=True)
         alone = has_machine or ran_out_of_memory(trial, of_machine=False)
@@ -377,7 +377,7 @@ class SearchLoop:
             return
         self.store.trials()
         self._follow()
-        self._rungs.read(self._mine)
+        self._stopping.read(self._mine)
         now = time.monotonic()
         self._read_again = now + 9 * (now - began)
 
@@ -391,7 +391,7 @@ class SearchLoop:
         self._looked = time.monotonic()
         trials = self.store.trials()
         self._follow()
-        self._rungs.read(self._mine)
+        self._stopping.read(self._mine)
         known = {*self._mine, *(trial.number for _, trial in self._waiting)}
         strange = [trials[number] for number in self.proposer.running - known]
         if not strange:
@@ -411,12 +411,12 @@ class SearchLoop:
         else:
             self._waiting.append((0.0, trial))
 
-    def _at_rung(self, number: int, news: Validation) -> bool:
+    def _judge(self, trial: TrialRecord, news: Validation) -> bool:
         """A running trial has validated; returns whether the stopping rule lets it go on."""
-        if not self._rungs.reach(number, news):
+        if not self._stopping.reach(trial, news):
             return True
         self._read_others()
-        return self._rungs.decide(self._mine[number], news)
+        return self._stopping.decide(trial, news)
 
     def _complete(
         self, number: int, running: RunningTrial, trial: TrialRecord, result: TrialResult

@@ -25,6 +25,7 @@ COSTS, PROPOSAL, DRIVER, FAILURE = "costs", "proposal", "driver", "failure"
 ATTEMPTS, RUNGS, TESTS = "attempts", "rungs", "tests"
 STARTS, WARM, UPDATES = "starts", "warm", "updates"
 GPUS, MEMORY, PARENT = "gpus", "memory", "parent"
+SETTLED = "settled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class TrialRecord:
         attempts: Faults after which the trial was continued.
         rungs: Decisions of the stopping rule, by number of validations.
         curve: Validation loss of the first seed by number of updates.
+        settled: The first validation of `curve` that is of the model that a vote left; None if
+            there was no vote, or where nothing hung on it.
         tests: Scores on the test set for each seed, if it was evaluated on.
         commands: The fairseq-train command of each seed.
         starts: The command of each seed that makes what its training starts from, if there is one.
@@ -109,6 +112,7 @@ class TrialRecord:
     gpus: str | None = None
     memory: Mapping[str, float] = field(default_factory=dict)
     parent: int | None = None
+    settled: int | None = None
     proposal: Mapping[str, Any] | None
     params: Mapping[str, Any]
     system: Mapping[str, Any]
@@ -203,6 +207,7 @@ def parse_trial(trial: FrozenTrial, objectives: Objectives) -> TrialRecord:
         gpus=attrs.get(GPUS),
         memory=attrs.get(MEMORY, {}),
         parent=attrs.get(PARENT),
+        settled=attrs.get(SETTLED),
         proposal=proposal,
         params=dict(trial.params),
         system=dict(trial.system_attrs),

@@ -121,11 +121,14 @@ def test_a_trial_in_its_last_epoch_is_not_stopped(tmp_path: Path) -> None:
     assert ended.rungs["9"]["better"] >= 4, "it is the worst there, and went on"
 
 
-@pytest.mark.parametrize("die_after", [1, 6, 17, 25])
+@pytest.mark.parametrize(
+    ("rule", "die_after"),
+    [("halving", 1), ("halving", 6), ("halving", 17), ("halving", 25), ("forecast", 17)],
+)
 def test_decisions_after_a_restart_are_those_of_an_unbroken_search(
-    die_after: int, tmp_path: Path
+    rule: str, die_after: int, tmp_path: Path
 ) -> None:
-    settings = {"trials": 30, "stopping": {"rule": "halving"}, "sampler": "tpe"}
+    settings = {"trials": 30, "stopping": {"rule": rule}, "sampler": "tpe"}
     whole = make_loop(tmp_path / "whole", **settings)
     FakeExecutor(workers=1).run(whole)
     broken = make_loop(tmp_path / "broken", **settings)
@@ -134,6 +137,7 @@ def test_decisions_after_a_restart_are_those_of_an_unbroken_search(
     again = make_loop(tmp_path / "broken", **settings)
     FakeExecutor(workers=1).run(again)
     kill_drivers()
+    assert any(trial.was_stopped for trial in whole.store.trials())
     pairs = zip(whole.store.trials(), again.store.trials(), strict=True)
     for left, right in pairs:
         assert left.plan == right.plan
