@@ -35,6 +35,7 @@ from nas_attn.engine.samplers import (
     sampled_params,
     suggest,
 )
+from nas_attn.engine.stopping import was_stopped
 from nas_attn.engine.trial_record import NewTrial, TrialRecord
 from nas_attn.plan import AttentionPlan
 from nas_attn.space import Dimension, Option, SearchSpace
@@ -169,6 +170,7 @@ class Proposer:
         self._trained: set[int] = set()
         self._plans: dict[int, AttentionPlan] = {}
         self._losses: dict[int, TrialRecord] = {}
+        self._stopped: dict[int, TrialRecord] = {}
 
     @property
     def counted(self) -> int:
@@ -224,6 +226,8 @@ class Proposer:
             self._trained.add(trial.number)
             if trial.duplicate_of is None:
                 self._losses[trial.number] = trial
+        elif was_stopped(trial.rungs):
+            self._stopped[trial.number] = trial
         self._untold.append(partial(self._history.end, trial))
 
     def written(self) -> None:
@@ -363,6 +367,7 @@ class Proposer:
         return self.known_cost.propose(
             number,
             [self._losses[n] for n in sorted(self._losses)],
+            [self._stopped[n] for n in sorted(self._stopped)],
             [self._plans[n] for n in sorted(self._running) if n in self._plans],
             lambda plan: plan.dumps() not in self._known and self._excess(plan) is None,
         )
@@ -370,7 +375,7 @@ class Proposer:
     @cached_property
     def known_cost(self) -> KnownCostSearch:
         """What losses tell of plans that were not tried."""
-        return KnownCostSearch(self._stratified)
+        return KnownCostSearch(self._stratified, maximise=self.objectives.maximise)
 
     def _spread(self) -> tuple[Option, ...] | None:
         started = self._counted - 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nas_attn.engine.forecast import forecast_final
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.known_cost.proposals import History, KnownCostProposer
@@ -18,6 +20,10 @@ from nas_attn.space import Option, SearchSpace, Unit
 
 LEAST_LOSSES = 2
 """Losses without which nothing can be said of others."""
+LEAST_CURVES = 3
+"""Finished curves without which nothing is foretold of one that was stopped."""
+FORETOLD = 3.0
+"""Variance of a foretold loss, as a multiple of that of a loss that was reached."""
 
 
 class KnownCostSearch:
@@ -25,9 +31,11 @@ class KnownCostSearch:
 
     Args:
         spread: Sampler that spreads plans over the same cost, whose tables are used.
+        maximise: Whether the metric of learning curves is better when higher.
     """
 
-    def __init__(self, spread: StratifiedSampler) -> None:
+    def __init__(self, spread: StratifiedSampler, *, maximise: bool = False) -> None:
+        self._sign = -1.0 if maximise else 1.0
         self.space = spread.space
         self._known: dict[AttentionPlan, tuple[int, ...] | None] = {}
         self._options = spread.options
@@ -39,6 +47,7 @@ class KnownCostSearch:
         self,
         number: int,
         trained: Sequence[TrialRecord],
+        stopped: Sequence[TrialRecord],
         running: Iterable[AttentionPlan],
         is_free: Callable[[AttentionPlan], bool],
     ) -> tuple[Option, ...] | None:
@@ -47,13 +56,14 @@ class KnownCostSearch:
         Args:
             number: Number of the trial that is to have it.
             trained: Trials whose loss is known.
+            stopped: Trials that were stopped early.
             running: Plans in training.
             is_free: Function that says whether a plan may be proposed.
 
         Returns:
             None as long as too few losses are known, and where no plan is left.
         """
-        history = self.history(trained, running)
+        history = self.history(trained, stopped, running)
         if len(history.losses) < LEAST_LOSSES:
             return None
         picks = self._proposer.propose(
@@ -71,22 +81,54 @@ class KnownCostSearch:
             count: Number of proposals.
             generator: Generator of the proposals and of their losses.
         """
-        surrogate = self._proposer.surrogate(self.history(trained, ()), generator)
+        surrogate = self._proposer.surrogate(self.history(trained, (), ()), generator)
         picks = np.stack([_random_picks(u, count, generator) for u in self.space.units], 1)
         return self._proposer.costs(picks), surrogate.draw(generator, picks)
 
-    def history(self, trained: Sequence[TrialRecord], running: Iterable[AttentionPlan]) -> History:
-        """What is known, as far as it is of this space. Means of several seeds are less noisy."""
-        known = [(self._picks(t.plan), t) for t in trained if t.plan is not None and t.point]
-        known = [(picks, trial) for picks, trial in known if picks is not None]
+    def history(
+        self,
+        trained: Sequence[TrialRecord],
+        stopped: Sequence[TrialRecord],
+        running: Iterable[AttentionPlan],
+    ) -> History:
+        """What is known, as far as it is of this space.
+
+        Means of several seeds are less noisy; what was stopped counts by where it would have ended.
+        """
+        known = [(t.plan, t.point[0], 1.0 / max(1, len(t.losses))) for t in trained if t.point]
+        known += [(trial.plan, self._foretold(trial, trained), FORETOLD) for trial in stopped]
+        rows = [
+            (picks, loss, noise)
+            for plan, loss, noise in known
+            if math.isfinite(loss) and plan is not None and (picks := self._picks(plan)) is not None
+        ]
         waited = [picks for picks in map(self._picks, running) if picks is not None]
         units = len(self.space.units)
         return History(
-            tried=np.array([picks for picks, _ in known], np.int64).reshape(-1, units),
-            losses=np.array([trial.point[0] for _, trial in known if trial.point], float),
+            tried=np.array([picks for picks, _, _ in rows], np.int64).reshape(-1, units),
+            losses=np.array([loss for _, loss, _ in rows], float),
             running=np.array(waited, np.int64).reshape(-1, units),
-            noise=np.array([1.0 / max(1, len(trial.losses)) for _, trial in known]),
+            noise=np.array([noise for _, _, noise in rows], float),
         )
+
+    def _foretold(self, trial: TrialRecord, trained: Sequence[TrialRecord]) -> float:
+        """Where a trial that was stopped would have ended, by the curves of others; nan where that
+        is not known."""
+        last = max(trial.curve, default=0)
+        others = [t for t in trained if t.point and last in t.curve and len(t.curve) > 1]
+        if len(others) < LEAST_CURVES or not last:
+            return math.nan
+        return forecast_final(
+            [self._best(other, last) for other in others],
+            [other.cost or 0 for other in others],
+            [other.point[0] for other in others if other.point],
+            loss=self._best(trial, last),
+            cost=trial.cost or 0,
+            coverage=0.5,
+        ).expected
+
+    def _best(self, trial: TrialRecord, last: int) -> float:
+        return min(self._sign * loss for at, loss in trial.curve.items() if at <= last)
 
     def _picks(self, plan: AttentionPlan) -> tuple[int, ...] | None:
         if plan not in self._known:

@@ -1,0 +1,96 @@
+"""What losses, curves and costs of trials tell of plans that were not tried."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas_attn.analysis.hypervolume import growth, progress_of
+from nas_attn.analysis.random_band import keep_band, random_band, recorded_band
+from nas_attn.analysis.trials import Trials
+from nas_attn.engine.config import SearchConfig
+from nas_attn.engine.loop import SearchLoop
+from nas_attn.pareto import hypervolume
+from nas_attn.plan import AttentionPlan
+from tests.helpers.fakes import FakeExecutor, make_loop, make_sizer, trained
+
+
+def searched(folder: Path, **settings: object) -> SearchLoop:
+    loop = make_loop(folder, **{"trials": 24, "sampler": "known_cost", **settings})
+    FakeExecutor(workers=3).run(loop)
+    return loop
+
+
+def every_plan(loop: SearchLoop) -> list[AttentionPlan]:
+    space = loop.proposer.space
+    return [space.plan(o) for o in itertools.product(*(u.alternatives for u in space.units))]
+
+
+def loss_of_plan(plan: AttentionPlan) -> float:
+    return 2e5 / make_sizer().size(plan).total + int(plan.digest[:4], 16) / 65536
+
+
+def test_a_stopped_trial_counts_by_where_it_would_have_ended(tmp_path: Path) -> None:
+    """Fake curves are all alike, so the forecast is exact but for its penalty."""
+    loop = searched(tmp_path, stopping={"rule": "halving"})
+    trials = loop.store.trials()
+    stopped = [trial for trial in trials if trial.rungs and not trial.is_trained]
+    assert len(stopped) >= 3
+    history = loop.proposer.known_cost.history(trained(trials), stopped, [])
+    assert len(history.losses) == len(trained(trials)) + len(stopped)
+    ends = [loss_of_plan(trial.plan) for trial in stopped if trial.plan is not None]
+    foretold = history.losses[-len(stopped) :]
+    assert foretold == pytest.approx(ends, abs=0.1)
+    assert history.noise is not None
+    assert min(history.noise[-len(stopped) :]) > max(history.noise[: -len(stopped)])
+
+
+def test_proposals_are_of_plans_that_are_free_and_within_the_limit(tmp_path: Path) -> None:
+    loop = searched(tmp_path)
+    plans = [trial.plan for trial in loop.store.trials()]
+    assert len(set(plans)) == len(plans) == 24
+    assert SearchConfig.model_validate({"sampler": "known_cost"}).startup_trials == 4
+
+
+def test_random_searches_are_drawn_around_what_was_found(tmp_path: Path) -> None:
+    loop = searched(tmp_path)
+    trials = Trials.of(loop.store, tmp_path)
+    band = random_band(trials, loop.proposer.known_cost)
+    progress = progress_of(trials)
+    assert band is not None and progress is not None
+    low, middle, high = np.array([band.low, band.middle, band.high])
+    assert len(middle) == 24 and (np.diff(middle) >= 0).all()
+    assert (low <= middle).all() and (middle <= high).all() and low[-1] < high[-1]
+    plans, generator = every_plan(loop), np.random.default_rng(3)
+    assert trials.baseline is not None and trials.baseline.point is not None
+    truly = []
+    for _ in range(100):
+        chosen = [plans[index] for index in generator.integers(0, len(plans), 23)]
+        points = [(loss_of_plan(plan), float(make_sizer().size(plan).total)) for plan in chosen]
+        point = (trials.baseline.point[0], trials.baseline.point[1])
+        truly.append(growth([point, *points], progress.reference.point)[-1])
+    assert low[-1] <= np.quantile(truly, 0.6) <= high[-1]
+    keep_band(loop.store, band)
+    kept = recorded_band(loop.store.metadata())
+    assert kept == band
+    assert kept is not None and "random proposals would have reached" in kept.words(progress)
+
+
+def test_random_proposals_have_the_costs_of_plans(tmp_path: Path) -> None:
+    loop = searched(tmp_path)
+    known, generator = loop.proposer.known_cost, np.random.default_rng(1)
+    costs, losses = known.random_reach(trained(loop.store.trials()), 200, generator)
+    every = {float(make_sizer().size(plan).total) for plan in every_plan(loop)}
+    assert set(costs.tolist()) <= every and len(set(costs.tolist())) > 5
+    assert np.corrcoef(costs, losses)[0, 1] < -0.3  # the larger the better, as in what was tried
+
+
+def test_growth_is_the_hypervolume_of_each_beginning() -> None:
+    points = [(point[0], point[1]) for point in np.random.default_rng(2).random((12, 2)).tolist()]
+    grown = growth(points, (0.9, 0.8))
+    assert grown == pytest.approx(
+        [hypervolume(points[: count + 1], (0.9, 0.8)) for count in range(12)]
+    )
