@@ -47,8 +47,8 @@ class Curve:
 def recorded_curves(path: Path) -> dict[tuple[str, int], Curve]:
     """Read a CSV file with the columns plan, seed, num_updates, loss and seconds.
 
-    It is gzipped if its name ends in `.gz`. A row is a validation. Rows of one training need not be neighbours, but are in order. Losses
-    may be nan or inf.
+    It is gzipped if its name ends in `.gz`. A row is a validation. Rows of one training need not be
+    neighbours, but are in order. Losses may be nan or inf.
 
     Returns:
         The curve of each (plan text, seed).
