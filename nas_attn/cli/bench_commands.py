@@ -208,9 +208,10 @@ def bench_search(
     counts is the hypervolume of their front by the mean over seeds, as a share of the best that the
     table holds. The same command again goes on, or shows what search.csv holds.
     """
+    from nas_attn.benchmark.search.replayed import SAMPLERS
     from nas_attn.cli.counted import counted
     from nas_attn.cli.search_tables import searches_tables
-    from nas_attn.workflows.bench_search import SAMPLERS, compare_searches, shipped_tables
+    from nas_attn.workflows.bench_search import compare_searches, shipped_tables
 
     with counted("searches") as on_run:
         compared = compare_searches(

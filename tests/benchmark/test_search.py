@@ -22,6 +22,7 @@ from nas_attn.errors import DataError, UsageError
 from nas_attn.study.study import Study
 from nas_attn.workflows import bench_search
 from nas_attn.workflows.bench_search import compare_searches
+from tests.helpers.cli import invoke
 from tests.helpers.tables import MADE_UP, SCHEMES, size_of, table_study, write_table
 
 
@@ -211,6 +212,11 @@ def test_goes_on_and_shows_what_is_there(
         rows = list(csv.DictReader(results))
     assert len(rows) == 2 * 2 * 6 and {row["of_trials"] for row in rows} == {"6"}
     assert (out / "search.png").stat().st_size and (out / "search.svg").stat().st_size
+    command = ["bench", "search", str(path), "--study", str(file), "--out", str(out)]
+    shown = invoke(*command, "--sampler=stratified_random", "--sampler=random", "--seeds=2", "--trials=6")
+    assert ran == []
+    assert "made: 27 plans, 2 searches of each kind; hypervolume up to" in shown
+    assert "stratified_random less this" in shown and "not reached" not in shown
     write_table(tmp_path, study, seeds=(1, 2))  # another state of the table
     compare(["random"], 1)
     assert ran == [("random", 1)]

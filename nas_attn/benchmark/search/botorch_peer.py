@@ -43,6 +43,7 @@ class BoTorchPeer:
         self.weights = torch.linalg.pinv(torch.cat([self.inputs, ones], 1)) @ self.costs
         self.weak = table.reference[0]
         self.told: dict[int, float] = {}
+        self.before: dict[str, Any] = {}
 
     def ask(self) -> str:
         """The text of the next plan."""
@@ -58,18 +59,18 @@ class BoTorchPeer:
 
     def _gains(self, candidates: Any) -> Any:
         """Logarithms of the expected gains of candidates (plans)."""
-        from botorch.acquisition.multi_objective.logei import (
-            qLogNoisyExpectedHypervolumeImprovement,
-        )
+        from botorch.acquisition.multi_objective import logei
         from botorch.models import ModelList
         from botorch.models.deterministic import GenericDeterministicModel
         from botorch.sampling.get_sampler import get_sampler
 
+        # Else BoTorch compiles C++ here, and waits for ever where an earlier try was killed.
+        logei._load_attempted = True
         known = self.inputs[list(self.told)]
         negated = GenericDeterministicModel(self._negated_costs, num_outputs=self.costs.shape[1])
         model = ModelList(self._fitted(known), negated)
         draws = torch.Size([SAMPLES])
-        acquisition = qLogNoisyExpectedHypervolumeImprovement(
+        acquisition = logei.qLogNoisyExpectedHypervolumeImprovement(
             model=model,
             ref_point=[-self.weak, *[-1.0] * self.costs.shape[1]],
             X_baseline=known,
@@ -81,7 +82,8 @@ class BoTorchPeer:
             return acquisition(candidates.unsqueeze(1))
 
     def _fitted(self, known: Any) -> Any:
-        """The Gaussian process of the negated loss."""
+        """The Gaussian process of the negated loss; fitting starts from the last one's parameters,
+        which takes less time."""
         from botorch.fit import fit_gpytorch_mll
         from botorch.models import SingleTaskGP
         from botorch.models.transforms import Standardize
@@ -89,7 +91,12 @@ class BoTorchPeer:
 
         losses = torch.tensor(list(self.told.values()), dtype=torch.float64)
         model = SingleTaskGP(known, -losses.unsqueeze(-1), outcome_transform=Standardize(m=1))
+        # Without the buffers, which hold the scale of the losses so far.
+        for name, parameter in model.named_parameters():
+            if name in self.before:
+                parameter.data.copy_(self.before[name])
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        self.before = {name: value.detach().clone() for name, value in model.named_parameters()}
         return model
 
     def _negated_costs(self, inputs: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from nas_attn.benchmark.search.botorch_peer import BoTorchPeer
 from nas_attn.benchmark.search.replayed import Outcome, Run
@@ -112,16 +113,16 @@ class OptunaPeer:
     """
 
     def __init__(self, table: SearchTable, sampler: optuna.samplers.BaseSampler) -> None:
-        directions = ["minimize"] * (1 + len(table.objectives.costs))
         self.table = table
-        self.study = optuna.create_study(sampler=sampler, directions=directions)
+        self.study = optuna.create_study(
+            sampler=sampler, directions=list(table.objectives.directions)
+        )
         names = {
             unit.name: [str(index) for index in range(len(unit.alternatives))]
             for unit in table.space.units
         }
-        self.spaces = {
-            name: optuna.distributions.CategoricalDistribution(values)
-            for name, values in names.items()
+        self.spaces: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, values in names.items()
         }
         self.asked: optuna.Trial | None = None
 
