@@ -22,8 +22,9 @@ from nas_attn.benchmark.search.table import SearchTable, read_table
 from nas_attn.errors import DataError, UsageError
 from nas_attn.files import write_whole
 from nas_attn.literals import did_you_mean
-from nas_attn.study.loading import load_study
+from nas_attn.study.form import read_form
 from nas_attn.study.shipped import shipped_folder
+from nas_attn.study.study import Study
 
 SHIPPED = ("demo", "multi30k")
 """Tables that nas-attn brings along."""
@@ -189,8 +190,15 @@ def _read(name: str, study: str | None, allow_missing: bool) -> SearchTable:
     else:
         path, of_study = Path(name), study
     stem = path.name.removesuffix(".gz").removesuffix(".csv")
-    loaded = load_study(of_study, is_read_only=True)
-    return read_table(stem, path, loaded, allow_missing=allow_missing)
+    return read_table(stem, path, _load(of_study), allow_missing=allow_missing)
+
+
+def _load(name: str) -> Study:
+    """A study, whose text need not be here, as nothing is trained."""
+    form = read_form(name)
+    if form.config.data.text is not None:
+        form = form.with_values({"data": {"text": None, "demo": {}}})
+    return Study.judged(form, is_read_only=True)
 
 
 def _result(table: SearchTable, run: Run) -> SearchResult:

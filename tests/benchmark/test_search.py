@@ -213,7 +213,8 @@ def test_goes_on_and_shows_what_is_there(
     assert len(rows) == 2 * 2 * 6 and {row["of_trials"] for row in rows} == {"6"}
     assert (out / "search.png").stat().st_size and (out / "search.svg").stat().st_size
     command = ["bench", "search", str(path), "--study", str(file), "--out", str(out)]
-    shown = invoke(*command, "--sampler=stratified_random", "--sampler=random", "--seeds=2", "--trials=6")
+    command += ["--sampler=stratified_random", "--sampler=random", "--seeds=2", "--trials=6"]
+    shown = invoke(*command)
     assert ran == []
     assert "made: 27 plans, 2 searches of each kind; hypervolume up to" in shown
     assert "stratified_random less this" in shown and "not reached" not in shown
