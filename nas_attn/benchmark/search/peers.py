@@ -161,21 +161,8 @@ def _nsga3(table: SearchTable, seed: int) -> Peer:
     return OptunaPeer(table, sampler)
 
 
-def _botorch_optuna(table: SearchTable, seed: int) -> Peer:
-    from optuna_integration import BoTorchSampler
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return OptunaPeer(table, BoTorchSampler(n_startup_trials=START, seed=seed))
-
-
-def _botorch(table: SearchTable, seed: int) -> Peer:
-    return BoTorchPeer(table, seed)
-
-
 PEERS: Mapping[str, tuple[tuple[str, ...], PeerMaker]] = {
-    "botorch": (("botorch", "gpytorch"), _botorch),
-    "botorch_optuna": (("botorch", "optuna_integration"), _botorch_optuna),
+    "botorch": (("botorch", "gpytorch"), BoTorchPeer),
     "nsga3": ((), _nsga3),
 }
 """Packages that each peer needs, and what makes it."""
