@@ -1,16 +1,18 @@
-"""Learning curves of trainings, and the CSV file that holds them."""
+"""Learning curves of trainings, and the CSV file that holds them, compressed or not."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from nas_attn.errors import DataError
 from nas_attn.files import write_whole
@@ -18,6 +20,8 @@ from nas_attn.plan import AttentionPlan
 from nas_attn.validation_log import MOST_UPDATES
 
 COLUMNS = ("plan", "seed", "num_updates", "loss", "seconds")
+COMPRESSED = ".gz"
+"""Ending of files that are gzipped."""
 
 
 class Point(NamedTuple):
@@ -43,8 +47,8 @@ class Curve:
 def recorded_curves(path: Path) -> dict[tuple[str, int], Curve]:
     """Read a CSV file with the columns plan, seed, num_updates, loss and seconds.
 
-    A row is a validation. Rows of one training need not be neighbours, but are in order. Losses
-    may be nan or inf.
+    It is gzipped if its name ends in `.gz`. A row is a validation. Rows of one training need not be
+    neighbours, but are in order. Losses may be nan or inf.
 
     Returns:
         The curve of each (plan text, seed).
@@ -54,9 +58,9 @@ def recorded_curves(path: Path) -> dict[tuple[str, int], Curve]:
     """
     points: dict[tuple[str, int], list[Point]] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with _opened(path) as file:
             _read_rows(csv.DictReader(file, strict=True), points, path)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise DataError(f"recorded curves {path} cannot be read: {error}") from None
     if not points:
         raise DataError(f"{path} holds no curve")
@@ -64,13 +68,23 @@ def recorded_curves(path: Path) -> dict[tuple[str, int], Curve]:
 
 
 def write_curves(curves: Mapping[tuple[str, int], Curve], path: Path) -> None:
-    """Write what `recorded_curves` reads."""
+    """Write what `recorded_curves` reads, gzipped if the name ends in `.gz`.
+
+    The same curves give the same bytes.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for (plan_text, seed), curve in curves.items():
         writer.writerows((plan_text, seed, *point) for point in curve.points)
-    write_whole(path, text.getvalue().encode())
+    data = text.getvalue().encode()
+    write_whole(path, gzip.compress(data, mtime=0) if path.suffix == COMPRESSED else data)
+
+
+def _opened(path: Path) -> IO[str]:
+    if path.suffix == COMPRESSED:
+        return gzip.open(path, "rt", newline="", encoding="utf-8-sig")
+    return path.open(newline="", encoding="utf-8-sig")
 
 
 def _read_rows(

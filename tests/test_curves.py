@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 from pathlib import Path
@@ -33,6 +34,27 @@ class TestRecordedCurves:
         write_curves(self.make(), path)
         assert recorded_curves(path) == self.make()
         assert [entry.name for entry in tmp_path.iterdir()] == ["curves.csv"]
+
+    def test_gzipped(self, tmp_path: Path) -> None:
+        path, again = tmp_path / "curves.csv.gz", tmp_path / "again.csv.gz"
+        write_curves(self.make(), path)
+        write_curves(self.make(), again)
+        assert path.read_bytes()[:2] == b"\x1f\x8b" and path.read_bytes() == again.read_bytes()
+        assert recorded_curves(path) == self.make()
+        assert curve_of(ReplayConfig(curves=path), MIXED, PARAMETERS, 2) == self.make()[MIXED, 2]
+        path.write_bytes(gzip.compress(f"{HEADER}{QUOTED},1,100,low,1\n".encode()))
+        with pytest.raises(DataError, match="line 2, column loss: must be a number"):
+            recorded_curves(path)
+
+    def test_refuses_a_broken_gzip(self, tmp_path: Path) -> None:
+        path = tmp_path / "curves.csv.gz"
+        write_curves(self.make(), path)
+        whole = path.read_bytes()
+        flipped = whole[:20] + bytes([whole[20] ^ 255]) + whole[21:]
+        for data in (b"", HEADER.encode(), whole[:-12], flipped, whole[:-6] + b"123456"):
+            path.write_bytes(data)
+            with pytest.raises(DataError, match=r"cannot be read|holds no curve|must be plan"):
+                recorded_curves(path)
 
     def test_columns_and_curves_may_stand_in_any_order(self, tmp_path: Path) -> None:
         path = tmp_path / "curves.csv"

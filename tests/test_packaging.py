@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.paths import ROOT
 
 wheel = pytest.importorskip("hatchling.builders.wheel")
-SHIPPED = {"search_spaces": "*.yaml", "studies": "*.yaml"}
+SHIPPED = {"search_spaces": "*.yaml", "studies": "*.yaml", "studies/tables": "*"}
 
 
 def test_the_wheel_holds_what_is_no_python() -> None:

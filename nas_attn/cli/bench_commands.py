@@ -1,4 +1,4 @@
-"""Commands that measure how fast attention is."""
+"""Commands that measure how fast attention is, and how good searches are."""
 
 import json
 from dataclasses import asdict
@@ -162,3 +162,69 @@ def bench_fairseq(
     )
     console.print(speeds_table(speeds))
     console.print(f"written: {out}/fairseq.csv", highlight=False)
+
+
+def bench_search(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE]...",
+            help="Shipped tables (demo, multi30k), or a file of curves with --study.",
+            show_default="the shipped ones",
+        ),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sampler, or a peer: botorch, nsga3. Repeatable.",
+            show_default="all of ours",
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="Stopping rule. Repeatable.", show_default="none"),
+    ] = None,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Trials at a time. Repeatable.", show_default="1"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials of a search, stopped ones included.")
+    ] = 60,
+    study: Annotated[
+        str | None, typer.Option(help="Study whose trainings the files of curves hold.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="Leave plans that a table lacks out of its space.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Output folder of table and figures.")
+    ] = Path("runs/bench-search"),
+) -> None:
+    """Compare samplers and stopping rules on tables of trainings, without a training.
+
+    Searches run in virtual time with the driver of a real one, and see the losses of one seed. What
+    counts is the hypervolume of their front by the mean over seeds, as a share of the best that the
+    table holds. The same command again goes on, or shows what search.csv holds.
+    """
+    from nas_attn.benchmark.search.replayed import SAMPLERS
+    from nas_attn.cli.counted import counted
+    from nas_attn.cli.search_tables import searches_tables
+    from nas_attn.workflows.bench_search import compare_searches, shipped_tables
+
+    with counted("searches") as on_run:
+        compared = compare_searches(
+            tables or shipped_tables(),
+            samplers=sampler or SAMPLERS,
+            rules=rule or ["none"],
+            workers=workers or [1],
+            seeds=seeds,
+            trials=trials,
+            out=out,
+            study=study,
+            allow_missing=allow_missing,
+            on_run=on_run,
+        )
+    console.print(searches_tables(compared, trials))
+    console.print(f"written: {out}/search.csv, {out}/search.png, {out}/search.svg", highlight=False)

@@ -46,7 +46,9 @@ app = typer.Typer(
     "a budget, get the Pareto front of loss against parameters.",
     epilog=f"Begin with: nas-attn search demo\n\n{EXIT_STATUSES}",
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure how fast attention is, on this machine.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure how fast attention is, and how good searches are."
+)
 FLAGS_OF_FAIRSEQ = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Of commands that hand unknown flags on."""
 
@@ -118,6 +120,7 @@ COMMANDS = (
 BENCH_COMMANDS = (
     Command("attention", TOOLS, bench_commands.bench_attention, "--scheme multi_query"),
     Command("fairseq", TOOLS, bench_commands.bench_fairseq, "data-bin/my_data --max-tokens 1024"),
+    Command("search", TOOLS, bench_commands.bench_search, "demo --sampler tpe --rule halving"),
 )
 
 

@@ -1,0 +1,200 @@
+"""A table of trainings: every plan of a study's space, with learning curves and exact costs."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas_attn.attention.counting import count_plan, expected_plan
+from nas_attn.curves import Curve, recorded_curves
+from nas_attn.engine.objectives import Objectives
+from nas_attn.engine.plan_costs import expected_costs
+from nas_attn.errors import DataError, UsageError
+from nas_attn.fairseq_tools.costs import CostModel
+from nas_attn.fairseq_tools.models import Sizer
+from nas_attn.measures import ModelSize
+from nas_attn.pareto import hypervolume
+from nas_attn.plan import AttentionPlan
+from nas_attn.space import SearchSpace
+from nas_attn.study.study import Study
+
+SIZES = ("attention", "non_embedding", "total", "effective")
+WEAK = 0.9
+"""The quantile of the table's final losses up to which hypervolume counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTable:
+    """All that is known of the plans of a space.
+
+    Args:
+        name: Name in what is printed and written.
+        path: File of the curves.
+        space: The space; no plan beyond it is proposed.
+        objectives: What is weighed: a loss and costs, all better when lower.
+        baseline: Plan that every search begins with.
+        costs: Costs of plans.
+        plans: Plans that have a curve of `seed`, by their text.
+        curves: Curve of each (plan text, seed).
+        seed: Seed of the curves that searches see.
+        missing: Number of plans of the space without such a curve.
+    """
+
+    name: str
+    path: Path
+    space: SearchSpace
+    objectives: Objectives
+    baseline: AttentionPlan
+    costs: CostModel
+    plans: Mapping[str, AttentionPlan]
+    curves: Mapping[tuple[str, int], Curve]
+    seed: int
+    missing: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Short hash of the curves, by which results of an earlier table are told apart."""
+        return blake2b(self.path.read_bytes(), digest_size=4).hexdigest()
+
+    @cached_property
+    def observed(self) -> dict[str, float]:
+        """The loss that a search sees of each plan, once it is trained whole."""
+        return {text: best_loss(self.curves[text, self.seed]) for text in self.plans}
+
+    @cached_property
+    def points(self) -> dict[str, tuple[float, ...]]:
+        """Each plan's true point: the mean loss over its seeds, and its costs."""
+        losses: dict[str, list[float]] = {text: [] for text in self.plans}
+        for (text, _), curve in self.curves.items():
+            if text in losses:
+                losses[text].append(best_loss(curve))
+        means = {text: statistics.fmean(of_seeds) for text, of_seeds in losses.items()}
+        return {text: (means[text], *self.cost(plan)) for text, plan in self.plans.items()}
+
+    def cost(self, plan: AttentionPlan) -> tuple[float, ...]:
+        """Costs of a plan, in the order of the objectives."""
+        costs, _ = expected_costs(self.costs, plan)
+        return tuple(float(costs[name]) for name in self.objectives.costs)
+
+    @cached_property
+    def reference(self) -> tuple[float, ...]:
+        """The point up to which hypervolume counts: a weak loss, and the baseline's costs."""
+        losses = sorted(point[0] for point in self.points.values())
+        weak = losses[min(len(losses) - 1, math.floor(WEAK * len(losses)))]
+        return (weak, *self.cost(self.baseline))
+
+    @cached_property
+    def best(self) -> float:
+        """Hypervolume of the true front of the table."""
+        return hypervolume(list(self.points.values()), self.reference)
+
+    @property
+    def updates(self) -> int:
+        """Updates of one whole training."""
+        return self.curves[self.baseline.dumps(), self.seed].points[-1].num_updates
+
+    def indices(self, text: str) -> list[int]:
+        """Which alternative of each unit a plan of the table takes."""
+        chosen = self.space.encode(self.plans[text])
+        assert chosen is not None, "plans of a table are of its space"
+        pairs = zip(self.space.units, chosen, strict=True)
+        return [unit.alternatives.index(alternative) for unit, alternative in pairs]
+
+    def one_hot(self, text: str) -> NDArray[np.float64]:
+        """A plan as a point: a coordinate for each alternative of each unit, one where taken."""
+        rows = [np.eye(len(unit.alternatives)) for unit in self.space.units]
+        return np.concatenate(
+            [eye[index] for eye, index in zip(rows, self.indices(text), strict=True)]
+        )
+
+
+def best_loss(curve: Curve) -> float:
+    """The loss of a training: that of its best validation."""
+    return min(point.loss for point in curve.points)
+
+
+def read_table(name: str, path: Path, study: Study, *, allow_missing: bool = False) -> SearchTable:
+    """Read a table: the curves, and beside them NAME_plans.csv with the costs.
+
+    Args:
+        name: Name in what is printed and written.
+        path: File of the curves, `.csv` or `.csv.gz`.
+        study: Study whose trainings these are.
+        allow_missing: Take a table that lacks plans of the space.
+
+    Raises:
+        DataError: a file is malformed, or is no table of this study.
+        UsageError: plans of the space have no curve, or the metric is better when higher.
+    """
+    if study.objectives.maximise:
+        raise UsageError(f"{study.objectives.metric} is better when higher; tables hold losses")
+    space, seed = study.space, study.config.training.seeds[0]
+    curves = recorded_curves(path)
+    of_space = plans_of(space)
+    plans = {text: plan for text, plan in of_space.items() if (text, seed) in curves}
+    strange = sorted({text for text, _ in curves} - of_space.keys())
+    if strange:
+        raise DataError(f"{path} holds a plan that is none of {study.name}: {strange[0]}")
+    if study.baseline.dumps() not in plans:
+        raise DataError(f"{path} lacks the baseline with seed {seed}")
+    missing = len(of_space) - len(plans)
+    if missing and not allow_missing:
+        first = next(plan for text, plan in of_space.items() if text not in plans)
+        raise UsageError(
+            f"{path} lacks {missing} of the {len(of_space)} plans of {study.name}, such as "
+            f"{first}; --allow-missing leaves them out of the space"
+        )
+    return SearchTable(
+        name=name,
+        path=path,
+        space=space,
+        objectives=study.objectives,
+        baseline=study.baseline,
+        costs=_cost_model(path, space),
+        plans=plans,
+        curves=curves,
+        seed=seed,
+        missing=missing,
+    )
+
+
+def plans_of(space: SearchSpace) -> dict[str, AttentionPlan]:
+    """All plans of a small space, by their text."""
+    every = itertools.product(*(unit.alternatives for unit in space.units))
+    plans = (space.plan(chosen) for chosen in every)
+    return {plan.dumps(): plan for plan in plans if not plan.source_fault()}
+
+
+def _cost_model(path: Path, space: SearchSpace) -> CostModel:
+    """Costs by counting, with the rest of the model as the table's rows have it.
+
+    Raises:
+        DataError: rows disagree with each other, or with what is counted.
+    """
+    plans = path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + "_plans.csv")
+    rests = set()
+    try:
+        with plans.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                sizes = ModelSize(*(int(row[name]) for name in SIZES))
+                plan, _ = expected_plan(AttentionPlan.parse(row["plan"]), space.shapes)
+                counted = count_plan(plan, space.shapes)
+                if sizes.attention != counted.parameters:
+                    raise DataError(f"{plans}: attention parameters of {row['words']} are wrong")
+                rest = (sizes.non_embedding, sizes.total, sizes.total)
+                rests.add(tuple(count - sizes.attention for count in rest))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{plans} cannot be read: {error}") from None
+    if len(rests) != 1:
+        raise DataError(f"{plans}: rows are of different models")
+    return CostModel(Sizer(space.shapes, ModelSize(0, *rests.pop())), 0, {}, None, 4)
