@@ -34,6 +34,9 @@ MARGIN = 0.1
 BEYOND = 0.05
 """The dearest cost that counts lies beyond the dearest point by this share of the range, so that
 the best of the dearest points is sought, too."""
+OWN = 0.5
+"""Share of the noise's variance that is taken for what a point itself adds: losses that were seen
+once do not tell that from chance, and a front is made of what was seen."""
 STEPS = 10**6
 """Whole numbers that a drawn table spans in the knapsack, and costs that are not whole."""
 
@@ -109,10 +112,12 @@ class KnownCostProposer:
         surrogate = self.surrogate(history, generator)
         surrogate.believe(history.running)
         known = np.concatenate([history.tried, history.running])
-        places, front, weakest = self._front(surrogate, known)
+        seen = np.concatenate([history.losses, surrogate.predict(history.running)[0]])
+        places, front, weakest = self._front(known, seen)
         candidates = self._candidates(surrogate, generator, known[places])
         candidates = candidates[self.costs(candidates) <= self._limit]
         means, spreads = surrogate.predict(candidates)
+        spreads = np.hypot(spreads, np.sqrt(OWN) * surrogate.noise)
         costs = self.costs(candidates)
         most = max(self.spread.high, costs.max(initial=0.0))
         end = most + BEYOND * (most - self.spread.low)
@@ -137,19 +142,18 @@ class KnownCostProposer:
             noise = None if noise is None else noise[seen]
         return Surrogate(self._alikeness, tried, losses, noise)
 
-    def _front(self, surrogate: Surrogate, known: Picks) -> tuple[list[int], Front, float]:
-        """Places of the known points that are on the front by what is expected of them, that
-        front, and the weakest loss that counts."""
-        means, _ = surrogate.predict(known)
+    def _front(self, known: Picks, losses: Floats) -> tuple[list[int], Front, float]:
+        """Places of the known points that are on the front, that front, and the weakest loss that
+        counts."""
         costs = self.costs(known)
         places: list[int] = []
-        for index in np.lexsort((means, costs)).tolist():
-            if costs[index] <= self._limit and (not places or means[index] < means[places[-1]]):
+        for index in np.lexsort((losses, costs)).tolist():
+            if costs[index] <= self._limit and (not places or losses[index] < losses[places[-1]]):
                 places.append(index)
-        losses = means[places] if places else means
-        span = float(np.ptp(losses)) or float(np.ptp(means)) or 1.0
-        front = [(float(costs[place]), float(means[place])) for place in places]
-        return places, front, float(losses.max()) + MARGIN * span
+        found = losses[places] if places else losses
+        span = float(np.ptp(found)) or float(np.ptp(losses)) or 1.0
+        front = [(float(costs[place]), float(losses[place])) for place in places]
+        return places, front, float(found.max()) + MARGIN * span
 
     def _candidates(
         self, surrogate: Surrogate, generator: np.random.Generator, front: Picks
