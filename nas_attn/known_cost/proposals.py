@@ -52,13 +52,23 @@ class History:
         tried: Choices of the points whose loss is known (points, units).
         losses: Their losses, better when lower.
         running: Choices of the points that are being tried.
-        noise: Variance of the noise of each loss, as a multiple of the usual; None for 1 each.
+        noise: Variance of the noise of each loss, as a multiple of the usual; None for 1 each. More
+            than that has a loss that was only foretold.
     """
 
     tried: Picks
     losses: Floats
     running: Picks
     noise: Floats | None = None
+
+    def reached(self, surrogate: Surrogate) -> tuple[Picks, Floats]:
+        """Points whose loss was reached, or is expected to be, and these losses."""
+        is_reached = np.ones(len(self.losses), bool) if self.noise is None else self.noise <= 1.0
+        expected, _ = surrogate.predict(self.running)
+        return (
+            np.concatenate([self.tried[is_reached], self.running]),
+            np.concatenate([self.losses[is_reached], expected]),
+        )
 
 
 class KnownCostProposer:
@@ -111,9 +121,8 @@ class KnownCostProposer:
         generator = np.random.default_rng([self.seed, number])
         surrogate = self.surrogate(history, generator)
         surrogate.believe(history.running)
-        known = np.concatenate([history.tried, history.running])
-        seen = np.concatenate([history.losses, surrogate.predict(history.running)[0]])
-        places, front, weakest = self._front(known, seen)
+        known, losses = history.reached(surrogate)
+        places, front, weakest = self._front(known, losses)
         candidates = self._candidates(surrogate, generator, known[places])
         candidates = candidates[self.costs(candidates) <= self._limit]
         means, spreads = surrogate.predict(candidates)

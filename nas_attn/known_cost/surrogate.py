@@ -109,15 +109,28 @@ class Alikeness:
 
     def between(self, one: Floats, other: Floats) -> Floats:
         """Each part but the noise, between points given as `one_hot` rows (parts, one, other)."""
-        same = one @ other.T
-        size = _near(one @ self._size, other @ self._size)
         tables = [one @ table @ other.T for table in self.tables]
-        return np.stack([*tables, same * (same - 1) / (2 * self._pairs), size])
+        return np.stack([*tables, self._in_pairs(one, other), self._in_size(one, other)])
 
-    def alone(self, points: Floats) -> Floats:
-        """Each part but the noise, of points with themselves (parts, points)."""
-        tables = [np.einsum("pc,pc->p", points @ table, points) for table in self.tables]
-        return np.stack([*tables, *np.ones((2, len(points)))])
+    def covariance(self, variances: Floats, one: Floats, other: Floats) -> Floats:
+        """The sum of these parts, each times its variance (one, other)."""
+        table = np.tensordot(variances[:TABLES], self.tables, 1)
+        further = zip(variances[TABLES:], (self._in_pairs, self._in_size), strict=True)
+        summed = one @ table @ other.T
+        return np.asarray(summed + sum(v * part(one, other) for v, part in further))
+
+    def alone(self, variances: Floats, points: Floats) -> Floats:
+        """The same of points with themselves (points)."""
+        table = np.tensordot(variances[:TABLES], self.tables, 1)
+        summed = np.einsum("pc,pc->p", points @ table, points)
+        return np.asarray(summed + variances[TABLES:].sum())
+
+    def _in_pairs(self, one: Floats, other: Floats) -> Floats:
+        same = one @ other.T
+        return np.asarray(same * (same - 1) / (2 * self._pairs))
+
+    def _in_size(self, one: Floats, other: Floats) -> Floats:
+        return _near(one @ self._size, other @ self._size)
 
 
 class Surrogate:
@@ -141,7 +154,7 @@ class Surrogate:
         self._losses = (losses - self._shift) / self._scale
         parts = alikeness.between(self._points, self._points)
         self.variances = self._fit(parts)
-        self._condition(parts)
+        self._condition()
 
     @property
     def noise(self) -> float:
@@ -153,7 +166,7 @@ class Surrogate:
         points = self.alikeness.one_hot(picks)
         across = self._covariance(points)
         left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
-        alone = np.tensordot(self.variances[:-1], self.alikeness.alone(points), 1) + MEAN
+        alone = self.alikeness.alone(self.variances[:-1], points) + MEAN
         spread = np.sqrt(np.maximum(alone - np.einsum("op,op->p", left, left), 1e-12))
         return across @ self._weights * self._scale + self._shift, spread * self._scale
 
@@ -163,9 +176,8 @@ class Surrogate:
         means, _ = self.predict(picks)
         across = self._covariance(points)
         left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
-        parts = self.alikeness.between(points, points)
-        covariance = np.tensordot(self.variances[:-1], parts, 1) + MEAN - left.T @ left
-        values, vectors = np.linalg.eigh(covariance)
+        covariance = self.alikeness.covariance(self.variances[:-1], points, points) + MEAN
+        values, vectors = np.linalg.eigh(covariance - left.T @ left)
         spread = vectors @ (
             np.sqrt(np.maximum(values, 0.0)) * generator.standard_normal(len(values))
         )
@@ -181,7 +193,7 @@ class Surrogate:
         self._points = np.concatenate([self._points, points])
         self._losses = np.concatenate([self._losses, expected])
         self._noise = np.concatenate([self._noise, np.ones(len(picks))])
-        self._condition(self.alikeness.between(self._points, self._points))
+        self._condition()
 
     def draw_tables(self, generator: np.random.Generator, count: int) -> Floats:
         """Draws of the terms of all choices (draws, choices), up to a constant."""
@@ -195,11 +207,10 @@ class Surrogate:
 
     def _covariance(self, points: Floats) -> Floats:
         """Covariance of points with those that were tried."""
-        parts = self.alikeness.between(points, self._points)
-        return np.asarray(np.tensordot(self.variances[:-1], parts, 1) + MEAN)
+        return self.alikeness.covariance(self.variances[:-1], points, self._points) + MEAN
 
-    def _condition(self, parts: Floats) -> None:
-        covariance = np.tensordot(self.variances[:-1], parts, 1) + MEAN
+    def _condition(self) -> None:
+        covariance = self._covariance(self._points)
         covariance += np.diag(self.variances[-1] * self._noise)
         self._factor, _ = cho_factor(covariance, lower=True, check_finite=False)
         self._weights = cho_solve((self._factor, True), self._losses, check_finite=False)

@@ -94,9 +94,8 @@ class TestSurrogate:
         found = surrogate.predict(some_points(30))
         assert found[0] == pytest.approx(means, abs=1e-8)
         assert found[1] == pytest.approx(spreads * losses.std(), rel=1e-5)
-        assert alikeness.alone(new) == pytest.approx(
-            np.einsum("kpp->kp", alikeness.between(new, new))
-        )
+        alone = alikeness.alone(shares, new) + 1.0
+        assert alone == pytest.approx(np.diag(covariance(new, new)))
 
     def test_it_tells_noise_from_what_choices_do(self) -> None:
         tried = some_points(200)
