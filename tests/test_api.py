@@ -24,6 +24,7 @@ from tests.helpers.studies import STUDY
 
 PUBLIC = [
     "AttentionPlan",
+    "KnownCostSampler",
     "Results",
     "SearchSpace",
     "Study",

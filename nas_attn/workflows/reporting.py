@@ -33,6 +33,7 @@ CONFIRMED = "confirmed_with_seeds"
 """Under this name the record keeps how many seeds the last confirmation had."""
 
 NO_FACTS = ModelFacts(shapes={})
+AGREEMENT = "The agreement of warm and cold is"
 
 Part = TypeVar("Part")
 
@@ -103,9 +104,7 @@ def write_study_report(
         ),
         confirmed=parts.make("What was confirmed is", lambda: confirmed_rows(study, store), []),
         fine_tuning=facts.tuning_updates,
-        agreement=parts.make(
-            "The agreement of warm and cold is", lambda: _agreement(study, store), None
-        ),
+        agreement=parts.make(AGREEMENT, lambda: _agreement(study, store), None),
         findings=findings,
         band=recorded_band(metadata),
         convert=() if findings is None else _convert(study, trials),

@@ -18,6 +18,7 @@ from nas_attn.benchmark.search.peers import replay_peer
 from nas_attn.benchmark.search.replayed import Run, replay_search
 from nas_attn.benchmark.search.steps import Step, share_of, steps_of
 from nas_attn.benchmark.search.table import SearchTable, read_table
+from nas_attn.cli.console import console
 from nas_attn.errors import DataError, UsageError
 from nas_attn.study.study import Study
 from nas_attn.workflows import bench_search
@@ -214,6 +215,7 @@ def test_goes_on_and_shows_what_is_there(
     assert (out / "search.png").stat().st_size and (out / "search.svg").stat().st_size
     command = ["bench", "search", str(path), "--study", str(file), "--out", str(out)]
     command += ["--sampler=stratified_random", "--sampler=random", "--seeds=2", "--trials=6"]
+    monkeypatch.setattr(console, "width", 120)  # which other tests may have narrowed
     shown = invoke(*command)
     assert ran == []
     assert "made: 27 plans, 2 searches of each kind; hypervolume up to" in shown
