@@ -23,7 +23,15 @@ from tests.helpers.fakes import (
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
-    "sampler", ["tpe", "nsga2", "gp", "random", "stratified_random", "known_cost"]
+    "sampler",
+    [
+        "tpe",
+        "nsga2",
+        pytest.param("gp", marks=[pytest.mark.slow, pytest.mark.long]),
+        "random",
+        "stratified_random",
+        "known_cost",
+    ],
 )
 def test_all_proposals_of_many_workers_can_be_derived_again(sampler: str, tmp_path: Path) -> None:
     trials = 16 if sampler == "gp" else 30

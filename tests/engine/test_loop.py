@@ -29,7 +29,15 @@ from tests.helpers.fakes import (
     trained,
 )
 
-SAMPLERS = ["tpe", "nsga2", "gp", "random", "stratified_random", "known_cost"]
+LONG = [pytest.mark.slow, pytest.mark.long]
+SAMPLERS = [
+    "tpe",
+    "nsga2",
+    pytest.param("gp", marks=LONG),
+    "random",
+    "stratified_random",
+    "known_cost",
+]
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

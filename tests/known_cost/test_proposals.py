@@ -141,7 +141,7 @@ class TestProposals:
         if is_large:
             monkeypatch.setattr(proposals, "CANDIDATES", 0)
         shares: dict[str, list[float]] = {"spread": [], "known cost": []}
-        for seed in range(4):
+        for seed in range(2):
             proposer = KnownCostProposer(make_units(), 0.0, seed)
             for name, points in shares.items():
                 tried: list[tuple[int, ...]] = []
