@@ -87,13 +87,16 @@ def random_band(trials: Trials, known: KnownCostSearch) -> RandomBand | None:
         return None
     if len(baseline.point) != 2:
         return None
-    generator = np.random.default_rng(len(trained))
     loss, cost = baseline.point
-    curves = []
-    for _ in range(DRAWS):
-        costs, losses = known.random_reach(trained, count, generator)
-        points = [(loss, cost), *zip(losses.tolist(), costs.tolist(), strict=True)]
-        curves.append(growth(points, progress.reference.point))
+    curves = [
+        growth(
+            [(loss, cost), *zip(losses.tolist(), costs.tolist(), strict=True)],
+            progress.reference.point,
+        )
+        for costs, losses in known.random_searches(trained, count, DRAWS)
+    ]
+    if not curves:
+        return None
     low, middle, high = np.quantile(curves, SHARES, axis=0).tolist()
     return RandomBand(progress.reference.point, tuple(low), tuple(middle), tuple(high))
 

@@ -10,6 +10,7 @@ from nas_attn._deprecated import renamed_key
 from nas_attn.bleu import DEFAULT, BleuTokenizer
 from nas_attn.config_model import ConfigModel, Scalar
 from nas_attn.errors import UsageError
+from nas_attn.known_cost import STARTS
 from nas_attn.literals import parse_count
 from nas_attn.measures import Cost, KnownCost, Scores
 
@@ -196,9 +197,6 @@ class WarmStartConfig(ConfigModel):
         return self.source == "baseline"
 
 
-KNOWN_COST_STARTS = 4
-
-
 class SearchConfig(ConfigModel):
     """How plans are proposed."""
 
@@ -239,7 +237,7 @@ class SearchConfig(ConfigModel):
     @classmethod
     def _startup_of_sampler(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("sampler") == "known_cost":
-            return {"startup_trials": KNOWN_COST_STARTS, **data}
+            return {"startup_trials": STARTS, **data}
         return data
 
     @property

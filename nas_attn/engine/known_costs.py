@@ -71,19 +71,30 @@ class KnownCostSearch:
         )
         return None if picks is None else self._options(picks)
 
-    def random_reach(
-        self, trained: Sequence[TrialRecord], count: int, generator: np.random.Generator
-    ) -> tuple[Floats, Floats]:
+    def random_searches(
+        self, trained: Sequence[TrialRecord], proposals: int, searches: int
+    ) -> list[tuple[Floats, Floats]]:
         """Costs and losses that random proposals may have had, by what is known of the space.
 
         Args:
-            trained: Trials whose loss is known, two at least.
-            count: Number of proposals.
-            generator: Generator of the proposals and of their losses.
+            trained: Trials whose loss is known.
+            proposals: Proposals of each search.
+            searches: Number of searches.
+
+        Returns:
+            None of them where too few losses are known.
         """
-        surrogate = self._proposer.surrogate(self.history(trained, (), ()), generator)
-        picks = np.stack([_random_picks(u, count, generator) for u in self.space.units], 1)
-        return self._proposer.costs(picks), surrogate.draw(generator, picks)
+        history = self.history(trained, (), ())
+        if len(history.losses) < LEAST_LOSSES:
+            return []
+        generator = np.random.default_rng(len(history.losses))
+        surrogate = self._proposer.surrogate(history, generator)
+        found = []
+        for _ in range(searches):
+            picks = [_random_picks(unit, proposals, generator) for unit in self.space.units]
+            points = np.stack(picks, 1)
+            found.append((self._proposer.costs(points), surrogate.draw(generator, points)))
+        return found
 
     def history(
         self,

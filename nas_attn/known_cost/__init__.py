@@ -1,1 +1,4 @@
 """Proposals where one objective is known exactly before anything is tried."""
+
+STARTS = 4
+"""Points spread over the cost before losses are asked."""

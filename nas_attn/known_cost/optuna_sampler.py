@@ -17,7 +17,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_attn.errors import UsageError
-from nas_attn.known_cost.proposals import STARTS, History, KnownCostProposer
+from nas_attn.known_cost import STARTS
+from nas_attn.known_cost.proposals import History, KnownCostProposer
 from nas_attn.known_cost.spread import Floats, Picks
 from nas_attn.known_cost.surrogate import Choice
 
@@ -167,9 +168,7 @@ class KnownCostSampler(BaseSampler):
             if picks is not None and t.state is TrialState.COMPLETE
         ]
         running = [
-            picks
-            for t, picks in proposed
-            if picks is not None and t.state in (TrialState.RUNNING, TrialState.WAITING)
+            picks for t, picks in proposed if picks is not None and t.state is TrialState.RUNNING
         ]
         width = len(self._values)
         return History(

@@ -21,8 +21,6 @@ from nas_attn.knapsack import Item, solve
 from nas_attn.known_cost.spread import CANDIDATES, CostSpread, Floats, Picks
 from nas_attn.known_cost.surrogate import Alikeness, Choice, Surrogate
 
-STARTS = 4
-"""Points spread over the cost before the surrogate is asked."""
 DRAWS = 8
 """Draws of the tables that are solved for a proposal in a large space."""
 RANDOM = 1024

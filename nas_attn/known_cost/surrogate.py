@@ -114,16 +114,18 @@ class Alikeness:
 
     def covariance(self, variances: Floats, one: Floats, other: Floats) -> Floats:
         """The sum of these parts, each times its variance (one, other)."""
-        table = np.tensordot(variances[:TABLES], self.tables, 1)
         further = zip(variances[TABLES:], (self._in_pairs, self._in_size), strict=True)
-        summed = one @ table @ other.T
+        summed = one @ self.table(variances) @ other.T
         return np.asarray(summed + sum(v * part(one, other) for v, part in further))
 
     def alone(self, variances: Floats, points: Floats) -> Floats:
         """The same of points with themselves (points)."""
-        table = np.tensordot(variances[:TABLES], self.tables, 1)
-        summed = np.einsum("pc,pc->p", points @ table, points)
+        summed = np.einsum("pc,pc->p", points @ self.table(variances), points)
         return np.asarray(summed + variances[TABLES:].sum())
+
+    def table(self, variances: Floats) -> Floats:
+        """Covariance of the terms of choices (choices, choices)."""
+        return np.asarray(np.tensordot(variances[:TABLES], self.tables, 1))
 
     def _in_pairs(self, one: Floats, other: Floats) -> Floats:
         same = one @ other.T
@@ -173,7 +175,6 @@ class Surrogate:
     def draw(self, generator: np.random.Generator, picks: Picks) -> Floats:
         """Losses that points may turn out to have, noise included, drawn together."""
         points = self.alikeness.one_hot(picks)
-        means, _ = self.predict(picks)
         across = self._covariance(points)
         left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
         covariance = self.alikeness.covariance(self.variances[:-1], points, points) + MEAN
@@ -182,7 +183,7 @@ class Surrogate:
             np.sqrt(np.maximum(values, 0.0)) * generator.standard_normal(len(values))
         )
         spread += np.sqrt(self.variances[-1]) * generator.standard_normal(len(values))
-        return np.asarray(means + spread * self._scale)
+        return np.asarray((across @ self._weights + spread) * self._scale + self._shift)
 
     def believe(self, picks: Picks) -> None:
         """Take points for tried, each with the loss that is expected of it."""
@@ -197,7 +198,7 @@ class Surrogate:
 
     def draw_tables(self, generator: np.random.Generator, count: int) -> Floats:
         """Draws of the terms of all choices (draws, choices), up to a constant."""
-        prior = np.tensordot(self.variances[:TABLES], self.alikeness.tables, 1)
+        prior = self.alikeness.table(self.variances)
         across = prior @ self._points.T
         left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
         values, vectors = np.linalg.eigh(prior - left.T @ left)

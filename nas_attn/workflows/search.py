@@ -18,6 +18,7 @@ from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import Prediction, largest_steps, spread_predictions
 from nas_attn.engine.status import BUDGET
+from nas_attn.engine.votes import votes_of
 from nas_attn.engine.wording import Wording
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
@@ -92,6 +93,8 @@ def search(
 def _keep_band(session: Session) -> None:
     """Say what random proposals would have reached; a search whose band fails has its report."""
     study, store = session.study, session.store
+    if study.config.search.warm_start.from_baseline:
+        study = study.settled(votes_of(store))
     try:
         keep_band(store, random_band(Trials.of(store, study.folder), study.proposer().known_cost))
     except (NasAttnError, np.linalg.LinAlgError) as error:

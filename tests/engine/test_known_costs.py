@@ -81,8 +81,9 @@ def test_random_searches_are_drawn_around_what_was_found(tmp_path: Path) -> None
 
 def test_random_proposals_have_the_costs_of_plans(tmp_path: Path) -> None:
     loop = searched(tmp_path)
-    known, generator = loop.proposer.known_cost, np.random.default_rng(1)
-    costs, losses = known.random_reach(trained(loop.store.trials()), 200, generator)
+    known = loop.proposer.known_cost
+    ((costs, losses),) = known.random_searches(trained(loop.store.trials()), 200, 1)
+    assert known.random_searches([], 200, 1) == []
     every = {float(make_sizer().size(plan).total) for plan in every_plan(loop)}
     assert set(costs.tolist()) <= every and len(set(costs.tolist())) > 5
     assert np.corrcoef(costs, losses)[0, 1] < -0.3  # the larger the better, as in what was tried
