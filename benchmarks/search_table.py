@@ -43,7 +43,7 @@ SEEDS = (1, 2, 3)
 REPEATED = 60
 """Plans that are trained with every seed."""
 COSTS = ("attention", "non_embedding", "total", "effective", "cache_bytes")
-COLUMNS = ("plan", "words", *COSTS, "loss", "seeds")
+COLUMNS = ("plan", "words", *COSTS, "loss", "mean_loss", "seeds")
 
 
 def run_name(name: str, seed: int) -> str:
@@ -120,8 +120,9 @@ def plan_rows(found: Mapping[int, Trials]) -> list[list[object]]:
         costs = {tuple(trial.costs[name] for name in COSTS) for trial in trials}
         if len(costs) > 1:
             raise NasAttnError(f"seeds leave models of several sizes: {text}")
-        loss = round(statistics.fmean(trial.losses[0] for trial in trials), 5)
-        rows.append([text, str(trials[0].plan), *costs.pop(), loss, len(trials)])
+        losses = [trial.losses[0] for trial in trials]
+        first, mean = round(losses[0], 5), round(statistics.fmean(losses), 5)
+        rows.append([text, str(trials[0].plan), *costs.pop(), first, mean, len(trials)])
     return rows
 
 
@@ -148,20 +149,22 @@ def collect(name: str, runs: Path, out: Path) -> None:
 
 
 def noise(name: str, runs: Path) -> None:
-    """Print how far the final losses of seeds lie apart."""
-    repeated = [[t.losses[0] for t in ts] for ts in by_plan(recorded(name, runs)).values()]
-    means = [statistics.fmean(losses) for losses in repeated]
-    spread = statistics.pstdev(means)
-    repeated = [losses for losses in repeated if len(losses) > 1]
-    degrees = sum(len(losses) - 1 for losses in repeated)
-    if not degrees:
-        print(f"{name}: no plan has several seeds yet; final losses of plans: {spread:.4f}")
+    """Print how far the final losses of seeds lie apart, for plans that have all seeds."""
+    losses = [[t.losses[0] for t in ts] for ts in by_plan(recorded(name, runs)).values()]
+    whole = [of_seeds for of_seeds in losses if len(of_seeds) == len(SEEDS)]
+    spread = statistics.pstdev(of_seeds[0] for of_seeds in losses)
+    print(f"{name}: standard deviation of final losses over {len(losses)} plans {spread:.4f}")
+    if len(whole) < 2:
+        print(f"{name}: {len(whole)} plans have {len(SEEDS)} seeds, too few to tell their noise")
         return
-    squares = sum(statistics.variance(losses) * (len(losses) - 1) for losses in repeated)
+    within = math.sqrt(statistics.fmean(map(statistics.variance, whole)))
+    means = [statistics.fmean(of_seed) for of_seed in zip(*whole, strict=True)]
+    centred = [[x - m for x, m in zip(row, means, strict=True)] for row in whole]
+    squares = sum(statistics.variance(row) * (len(row) - 1) for row in centred)
+    rest = math.sqrt(squares / (len(whole) - 1) / (len(SEEDS) - 1))
     print(
-        f"{name}: pooled standard deviation of final losses over seeds "
-        f"{math.sqrt(squares / degrees):.4f} ({len(repeated)} plans, {degrees} degrees of freedom);"
-        f" of plans' mean losses {spread:.4f}"
+        f"{name}: of {len(whole)} plans over {len(SEEDS)} seeds {within:.4f}; a seed moves all "
+        f"(means {', '.join(f'{mean:.4f}' for mean in means)}), and without that {rest:.4f}"
     )
 
 

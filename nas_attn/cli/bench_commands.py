@@ -204,9 +204,9 @@ def bench_search(
 ) -> None:
     """Compare samplers and stopping rules on tables of trainings, without a training.
 
-    Searches run in virtual time with the driver of a real one, and see the losses of one seed. What
-    counts is the hypervolume of their front by the mean over seeds, as a share of the best that the
-    table holds. The same command again goes on, or shows what search.csv holds.
+    Searches run in virtual time with the driver of a real one. What counts is the hypervolume of
+    their front, as a share of the best that the table holds. The same command again goes on, or
+    shows what search.csv holds.
     """
     from nas_attn.benchmark.search.replayed import SAMPLERS
     from nas_attn.cli.counted import counted

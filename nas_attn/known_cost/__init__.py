@@ -1,4 +1,4 @@
 """Proposals where one objective is known exactly before anything is tried."""
 
-STARTS = 4
+STARTS = 3
 """Points spread over the cost before losses are asked."""

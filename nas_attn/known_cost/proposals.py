@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from nas_attn.knapsack import Item, solve
 from nas_attn.known_cost.spread import CANDIDATES, CostSpread, Floats, Picks
@@ -32,9 +31,6 @@ MARGIN = 0.1
 BEYOND = 0.05
 """The dearest cost that counts lies beyond the dearest point by this share of the range, so that
 the best of the dearest points is sought, too."""
-OWN = 0.5
-"""Share of the noise's variance that is taken for what a point itself adds: losses that were seen
-once do not tell that from chance, and a front is made of what was seen."""
 STEPS = 10**6
 """Whole numbers that a drawn table spans in the knapsack, and costs that are not whole."""
 
@@ -62,10 +58,10 @@ class History:
     def reached(self, surrogate: Surrogate) -> tuple[Picks, Floats]:
         """Points whose loss was reached, or is expected to be, and these losses."""
         is_reached = np.ones(len(self.losses), bool) if self.noise is None else self.noise <= 1.0
-        expected, _ = surrogate.predict(self.running)
+        waited = surrogate.predict(self.running).medians
         return (
             np.concatenate([self.tried[is_reached], self.running]),
-            np.concatenate([self.losses[is_reached], expected]),
+            np.concatenate([self.losses[is_reached], waited]),
         )
 
 
@@ -123,12 +119,11 @@ class KnownCostProposer:
         places, front, weakest = self._front(known, losses)
         candidates = self._candidates(surrogate, generator, known[places])
         candidates = candidates[self.costs(candidates) <= self._limit]
-        means, spreads = surrogate.predict(candidates)
-        spreads = np.hypot(spreads, np.sqrt(OWN) * surrogate.noise)
         costs = self.costs(candidates)
         most = max(self.spread.high, costs.max(initial=0.0))
         end = most + BEYOND * (most - self.spread.low)
-        gains = expected_gains(costs, means, spreads, front, (end, weakest))
+        improvement = surrogate.predict(candidates).improvement
+        gains = expected_gains(costs, improvement, front, (end, weakest))
         for index in np.argsort(-gains, kind="stable"):
             point = tuple(candidates[index].tolist())
             if is_free(point):
@@ -142,7 +137,7 @@ class KnownCostProposer:
             order = np.lexsort((losses, self.costs(tried)))
             excess = np.empty(len(losses))
             excess[order] = losses[order] - np.minimum.accumulate(losses[order])
-            nearest = np.argsort(excess, kind="stable")
+            nearest = np.lexsort((losses, excess))
             others = generator.permutation(nearest[MOST_TRIED // 2 :])[: MOST_TRIED // 2]
             seen = np.sort(np.concatenate([nearest[: MOST_TRIED // 2], others]))
             tried, losses = tried[seen], losses[seen]
@@ -195,14 +190,16 @@ class KnownCostProposer:
 
 
 def expected_gains(
-    costs: Floats, means: Floats, spreads: Floats, front: Front, reference: tuple[float, float]
+    costs: Floats,
+    improvement: Callable[[float], Floats],
+    front: Front,
+    reference: tuple[float, float],
 ) -> Floats:
     """Expected growth of the hypervolume by each of some candidates.
 
     Args:
         costs: Their costs, which are exact.
-        means: Expected losses.
-        spreads: Standard deviations of these, above 0.
+        improvement: Function that gives by how much each is expected to fall below a loss.
         front: Costs and losses that nothing dominates, by rising cost.
         reference: Cost and loss up to which hypervolume counts.
     """
@@ -211,7 +208,5 @@ def expected_gains(
     gains = np.zeros(len(costs))
     for begin, end, level in zip(edges, edges[1:], levels, strict=False):
         widths = np.clip(min(end, reference[0]) - np.maximum(begin, costs), 0.0, None)
-        off = (level - means) / spreads
-        bell = np.exp(-0.5 * off**2) / np.sqrt(2 * np.pi)
-        gains += widths * spreads * (off * ndtr(off) + bell)
+        gains += widths * improvement(level)
     return gains

@@ -1,9 +1,12 @@
 """What the losses of tried points tell of the others: a Gaussian process over units and choices.
 
-A point picks one choice in every unit (a layer's attention, a parameter). Its loss is taken for a
-sum of one term a unit, and of what pairs of units and the whole cost add:
+A point picks one choice in every unit (a layer's attention, a parameter). The logarithm of its
+loss, above a floor below all losses, is taken for a sum of one term a unit, and of what pairs of
+units and the whole cost add:
 
-    loss(x) = mean + sum over units u of g(u, x_u) + pairs(x) + size(x) + noise
+    log(loss(x) - floor) = mean + sum over units u of g(u, x_u) + pairs(x) + size(x) + noise
+
+The logarithm tells good losses apart better than bad ones, as a front needs it.
 
 The terms g of alike choices are alike: those of one unit that lie near each other, of one group (a
 site) with the same label, with the same label anywhere, of near costs anywhere, and what a
@@ -22,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
+from scipy.special import ndtr
 
 from nas_attn.known_cost.spread import Floats, Picks
 
@@ -38,14 +42,16 @@ USUAL = {
     "size": 0.1,
     "noise": 0.1,
 }
-"""Each part's share of the variance of losses before any is seen; the tables come first."""
+"""Each part's share of the variance of logarithms, before any loss is seen; tables come first."""
 TABLES = 6
 DOUBT = 1.5
 """Standard deviation of the logarithm of these shares."""
 LEAST, MOST = 1e-5, 30.0
 """Bounds of the shares."""
 MEAN = 1.0
-"""Variance of the mean of losses that have been brought to mean 0 and variance 1."""
+"""Variance of the mean of logarithms that have been brought to mean 0 and variance 1."""
+FLOOR = 0.5
+"""Standard deviations of the losses by which the floor lies below the least."""
 STEPS = 40
 """Steps of the optimiser that fits the variances, at most."""
 
@@ -135,6 +141,33 @@ class Alikeness:
         return _near(one @ self._size, other @ self._size)
 
 
+@dataclass(frozen=True)
+class Beliefs:
+    """Losses that some points may have, without noise.
+
+    Args:
+        means: Expected logarithms of the losses above the floor.
+        spreads: Standard deviations of these logarithms, above 0.
+        floor: Loss that none falls below.
+    """
+
+    means: Floats
+    spreads: Floats
+    floor: float
+
+    @property
+    def medians(self) -> Floats:
+        """The losses that each point exceeds with probability one half."""
+        return np.asarray(self.floor + np.exp(self.means))
+
+    def improvement(self, level: float) -> Floats:
+        """By how much each point is expected to fall below a loss, which is above the floor."""
+        room = level - self.floor
+        off = (np.log(room) - self.means) / self.spreads
+        below = np.exp(self.means + self.spreads**2 / 2) * ndtr(off - self.spreads)
+        return np.asarray(np.maximum(room * ndtr(off) - below, 0.0))
+
+
 class Surrogate:
     """Losses of all points, given those of some.
 
@@ -150,27 +183,25 @@ class Surrogate:
     ) -> None:
         self.alikeness = alikeness
         self._points = alikeness.one_hot(picks)
-        self._shift = float(losses.mean())
-        self._scale = float(losses.std()) or 1.0
+        self._floor = float(losses.min()) - FLOOR * (float(losses.std()) or 1.0)
+        logs = np.log(losses - self._floor)
+        self._shift = float(logs.mean())
+        self._scale = float(logs.std()) or 1.0
         self._noise = np.ones(len(losses)) if noise is None else noise
-        self._losses = (losses - self._shift) / self._scale
+        self._logs = (logs - self._shift) / self._scale
         parts = alikeness.between(self._points, self._points)
         self.variances = self._fit(parts)
         self._condition()
 
-    @property
-    def noise(self) -> float:
-        """Standard deviation of the usual noise, in units of the losses."""
-        return float(np.sqrt(self.variances[-1]) * self._scale)
-
-    def predict(self, picks: Picks) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the losses of points, without noise."""
+    def predict(self, picks: Picks) -> Beliefs:
+        """What losses points may have."""
         points = self.alikeness.one_hot(picks)
         across = self._covariance(points)
         left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
         alone = self.alikeness.alone(self.variances[:-1], points) + MEAN
         spread = np.sqrt(np.maximum(alone - np.einsum("op,op->p", left, left), 1e-12))
-        return across @ self._weights * self._scale + self._shift, spread * self._scale
+        means = across @ self._weights * self._scale + self._shift
+        return Beliefs(means, spread * self._scale, self._floor)
 
     def draw(self, generator: np.random.Generator, picks: Picks) -> Floats:
         """Losses that points may turn out to have, noise included, drawn together."""
@@ -183,21 +214,23 @@ class Surrogate:
             np.sqrt(np.maximum(values, 0.0)) * generator.standard_normal(len(values))
         )
         spread += np.sqrt(self.variances[-1]) * generator.standard_normal(len(values))
-        return np.asarray((across @ self._weights + spread) * self._scale + self._shift)
+        logs = (across @ self._weights + spread) * self._scale + self._shift
+        return np.asarray(self._floor + np.exp(logs))
 
     def believe(self, picks: Picks) -> None:
-        """Take points for tried, each with the loss that is expected of it."""
+        """Take points for tried, each with the logarithm that is expected of it."""
         if not len(picks):
             return
         points = self.alikeness.one_hot(picks)
         expected = self._covariance(points) @ self._weights
         self._points = np.concatenate([self._points, points])
-        self._losses = np.concatenate([self._losses, expected])
+        self._logs = np.concatenate([self._logs, expected])
         self._noise = np.concatenate([self._noise, np.ones(len(picks))])
         self._condition()
 
     def draw_tables(self, generator: np.random.Generator, count: int) -> Floats:
-        """Draws of the terms of all choices (draws, choices), up to a constant."""
+        """Draws of the terms of all choices (draws, choices), up to a constant; sums of terms order
+        points as their losses do."""
         prior = self.alikeness.table(self.variances)
         across = prior @ self._points.T
         left = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
@@ -214,24 +247,24 @@ class Surrogate:
         covariance = self._covariance(self._points)
         covariance += np.diag(self.variances[-1] * self._noise)
         self._factor, _ = cho_factor(covariance, lower=True, check_finite=False)
-        self._weights = cho_solve((self._factor, True), self._losses, check_finite=False)
+        self._weights = cho_solve((self._factor, True), self._logs, check_finite=False)
 
     def _fit(self, parts: Floats) -> Floats:
         """The variances with the largest posterior density."""
-        losses, usual = self._losses, np.log(list(USUAL.values()))
+        logs, usual = self._logs, np.log(list(USUAL.values()))
         every = np.concatenate([parts, np.diag(self._noise)[None]])
 
-        def density(logs: Floats) -> tuple[float, Floats]:
+        def density(exponents: Floats) -> tuple[float, Floats]:
             """The negative logarithm of the density, and its slope."""
-            variances = np.exp(logs)
+            variances = np.exp(exponents)
             covariance = np.tensordot(variances, every, 1) + MEAN
             factor = cholesky(covariance, lower=True, check_finite=False)
-            inverse = cho_solve((factor, True), np.eye(len(losses)), check_finite=False)
-            weights = inverse @ losses
-            value = 0.5 * losses @ weights + np.log(np.diag(factor)).sum()
+            inverse = cho_solve((factor, True), np.eye(len(logs)), check_finite=False)
+            weights = inverse @ logs
+            value = 0.5 * logs @ weights + np.log(np.diag(factor)).sum()
             slope = np.tensordot(every, inverse - np.outer(weights, weights), 2)
-            off = (logs - usual) / DOUBT**2
-            return value + 0.5 * (off * (logs - usual)).sum(), 0.5 * variances * slope + off
+            off = (exponents - usual) / DOUBT**2
+            return value + 0.5 * (off * (exponents - usual)).sum(), 0.5 * variances * slope + off
 
         bounds = [(np.log(LEAST), np.log(MOST))] * len(USUAL)
         options = {"maxiter": STEPS}

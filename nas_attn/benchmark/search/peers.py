@@ -74,8 +74,8 @@ def replay_peer(table: SearchTable, run: Run) -> Outcome:
             curve = table.curves[text, table.seed]
             clock += curve.seconds
             ended.append(Ended(text, curve.points[-1].num_updates, clock, is_finished=True))
-        told[text] = table.observed[text]
-        peer.tell(text, told[text], table.points[text][1:])
+        told[text], *costs = table.points[text]
+        peer.tell(text, told[text], costs)
     return Outcome(ended, seconds)
 
 

@@ -1,4 +1,4 @@
-"""What a search has after each of its trials, by what the table says of its plans."""
+"""What a search has after each of its trials, by what the table says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas_attn.benchmark.search.table import SearchTable
-from nas_attn.pareto import hypervolume, non_dominated
+from nas_attn.pareto import hypervolume
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Step:
         trials: Trials that have ended, stopped ones too.
         updates: Updates of all of them.
         time: Seconds since the search began, in virtual time.
-        share: Hypervolume of the true points of the reported front, over that of the whole table's.
+        share: Hypervolume of what has finished, over that of the whole table.
     """
 
     trials: int
@@ -55,11 +55,5 @@ def steps_of(table: SearchTable, trials: Sequence[Ended]) -> list[Step]:
 
 
 def share_of(table: SearchTable, finished: Sequence[str]) -> float:
-    """Share of the best hypervolume that a search has whose finished plans are these.
-
-    It reports the front of what it has seen, losses of one seed; what counts is how good these
-    plans are truly, by the mean over seeds.
-    """
-    seen = [(table.observed[text], *table.points[text][1:]) for text in finished]
-    reported = [table.points[finished[index]] for index in non_dominated(seen)]
-    return hypervolume(reported, table.reference) / table.best
+    """Share of the best hypervolume that a search has whose finished plans are these."""
+    return hypervolume([table.points[text] for text in finished], table.reference) / table.best

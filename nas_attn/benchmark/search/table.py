@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,23 +62,23 @@ class SearchTable:
 
     @cached_property
     def digest(self) -> str:
-        """Short hash of the curves, by which results of an earlier table are told apart."""
-        return blake2b(self.path.read_bytes(), digest_size=4).hexdigest()
-
-    @cached_property
-    def observed(self) -> dict[str, float]:
-        """The loss that a search sees of each plan, once it is trained whole."""
-        return {text: best_loss(self.curves[text, self.seed]) for text in self.plans}
+        """Short hash of what searches see, by which results of an earlier table are told apart."""
+        seen = [
+            (text, self.points[text], self.curves[text, self.seed].points) for text in self.plans
+        ]
+        return blake2b(repr(seen).encode(), digest_size=4).hexdigest()
 
     @cached_property
     def points(self) -> dict[str, tuple[float, ...]]:
-        """Each plan's true point: the mean loss over its seeds, and its costs."""
-        losses: dict[str, list[float]] = {text: [] for text in self.plans}
-        for (text, _), curve in self.curves.items():
-            if text in losses:
-                losses[text].append(best_loss(curve))
-        means = {text: statistics.fmean(of_seeds) for text, of_seeds in losses.items()}
-        return {text: (means[text], *self.cost(plan)) for text, plan in self.plans.items()}
+        """What a search sees of each plan once it is trained whole: its loss, and its costs.
+
+        Losses of further seeds do not count: only some plans have them, and a seed moves the losses
+        of all.
+        """
+        return {
+            text: (best_loss(self.curves[text, self.seed]), *self.cost(plan))
+            for text, plan in self.plans.items()
+        }
 
     def cost(self, plan: AttentionPlan) -> tuple[float, ...]:
         """Costs of a plan, in the order of the objectives."""
@@ -95,7 +94,7 @@ class SearchTable:
 
     @cached_property
     def best(self) -> float:
-        """Hypervolume of the true front of the table."""
+        """Hypervolume of the front of the table."""
         return hypervolume(list(self.points.values()), self.reference)
 
     @property
