@@ -29,6 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import pandas as pd
+
 import nas_attn
 from nas_attn.analysis.learning_curves import curves_of
 from nas_attn.analysis.trials import Trials
@@ -140,12 +142,23 @@ def collect(name: str, runs: Path, out: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([COLUMNS, *rows])
     write_whole(out / f"{name}_plans.csv", text.getvalue().encode())
+    keep_predicted(runs / run_name(name, SEEDS[0]), out / f"{name}_predicted.csv")
     thrice = sum(row[-1] == len(SEEDS) for row in rows)
     hours = sum(curve.seconds for curve in curves.values()) / 3600
     print(
         f"{name}: {len(rows)} plans, {thrice} of them with {len(SEEDS)} seeds; {len(curves)} "
         f"trainings, {hours:.1f} hours of training; written to {os.path.relpath(out)}"
     )
+
+
+def keep_predicted(run: Path, out: Path) -> None:
+    """Write what `nas-attn sensitivity` has measured of the baseline, if it has."""
+    measured = run / "sensitivity" / "sensitivity.csv"
+    if not measured.is_file():
+        print("note: nas-attn sensitivity has not measured the baseline of seed 1")
+        return
+    frame = pd.read_csv(measured, usecols=["unit", "choice", "change", "change_error"])
+    write_whole(out, frame.round(5).to_csv(index=False, lineterminator="\n").encode())
 
 
 def noise(name: str, runs: Path) -> None:

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from nas_attn.conversion.nesting import plan_nests
 from nas_attn.engine.config import SearchConfig
-from nas_attn.engine.known_costs import KnownCostSearch
+from nas_attn.engine.known_costs import KnownCostSearch, predicted_changes
 from nas_attn.engine.ladder import ancestors_of, parents_of
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import PlanCosts, certain_excess, expected_costs
@@ -131,6 +131,8 @@ class Proposer:
         config: Sampler, its start and the seed.
         baseline: Plan that is proposed first.
         queue: Plans of the space that come next, in this order.
+        predicted: By how much single conversions of the trained baseline raise its loss, by the
+            digest of the plan, votes as they are on offer; the sampler `known_cost` asks it.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Proposer:
         config: SearchConfig,
         baseline: AttentionPlan,
         queue: Sequence[AttentionPlan] = (),
+        predicted: Mapping[str, float] | None = None,
     ) -> None:
         self.space = space
         self.costs = costs
@@ -148,6 +151,7 @@ class Proposer:
         self.config = config
         self.baseline = baseline
         self.queue = tuple(queue)
+        self._predicted = predicted or {}
         limit = objectives.limits.get(objectives.primary_cost)
         self._stratified = StratifiedSampler(space, self._axis, config.seed, limit)
         self._decisions = decisions_of(space)
@@ -375,7 +379,11 @@ class Proposer:
     @cached_property
     def known_cost(self) -> KnownCostSearch:
         """What losses tell of plans that were not tried."""
-        return KnownCostSearch(self._stratified, maximise=self.objectives.maximise)
+        return KnownCostSearch(
+            self._stratified,
+            maximise=self.objectives.maximise,
+            predicted=predicted_changes(self.space, self.baseline, self._predicted),
+        )
 
     def _spread(self) -> tuple[Option, ...] | None:
         started = self._counted - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from nas_attn.engine.forecast import forecast_final
 from nas_attn.engine.samplers import StratifiedSampler
+from nas_attn.engine.sensitivity import all_changes
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.known_cost.proposals import History, KnownCostProposer
 from nas_attn.known_cost.spread import Floats, Picks
@@ -32,15 +33,23 @@ class KnownCostSearch:
     Args:
         spread: Sampler that spreads plans over the same cost, whose tables are used.
         maximise: Whether the metric of learning curves is better when higher.
+        predicted: By how much single conversions of the trained baseline raise the loss, from
+            `predicted_changes`; empty if that is not known.
     """
 
-    def __init__(self, spread: StratifiedSampler, *, maximise: bool = False) -> None:
+    def __init__(
+        self,
+        spread: StratifiedSampler,
+        *,
+        maximise: bool = False,
+        predicted: Sequence[Sequence[float]] = (),
+    ) -> None:
         self._sign = -1.0 if maximise else 1.0
         self.space = spread.space
         self._known: dict[AttentionPlan, tuple[int, ...] | None] = {}
         self._options = spread.options
         self._proposer = KnownCostProposer(
-            choices_of(self.space, spread.tables), spread.base, spread.seed, spread.end
+            choices_of(self.space, spread.tables, predicted), spread.base, spread.seed, spread.end
         )
 
     def propose(
@@ -155,19 +164,57 @@ class KnownCostSearch:
         return self._known[plan]
 
 
-def choices_of(space: SearchSpace, tables: Sequence[npt.NDArray[Any]]) -> list[list[Choice]]:
+def choices_of(
+    space: SearchSpace,
+    tables: Sequence[npt.NDArray[Any]],
+    predicted: Sequence[Sequence[float]] = (),
+) -> list[list[Choice]]:
     """The alternatives of all units as the surrogate knows them: alike at alike sites, or where
-    scheme and options are the same."""
+    scheme and options are the same.
+
+    Of what conversions predict the fourth roots count, for a change that ruins a trained model
+    costs one that is trained with it much less.
+    """
+    changes = predicted or [[0.0] * len(unit.alternatives) for unit in space.units]
     return [
         [
             Choice(
                 cost=float(cost),
                 group=" ".join(unit.sites),
                 label=" ".join(dict.fromkeys(str(choice) for _, choice in option.choices)),
+                predicted=max(0.0, change) ** 0.25,
             )
-            for option, cost in zip(unit.alternatives, costs, strict=True)
+            for option, cost, change in zip(unit.alternatives, costs, of_unit, strict=True)
         ]
-        for unit, costs in zip(space.units, tables, strict=True)
+        for unit, costs, of_unit in zip(space.units, tables, changes, strict=True)
+    ]
+
+
+def predicted_changes(
+    space: SearchSpace, baseline: AttentionPlan, changes: Mapping[str, float]
+) -> list[list[float]]:
+    """What single conversions predict of the alternatives of all units.
+
+    Args:
+        space: Space of the search.
+        baseline: Plan that was changed.
+        changes: By how much the loss grew, by the digest of the changed plan, votes as they are on
+            offer.
+
+    Returns:
+        Changes of each unit's alternatives; what could not be measured counts as much as the worst
+        of its unit. Empty without any.
+    """
+    found: list[list[float]] = [[] for _ in space.units]
+    for unit, _, plan in all_changes(space, baseline):
+        known = 0.0 if plan == baseline else changes.get(space.as_offered(plan).digest, math.nan)
+        found[unit].append(known)
+    if not changes:
+        return []
+    worst = [max((c for c in of_unit if not math.isnan(c)), default=0.0) for of_unit in found]
+    return [
+        [most if math.isnan(change) else change for change in of_unit]
+        for of_unit, most in zip(found, worst, strict=True)
     ]
 
 

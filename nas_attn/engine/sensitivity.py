@@ -108,17 +108,22 @@ def single_changes(
         inherits: Whether a plan can take over what the baseline has learned.
     """
     found = []
-    for unit, alternative, plan in _all_changes(space, baseline):
+    for unit, alternative, plan in all_changes(space, baseline):
         if plan != baseline and not plan.source_fault() and inherits(plan):
-            choices = space.units[unit].alternatives[alternative].choices
-            texts = dict.fromkeys(str(choice) for _, choice in choices)
-            found.append(UnitChange(space.units[unit].name, ", ".join(texts), plan))
+            texts = words_of(space.units[unit].alternatives[alternative])
+            found.append(UnitChange(space.units[unit].name, texts, plan))
     return found
 
 
-def _all_changes(
+def words_of(alternative: Option) -> str:
+    """What a unit may choose, as tables write it."""
+    return ", ".join(dict.fromkeys(str(choice) for _, choice in alternative.choices))
+
+
+def all_changes(
     space: SearchSpace, baseline: AttentionPlan
 ) -> Iterator[tuple[int, int, AttentionPlan]]:
+    """The number of each unit and of each of its alternatives, and the baseline with that one."""
     for number, unit in enumerate(space.units):
         for place, alternative in enumerate(unit.alternatives):
             yield number, place, _changed(space, baseline, unit, alternative)
@@ -169,7 +174,7 @@ class AdditiveModel:
         self._base_others = tuple(int(base[name]) for name in self.others)
         # For each unit what it may choose, by the number of the alternative.
         self.tables: list[dict[int, Entry]] = [{} for _ in space.units]
-        for unit, alternative, plan in _all_changes(space, baseline):
+        for unit, alternative, plan in all_changes(space, baseline):
             found = Measured(0.0, 0.0) if plan == baseline else measured.get(plan)
             if found is None:
                 continue

@@ -33,14 +33,14 @@ REACH = 0.3
 """Distance, as a share of the widest unit, at which choices are half alike."""
 USUAL = {
     "own": 0.1,
-    "near": 0.2,
+    "near": 0.6,
     "group": 0.2,
     "label": 0.1,
-    "cost": 0.2,
-    "predicted": 0.3,
-    "pairs": 0.1,
+    "cost": 0.4,
+    "predicted": 3.0,
+    "pairs": 0.2,
     "size": 0.1,
-    "noise": 0.1,
+    "noise": 0.2,
 }
 """Each part's share of the variance of logarithms, before any loss is seen; tables come first."""
 TABLES = 6

@@ -182,9 +182,18 @@ class Study(StudyForm):
         dictionaries = self._dictionaries()
         return list(check_model(training_arguments(training), dictionaries, training.arguments))
 
-    def proposer(self, queue: Sequence[AttentionPlan] = ()) -> Proposer:
-        """Proposes plans, from an empty history; those of a queue first."""
-        return Proposer(*self._proposer_arguments(), queue)
+    def proposer(
+        self,
+        queue: Sequence[AttentionPlan] = (),
+        predicted: Mapping[str, float] | None = None,
+    ) -> Proposer:
+        """Proposes plans, from an empty history; those of a queue first.
+
+        Args:
+            queue: Plans that come first.
+            predicted: What single conversions of the baseline do to the loss (see `Proposer`).
+        """
+        return Proposer(*self._proposer_arguments(), queue, predicted)
 
     def given_plans(self, plans: Sequence[AttentionPlan]) -> FixedCandidates:
         """Proposes these plans."""

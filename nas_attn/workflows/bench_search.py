@@ -16,7 +16,7 @@ import optuna
 
 from nas_attn.benchmark.search.figure import write_figure
 from nas_attn.benchmark.search.peers import PEERS, check_peer, replay_peer
-from nas_attn.benchmark.search.replayed import RULES, SAMPLERS, Run, replay_search
+from nas_attn.benchmark.search.replayed import PREDICTED, RULES, SAMPLERS, Run, replay_search
 from nas_attn.benchmark.search.steps import Step, steps_of
 from nas_attn.benchmark.search.table import SearchTable, read_table
 from nas_attn.errors import DataError, UsageError
@@ -167,7 +167,7 @@ def _shipped(name: str) -> Path:
 
 def _check(samplers: Sequence[str], rules: Sequence[str]) -> None:
     for what, names, known in (
-        ("sampler", samplers, (*SAMPLERS, *PEERS)),
+        ("sampler", samplers, (*SAMPLERS, PREDICTED, *PEERS)),
         ("rule", rules, RULES),
     ):
         for name in names:
@@ -197,7 +197,12 @@ def _load(name: str) -> Study:
     """A study, whose text need not be here, as nothing is trained."""
     form = read_form(name)
     if form.config.data.text is not None:
-        form = form.with_values({"data": {"text": None, "demo": {}}})
+        data: dict[str, object] = {
+            "text": None,
+            "demo": {},
+            "folder": f"{form.config.data.folder}_that_is_not_read",
+        }
+        form = form.with_values({"data": data})
     return Study.judged(form, is_read_only=True)
 
 

@@ -8,7 +8,7 @@ from nas_attn.engine.store import TrialStore
 from nas_attn.engine.votes import votes_of
 from nas_attn.errors import NasAttnError
 from nas_attn.study.study import Study
-from nas_attn.workflows.session import queue_of
+from nas_attn.workflows.session import predicted_of, queue_of
 
 
 def check_proposals(study: Study, store: TrialStore) -> int:
@@ -25,7 +25,8 @@ def check_proposals(study: Study, store: TrialStore) -> int:
     check_proposing(store, study.proposing())
     if study.search.warm_start.from_baseline:
         study = study.settled(votes_of(store))
-    derived = list(derive_again(study.proposer(queue_of(store)), store.trials()))
+    proposer = study.proposer(queue_of(store), predicted_of(store))
+    derived = list(derive_again(proposer, store.trials()))
     for derivation in derived:
         if not derivation.agrees:
             trial = derivation.trial

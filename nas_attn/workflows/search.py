@@ -23,6 +23,7 @@ from nas_attn.engine.wording import Wording
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
+from nas_attn.space import SearchSpace
 from nas_attn.study.jobs import TrialJobs
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
@@ -32,7 +33,16 @@ from nas_attn.workflows.events import Events, LogEvents
 from nas_attn.workflows.live_report import pages_beside
 from nas_attn.workflows.reporting import cold_store, write_study_report
 from nas_attn.workflows.sensitivity import NOTHING_INHERITS, measure_predictions
-from nas_attn.workflows.session import QUEUE, WHOLE, SearchPart, Session, advise, prepare_once
+from nas_attn.workflows.session import (
+    PREDICTED,
+    QUEUE,
+    WHOLE,
+    SearchPart,
+    Session,
+    advise,
+    predicted_of,
+    prepare_once,
+)
 from nas_attn.workflows.votes import hold_on_baseline, with_votes
 
 logger = logging.getLogger(__name__)
@@ -96,7 +106,8 @@ def _keep_band(session: Session) -> None:
     if study.config.search.warm_start.from_baseline:
         study = study.settled(votes_of(store))
     try:
-        keep_band(store, random_band(Trials.of(store, study.folder), study.proposer().known_cost))
+        known = study.proposer(predicted=predicted_of(store)).known_cost
+        keep_band(store, random_band(Trials.of(store, study.folder), known))
     except (NasAttnError, np.linalg.LinAlgError) as error:
         logger.warning("what random proposals would have reached is not known: %s", error)
 
@@ -122,7 +133,7 @@ def _by_sampler(
     """Run the study's own search; plans of a queue come first."""
     study, config = session.study, session.study.config.search
     return session.run(
-        proposer=study.proposer(queue),
+        proposer=study.proposer(queue, predicted_of(session.store)),
         config=config if trials is None else config.model_copy(update={"trials": trials}),
         build_job=(jobs or study.jobs).search_trial,
         part=part,
@@ -161,6 +172,8 @@ def _by_predictions(session: Session) -> SearchLoop:
         queue = _in_order(session, spread_predictions(front, first))
         if not config.warm_start.from_baseline:  # trained from scratch, heads are voted on again
             queue = [predictions.target.space.as_offered(plan) for plan in queue]
+        if not is_strategy:
+            _keep_predicted(session, findings, predictions.target.space)
         _keep_queue(session, queue)
     if not is_strategy:
         return _by_sampler(session, queue=queue)
@@ -246,6 +259,17 @@ def _in_order(session: Session, points: Sequence[Prediction]) -> list[AttentionP
 
 def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
     session.store.set_metadata(QUEUE, [plan.to_json() for plan in queue])
+
+
+def _keep_predicted(session: Session, findings: SensitivityFindings, space: SearchSpace) -> None:
+    """Tell the sampler of single conversions; before the queue, by which others see it is done."""
+    expected = findings.expected
+    changes = {
+        space.as_offered(change.plan).digest: float(f"{expected[change.plan].change:.6g}")
+        for change in findings.changes
+        if change.plan in expected
+    }
+    session.store.set_metadata(PREDICTED, changes)
 
 
 def _train_cold(session: Session) -> None:

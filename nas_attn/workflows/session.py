@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 QUEUE = "queue"
 """Under this name the record keeps plans that come before the sampler's."""
+PREDICTED = "predicted_changes"
+"""And under this one what the sampler knows of single conversions of the baseline."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,11 @@ def keep_study(study: Study, store: TrialStore) -> None:
 def queue_of(store: TrialStore) -> list[AttentionPlan]:
     """Plans that were put before the sampler's."""
     return [AttentionPlan.from_json(plan) for plan in store.metadata().get(QUEUE, ())]
+
+
+def predicted_of(store: TrialStore) -> dict[str, float]:
+    """What single conversions of the baseline do to its loss, as the sampler was told."""
+    return dict(store.metadata().get(PREDICTED, {}))
 
 
 def prepare_once(study: Study, events: Events) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from pydantic import ValidationError
 
 from nas_attn.benchmark.search.steps import Ended
-from nas_attn.benchmark.search.table import SearchTable
+from nas_attn.benchmark.search.table import SearchTable, beside
 from nas_attn.config_model import faults_of
 from nas_attn.engine.candidates import Proposal, Proposer
 from nas_attn.engine.config import SearchConfig, StoppingConfig
@@ -21,13 +21,17 @@ from nas_attn.engine.executors.simulated import SimulatedExecutor
 from nas_attn.engine.leases import TrialLeases
 from nas_attn.engine.loop import JobBuilder, SearchLoop
 from nas_attn.engine.store import TrialStore
-from nas_attn.errors import ConfigError
+from nas_attn.errors import ConfigError, UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.simulation.command import replay_command
 from nas_attn.simulation.synthetic import ReplayConfig
 from nas_attn.trials.job import SeedRun, StartFolders, TrialJob, TrialResult
 
 SAMPLERS: tuple[str, ...] = get_args(SearchConfig.model_fields["sampler"].annotation)
+PREDICTED = "known_cost+predictions"
+"""`known_cost` that also knows what conversions of the trained baseline predict, as it does in a
+study with `enqueue: sensitivity`; it begins with points spread over the cost all the same, for
+searches to differ by their seeds."""
 RULES: tuple[str, ...] = get_args(StoppingConfig.model_fields["rule"].annotation)
 
 
@@ -69,12 +73,17 @@ class TableProposer(Proposer):
     Args:
         table: The table.
         config: Sampler and seed.
+        predicted: What the sampler is told of single conversions (see `Proposer`).
     """
 
-    def __init__(self, table: SearchTable, config: SearchConfig) -> None:
+    def __init__(
+        self, table: SearchTable, config: SearchConfig, predicted: Mapping[str, float]
+    ) -> None:
         self.table = table
         self.seconds: list[float] = []
-        super().__init__(table.space, table.costs, table.objectives, config, table.baseline)
+        super().__init__(
+            table.space, table.costs, table.objectives, config, table.baseline, (), predicted
+        )
 
     def propose(self) -> Proposal | None:
         """The next plan."""
@@ -105,10 +114,14 @@ def replay_search(table: SearchTable, run: Run) -> Outcome:
 
     Raises:
         ConfigError: there is no such sampler or rule.
+        UsageError: the sampler needs predictions, and the table has none.
     """
     config = search_config(run)
     executor = SimulatedExecutor(run.workers)
-    proposer = TableProposer(table, config)
+    if run.sampler == PREDICTED and not table.predicted:
+        raise UsageError(f"{PREDICTED} needs {beside(table.path, '_predicted.csv')}")
+    predicted = table.predicted if run.sampler == PREDICTED else {}
+    proposer = TableProposer(table, config, predicted)
     with tempfile.TemporaryDirectory(prefix="nas-attn-bench-") as folder:
         store = TrialStore("bench", InMemoryStorage(), table.objectives, create=True)
         leases = TrialLeases(store, Path(folder), heartbeat_seconds=600, grace_seconds=1800)
@@ -142,6 +155,8 @@ def search_config(run: Run) -> SearchConfig:
         ConfigError: there is no such sampler or rule.
     """
     section: dict[str, Any] = {"sampler": run.sampler, "trials": run.trials, "seed": run.seed}
+    if run.sampler == PREDICTED:
+        section["sampler"] = "known_cost"
     try:
         return SearchConfig.model_validate({**section, "stopping": {"rule": run.rule}})
     except ValidationError as error:

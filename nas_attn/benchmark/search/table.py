@@ -18,6 +18,7 @@ from nas_attn.attention.counting import count_plan, expected_plan
 from nas_attn.curves import Curve, recorded_curves
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.plan_costs import expected_costs
+from nas_attn.engine.sensitivity import all_changes, words_of
 from nas_attn.errors import DataError, UsageError
 from nas_attn.fairseq_tools.costs import CostModel
 from nas_attn.fairseq_tools.models import Sizer
@@ -46,6 +47,8 @@ class SearchTable:
         plans: Plans that have a curve of `seed`, by their text.
         curves: Curve of each (plan text, seed).
         seed: Seed of the curves that searches see.
+        predicted: By how much single conversions of the trained baseline raise its loss, by the
+            digest of the plan; empty if the table does not know it.
         missing: Number of plans of the space without such a curve.
     """
 
@@ -58,6 +61,7 @@ class SearchTable:
     plans: Mapping[str, AttentionPlan]
     curves: Mapping[tuple[str, int], Curve]
     seed: int
+    predicted: Mapping[str, float]
     missing: int
 
     @cached_property
@@ -163,6 +167,7 @@ def read_table(name: str, path: Path, study: Study, *, allow_missing: bool = Fal
         plans=plans,
         curves=curves,
         seed=seed,
+        predicted=_predicted(path, space, study.baseline),
         missing=missing,
     )
 
@@ -174,13 +179,39 @@ def plans_of(space: SearchSpace) -> dict[str, AttentionPlan]:
     return {plan.dumps(): plan for plan in plans if not plan.source_fault()}
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The file of a table beside that of its curves."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + ending)
+
+
+def _predicted(path: Path, space: SearchSpace, baseline: AttentionPlan) -> dict[str, float]:
+    """What NAME_predicted.csv says of single conversions.
+
+    Raises:
+        DataError: it is malformed.
+    """
+    file = beside(path, "_predicted.csv")
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = {(r["unit"], r["choice"]): float(r["change"]) for r in csv.DictReader(lines)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    named = {
+        (space.units[unit].name, words_of(space.units[unit].alternatives[number])): plan.digest
+        for unit, number, plan in all_changes(space, baseline)
+    }
+    return {named[key]: change for key, change in rows.items() if key in named}
+
+
 def _cost_model(path: Path, space: SearchSpace) -> CostModel:
     """Costs by counting, with the rest of the model as the table's rows have it.
 
     Raises:
         DataError: rows disagree with each other, or with what is counted.
     """
-    plans = path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + "_plans.csv")
+    plans = beside(path, "_plans.csv")
     rests = set()
     try:
         with plans.open(newline="", encoding="utf-8") as file:
