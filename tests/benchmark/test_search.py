@@ -19,6 +19,7 @@ from nas_attn.benchmark.search.replayed import Run, replay_search
 from nas_attn.benchmark.search.steps import Step, share_of, steps_of
 from nas_attn.benchmark.search.table import SearchTable, read_table
 from nas_attn.cli.console import console
+from nas_attn.engine.sensitivity import single_changes
 from nas_attn.errors import DataError, UsageError
 from nas_attn.study.study import Study
 from nas_attn.workflows import bench_search
@@ -90,6 +91,29 @@ def test_searches_end_with_what_their_trials_are_worth(table: SearchTable) -> No
     assert len({tuple(plans) for plans in ends.values()}) == 3
     every = replay_search(table, run_of("stratified_random", trials=27))
     assert sorted(t.plan for t in every.trials) == sorted(table.plans)
+
+
+def test_predictions_beside_a_table_lead_a_search(study: Study, tmp_path: Path) -> None:
+    path = write_table(tmp_path, study)
+    run = run_of("known_cost+predictions", trials=20)
+    with pytest.raises(UsageError, match=r"needs .*made_predicted\.csv"):
+        replay_search(read_table("made", path, study), run)
+    rows = [
+        f'{change.unit},"{change.choice}",{0.1 * number},0.01'
+        for number, change in enumerate(single_changes(study.space, study.baseline, lambda _: True))
+    ]
+    file = tmp_path / "made_predicted.csv"
+    file.write_text("\n".join(["unit,choice,change,change_error", *rows]))
+    table = read_table("made", path, study)
+    assert sorted(table.predicted.values()) == pytest.approx([0.1 * n for n in range(len(rows))])
+    led, alone = (
+        [trial.plan for trial in replay_search(table, of).trials]
+        for of in (run, run_of("known_cost", trials=20))
+    )
+    assert led[:4] == alone[:4] and led != alone
+    file.write_text("unit,choice,change\nencoder_self,multi_head,much\n")
+    with pytest.raises(DataError, match=r"made_predicted\.csv cannot be read"):
+        read_table("made", path, study)
 
 
 def test_stopped_trials_are_paid_for_and_not_reported(table: SearchTable) -> None:
@@ -206,7 +230,7 @@ def test_goes_on_and_shows_what_is_there(
     assert ran == []
     assert "made: 27 plans, 2 searches of each kind; hypervolume up to" in shown
     assert "stratified_random less this" in shown and "not reached" not in shown
-    write_table(tmp_path, study, seeds=(1, 2))  # another state of the table
+    write_table(tmp_path, study, noise=0.1)  # another state of the table
     compare(["random"], 1)
     assert ran == [("random", 1)]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nas_attn
@@ -52,14 +54,21 @@ def test_collects_what_is_finished(
     with pytest.raises(UsageError, match="holds no run table_demo: train it first"):
         recorded("demo", runs)
     first = searched(tiny_translation, runs, 1)
+    searched(tiny_translation, runs, 2, trials=4)
     searched(tiny_translation, runs, 3, trials=3)
+    (first.folder / "sensitivity").mkdir()
+    changes = "unit,choice,cost,change,change_error\nencoder_self,multi_head,7,0.1234567,0.01\n"
+    (first.folder / "sensitivity" / "sensitivity.csv").write_text(changes)
     collect("demo", runs, out)
-    assert "5 plans, 0 of them with 3 seeds; 8 trainings" in capsys.readouterr().out
+    assert "5 plans, 3 of them with 3 seeds; 12 trainings" in capsys.readouterr().out
+    kept = (out / "demo_predicted.csv").read_text()
+    assert kept == "unit,choice,change,change_error\nencoder_self,multi_head,0.12346,0.01\n"
 
     curves = recorded_curves(out / "demo.csv.gz")
     trials = list(first.read().trained)
     plans = [trial.plan.dumps() for trial in trials if trial.plan is not None]
-    wanted = {(plan, 1) for plan in plans} | {(plan, 3) for plan in plans[:3]}
+    wanted = {(plan, 1) for plan in plans} | {(plan, 2) for plan in plans[:4]}
+    wanted |= {(plan, 3) for plan in plans[:3]}
     assert list(curves) == sorted(wanted)
     assert [p.num_updates for p in curves[plans[1], 1].points] == [100, 200, 300]
     assert [p.seconds for p in curves[plans[1], 1].points] == [1.0, 2.0, 3.0]
@@ -73,15 +82,21 @@ def test_collects_what_is_finished(
         assert int(row["total"]) == trial.costs["total"]
         finals = [c.points[-1].loss for (plan, _), c in curves.items() if plan == row["plan"]]
         assert int(row["seeds"]) == len(finals)
-        assert float(row["loss"]) == pytest.approx(statistics.fmean(finals), abs=2e-5)
+        assert float(row["loss"]) == pytest.approx(finals[0], abs=2e-5)
+        assert float(row["mean_loss"]) == pytest.approx(statistics.fmean(finals), abs=2e-5)
     last = curves[plans[1], 1].points[-1].loss
     assert last == round(last, 5) == pytest.approx(trials[1].loss, abs=1e-5)
 
     noise("demo", runs)
-    pairs = [[curves[plan, seed].points[-1].loss for seed in (1, 3)] for plan in plans[:3]]
-    pooled = math.sqrt(statistics.fmean(statistics.variance(pair) for pair in pairs))
+    whole = [[curves[plan, seed].points[-1].loss for seed in (1, 2, 3)] for plan in plans[:3]]
+    pooled = math.sqrt(statistics.fmean(map(statistics.variance, whole)))
+    # Mean squares of what is left of plans and seeds, with (3 - 1) (3 - 1) degrees of freedom.
+    of_plans, of_seeds = np.mean(whole, 1, keepdims=True), np.mean(whole, 0, keepdims=True)
+    rest = math.sqrt(np.sum((whole - of_plans - of_seeds + np.mean(whole)) ** 2) / 4)
     text = capsys.readouterr().out
-    assert float(text.split("seeds ")[1].split()[0]) == pytest.approx(pooled, abs=1e-4)
+    found = re.search(r"over 3 seeds (\S+); .*without that (\S+)", text)
+    assert found is not None
+    assert [float(x) for x in found.groups()] == pytest.approx([pooled, rest], abs=1e-4)
 
 
 def test_says_that_seeds_train_other_plans(

@@ -11,8 +11,11 @@ import pytest
 from nas_attn.analysis.hypervolume import growth, progress_of
 from nas_attn.analysis.random_band import keep_band, random_band, recorded_band
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig
+from nas_attn.engine.known_costs import predicted_changes
 from nas_attn.engine.loop import SearchLoop
+from nas_attn.engine.sensitivity import all_changes
 from nas_attn.pareto import hypervolume
 from nas_attn.plan import AttentionPlan
 from tests.helpers.fakes import FakeExecutor, make_loop, make_sizer, trained
@@ -52,7 +55,31 @@ def test_proposals_are_of_plans_that_are_free_and_within_the_limit(tmp_path: Pat
     loop = searched(tmp_path)
     plans = [trial.plan for trial in loop.store.trials()]
     assert len(set(plans)) == len(plans) == 24
-    assert SearchConfig.model_validate({"sampler": "known_cost"}).startup_trials == 4
+    assert SearchConfig.model_validate({"sampler": "known_cost"}).startup_trials == 3
+
+
+def test_predictions_of_conversions_lead_proposals(tmp_path: Path) -> None:
+    """Single changes are found by their plans; what could not be measured counts as the worst."""
+    plain = searched(tmp_path / "plain").proposer
+    space, baseline = plain.space, plain.baseline
+    changes = {plan.digest: loss_of_plan(plan) for _, _, plan in all_changes(space, baseline)}
+    unknown = next(plan for _, _, plan in all_changes(space, baseline) if plan != baseline)
+    del changes[unknown.digest]
+    found = predicted_changes(space, baseline, changes)
+    for unit, number, plan in all_changes(space, baseline):
+        wanted = 0.0 if plan == baseline else changes.get(plan.digest, max(found[unit]))
+        assert found[unit][number] == wanted
+    assert predicted_changes(space, baseline, {}) == []
+    told = Proposer(
+        space, plain.costs, plain.objectives, plain.config, baseline, predicted=changes
+    ).known_cost
+    history = told.history(trained(searched(tmp_path / "told").store.trials())[:6], [], [])
+    draws = [np.random.default_rng(1), np.random.default_rng(1)]
+    one, other = (
+        known._proposer.surrogate(history, draw)
+        for known, draw in zip((plain.known_cost, told), draws, strict=True)
+    )
+    assert one.variances[5] != other.variances[5] and len(one.variances) == 9
 
 
 def test_random_searches_are_drawn_around_what_was_found(tmp_path: Path) -> None:

@@ -32,7 +32,12 @@ def table_study(**changes: Any) -> Study:
 
 
 def write_table(
-    folder: Path, study: Study, *, seeds: Sequence[int] = (1,), without: Sequence[str] = ()
+    folder: Path,
+    study: Study,
+    *,
+    seeds: Sequence[int] = (1,),
+    without: Sequence[str] = (),
+    noise: float = 0.05,
 ) -> Path:
     """Write made.csv.gz and made_plans.csv.
 
@@ -41,8 +46,9 @@ def write_table(
         study: Study of the plans.
         seeds: Seeds of the trainings.
         without: Texts of plans that are left out.
+        noise: Standard deviation of the losses' noise.
     """
-    replay = ReplayConfig(noise=0.05, seconds=10.0)
+    replay = ReplayConfig(noise=noise, seconds=10.0)
     plans = {k: plan for k, plan in plans_of(study.space).items() if k not in without}
     sizes = {text: size_of(study, plan) for text, plan in plans.items()}
     curves = {

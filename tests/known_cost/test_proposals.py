@@ -8,7 +8,7 @@ import pytest
 from nas_attn.known_cost import proposals
 from nas_attn.known_cost.proposals import History, KnownCostProposer, expected_gains
 from nas_attn.known_cost.spread import CostSpread, Floats, Picks
-from nas_attn.known_cost.surrogate import Alikeness, Choice, Surrogate
+from nas_attn.known_cost.surrogate import Alikeness, Beliefs, Choice, Surrogate
 from nas_attn.pareto import hypervolume, non_dominated
 
 LAYERS, WIDTHS = 5, (8, 16, 32, 64)
@@ -60,18 +60,21 @@ class TestExpectedGains:
             front = sorted(tuple(points[i]) for i in non_dominated(points))
             reference = (0.9, 0.8)
             new = generator.random((7, 2))
-            gains = expected_gains(new[:, 0], new[:, 1], np.full(7, 1e-9), front, reference)
+            losses = Beliefs(np.log(new[:, 1] + 1), np.full(7, 1e-9), -1.0)
+            gains = expected_gains(new[:, 0], losses.improvement, front, reference)
             before = hypervolume(points, reference)
             grown = [hypervolume([*points, p], reference) - before for p in new.tolist()]
             assert gains == pytest.approx(grown, abs=1e-7)
 
     def test_uncertain_losses_gain_the_mean_over_what_may_come(self) -> None:
         front, reference = [(0.2, 0.7), (0.5, 0.3)], (1.0, 1.0)
-        losses = 0.4 + 0.2 * np.random.default_rng(1).standard_normal(20_000)
+        logs = np.log(0.4) + 0.5 * np.random.default_rng(1).standard_normal(20_000)
         before = hypervolume(front, reference)
-        grown = [hypervolume([*front, (0.3, loss)], reference) - before for loss in losses]
-        gain = expected_gains(np.array([0.3]), np.array([0.4]), np.array([0.2]), front, reference)
+        grown = [hypervolume([*front, (0.3, x)], reference) - before for x in np.exp(logs) + 0.1]
+        losses = Beliefs(np.log([0.4]), np.array([0.5]), 0.1)
+        gain = expected_gains(np.array([0.3]), losses.improvement, front, reference)
         assert gain[0] == pytest.approx(np.mean(grown), rel=0.02)
+        assert losses.medians == pytest.approx([0.5])
 
 
 class TestSurrogate:
@@ -80,7 +83,9 @@ class TestSurrogate:
         surrogate = Surrogate(alikeness, tried, losses := loss_of(tried))
         rows, new = alikeness.one_hot(tried), alikeness.one_hot(some_points(30))
         shares = surrogate.variances[:-1]
-        scaled = (losses - losses.mean()) / losses.std()
+        floor = losses.min() - losses.std() / 2
+        logs = np.log(losses - floor)
+        scaled = (logs - logs.mean()) / logs.std()
 
         def covariance(one: Floats, other: Floats) -> Floats:
             return np.asarray(np.tensordot(shares, alikeness.between(one, other), 1) + 1.0)
@@ -89,21 +94,25 @@ class TestSurrogate:
             covariance(rows, rows) + surrogate.variances[-1] * np.eye(len(rows))
         )
         across = covariance(new, rows)
-        means = across @ inverse @ scaled * losses.std() + losses.mean()
+        means = across @ inverse @ scaled * logs.std() + logs.mean()
         spreads = np.sqrt(np.diag(covariance(new, new) - across @ inverse @ across.T))
         found = surrogate.predict(some_points(30))
-        assert found[0] == pytest.approx(means, abs=1e-8)
-        assert found[1] == pytest.approx(spreads * losses.std(), rel=1e-5)
+        assert found.means == pytest.approx(means, abs=1e-8)
+        assert found.spreads == pytest.approx(spreads * logs.std(), rel=1e-5)
+        assert found.floor == pytest.approx(floor)
         alone = alikeness.alone(shares, new) + 1.0
         assert alone == pytest.approx(np.diag(covariance(new, new)))
 
     def test_it_tells_noise_from_what_choices_do(self) -> None:
         tried = some_points(200)
-        losses = loss_of(tried) + 0.2 * np.random.default_rng(2).standard_normal(200)
+        noise = 0.1 * np.random.default_rng(2).standard_normal(200)
+        losses = np.exp(loss_of(tried) / 3 + noise)
         surrogate = Surrogate(Alikeness(make_units()), tried, losses)
-        assert surrogate.noise == pytest.approx(0.2, rel=0.25)
-        off = surrogate.predict(every_point())[0] - loss_of(every_point())
-        assert np.sqrt(np.mean(off**2)) < 0.1
+        above = losses - losses.min() + losses.std() / 2
+        found = np.sqrt(surrogate.variances[-1]) * np.log(above).std()
+        assert found == pytest.approx(0.1 * np.sqrt(np.mean((losses / above) ** 2)), rel=0.15)
+        off = np.log(surrogate.predict(every_point()).medians) - loss_of(every_point()) / 3
+        assert np.sqrt(np.mean(off**2)) < 0.05
 
     def test_what_a_prediction_says_helps_as_far_as_it_is_right(self) -> None:
         right = [
@@ -115,8 +124,9 @@ class TestSurrogate:
         ]
         off = {}
         for name, units in (("alone", make_units()), ("predicted", right)):
-            surrogate = Surrogate(Alikeness(units), tried := some_points(8), loss_of(tried))
-            wrong = surrogate.predict(every_point())[0] - loss_of(every_point())
+            losses = np.exp(loss_of(tried := some_points(8)) / 3)
+            found = Surrogate(Alikeness(units), tried, losses).predict(every_point())
+            wrong = np.log(found.medians) - loss_of(every_point()) / 3
             off[name] = np.sqrt(np.mean(wrong**2))
         assert off["predicted"] < 0.5 * off["alone"]
 
