@@ -206,7 +206,7 @@ class SearchConfig(ConfigModel):
     """What proposes plans: `known_cost` by the losses of others and the exact first cost of all;
     `stratified_random` spread evenly over that cost; the others are Optuna's."""
     startup_trials: Annotated[int, Field(ge=0)] = 8
-    """Trials spread evenly over the first cost before the sampler takes over; left out, 4 with
+    """Trials spread evenly over the first cost before the sampler takes over; left out, 3 with
     `known_cost`."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     """Random seed of the proposals."""
