@@ -52,6 +52,8 @@ MEAN = 1.0
 """Variance of the mean of logarithms that have been brought to mean 0 and variance 1."""
 FLOOR = 0.5
 """Standard deviations of the losses by which the floor lies below the least."""
+MOST_FITTED = 250
+"""Points that the shares are fitted to; all are conditioned on."""
 STEPS = 40
 """Steps of the optimiser that fits the variances, at most."""
 
@@ -189,8 +191,7 @@ class Surrogate:
         self._scale = float(logs.std()) or 1.0
         self._noise = np.ones(len(losses)) if noise is None else noise
         self._logs = (logs - self._shift) / self._scale
-        parts = alikeness.between(self._points, self._points)
-        self.variances = self._fit(parts)
+        self.variances = self._fit()
         self._condition()
 
     def predict(self, picks: Picks) -> Beliefs:
@@ -249,10 +250,13 @@ class Surrogate:
         self._factor, _ = cho_factor(covariance, lower=True, check_finite=False)
         self._weights = cho_solve((self._factor, True), self._logs, check_finite=False)
 
-    def _fit(self, parts: Floats) -> Floats:
-        """The variances with the largest posterior density."""
-        logs, usual = self._logs, np.log(list(USUAL.values()))
-        every = np.concatenate([parts, np.diag(self._noise)[None]])
+    def _fit(self) -> Floats:
+        """The variances with the largest posterior density; of many points, every so many count."""
+        chosen = slice(None, None, -(-len(self._logs) // MOST_FITTED))
+        logs, points = self._logs[chosen], self._points[chosen]
+        parts = self.alikeness.between(points, points)
+        every = np.concatenate([parts, np.diag(self._noise[chosen])[None]])
+        usual = np.log(list(USUAL.values()))
 
         def density(exponents: Floats) -> tuple[float, Floats]:
             """The negative logarithm of the density, and its slope."""
