@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nas_attn.engine.forecast import forecast_final
 from nas_attn.engine.samplers import StratifiedSampler
-from nas_attn.engine.sensitivity import all_changes
+from nas_attn.engine.sensitivity import Measured, all_changes
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.known_cost.proposals import History, KnownCostProposer
 from nas_attn.known_cost.spread import Floats, Picks
@@ -188,6 +188,28 @@ def choices_of(
         ]
         for unit, costs, of_unit in zip(space.units, tables, changes, strict=True)
     ]
+
+
+def changes_to_keep(
+    space: SearchSpace,
+    measured_space: SearchSpace,
+    baseline: AttentionPlan,
+    expected: Mapping[AttentionPlan, Measured],
+) -> dict[str, float]:
+    """What is known of single changes, as `predicted_changes` takes it.
+
+    Args:
+        space: Space of the search.
+        measured_space: The same with what votes on the trained baseline have decided.
+        baseline: Plan that was changed.
+        expected: Changes of the loss by single changes of that space.
+    """
+    changes = (all_changes(of, baseline) for of in (space, measured_space))
+    return {
+        space.as_offered(plan).digest: float(f"{expected[measured].change:.6g}")
+        for (_, _, plan), (_, _, measured) in zip(*changes, strict=True)
+        if measured in expected and measured != baseline
+    }
 
 
 def predicted_changes(

@@ -14,6 +14,7 @@ from nas_attn.analysis.predictions import PlanConstraints, Predictions
 from nas_attn.analysis.random_band import keep_band, random_band
 from nas_attn.analysis.sensitivity import SensitivityFindings
 from nas_attn.analysis.trials import Trials
+from nas_attn.engine.known_costs import changes_to_keep
 from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.provenance import keep_proposing
 from nas_attn.engine.sensitivity import Prediction, largest_steps, spread_predictions
@@ -23,7 +24,6 @@ from nas_attn.engine.wording import Wording
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.plan import AttentionPlan
 from nas_attn.report.sensitivity import write_findings
-from nas_attn.space import SearchSpace
 from nas_attn.study.jobs import TrialJobs
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
@@ -173,7 +173,11 @@ def _by_predictions(session: Session) -> SearchLoop:
         if not config.warm_start.from_baseline:  # trained from scratch, heads are voted on again
             queue = [predictions.target.space.as_offered(plan) for plan in queue]
         if not is_strategy:
-            _keep_predicted(session, findings, predictions.target.space)
+            # Before the queue, by which other drivers see that predictions are done.
+            changes = changes_to_keep(
+                study.space, predictions.target.space, study.baseline, findings.expected
+            )
+            session.store.set_metadata(PREDICTED, changes)
         _keep_queue(session, queue)
     if not is_strategy:
         return _by_sampler(session, queue=queue)
@@ -259,17 +263,6 @@ def _in_order(session: Session, points: Sequence[Prediction]) -> list[AttentionP
 
 def _keep_queue(session: Session, queue: Sequence[AttentionPlan]) -> None:
     session.store.set_metadata(QUEUE, [plan.to_json() for plan in queue])
-
-
-def _keep_predicted(session: Session, findings: SensitivityFindings, space: SearchSpace) -> None:
-    """Tell the sampler of single conversions; before the queue, by which others see it is done."""
-    expected = findings.expected
-    changes = {
-        space.as_offered(change.plan).digest: float(f"{expected[change.plan].change:.6g}")
-        for change in findings.changes
-        if change.plan in expected
-    }
-    session.store.set_metadata(PREDICTED, changes)
 
 
 def _train_cold(session: Session) -> None:

@@ -13,12 +13,13 @@ from nas_attn.analysis.random_band import keep_band, random_band, recorded_band
 from nas_attn.analysis.trials import Trials
 from nas_attn.engine.candidates import Proposer
 from nas_attn.engine.config import SearchConfig
-from nas_attn.engine.known_costs import predicted_changes
+from nas_attn.engine.known_costs import changes_to_keep, predicted_changes
 from nas_attn.engine.loop import SearchLoop
-from nas_attn.engine.sensitivity import all_changes
+from nas_attn.engine.sensitivity import Measured, all_changes
 from nas_attn.pareto import hypervolume
-from nas_attn.plan import AttentionPlan
-from tests.helpers.fakes import FakeExecutor, make_loop, make_sizer, trained
+from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.space import Votes
+from tests.helpers.fakes import FakeExecutor, make_loop, make_sizer, make_space, trained
 
 
 def searched(folder: Path, **settings: object) -> SearchLoop:
@@ -80,6 +81,37 @@ def test_predictions_of_conversions_lead_proposals(tmp_path: Path) -> None:
         for known, draw in zip((plain.known_cost, told), draws, strict=True)
     )
     assert one.variances[5] != other.variances[5] and len(one.variances) == 9
+
+
+def test_what_was_measured_after_a_vote_is_known_of_the_vote() -> None:
+    """Two votes that leave the same heads are one change of the model, and two choices."""
+    votes = {"keep": ["pillars", "threshold"], "vote_threshold": [0.5]}
+    offered = make_space("site", {"multi_head": {}, "grouped_head": votes})
+    baseline = AttentionPlan.uniform(AttentionChoice("multi_head"), tuple(offered.shapes))
+    left = AttentionChoice.of("grouped_head", kept_heads=1, heads="0", alpha=0.0, beta=0.0)
+    settled = offered.settled(
+        Votes(
+            {
+                (f"{site}.{layer}", choice): left
+                for _, site, choice in offered.choices()
+                for layer in range(offered.shapes[site].num_layers)
+                if choice.scheme == "grouped_head"
+            }
+        )
+    )
+    plans = {plan for _, _, plan in all_changes(settled, baseline) if plan != baseline}
+    expected = {
+        plan: Measured(0.1 * (1 + n), 0.01) for n, plan in enumerate(sorted(plans, key=str))
+    }
+    assert len(expected) == 3 < sum(len(unit.alternatives) - 1 for unit in offered.units)
+    for space in (offered, settled):  # a search from a trained baseline has settled votes, too
+        kept = changes_to_keep(space, settled, baseline, expected)
+        found = predicted_changes(space, baseline, kept)
+        for (unit, number, _), (_, _, plan) in zip(
+            all_changes(space, baseline), all_changes(settled, baseline), strict=True
+        ):
+            known = expected.get(plan, Measured(0.0, 0.0))
+            assert found[unit][number] == pytest.approx(known.change)
 
 
 def test_random_searches_are_drawn_around_what_was_found(tmp_path: Path) -> None:
