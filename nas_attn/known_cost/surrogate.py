@@ -42,7 +42,8 @@ USUAL = {
     "size": 0.1,
     "noise": 0.2,
 }
-"""Each part's share of the variance of logarithms, before any loss is seen; tables come first."""
+"""Each part's share of the variance of logarithms, before any loss is seen; tables come first.
+Predictions count most where there are any."""
 TABLES = 6
 DOUBT = 1.5
 """Standard deviation of the logarithm of these shares."""

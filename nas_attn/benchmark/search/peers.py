@@ -161,8 +161,16 @@ def _nsga3(table: SearchTable, seed: int) -> Peer:
     return OptunaPeer(table, sampler)
 
 
+def _gp_flat(table: SearchTable, seed: int) -> Peer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1 + START)
+    return OptunaPeer(table, sampler)
+
+
 PEERS: Mapping[str, tuple[tuple[str, ...], PeerMaker]] = {
     "botorch": (("botorch", "gpytorch"), BoTorchPeer),
+    "gp_flat": ((), _gp_flat),
     "nsga3": ((), _nsga3),
 }
 """Packages that each peer needs, and what makes it."""
