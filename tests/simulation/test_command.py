@@ -125,7 +125,7 @@ class TestProcess:
         assert time.time() - began > 0.6
         assert reported(tmp_path) == expected(config)
         first, last = report(tmp_path)[0], report(tmp_path)[-1]
-        assert 0.4 < last["time"] - first["time"] < 5
+        assert 0 < last["time"] - first["time"] < 5  # the first comes late where much else runs
         assert last["parameters"] == {"total": PARAMETERS}
         assert last["phase"] is None
         assert last["metrics"]["nll_loss"] == last["metrics"]["loss"]
