@@ -70,7 +70,7 @@ class SearchTable:
         seen = [
             (text, self.points[text], self.curves[text, self.seed].points) for text in self.plans
         ]
-        return blake2b(repr(seen).encode(), digest_size=4).hexdigest()
+        return blake2b(repr((seen, self.predicted)).encode(), digest_size=4).hexdigest()
 
     @cached_property
     def points(self) -> dict[str, tuple[float, ...]]:
