@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from nas_attn.simulation.synthetic import curve_of
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.devices import count_processes
 from nas_attn.study.evaluation import evaluation_of
-from nas_attn.study.inheritance import inherits_everywhere
+from nas_attn.study.inheritance import inherits_everywhere, plans_of_other_seeds
 from nas_attn.study.moved import folder_today
 from nas_attn.trials.job import CHECKPOINT, NO_FOLDERS, SeedRun, StartFolders, TrialJob
 from nas_attn.trials.layout import BEST, CHECKPOINTS, START
@@ -44,6 +44,8 @@ class TrialJobs:
         data: The data set.
         sizer: Counter of the parameters of plans.
         lengthened: How many times as long the fine-tuning of some plans is.
+        as_offered: Function that gives a plan with its votes, in place of the heads that those on
+            the first seed's baseline left.
     """
 
     config: StudyConfig
@@ -51,6 +53,7 @@ class TrialJobs:
     data: PreparedData
     sizer: Sizer
     lengthened: Mapping[AttentionPlan, float] = field(default_factory=dict)
+    as_offered: Callable[[AttentionPlan], AttentionPlan] = lambda plan: plan
 
     @cached_property
     def _whole_updates(self) -> int:
@@ -141,18 +144,21 @@ class TrialJobs:
             and inherits_everywhere(plan, self.sizer.shapes, distilled=warm.distil)
         )
         tuning = self.fine_tuning(plan)
+        elsewhere = plans_of_other_seeds(plan, self.as_offered(plan), self.sizer.shapes)
         runs, needs = [], []
         for run in job.runs:
+            is_first = run.seed == self.config.training.seeds[0]
+            converted, tuned = (plan, plan) if is_first or not is_warm else elsewhere
             made = Path(run.folder) / START / BEST
             # The baseline learns from what it was before.
             teacher = self._before_tuning(start_from, run.seed) if has_baseline else made
             if is_warm:
                 trained = self._trained(start_from, run.seed)
                 needs.append(str(trained))
-                start = convert_command(trained, plan, self.data, made, distil=warm.distil)
+                start = convert_command(trained, converted, self.data, made, distil=warm.distil)
             else:
                 start = with_value(list(run.command), "--save-dir", str(made.parent))
-            command = self._training(tuning, plan, run.seed, Path(run.folder) / CHECKPOINTS)
+            command = self._training(tuning, tuned, run.seed, Path(run.folder) / CHECKPOINTS)
             command += ["--finetune-from-model", str(made)]
             if is_taught:
                 command += ["--teacher", str(teacher)]

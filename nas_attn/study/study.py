@@ -220,6 +220,7 @@ class Study(StudyForm):
             folder=self.folder,
             data=self.data_set,
             sizer=self.costs.sizer,
+            as_offered=self.space.as_offered,
         )
 
     def evaluation(self, data: PreparedData, checkpoint: Path) -> list[str]:

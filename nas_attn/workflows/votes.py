@@ -12,6 +12,7 @@ from nas_attn.fairseq_tools.inherited_votes import hold_votes, votes_on_offer
 from nas_attn.fairseq_tools.measure import calibrate, load_calibration
 from nas_attn.fairseq_tools.trained import load_trained
 from nas_attn.files import write_json
+from nas_attn.study.inheritance import leaves_as_many
 from nas_attn.study.sensitivity import SensitivityTarget, target_of_study
 from nas_attn.trials.layout import CALIBRATION_FILE, VOTES_FILE
 from nas_attn.workflows.events import Events
@@ -67,10 +68,17 @@ def with_votes(session: Session) -> Session:
     if not (study.search.warm_start.from_baseline and votes_on_offer(study.space)):
         return session
     first, *others = study.config.training.seeds
-    if others:
+    unsure = [
+        choice
+        for site, _, choice in votes_on_offer(study.space)
+        if not leaves_as_many(choice, study.space.shapes[site].num_heads)
+    ]
+    if others and unsure:
         logger.warning(
-            "votes are held on the baseline of seed %d alone; from those of other seeds (%s) heads "
-            "of the same numbers are kept, which nobody voted on: search with one seed",
+            "%s may leave another number of heads with each seed, so that vote is held on the "
+            "baseline of seed %d alone; from those of other seeds (%s) heads of the same numbers "
+            "are kept, which nobody voted on: search with one seed, or by keep: pillars",
+            unsure[0],
             first,
             ", ".join(map(str, others)),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,8 +11,10 @@ import pytest
 
 from nas_attn.errors import ConfigError
 from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.space import Votes
 from nas_attn.study.loading import load_study
+from nas_attn.trials.job import StartFolders
 from nas_attn.workflows import votes as voting
 from nas_attn.workflows.events import LogEvents
 from nas_attn.workflows.session import Session
@@ -88,18 +91,16 @@ def test_votes_on_a_trained_baseline_need_no_grouped_criterion(
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
-def test_votes_say_that_they_are_of_one_seeds_baseline(
+@pytest.mark.parametrize("keep", ["pillars", "threshold"])
+def test_votes_that_may_leave_any_number_say_that_they_are_of_one_seeds_baseline(
     seeds: list[int],
+    keep: str,
     tmp_path: Path,
     tiny_translation: PreparedData,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    changes = {
-        "search/warm_start": "baseline",
-        "space": "inherited_voted_per_layer",
-        "training/seeds": seeds,
-    }
+    changes = {**voting_space(keep), "training/seeds": seeds}
     study = load_study(str(write(tmp_path, tiny_translation.folder, changes)))
     for place, name in (
         (Session, "train_baseline"),
@@ -109,4 +110,55 @@ def test_votes_say_that_they_are_of_one_seeds_baseline(
         monkeypatch.setattr(place, name, MagicMock())
     monkeypatch.setattr(voting, "votes_of", lambda _: Votes())
     voting.with_votes(Session(study, MagicMock(), None, LogEvents()))
-    assert ("of other seeds (2, 3) heads of the same numbers" in caplog.text) == (len(seeds) > 1)
+    said = "of other seeds (2, 3) heads of the same numbers" in caplog.text
+    assert said == (len(seeds) > 1 and keep == "threshold")
+
+
+def voting_space(keep: str) -> dict[str, Any]:
+    return {
+        "search/warm_start": "baseline",
+        "space": {
+            "decide": "layer",
+            "schemes": {
+                "multi_head": {},
+                "multi_query": {},
+                "grouped_head": {"keep": [keep], "num_groups": [2]},
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize("keep", ["pillars", "threshold"])
+def test_models_of_other_seeds_are_voted_on_themselves_where_as_many_heads_stay(
+    keep: str, tmp_path: Path, tiny_translation: PreparedData
+) -> None:
+    changes = {**voting_space(keep), "training/seeds": [1, 2]}
+    study = load_study(str(write(tmp_path, tiny_translation.folder, changes)))
+    on_offer = AttentionChoice.of("grouped_head", keep=keep, num_groups=2)
+    left = AttentionChoice.of("grouped_head", kept_heads=2, heads="1,3", alpha=0.0, beta=0.0)
+    study = study.settled(Votes({("encoder_self.0", on_offer): left}))
+    other = AttentionChoice.of("multi_query")
+    plan = AttentionPlan.of(
+        {"encoder_self": [left], "decoder_self": [other], "encoder_decoder": [other]}
+    )
+    job = study.jobs.search_trial(1, plan, StartFolders(baseline="runs/baseline"))
+    first, second = [[plan_in(command) for command in (run.start, run.command)] for run in job.runs]
+    assert first == [plan, plan]
+    if keep == "threshold":
+        assert second == [plan, plan]
+        return
+    assert second[0] == study.space.as_offered(plan)
+    assert [str(choice) for _, (choice, *_) in second[0]].count(str(on_offer)) == 1
+    assert "heads" not in dict(dict(second[1])["encoder_self"][0].options)
+    sizer = study.jobs.sizer
+    assert sizer.size(second[1]).total == sizer.size(plan).total == job.parameters
+    cold = study.jobs.cold_trial(1, plan, StartFolders(baseline="runs/baseline"))
+    assert [plan_in(run.command) for run in cold.runs] == [plan, plan], (
+        "there is nothing to vote on"
+    )
+
+
+def plan_in(command: Sequence[str]) -> AttentionPlan:
+    named = [part.removeprefix("--attention-plan=") for part in command if "attention-plan" in part]
+    text = named[0] if named else command[list(command).index("--plan") + 1]
+    return AttentionPlan.parse(text)
