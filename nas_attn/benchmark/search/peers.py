@@ -11,16 +11,18 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from nas_attn.benchmark.search.botorch_peer import BoTorchPeer
+from nas_attn.benchmark.search.moasha_peer import MoashaPeer
 from nas_attn.benchmark.search.replayed import Outcome, Run
 from nas_attn.benchmark.search.steps import Ended
 from nas_attn.benchmark.search.table import SearchTable
+from nas_attn.curves import Point
 from nas_attn.engine.config import SearchConfig
 from nas_attn.engine.samplers import StratifiedSampler
 from nas_attn.errors import UsageError
@@ -35,10 +37,18 @@ class Peer(Protocol):
     """A sampler; the lower a loss or cost the better."""
 
     def ask(self) -> str:
-        """The text of a plan of the table, to be trained whole."""
+        """The text of a plan of the table, to be trained."""
 
     def tell(self, plan: str, loss: float, costs: Sequence[float]) -> None:
         """What a plan came to, one that was asked for or one of the start."""
+
+
+@runtime_checkable
+class StoppingPeer(Peer, Protocol):
+    """A sampler that also stops trials."""
+
+    def goes_on(self, plan: str, validations: int, loss: float, costs: Sequence[float]) -> bool:
+        """Whether a plan is trained further after so many validations, by the last one's loss."""
 
 
 PeerMaker = Callable[[SearchTable, int], Peer]
@@ -49,14 +59,15 @@ def replay_peer(table: SearchTable, run: Run) -> Outcome:
     """Run a peer's search on a table, one trial after the other.
 
     Raises:
-        UsageError: its package is not installed, or it is to stop trials or to have workers.
+        UsageError: its package is not installed, or a rule is to stop trials, or it is to have
+            workers.
     """
     check_peer(run.sampler)
     if run.rule != "none" or run.workers != 1:
         raise UsageError(f"{run.sampler} is compared with --rule none and --workers 1 alone")
     peer = PEERS[run.sampler][1](table, run.seed)
     waiting = start_of(table, run.seed)
-    told: dict[str, float] = {}
+    told: set[str] = set()
     ended: list[Ended] = []
     seconds: list[float] = []
     clock, repeats = 0.0, 0
@@ -66,17 +77,29 @@ def replay_peer(table: SearchTable, run: Run) -> Outcome:
         text = waiting.pop(0) if waiting else peer.ask()
         seconds.append(time.perf_counter() - began)
         if repeats >= MOST_REPEATS:
-            text = str(random.choice(sorted(table.plans.keys() - told.keys())))
+            text = str(random.choice(sorted(table.plans.keys() - told)))
         if text not in table.plans:
             raise UsageError(f"{run.sampler} proposes a plan that is not in the table: {text}")
         repeats = repeats + 1 if text in told else 0
         if text not in told:
-            curve = table.curves[text, table.seed]
-            clock += curve.seconds
-            ended.append(Ended(text, curve.points[-1].num_updates, clock, is_finished=True))
-        told[text], *costs = table.points[text]
-        peer.tell(text, told[text], costs)
+            last, is_finished = _trained(table, text, peer)
+            clock += last.seconds
+            ended.append(Ended(text, last.num_updates, clock, is_finished))
+        told.add(text)
+        loss, *costs = table.points[text]
+        peer.tell(text, loss, costs)
     return Outcome(ended, seconds)
+
+
+def _trained(table: SearchTable, text: str, peer: Peer) -> tuple[Point, bool]:
+    """The last validation of a plan's trial, and whether it was trained to its end."""
+    points = table.curves[text, table.seed].points
+    if isinstance(peer, StoppingPeer):
+        for number, point in enumerate(points[:-1], start=1):
+            is_wanted = peer.goes_on(text, number, point.loss, table.points[text][1:])
+            if not is_wanted and text != table.baseline.dumps():
+                return point, False
+    return points[-1], True
 
 
 def check_peer(name: str) -> None:
@@ -171,6 +194,7 @@ def _gp_flat(table: SearchTable, seed: int) -> Peer:
 PEERS: Mapping[str, tuple[tuple[str, ...], PeerMaker]] = {
     "botorch": (("botorch", "gpytorch"), BoTorchPeer),
     "gp_flat": ((), _gp_flat),
+    "moasha": (("syne_tune",), MoashaPeer),
     "nsga3": ((), _nsga3),
 }
 """Packages that each peer needs, and what makes it."""
