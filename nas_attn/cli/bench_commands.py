@@ -176,7 +176,8 @@ def bench_search(
     sampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="Sampler, known_cost+predictions, or a peer: botorch, gp_flat, nsga3. Repeatable.",
+            help="Sampler, known_cost+predictions, or a peer: botorch, gp_flat, moasha, nsga3. "
+            "Repeatable.",
             show_default="all of ours",
         ),
     ] = None,

@@ -7,12 +7,14 @@ import importlib.util
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from nas_attn.benchmark.search import peers
 from nas_attn.benchmark.search.comparison import lead, mean_of, median_of, reached
 from nas_attn.benchmark.search.peers import replay_peer
 from nas_attn.benchmark.search.replayed import Run, replay_search
@@ -233,6 +235,58 @@ def test_goes_on_and_shows_what_is_there(
     write_table(tmp_path, study, noise=0.1)  # another state of the table
     compare(["random"], 1)
     assert ran == [("random", 1)]
+
+
+class EveryOther:
+    """Takes plans as the table lists them, and stops every other one after its first validation."""
+
+    def __init__(self, table: SearchTable, seed: int) -> None:
+        self.waiting = list(table.plans)
+        self.seen: dict[str, list[int]] = {}
+
+    def ask(self) -> str:
+        return self.waiting.pop(0)
+
+    def goes_on(self, plan: str, validations: int, loss: float, costs: Sequence[float]) -> bool:
+        self.seen.setdefault(plan, []).append(validations)
+        return list(self.seen).index(plan) % 2 == 1
+
+    def tell(self, plan: str, loss: float, costs: Sequence[float]) -> None:
+        pass
+
+
+def test_a_peer_that_stops_trials_spends_less_and_keeps_the_baseline(
+    table: SearchTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[EveryOther] = []
+
+    def make(table: SearchTable, seed: int) -> EveryOther:
+        made.append(EveryOther(table, seed))
+        return made[-1]
+
+    monkeypatch.setattr(peers, "PEERS", {"every_other": ((), make)})
+    trials = replay_peer(table, run_of("every_other", trials=27)).trials
+    assert sorted(trial.plan for trial in trials) == sorted(table.plans)
+    assert trials[0].plan == table.baseline.dumps() and trials[0].is_finished
+    assert [trial.is_finished for trial in trials[1:]] == [n % 2 == 0 for n in range(26)]
+    clock = 0.0
+    for trial in trials:
+        points = table.curves[trial.plan, table.seed].points
+        assert made[0].seen[trial.plan][0] == 1
+        last = points[-1] if trial.is_finished else points[0]
+        clock += last.seconds
+        assert (trial.updates, trial.time) == (last.num_updates, pytest.approx(clock))
+    finished = [trial.plan for trial in trials if trial.is_finished]
+    assert steps_of(table, trials)[-1].share == share_of(table, finished) < 1
+
+
+def test_moasha_draws_plans_of_the_table_and_stops_some(table: SearchTable) -> None:
+    pytest.importorskip("syne_tune")
+    first, again = (replay_peer(table, run_of("moasha", trials=27)).trials for _ in range(2))
+    assert first == again and len({trial.plan for trial in first}) == 27
+    assert 1 < sum(trial.is_finished for trial in first) < 27
+    other = replay_peer(table, run_of("moasha", trials=27, seed=2)).trials
+    assert [t.plan for t in other] != [t.plan for t in first]
 
 
 def test_refuses_what_it_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
