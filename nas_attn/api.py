@@ -27,6 +27,7 @@ from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import UsageError
 from nas_attn.literals import parse_count
 from nas_attn.measures import NO_LIMITS, FurtherMetric, Scores
+from nas_attn.plan import AttentionPlan
 from nas_attn.study.form import RUNS, Runs, StudyForm, StudyLike, find_study, read_study
 from nas_attn.study.recorded import open_run_folder
 from nas_attn.study.tree import Overrides, execution_overrides
@@ -333,17 +334,26 @@ class Results:
         folder = self.folder / "report" if out is None else Path(out)
         return write_study_report(self.form, self.store, folder)
 
-    def confirm(self, seeds: int = SEEDS, *, trials: Sequence[int] = ()) -> pd.DataFrame:
+    def confirm(
+        self,
+        seeds: int = SEEDS,
+        *,
+        trials: Sequence[int] = (),
+        plans: Sequence[AttentionPlan] = (),
+    ) -> pd.DataFrame:
         """Train the front and the baseline again with fresh seeds, and evaluate on the test set.
 
         Args:
             seeds: Trainings of each point.
-            trials: Numbers of trials to confirm; the front's if left out.
+            trials: Numbers of trials to confirm.
+            plans: Plans to confirm, which the search need not have trained. Without trials and
+                plans, the front is confirmed.
 
         Returns:
             One row for each plan and score: the columns of confirmed.csv.
 
         Raises:
+            PlanError: A plan does not fit the model.
             NasAttnError: Nothing is complete yet, or it ended early.
         """
         import pandas as pd
@@ -351,7 +361,12 @@ class Results:
         from nas_attn.workflows.confirm import confirm
 
         done = confirm(
-            self.study, seeds=seeds, trials=trials, address=self._address, events=self._events
+            self.study,
+            seeds=seeds,
+            trials=trials,
+            plans=plans,
+            address=self._address,
+            events=self._events,
         )
         if done.failure is not None:
             raise done.failure

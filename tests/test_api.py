@@ -15,8 +15,9 @@ from matplotlib import pyplot
 
 import nas_attn
 from nas_attn.engine.snapshot import Snapshot
-from nas_attn.errors import ConfigError, NasAttnError, UsageError
+from nas_attn.errors import ConfigError, NasAttnError, PlanError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.workflows.events import LogEvents, Run
 from tests.helpers.cli import invoke
 from tests.helpers.paths import ROOT
@@ -241,6 +242,15 @@ def test_confirmation_and_comparison(config: dict[str, Any], tmp_path: Path) -> 
     results = nas_attn.search(config, trials=3, runs=tmp_path)
     confirmed = results.confirm(seeds=2)
     assert set(confirmed.columns) >= {"trial", "plan", "score", "mean", "error"}
+    given = AttentionPlan.of({"decoder_self": [AttentionChoice.of("multi_query")]})
+    also = results.confirm(seeds=2, plans=[given])
+    new = also[~also["plan"].isin(confirmed["plan"])]
+    assert set(new["plan"]) == {str(given.over(results.study.baseline))}
+    assert new["trial"].isna().all() and new["change"].notna().all()
+    assert len(also) == len(confirmed) + len(new)
+    misfit = AttentionPlan.of({"decoder_self": [AttentionChoice.of("grouped_query", num_groups=3)]})
+    with pytest.raises(PlanError, match="num_groups"):
+        results.confirm(seeds=2, plans=[misfit])
     nas_attn.search({**config, "name": "other"}, trials=2, runs=tmp_path)
     compared = results.compare(tmp_path / "other", out=tmp_path / "compared")
     assert [row.study for row in compared.rows] == ["small", "other"]

@@ -88,6 +88,14 @@ def confirm(
             help="Confirm this trial instead of the front. Repeatable.", show_default="front"
         ),
     ] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLAN",
+            help="Confirm this plan, JSON text or a file, which the search need not have trained. "
+            "Repeatable.",
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006  typer copies it
     address: AddressOption = None,
     workers: WorkersOption = None,
@@ -106,6 +114,7 @@ def confirm(
     from nas_attn import api
     from nas_attn.cli.live import TerminalEvents, say_failure
     from nas_attn.cli.tables import confirmation_table
+    from nas_attn.plan import AttentionPlan
     from nas_attn.study.tree import execution_overrides
     from nas_attn.workflows.confirm import confirm as confirm_study
 
@@ -113,7 +122,12 @@ def confirm(
     loaded = api.load(study, changes, runs)
     with resumable():
         done = confirm_study(
-            loaded, seeds=seeds, trials=trial or (), address=address, events=TerminalEvents()
+            loaded,
+            seeds=seeds,
+            trials=trial or (),
+            plans=[AttentionPlan.read(text) for text in plan or ()],
+            address=address,
+            events=TerminalEvents(),
         )
     console.print(confirmation_table(done.rows, loaded.objectives.primary_cost))
     for failed in done.failed:

@@ -11,6 +11,7 @@ from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.engine.wording import Wording
 from nas_attn.errors import NasAttnError, UsageError
 from nas_attn.fairseq_tools.splits import check_split
+from nas_attn.plan import AttentionPlan
 from nas_attn.study.study import Study
 from nas_attn.workflows.defaults import SEEDS
 from nas_attn.workflows.events import Events
@@ -47,6 +48,7 @@ def confirm(
     *,
     seeds: int = SEEDS,
     trials: Sequence[int] = (),
+    plans: Sequence[AttentionPlan] = (),
     address: str | None = None,
     events: Events | None = None,
 ) -> Confirmation:
@@ -55,12 +57,15 @@ def confirm(
     Args:
         study: Study that was searched.
         seeds: Trainings of each point, with seeds that the search did not use.
-        trials: Numbers of trials to confirm; the front's if left out.
+        trials: Numbers of trials to confirm.
+        plans: Plans to confirm, which the search need not have trained; what they leave out is
+            multi-head attention. Without trials and plans, the front is confirmed.
         address: Address of a running Ray cluster.
         events: Object that is called with the progress; logs it if left out.
 
     Raises:
         UsageError: Of fewer than two seeds there is no mean with an error.
+        PlanError: A plan does not fit the model.
         NasAttnError: No trial is complete, one that is asked for has no result, or there is no
             test set.
     """
@@ -68,8 +73,9 @@ def confirm(
         raise UsageError(f"confirm with {LEAST_SEEDS} seeds or more: one says nothing of its noise")
     session = Session.resume(study, address=address, events=events)
     store = session.store
-    points = _points(store.trials(), trials)
-    plans = [point.plan for point in points if point.plan is not None]
+    points = _points(store.trials(), trials) if trials or not plans else []
+    given = [_fitting(study, plan) for plan in plans]
+    plans = [point.plan for point in points if point.plan is not None] + given
     fresh = _fresh_seeds(study.config.training.seeds, seeds)
     if study.config.replay is None:
         examples = check_split(study.data_set, "test")
@@ -78,9 +84,10 @@ def confirm(
     confirmed = confirmation_store(study, store, seeds, create=True)
     baselines = (trial for trial in store.trials() if trial.is_baseline and trial.is_trained)
     chosen = {point.number for point in (*points, *baselines)}
+    and_plans = f" and {len(given)} given plans" if given else ""
     session.events.on_message(
-        f"trials {', '.join(map(str, sorted(chosen)))} of the search, each trained again with "
-        f"seeds {', '.join(map(str, fresh))}"
+        f"trials {', '.join(map(str, sorted(chosen)))} of the search{and_plans}, each trained "
+        f"again with seeds {', '.join(map(str, fresh))}"
     )
     loop = session.run_plans(
         [study.baseline, *plans],
@@ -124,6 +131,13 @@ def _points(trials: Sequence[TrialRecord], numbers: Sequence[int]) -> Sequence[T
     if not any(point.plan is not None for point in points):
         raise NasAttnError("no trial is complete yet, so there is nothing to confirm")
     return points
+
+
+def _fitting(study: Study, plan: AttentionPlan) -> AttentionPlan:
+    whole = plan.over(study.baseline)
+    whole.check_source()
+    study.costs.sizer.size(whole)
+    return whole
 
 
 def _fresh_seeds(used: Sequence[int], count: int) -> list[int]:
