@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import starmap
 
 from nas_attn.attention.counting import build_on_meta
-from nas_attn.attention.registry import get_scheme
+from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.voting import holds_vote
 from nas_attn.conversion import inherits
 from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
@@ -31,8 +31,9 @@ def inherits_everywhere(
 
 def leaves_as_many(choice: AttentionChoice, num_heads: int) -> bool:
     """Whether a choice has a vote that leaves the same number of heads in every model."""
-    module = get_scheme(choice.scheme).module
-    return holds_vote(choice) and module.expected(dict(choice.options), num_heads) is not None
+    if not holds_vote(choice):
+        return False
+    return GroupedHeadAttention.expected(dict(choice.options), num_heads) is not None
 
 
 def plans_of_other_seeds(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.engine.wording import Wording
 from nas_attn.errors import NasAttnError, UsageError
@@ -82,13 +83,7 @@ def confirm(
         session.events.on_message(f"the test set has {examples:,} examples")
     store.set_metadata(CONFIRMED, seeds)
     confirmed = confirmation_store(study, store, seeds, create=True)
-    baselines = (trial for trial in store.trials() if trial.is_baseline and trial.is_trained)
-    chosen = {point.number for point in (*points, *baselines)}
-    and_plans = f" and {len(given)} given plans" if given else ""
-    session.events.on_message(
-        f"trials {', '.join(map(str, sorted(chosen)))} of the search{and_plans}, each trained "
-        f"again with seeds {', '.join(map(str, fresh))}"
-    )
+    session.events.on_message(_start_text(store, points, given, fresh))
     loop = session.run_plans(
         [study.baseline, *plans],
         store=confirmed,
@@ -107,6 +102,22 @@ def confirm(
         failed=failed_by_trial(confirmed.trials(), store.trials()),
         page=page,
         failure=failure,
+    )
+
+
+def _start_text(
+    store: TrialStore,
+    points: Sequence[TrialRecord],
+    given: Sequence[AttentionPlan],
+    seeds: Sequence[int],
+) -> str:
+    """What is about to be trained, in words."""
+    baselines = (trial for trial in store.trials() if trial.is_baseline and trial.is_trained)
+    chosen = {point.number for point in (*points, *baselines)}
+    and_plans = f" and {len(given)} given plans" if given else ""
+    return (
+        f"trials {', '.join(map(str, sorted(chosen)))} of the search{and_plans}, each trained "
+        f"again with seeds {', '.join(map(str, seeds))}"
     )
 
 
