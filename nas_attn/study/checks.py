@@ -50,7 +50,9 @@ NO_BASELINE = (
 )
 
 
-def judge(config: StudyConfig, source: str, *, is_read_only: bool = False) -> SearchSpace:
+def judge(
+    config: StudyConfig, source: str, *, is_read_only: bool = False, needs_data: bool = True
+) -> SearchSpace:
     """Check a study whole.
 
     Args:
@@ -58,6 +60,7 @@ def judge(config: StudyConfig, source: str, *, is_read_only: bool = False) -> Se
         source: Name that messages give, such as the file's path.
         is_read_only: Whether nothing is trained, so that flags of fairseq that a study may not set
             (but could, once) are passed over with a warning.
+        needs_data: Whether its data must be there.
 
     Returns:
         The study's space over the model.
@@ -67,7 +70,8 @@ def judge(config: StudyConfig, source: str, *, is_read_only: bool = False) -> Se
     """
     if is_read_only:
         config = _without_refused(config)
-    faults = _check_sections(config)
+    faults = _check_data(config.data, config.training.task) if needs_data else []
+    faults += _check_sections(config)
     if not faults and config.replay is None and not is_read_only:
         faults += _check_devices(config)
     space_config, space_key = _load_space(config.space, faults)
@@ -88,14 +92,8 @@ def judge(config: StudyConfig, source: str, *, is_read_only: bool = False) -> Se
 
 
 def _check_sections(config: StudyConfig) -> list[ConfigIssue]:
-    """What is wrong with data, training and objectives; the space is left out."""
-    try:
-        faults = _check_data(config.data, config.training.task)
-    except OSError as error:
-        faults = [ConfigIssue("data", f"cannot be read: {error}")]
-    faults += [
-        ConfigIssue(f"training.{f.key}", f.message) for f in check_arguments(config.training)
-    ]
+    """What is wrong with training and objectives; data and space are left out."""
+    faults = [ConfigIssue(f"training.{f.key}", f.message) for f in check_arguments(config.training)]
     faults += _check_objectives(config)
     faults += _check_teachers(config)
     if not faults:
@@ -300,6 +298,13 @@ def _load_space(
 
 
 def _check_data(data: DataConfig, task: str) -> list[ConfigIssue]:
+    try:
+        return _data_faults(data, task)
+    except OSError as error:
+        return [ConfigIssue("data", f"cannot be read: {error}")]
+
+
+def _data_faults(data: DataConfig, task: str) -> list[ConfigIssue]:
     if data.folder.is_dir():
         try:
             prepared = load_prepared(data.folder, data.trained_languages)

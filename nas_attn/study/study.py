@@ -50,17 +50,20 @@ class Study(StudyForm):
     types: int | None = None
 
     @classmethod
-    def judged(cls, form: StudyForm, *, is_read_only: bool = False) -> Study:
+    def judged(
+        cls, form: StudyForm, *, is_read_only: bool = False, needs_data: bool = True
+    ) -> Study:
         """A study that is of the right form, checked whole.
 
         Args:
             form: What its file says.
             is_read_only: As for `from_config`.
+            needs_data: Whether its data must be there; they need not where only plans count.
 
         Raises:
             ConfigError: lists everything that is wrong, by key path.
         """
-        space = judge(form.config, form.source, is_read_only=is_read_only)
+        space = judge(form.config, form.source, is_read_only=is_read_only, needs_data=needs_data)
         said = {field.name: getattr(form, field.name) for field in fields(StudyForm)}
         return cls(**said, space=space)
 

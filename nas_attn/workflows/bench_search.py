@@ -190,20 +190,9 @@ def _read(name: str, study: str | None, allow_missing: bool) -> SearchTable:
     else:
         path, of_study = Path(name), study
     stem = path.name.removesuffix(".gz").removesuffix(".csv")
-    return read_table(stem, path, _load(of_study), allow_missing=allow_missing)
-
-
-def _load(name: str) -> Study:
-    """A study, whose text need not be here, as nothing is trained."""
-    form = read_form(name)
-    if form.config.data.text is not None:
-        data: dict[str, object] = {
-            "text": None,
-            "demo": {},
-            "folder": f"{form.config.data.folder}_that_is_not_read",
-        }
-        form = form.with_values({"data": data})
-    return Study.judged(form, is_read_only=True)
+    # Nothing is trained, so its text need not be here.
+    of_plans = Study.judged(read_form(of_study), is_read_only=True, needs_data=False)
+    return read_table(stem, path, of_plans, allow_missing=allow_missing)
 
 
 def _result(table: SearchTable, run: Run) -> SearchResult:
