@@ -353,7 +353,7 @@ class Results:
             One row for each plan and score: the columns of confirmed.csv.
 
         Raises:
-            PlanError: A plan does not fit the model.
+            ConfigError: A plan cannot be trained.
             NasAttnError: Nothing is complete yet, or it ended early.
         """
         import pandas as pd

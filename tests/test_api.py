@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 import nas_attn
 from nas_attn.engine.snapshot import Snapshot
-from nas_attn.errors import ConfigError, NasAttnError, PlanError, UsageError
+from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.workflows.events import LogEvents, Run
@@ -248,9 +248,13 @@ def test_confirmation_and_comparison(config: dict[str, Any], tmp_path: Path) -> 
     assert set(new["plan"]) == {str(given.over(results.study.baseline))}
     assert new["trial"].isna().all() and new["change"].notna().all()
     assert len(also) == len(confirmed) + len(new)
-    misfit = AttentionPlan.of({"decoder_self": [AttentionChoice.of("grouped_query", num_groups=3)]})
-    with pytest.raises(PlanError, match="num_groups"):
-        results.confirm(seeds=2, plans=[misfit])
+    for choice, message in (
+        (AttentionChoice.of("grouped_query", num_groups=3), "num_groups"),
+        (AttentionChoice.of("grouped_head", keep="pillars"), "training.arguments.criterion"),
+    ):
+        misfit = AttentionPlan.of({"decoder_self": [choice]})
+        with pytest.raises(ConfigError, match=rf"(?s)decoder_self.*{message}"):
+            results.confirm(seeds=2, plans=[misfit])
     nas_attn.search({**config, "name": "other"}, trials=2, runs=tmp_path)
     compared = results.compare(tmp_path / "other", out=tmp_path / "compared")
     assert [row.study for row in compared.rows] == ["small", "other"]

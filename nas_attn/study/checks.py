@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nas_attn.attention import Attention
 from nas_attn.attention.counting import build_on_meta
 from nas_attn.attention.grouped_head import GroupedHeadAttention
 from nas_attn.attention.pruning import PrunableAttention
 from nas_attn.attention.voting import holds_vote
+from nas_attn.engine.config import WarmStartConfig
 from nas_attn.errors import ConfigError, ConfigIssue, DataError, PlanError
 from nas_attn.fairseq_tools.arguments import check_arguments, training_arguments
 from nas_attn.fairseq_tools.commands import check_bleu, check_metric
@@ -26,7 +27,7 @@ from nas_attn.fairseq_tools.models import (
     site_shapes,
 )
 from nas_attn.fairseq_tools.parsed import check_training
-from nas_attn.plan import AttentionChoice
+from nas_attn.plan import AttentionChoice, AttentionPlan, SiteShape
 from nas_attn.space import SearchSpace, SpaceConfig
 from nas_attn.study.config import StudyConfig
 from nas_attn.study.data import DEMO_TYPES
@@ -89,6 +90,31 @@ def judge(
     if faults:
         raise ConfigError(source, faults)
     return space
+
+
+def check_plan(
+    config: StudyConfig, plan: AttentionPlan, shapes: Mapping[str, SiteShape]
+) -> list[ConfigIssue]:
+    """What is wrong with a plan that is to be trained from scratch, whole, and by itself.
+
+    Args:
+        config: Configuration of the study.
+        plan: Plan for all sites.
+        shapes: Shapes of the sites.
+    """
+    search = config.search.model_copy(update={"warm_start": WarmStartConfig()})
+    cold = config.model_copy(update={"search": search})
+    faults: dict[tuple[str, str], None] = {}
+    for site, shape in shapes.items():
+        try:
+            for choice in plan.layers(site, shape.num_layers):
+                module = build_on_meta(choice, shape)
+                faults |= dict.fromkeys((site, m) for m in _missing_for(choice, module, site, cold))
+        except PlanError as error:
+            faults[site, str(error)] = None
+    fault = plan.source_fault()
+    found = [ConfigIssue(site, message) for site, message in faults]
+    return found if fault is None else [*found, ConfigIssue("encoder_decoder", fault)]
 
 
 def _check_sections(config: StudyConfig) -> list[ConfigIssue]:

@@ -10,9 +10,10 @@ from typing import Any
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.engine.wording import Wording
-from nas_attn.errors import NasAttnError, UsageError
+from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.splits import check_split
 from nas_attn.plan import AttentionPlan
+from nas_attn.study.checks import check_plan
 from nas_attn.study.study import Study
 from nas_attn.workflows.defaults import SEEDS
 from nas_attn.workflows.events import Events
@@ -66,7 +67,7 @@ def confirm(
 
     Raises:
         UsageError: Of fewer than two seeds there is no mean with an error.
-        PlanError: A plan does not fit the model.
+        ConfigError: A plan cannot be trained: it does not fit the model, or lacks a criterion.
         NasAttnError: No trial is complete, one that is asked for has no result, or there is no
             test set.
     """
@@ -145,9 +146,11 @@ def _points(trials: Sequence[TrialRecord], numbers: Sequence[int]) -> Sequence[T
 
 
 def _fitting(study: Study, plan: AttentionPlan) -> AttentionPlan:
+    """A plan for all sites, which can be trained from scratch."""
     whole = plan.over(study.baseline)
-    whole.check_source()
-    study.costs.sizer.size(whole)
+    faults = check_plan(study.config, whole, study.space.shapes)
+    if faults:
+        raise ConfigError(f"the plan {plan}", faults)
     return whole
 
 
