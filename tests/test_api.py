@@ -18,6 +18,7 @@ from nas_attn.engine.snapshot import Snapshot
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
+from nas_attn.study.checks import check_plan
 from nas_attn.workflows.events import LogEvents, Run
 from tests.helpers.cli import invoke
 from tests.helpers.paths import ROOT
@@ -255,6 +256,10 @@ def test_confirmation_and_comparison(config: dict[str, Any], tmp_path: Path) -> 
         misfit = AttentionPlan.of({"decoder_self": [choice]})
         with pytest.raises(ConfigError, match=rf"(?s)decoder_self.*{message}"):
             results.confirm(seeds=2, plans=[misfit])
+    decoder = {"decoder_self": results.study.space.shapes["decoder_self"]}
+    faults = check_plan(results.study.config, results.study.baseline, decoder)
+    assert {fault.key for fault in faults} == {"encoder_self", "encoder_decoder"}
+    assert "the model has no such site; it has decoder_self" in faults[0].message
     nas_attn.search({**config, "name": "other"}, trials=2, runs=tmp_path)
     compared = results.compare(tmp_path / "other", out=tmp_path / "compared")
     assert [row.study for row in compared.rows] == ["small", "other"]

@@ -17,10 +17,12 @@ from nas_attn.cli.options import (
     WorkersOption,
     parse_limits,
 )
+from nas_attn.errors import PlanError, UsageError
 from nas_attn.measures import FurtherMetric, PredictedCost, Scores
 from nas_attn.workflows.defaults import CHECKS, POINTS, SEEDS
 
 if TYPE_CHECKING:
+    from nas_attn.plan import AttentionPlan
     from nas_attn.workflows.sensitivity import PredictedFront
 
 
@@ -114,18 +116,18 @@ def confirm(
     from nas_attn import api
     from nas_attn.cli.live import TerminalEvents, say_failure
     from nas_attn.cli.tables import confirmation_table
-    from nas_attn.plan import AttentionPlan
     from nas_attn.study.tree import execution_overrides
     from nas_attn.workflows.confirm import confirm as confirm_study
 
     changes = execution_overrides(set_, workers=workers, storage=storage, address=address)
     loaded = api.load(study, changes, runs)
+    plans = [_plan_of(text) for text in plan or ()]
     with resumable():
         done = confirm_study(
             loaded,
             seeds=seeds,
             trials=trial or (),
-            plans=[AttentionPlan.read(text) for text in plan or ()],
+            plans=plans,
             address=address,
             events=TerminalEvents(),
         )
@@ -135,6 +137,16 @@ def confirm(
     say(f"report: {done.page}")
     if done.failure is not None:
         raise done.failure
+
+
+def _plan_of(text: str) -> "AttentionPlan":
+    """A plan that a user names: JSON text, or a file of it."""
+    from nas_attn.plan import AttentionPlan
+
+    try:
+        return AttentionPlan.read(text)
+    except PlanError as error:
+        raise UsageError(f"--plan: {error}") from None
 
 
 def sensitivity(

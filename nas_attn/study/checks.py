@@ -104,7 +104,8 @@ def check_plan(
     """
     search = config.search.model_copy(update={"warm_start": WarmStartConfig()})
     cold = config.model_copy(update={"search": search})
-    faults: dict[tuple[str, str], None] = {}
+    unknown = f"the model has no such site; it has {', '.join(shapes)}"
+    faults = {(site, unknown): None for site, _ in plan if site not in shapes}
     for site, shape in shapes.items():
         try:
             for choice in plan.layers(site, shape.num_layers):
