@@ -31,12 +31,11 @@ from pathlib import Path
 
 import optuna
 import sacrebleu
-from scipy.stats import t
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nas_attn.analysis.noise import standard_error
+from nas_attn.analysis.confirmation import paired_change
 from nas_attn.analysis.predictions import Predictions
 from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
@@ -90,10 +89,7 @@ class Difference:
 
     @classmethod
     def of(cls, values: Sequence[float], reference: Sequence[float]) -> Difference:
-        pairs = [value - other for value, other in zip(values, reference, strict=True)]
-        error = standard_error(pairs)
-        interval = None if error is None else float(t.ppf(0.975, len(pairs) - 1) * error)
-        return cls(statistics.fmean(values), statistics.fmean(pairs), interval)
+        return cls(statistics.fmean(values), *paired_change(values, reference))
 
     def text(self, digits: int) -> str:
         around = "" if self.interval is None else f" ±{self.interval:.{digits}f}"

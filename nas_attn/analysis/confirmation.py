@@ -51,6 +51,22 @@ def confirmation_rows(trials: Trials, numbers: Mapping[AttentionPlan, int]) -> l
     return rows
 
 
+def paired_change(
+    values: Sequence[float], reference: Sequence[float]
+) -> tuple[float, float | None]:
+    """Mean change of values against others with the same seeds, and half of its 95 % interval.
+
+    The interval is Student's, seeds taken as pairs; None of a single seed.
+    """
+    pairs = [value - other for value, other in zip(values, reference, strict=True)]
+    change, error = statistics.fmean(pairs), standard_error(pairs)
+    if error is None:
+        return change, None
+    from scipy.stats import t
+
+    return change, float(t.ppf(0.975, len(pairs) - 1) * error)
+
+
 def _scores(trial: TrialRecord, loss: str) -> dict[str, list[float]]:
     scores = {f"validation {loss}": list(trial.losses)}
     names = list(trial.tests[0]) if trial.tests else []
@@ -66,13 +82,9 @@ def _change(
 ) -> dict[str, Any]:
     if not reference or len(reference) != len(values):
         return {"change": None, "interval": None, "verdict": None}
-    pairs = [value - other for value, other in zip(values, reference, strict=True)]
-    change, error = statistics.fmean(pairs), standard_error(pairs)
-    if error is None:
+    change, interval = paired_change(values, reference)
+    if interval is None:
         return {"change": change, "interval": None, "verdict": None}
-    from scipy.stats import t
-
-    interval = float(t.ppf(0.975, len(pairs) - 1) * error)
     verdict = "better" if (change > 0) == maximise else "worse"
     return {
         "change": change,
