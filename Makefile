@@ -11,13 +11,16 @@
 #
 # -g0 leaves out what only debuggers read of fairseq's extensions, half of the time to compile them.
 #
+# --no-compile leaves Python's byte code to compileall, which takes all cores; like pip it skips what
+# is not of this Python. Tests of packages are left out.
+#
 # torchaudio, which fairseq asks for and imports for speech only, goes again where it does not fit
 # torch: transformers imports whatever torchaudio it finds, and could not be imported.
 
 PYTHON ?= python3
 STUDY ?= demo
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt
 TORCH_ARGS ?=
 
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
@@ -58,6 +61,7 @@ $(VENV)/installed: Makefile pyproject.toml constraints.txt
 	@CFLAGS="-g0 $$CFLAGS" $(PIP) --no-build-isolation fairseq-fixed
 	@echo "installing the rest"
 	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(VENV)/bin/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib > /dev/null || true
 	@$(VENV)/bin/python -c "import torchaudio" 2>/dev/null || \
 		$(VENV)/bin/python -m pip uninstall --disable-pip-version-check -q -y torchaudio
 	@touch $@

@@ -69,15 +69,23 @@ STEPS = {
         *(("sentence_prediction", step) for step in ("fine-tune", "eval")),
     },
 }
-ALONE = [
-    pytest.param(scheme, TASKS[number % len(TASKS)], marks=pytest.mark.long)
-    for number, scheme in enumerate(SCHEMES)
+ROWS = [
+    *((MIXED_ROW, task) for task in TASKS),
+    *((scheme, TASKS[number % len(TASKS)]) for number, scheme in enumerate(SCHEMES)),
 ]
-"""Every scheme on a task, in turns; `nas-attn doctor` tries all."""
+"""A model of all schemes on every task, and every scheme alone in turns; `doctor` tries all."""
+OFTEN = [
+    (MIXED_ROW, "translation"),
+    (MIXED_ROW, "language_modeling"),
+    ("head_embedding_add", "masked_lm"),  # with a classifier, for which twelve layers take long
+]
 
 
 @pytest.mark.timeout(1700)
-@pytest.mark.parametrize(("scheme", "task"), [*((MIXED_ROW, task) for task in TASKS), *ALONE])
+@pytest.mark.parametrize(
+    ("scheme", "task"),
+    [pytest.param(*row, marks=[] if row in OFTEN else pytest.mark.long) for row in ROWS],
+)
 def test_task(scheme: str, task: str, tmp_path: Path) -> None:
     """Train, resume, generate or evaluate; a classifier from the masked language model."""
     findings = examine([scheme], [task], tmp_path)
