@@ -245,6 +245,31 @@ def test_the_gallery_has_every_front() -> None:
         assert done.returncode or done.stdout.strip() == row["date"]  # no history, nothing to say
 
 
+def section(text: str, anchor: str) -> str:
+    """What a page has below a heading, up to the next one."""
+    parts = re.split(r"^(?=#+ )", text, flags=re.MULTILINE)
+    (found,) = [part for part in parts if anchors(part.partition("\n")[0]) == {anchor}]
+    return found
+
+
+def test_what_was_measured_of_a_claim_stands_where_it_points(pages: dict[str, str]) -> None:
+    name, count = "studies/claims.md", 0
+    for table in results.tables(WRITTEN[name].read_text()):
+        for row in table.rows:
+            link = re.search(r"\((\S+)#(\S+)\)", row["source"])
+            if link is None:
+                assert (ROOT / row["source"].strip("`")).is_file()
+                continue
+            page = posixpath.normpath(posixpath.join(posixpath.dirname(name), link[1]))
+            source = section(pages[page], link[2])
+            figures = re.findall(r"[+-]?(?:0\.\d{2,}|\d+\.\d+)", row["measured here"])
+            assert figures
+            for figure in figures:
+                assert figure in source, f"{figure} of {link[0]}"
+            count += len(figures)
+    assert count > 20
+
+
 def anchors(text: str) -> set[str]:
     """Anchors of a page's headings, as Python-Markdown makes them."""
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
