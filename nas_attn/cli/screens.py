@@ -119,7 +119,7 @@ class SearchDisplay:
                 str(trial.number),
                 f"{trial.cost:,}",
                 duration(time.time() - trial.started),
-                "" if last is None else str(last.seed),
+                _seed_text(trial.updates, None if last is None else last.seed),
                 _updates_text(trial.updates, None if last is None else last.num_updates),
                 "" if last is None else f"{last.loss:.4f}",
                 *([_gpus_text(trial.gpus)] if has_gpus else []),
@@ -207,6 +207,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
             str(trial.number),
             cost_text(objectives.primary_cost, trial.cost),
             "" if trial.started is None else duration(status.now - trial.started),
+            _seed_text(running.updates),
             _updates_text(running.updates, updates),
             "" if updates is None else f"{trial.curve[updates]:.4f}",
             *([_gpus_text(trial.gpus if running.is_alive else None)] if has_gpus else []),
@@ -218,6 +219,7 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
         "trial",
         words(objectives.primary_cost),
         "running for",
+        "seed",
         "updates",
         words(objectives.metric),
         *(["GPUs"] if has_gpus else []),
@@ -225,6 +227,12 @@ def _unfinished_table(status: Status, objectives: Objectives) -> PlanTable:
     shown = "" if len(rows) == len(status.unfinished) else f" ({len(status.unfinished)} trials)"
     title = "running" if status.running else "interrupted"
     return PlanTable(title=f"{title}{shown}", columns=columns, rows=rows)
+
+
+def _seed_text(updates: Updates | None, validated: int | None = None) -> str:
+    """The seed that trains; else that which last validated, if one has."""
+    seed = validated if updates is None or updates.seed is None else updates.seed
+    return "" if seed is None else str(seed)
 
 
 def _updates_text(updates: Updates | None, validated: int | None) -> str:

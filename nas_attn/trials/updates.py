@@ -20,10 +20,12 @@ class Updates:
     Args:
         done: Updates that the log speaks of.
         total: Updates in all, as epochs so far suggest; None where that is not known.
+        seed: Seed of the training; None where its command names none.
     """
 
     done: int
     total: int | None
+    seed: int | None = None
 
     @property
     def text(self) -> str:
@@ -51,7 +53,8 @@ def read_updates(command: Sequence[str], log: Path, after: int = 0) -> Updates |
     epochs, sizes = _value(command, "--max-epoch"), re.findall(r"epoch \d+: +\d+ / (\d+) ", text)
     if sizes and epochs.isdigit():
         totals.append(int(epochs) * int(sizes[-1]))
-    return Updates(done, max(done, min(totals)) if any(totals) else None)
+    total, seed = max(done, min(totals)) if any(totals) else None, _value(command, "--seed")
+    return Updates(done, total, int(seed) if seed.isdigit() else None)
 
 
 def latest_updates(commands: Sequence[Sequence[str]]) -> Updates | None:

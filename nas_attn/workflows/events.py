@@ -11,6 +11,7 @@ from typing import Protocol
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.snapshot import Snapshot
 from nas_attn.engine.trial_record import TrialRecord
+from nas_attn.trials.updates import Updates
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +112,15 @@ class LogEvents:
         )
 
     def _say_updates(self, now: Snapshot) -> None:
-        texts = [f"{t.name}: {t.updates.text} updates" for t in now.running if t.updates]
+        texts = [_how_far(trial.name, trial.updates) for trial in now.running if trial.updates]
         if texts and time.monotonic() - self._said >= UPDATES_SECONDS:
             self._said = time.monotonic()
             logger.info("%s%s", self._part, "; ".join(texts))
+
+
+def _how_far(name: str, updates: Updates) -> str:
+    of_seed = "" if updates.seed is None else f", seed {updates.seed}"
+    return f"{name}{of_seed}: {updates.text} updates"
 
 
 def duration(seconds: float) -> str:

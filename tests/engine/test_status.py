@@ -94,7 +94,7 @@ def test_how_far_a_training_is(
 ) -> None:
     """Before it has validated, its log says so; fairseq prints a line every 100 updates."""
     start, seed = tmp_path / "seed-1" / "start", tmp_path / "seed-1"
-    first = ("fairseq-train", "x", "--max-epoch=3", "--save-dir", str(start))
+    first = ("fairseq-train", "x", "--max-epoch=3", "--seed", "2", "--save-dir", str(start))
     second = ("fairseq-train", "x", "--max-update=80", "--save-dir", str(seed / "checkpoints"))
     assert latest_updates((first, second)) is None
     seed.mkdir()
@@ -102,7 +102,7 @@ def test_how_far_a_training_is(
     (seed / "start.log").write_text("no updates yet\n")
     assert latest_updates((first, second)) is None
     (seed / "start.log").write_text(line)
-    assert latest_updates((first, second)) == Updates(300, 798)
+    assert latest_updates((first, second)) == Updates(300, 798, 2)
     (tmp_path / "train.log").write_text(line)
     monkeypatch.chdir(tmp_path)
     assert latest_updates([("nas-attn", "convert", "best.pt")]) is None
@@ -115,7 +115,7 @@ def test_how_far_a_training_is(
         heard.on_change(loop.snapshot)
         heard._said -= 90
         heard.on_change(loop.snapshot)
-    assert caplog.messages[-1] == "trial 0: 300 of 798 updates"
+    assert caplog.messages[-1] == "trial 0, seed 2: 300 of 798 updates"
     loop.store.annotate(job.number, {"starts": [first], "commands": [second]})
     (running,) = read(TrialStore("fake", loop.store.storage, OBJECTIVES)).running
     assert running.updates is not None
