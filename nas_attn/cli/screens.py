@@ -183,7 +183,8 @@ def rate_text(status: Status) -> str:
 def _counts(status: Status) -> Text:
     lines = [f"{status.name}: {status_line(status)}"]
     others = Counter(state_text(trial) for trial in status.trials if not trial.uses_budget)
-    about = [rate_text(status), f"{len(status.trials)} trials in all"]
+    count = len(status.trials)
+    about = [rate_text(status), "1 trial in all" if count == 1 else f"{count} trials in all"]
     about[-1] += "".join(f", {number} {state}" for state, number in sorted(others.items()))
     lines.append("; ".join(about))
     for child in status.children:
