@@ -122,6 +122,7 @@ def test_trainings_see_the_gpus_of_their_trial(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @filter_warnings
 def test_what_ran_out_of_memory_gets_a_whole_gpu(
     tiny_translation: PreparedData, tmp_path: Path

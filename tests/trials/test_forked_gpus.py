@@ -75,7 +75,7 @@ def test_a_driver_with_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["broken", "hidden"])
+@pytest.mark.parametrize("fault", ["broken", pytest.param("hidden", marks=pytest.mark.long)])
 def test_cuda_that_does_not_survive_a_fork(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
