@@ -120,6 +120,7 @@ def test_how_far_a_training_is(
     (running,) = read(TrialStore("fake", loop.store.storage, OBJECTIVES)).running
     assert running.updates is not None
     assert running.updates.text == "300 of 798"
+    assert running.updates.seed == 2
 
 
 def test_the_budget_is_what_the_last_search_wanted(tmp_path: Path) -> None:
