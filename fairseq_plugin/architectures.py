@@ -37,6 +37,7 @@ from nas_attn.plan import SITES, AttentionChoice, AttentionPlan
 
 from . import configs
 from .adapter import SOURCE_CACHES, warn_of_stock_weights
+from .bfloat16 import MayTrainInBFloat16
 from .layers import PlannedDecoder, PlannedEncoder
 
 
@@ -238,7 +239,8 @@ def _register(
     family: str, planned: Any, scheme: str, base: Callable[[Any], None] | None = None
 ) -> None:
     name = f"{scheme}_{family}"
-    model = type(f"{planned.__name__}_{scheme}", (planned,), {"scheme": scheme})
+    bases = (MayTrainInBFloat16, planned)
+    model = type(f"{planned.__name__}_{scheme}", bases, {"scheme": scheme})
     register_model(name)(model)
     for size, stock in _stock_sizes(family):
 

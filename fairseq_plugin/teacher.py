@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from nas_attn.errors import UsageError
 from nas_attn.literals import code_in
 
+from .bfloat16 import products_as_in
+
 logger = logging.getLogger(__name__)
 
 AS_TRAINED: dict[str, Any] = {
@@ -69,7 +71,7 @@ class Teacher:
             named: The same, by names.
         """
         self.meet(student)
-        with torch.no_grad():
+        with torch.no_grad(), products_as_in(student):
             logits: Tensor = self._model(*args, **named)[0]
         return logits
 
