@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 FLAG = "--bfloat16-linear"
 
 
 def add_flag(parser: Any) -> None:
+    """Add the flag to a parser of arguments."""
     parser.add_argument(
         FLAG,
         action="store_true",
@@ -37,7 +37,7 @@ class Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx | Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         """Shapes as of `linear`: (..., in), (out, in) and (out,) give (..., out)."""
         rows, matrix = input.flatten(0, -2).bfloat16(), weight.bfloat16()
         ctx.save_for_backward(rows, matrix)
@@ -47,7 +47,7 @@ class Linear(torch.autograd.Function):
         return output.reshape(*input.shape[:-1], len(weight))
 
     @staticmethod
-    def backward(ctx: FunctionCtx | Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         rows, matrix = ctx.saved_tensors
         of_rows = gradient.flatten(0, -2)
@@ -82,7 +82,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     is_single = input.dtype == weight.dtype == torch.float32
     if not is_single or input.dim() < 2 or torch.is_autocast_enabled(input.device.type):
         return F.linear(input, weight, bias)
-    output: Tensor = Linear.apply(input, weight, bias)
+    output: Tensor = Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
     return output
 
 

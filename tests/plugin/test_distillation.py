@@ -424,3 +424,14 @@ def test_flags_that_are_wrong_and_when_a_teacher_is_missed(made: Bench) -> None:
     build(OmegaConf.merge(config, {"teacher": None}), task)
     with pytest.raises(UsageError, match="there is none: give --teacher"):
         task.begin_epoch(1, made.model)
+
+
+def test_a_teacher_computes_as_its_student_is_trained(bench: Bench, teacher: Path) -> None:
+    asked = with_teacher(bench, teacher)
+    inputs = bench.sample(*LINES)["net_input"]
+    single = asked(bench.model, **inputs)
+    bench.model.bfloat16_linear = True
+    found = asked(bench.model.train(), **inputs)
+    assert not torch.equal(found, single)
+    torch.testing.assert_close(found, single, rtol=0, atol=0.05 * float(single.abs().max()))
+    assert torch.equal(asked(bench.model.eval(), **inputs), single)
