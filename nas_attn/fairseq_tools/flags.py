@@ -125,7 +125,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         """cpu-offload fp32-reduce-scatter min-params-to-wrap no-reshard-after-forward
         not-fsdp-flatten-parameters use-sharded-state zero-sharding""",
     ),
-    "tpu": ("trains on a TPU, which nas-attn does not", "bf16 memory-efficient-bf16 tpu"),
+    "tpu": (
+        "trains on a TPU, which nas-attn does not: take bfloat16-linear on a CPU, amp on a GPU",
+        "bf16 memory-efficient-bf16 tpu",
+    ),
     "place": (PLACE, "aim-repo aim-run-hash"),
     "hydra": (HYDRA, "reset-logging suppress-crashes"),
     "evaluated": (
