@@ -35,6 +35,7 @@ import sacrebleu
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.inheritance import ARMS, arm_store
 from nas_attn.analysis.confirmation import paired_change
 from nas_attn.analysis.predictions import Predictions
 from nas_attn.engine.storage import open_storage
@@ -50,8 +51,6 @@ from nas_attn.trials.processes.programs import executable_form
 from nas_attn.trials.scores import parse_scores
 from nas_attn.workflows.reporting import CONFIRMED, confirmation_store
 
-ARMS = ("both", "distil", "warm", "cold", "teacher")
-"""Of `inheritance.py`."""
 DRAWS = 1000
 """Of sacreBLEU's bootstrap."""
 
@@ -108,9 +107,8 @@ def parts_of(study: Study, store: TrialStore) -> Iterator[Part]:
     seeds = study.config.training.seeds
     yield Part("search", [x for x in trained if not x.is_baseline], baseline, seeds, True)
     for arm in ARMS:
-        name = f"{store.name} ({arm})"
-        if store.has_child(name):
-            trials = TrialStore(name, store.storage, study.objectives).trials()
+        if store.has_child(f"{store.name} ({arm})"):
+            trials = arm_store(store, arm, study).trials()
             yield Part(arm, [x for x in trials if x.is_trained], baseline, seeds)
     count = store.metadata().get(CONFIRMED)
     if count is not None:

@@ -1,0 +1,78 @@
+"""benchmarks/record.py: what stands in the tables of a study of record."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import sacrebleu
+
+import nas_attn
+from benchmarks.record import bootstrap, open_search, parts_of, rows_of
+from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.study.loading import load_study
+from tests.helpers.studies import STUDY
+
+WANTED = ["a small cat sat on the mat", "the dog ran far away today", "two men play in the street"]
+SAID = ["a small cat sat on a mat", "the dog ran away", "two men play in a street"]
+STUDENT = 12.706
+"""97.5 % of Student's distribution with one degree of freedom."""
+
+
+def write_log(path: Path, said: list[str], bleu: float) -> None:
+    """What fairseq-generate prints, longest sentences first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in (1, 2, 0):
+        lines += [f"S-{number}\tsource", f"T-{number}\t{WANTED[number]}"]
+        lines += [f"H-{number}\t-0.5\tsome pieces", f"D-{number}\t-0.5\t{said[number]}"]
+    lines.append(f"Generate test with beam=5: BLEU4 = {bleu}, 50.0/40.0/30.0/20.0 (BP=1.000)")
+    path.write_text("\n".join(lines))
+
+
+def test_the_interval_of_one_model_is_that_of_its_sentences(tmp_path: Path) -> None:
+    log = tmp_path / "test.log"
+    write_log(log, WANTED, 100.0)
+    assert bootstrap(log) == 0.0
+    write_log(log, SAID, 40.0)
+    score = sacrebleu.metrics.BLEU().corpus_score(SAID, [WANTED], n_bootstrap=1000)
+    assert bootstrap(log) == score._ci > 1.0
+
+
+def test_changes_are_taken_seed_by_seed(tiny_translation: PreparedData, tmp_path: Path) -> None:
+    config = {
+        **STUDY,
+        "name": "record",
+        "data": {"folder": str(tiny_translation.folder)},
+        "training": {"arguments": STUDY["training"]["arguments"], "seeds": [4, 7]},
+        "space": {"decide": "site", "schemes": {"multi_head": {}, "multi_query": {}}},
+        "search": {"trials": 3, "sampler": "random", "seed": 1},
+        "replay": {"seconds": 3.0, "validations": 3, "noise": 0.1},
+        "execution": {"executor": "simulated", "workers": 1},
+    }
+    nas_attn.search(config, runs=tmp_path)
+    study = load_study(tmp_path / "record", runs=tmp_path)
+    (part,) = parts_of(study, open_search(study))
+    assert part.seeds == [4, 7] and len(part.trials) == 2
+    scores = {0: (30.0, 32.0), 1: (29.0, 30.5), 2: (30.5, 33.5)}
+    for trial in (part.baseline, *part.trials):
+        for log, bleu in zip(part.logs(trial), scores[trial.number], strict=True):
+            write_log(log, SAID, bleu)
+
+    rows = list(rows_of(study, part))
+    assert [int(row["cost"]) for row in rows] == sorted(int(row["cost"]) for row in rows)
+    by_trial = {int(row["trial"]): row for row in rows}
+    assert by_trial[0]["test"] == "31.00" and by_trial[0]["loss_change"] == ""
+    assert by_trial[1]["test_change"] == f"-1.25 ±{STUDENT * 0.25:.2f}"
+    assert by_trial[2]["test_change"] == f"+1.00 ±{STUDENT * 0.5:.2f}"
+    for trial in part.trials:
+        own, other = trial.losses, part.baseline.losses
+        changes = [mine - its for mine, its in zip(own, other, strict=True)]
+        half = STUDENT * statistics.stdev(changes) / math.sqrt(2)
+        mean, _, around = by_trial[trial.number]["loss_change"].partition(" ±")
+        assert float(mean) == pytest.approx(statistics.fmean(changes), abs=6e-5)
+        assert float(around) == pytest.approx(half, abs=6e-5)
+    share = int(by_trial[1]["cost"]) / int(by_trial[0]["cost"]) - 1
+    assert by_trial[1]["share"] == f"{share:+.1%}"
