@@ -205,11 +205,9 @@ def rows_of(study: Study, part: Part) -> Iterator[dict[str, str]]:
 def say_table(study: Study, rows: Sequence[dict[str, str]]) -> None:
     cost = study.objectives.primary_cost.replace("_", "-")
     name = "BLEU" if study.config.training.task == "translation" else "test loss"
-    print(
-        f"| {cost} parameters | share | valid {study.objectives.metric} | change | {name} | ",
-        end="",
-    )
-    print("change | one model's 95 % | plan |")
+    titles = [f"{cost} parameters", "share", f"valid {study.objectives.metric}", "change", name]
+    titles += [f"change of {name}", "one model's 95 %", "plan"]
+    print(f"| {' | '.join(titles)} |")
     print("|---:|---:|---:|---:|---:|---:|---:|---|")
     for row in rows:
         names = ("share", "loss", "loss_change", "test", "test_change", "bootstrap")
