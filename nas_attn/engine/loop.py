@@ -104,6 +104,11 @@ class SearchLoop:
         return self.proposer.costs
 
     @property
+    def may_stop(self) -> bool:
+        """Whether a running trial may be told to stop."""
+        return self.config.stopping.rule != "none"
+
+    @property
     def _budget(self) -> int:
         return max(self.config.trials, self.proposer.counted)
 

@@ -217,8 +217,8 @@ ALLOWED: tuple[tuple[Judge, str], ...] = (
     (
         switch,
         """adaptive-input add-bos-token amp anneal-eps azureml-logging bfloat16-linear
-        broadcast-buffers char-inputs character-embeddings checkpoint-activations cpu cross-self-attention
-        debug-param-names decoder-learned-pos decoder-normalize-before ema-fp32
+        broadcast-buffers char-inputs character-embeddings checkpoint-activations cpu
+        cross-self-attention debug-param-names decoder-learned-pos decoder-normalize-before ema-fp32
         encoder-learned-pos encoder-normalize-before eval-bleu eval-bleu-print-samples export
         fast-stat-sync find-unused-parameters fix-batches-to-gpus fp16 fp16-adam-stats
         fp16-no-flatten-grads freq-weighted-replacement future-target gradient-as-bucket-view

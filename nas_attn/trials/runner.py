@@ -83,6 +83,8 @@ class TrialRun:
         self.device = device
         self.launcher = launcher or ColdLauncher()
         self.result: TrialResult | None = None
+        self.elsewhere: set[int] = set()
+        """Seeds that this process trains beside it, which it waits for."""
         self._activity: Activity | None = None
         self._say_at = 0.0
         self._reports = TrialReports(job)
@@ -104,6 +106,11 @@ class TrialRun:
         except Exception as error:  # ends this trial, and never the search
             self._fail_by(error)
         return news
+
+    @property
+    def at(self) -> int | None:
+        """Which of the job's runs its process is for, from 0; None without a process."""
+        return None if self._activity is None else self.job.runs.index(self._activity.step.run)
 
     def updates(self) -> Updates | None:
         """How far the training that runs is, as its log says; None if that is not known."""
@@ -191,6 +198,8 @@ class TrialRun:
 
     def _say_locked(self, step: Step) -> None:
         """Say now and then who is in the way; a stopped process is so for ever."""
+        if step.run.seed in self.elsewhere:
+            return
         now = time.monotonic()
         self._say_at = self._say_at or now + SAY_SECONDS
         if now >= self._say_at:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from nas_attn.engine.config import ExecutionConfig, ResourcesConfig
+from nas_attn.engine.executors.ahead import SeedsAhead
 from nas_attn.engine.executors.gpus import check_workers, seen_gpus, share_gpus, visible_gpus
 from nas_attn.engine.executors.places import Places
 from nas_attn.engine.loop import SearchLoop
@@ -25,6 +26,8 @@ NO_GPU = ""
 
 class LocalExecutor:
     """Runs several trials at a time, each a fairseq-train sub-process.
+
+    Where there is room and no trial that could begin, seeds of one trial are trained side by side.
 
     Args:
         config: Number of workers, and whether trainings are forked from a process that has fairseq
@@ -71,16 +74,21 @@ class LocalExecutor:
         launcher: Launcher = ForkServer() if self.config.fork_server else ColdLauncher()
         running: dict[int, TrialRun] = {}
         waiting: dict[int, TrialJob] = {}
+        ahead = SeedsAhead(self._places, launcher)
         try:
             while running or waiting or not loop.is_over():
                 for job, device in self._startable(loop, waiting):
                     running[job.number] = TrialRun(job, device=device, launcher=launcher)
+                ahead.fill(running.values(), may_stop=loop.may_stop)
+                ahead.poll()
                 for number, trial in list(running.items()):
                     if _advance(loop, trial):
                         del running[number]
                         self._places.leave(number)
+                        ahead.end(number)
                 time.sleep(POLL_SECONDS)
         finally:
+            ahead.stop()
             for trial in running.values():
                 trial.stop()
             launcher.close()
