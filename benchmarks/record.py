@@ -6,6 +6,7 @@
     nas-attn confirm multi30k_record --seeds 2 --trial N --plan PLAN
     python benchmarks/record.py test multi30k_record
     python benchmarks/record.py tables multi30k_record
+    python benchmarks/record.py keep multi30k_record --into studies/multi30k_record
 
 `test` evaluates on the test set what the search and the arms of `inheritance.py` have trained, each
 seed's model once; what a confirmation trained is evaluated already. What was evaluated is not
@@ -13,15 +14,20 @@ evaluated again. `tables` prints a row a plan: cost, change of the validation lo
 score against the baseline with the same seeds (95 %, Student's, seeds taken as pairs), and for
 translation the 95 % interval of one model's BLEU by sacreBLEU's bootstrap over sentences (half of
 it, mean over the seeds). It writes the rows to record.csv in the run folder, and says how many
-hours all of it took.
+hours all of it took. `keep` copies what is small: rows, front, heat map, summary, single changes
+and the validations of every training.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import io
+import itertools
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,13 +52,15 @@ from nas_attn.study.evaluation import evaluation_of
 from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
 from nas_attn.study.study import Study
-from nas_attn.trials.layout import TEST_LOG_FILE, best_checkpoint
+from nas_attn.trials.layout import START, TEST_LOG_FILE, best_checkpoint
 from nas_attn.trials.processes.programs import executable_form
 from nas_attn.trials.scores import parse_scores
+from nas_attn.validation_log import read_report
 from nas_attn.workflows.reporting import CONFIRMED, confirmation_store
 
 DRAWS = 1000
 """Of sacreBLEU's bootstrap."""
+RECORD, SINGLE = "record.csv", "sensitivity.csv"
 
 
 @dataclass(frozen=True)
@@ -236,13 +244,90 @@ def hours(study: Study, store: TrialStore, parts: Sequence[Part]) -> Iterator[st
     yield f"in all: {total / 3600:.1f} hours"
 
 
+def say_tables(study: Study, store: TrialStore, parts: Sequence[Part]) -> None:
+    rows = []
+    for part in parts:
+        of_part = list(rows_of(study, part))
+        print(f"\n{part.name}, seeds {', '.join(map(str, part.seeds))}\n")
+        say_table(study, of_part)
+        rows += of_part
+    write_rows(study.folder / RECORD, rows)
+    singles = target_of_study(study, None).measurements / SINGLE
+    if singles.is_file():
+        say_sites(singles)
+    print()
+    print("\n".join(hours(study, store, parts)))
+
+
+def say_sites(singles: Path) -> None:
+    """A row for each choice: what single conversions cost, summed over the layers of a site."""
+    sums: dict[str, dict[str, float]] = {}
+    with singles.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            site = row["unit"].partition(".")[0]
+            of_choice = sums.setdefault(row["choice"], {})
+            of_choice[site] = of_choice.get(site, 0.0) + float(row["change"])
+    sites = list(dict.fromkeys(site for of_choice in sums.values() for site in of_choice))
+    print(f"\n| in every layer of a site | {' | '.join(sites)} |")
+    print(f"|---|{'---:|' * len(sites)}")
+    for choice, of_choice in sorted(sums.items(), key=lambda item: sum(item[1].values())):
+        cells = (f"{of_choice[site]:+.4f}" if site in of_choice else "" for site in sites)
+        print(f"| {choice} | {' | '.join(cells)} |")
+
+
+def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
+    """Write the small forms of a study of record into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = target_of_study(study, None).measurements
+    for path in (
+        study.folder / RECORD,
+        *(study.folder / "report" / name for name in ("front.csv", "front.svg", "summary.md")),
+        measured / "heatmap.svg",
+    ):
+        shutil.copyfile(path, folder / path.name)
+    with (measured / SINGLE).open(newline="", encoding="utf-8") as file:
+        singles = list(csv.DictReader(file))
+    kept = ("unit", "choice", "cost", "change", "change_error", "by")
+    write_rows(folder / f"{SINGLE}.gz", [{name: row[name] for name in kept} for row in singles])
+    write_rows(folder / "curves.csv.gz", list(curves_of(study, parts)))
+
+
+def curves_of(study: Study, parts: Sequence[Part]) -> Iterator[dict[str, str]]:
+    """A row for each validation of each training; `start` is the one that is fine-tuned."""
+    for part in parts:
+        baseline = [] if part.name in ARMS else [part.baseline]
+        for trial, seed in itertools.product((*baseline, *part.trials), part.seeds):
+            run = Path(str(trial.folder)) / f"seed-{seed}"
+            for stage, report in ((START, run / START), ("", run)):
+                for line in read_report(report):
+                    yield {
+                        "trained": part.name,
+                        "trial": str(trial.number),
+                        "seed": str(seed),
+                        "stage": stage,
+                        "num_updates": str(line["num_updates"]),
+                        study.objectives.metric: f"{line['metrics'][study.objectives.metric]:.4f}",
+                    }
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write a table, the same bytes for the same rows."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("test", "tables"))
+    parser.add_argument("what", choices=("test", "tables", "keep"))
     parser.add_argument("study")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="of `keep`")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -252,19 +337,10 @@ def main() -> None:
     if options.what == "test":
         for part in parts:
             evaluate(study, part)
-        return
-    rows = []
-    for part in parts:
-        of_part = list(rows_of(study, part))
-        print(f"\n{part.name}, seeds {', '.join(map(str, part.seeds))}\n")
-        say_table(study, of_part)
-        rows += of_part
-    with (study.folder / "record.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print()
-    print("\n".join(hours(study, store, parts)))
+    elif options.what == "keep":
+        keep(study, parts, options.into or ROOT / "studies" / study.name)
+    else:
+        say_tables(study, store, parts)
 
 
 if __name__ == "__main__":

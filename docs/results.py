@@ -221,6 +221,7 @@ WORDS: Mapping[str, Mapping[str, int | bool]] = {
 }
 WARM, COLD = "warm start", "from scratch"
 INHERITED = "With distillation, a ladder and longer fine-tuning"
+RECORD, DISTILLED = "multi30k_record", "distilled, fine-tuned"
 
 
 def options_of(text: str) -> tuple[str, dict[str, int | bool]]:
@@ -296,6 +297,7 @@ def _all_results() -> Iterator[tuple[Column, Result]]:
         yield from _of_front(front)
     yield from _warm_start(page)
     yield from _inherited(page)
+    yield from _recorded(page)
     yield from _grouped(page)
     yield from _in_two_groups(page)
     yield from _wide()
@@ -350,7 +352,7 @@ def _inherited(page: list[Table]) -> Iterator[tuple[Column, Result]]:
     for row in three.rows:
         text = row["one scheme everywhere"].partition(" (")[0]
         noise[text] = _in_brackets(row["change"])
-    steps = {"converted": "converted", "distilled, fine-tuned": "distilled, fine-tuned", COLD: COLD}
+    steps = {"converted": "converted", DISTILLED: DISTILLED, COLD: COLD}
     for row in table_with(page, "everywhere", COLD).rows:
         scheme, _ = options_of(row["everywhere"])
         for title, how in steps.items():
@@ -366,7 +368,22 @@ def _inherited(page: list[Table]) -> Iterator[tuple[Column, Result]]:
             result = Result(
                 MIXED, shape.share_at(front, size), change, _in_brackets(row["change2"])
             )
-            yield Column(study, "distilled, fine-tuned", link), result
+            yield Column(study, DISTILLED, link), result
+
+
+def _recorded(page: list[Table]) -> Iterator[tuple[Column, Result]]:
+    """One scheme everywhere, and plans of a search, each of three seeds with an interval."""
+    column, shape = Column(RECORD, DISTILLED, _link(RECORD)), shape_of(RECORD)
+    front = next(front for front in fronts() if front.name == RECORD)
+    for title in ("in every layer", "plan"):
+        for row in table_with(page, title, "change of BLEU").rows:
+            change, _, interval = row["change"].partition(" ±")
+            schemes = frozenset().union(*schemes_of(row[title]).values())
+            scheme = MIXED if len(schemes) > 1 else next(iter(schemes))
+            if scheme != "multi_head":
+                size = number(row["non-embedding parameters"]) or 0.0
+                share = shape.share_at(front, size)
+                yield column, Result(scheme, share, number(change) or 0.0, float(interval))
 
 
 def _grouped(page: list[Table]) -> Iterator[tuple[Column, Result]]:

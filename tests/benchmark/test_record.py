@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import sacrebleu
 
 import nas_attn
-from benchmarks.record import bootstrap, open_search, parts_of, rows_of
+from benchmarks.record import bootstrap, curves_of, open_search, parts_of, rows_of, say_sites
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.loading import load_study
+from nas_attn.validation_log import REPORT_FILE
 from tests.helpers.studies import STUDY
 
 WANTED = ["a small cat sat on the mat", "the dog ran far away today", "two men play in the street"]
@@ -74,5 +76,25 @@ def test_changes_are_taken_seed_by_seed(tiny_translation: PreparedData, tmp_path
         mean, _, around = by_trial[trial.number]["loss_change"].partition(" ±")
         assert float(mean) == pytest.approx(statistics.fmean(changes), abs=6e-5)
         assert float(around) == pytest.approx(half, abs=6e-5)
+    folder = Path(str(part.trials[0].folder)) / "seed-7"
+    report = {"num_updates": 5, "metrics": {"nll_loss": 1.5}, "parameters": {}, "phase": None}
+    (folder / REPORT_FILE).write_text(json.dumps({"time": 1.0, "epoch": 1, **report}) + "\n")
+    (curve,) = curves_of(study, [part])
+    assert curve == {
+        "trained": "search", "trial": "1", "seed": "7", "stage": "", "num_updates": "5",
+        "nll_loss": "1.5000",
+    }  # fmt: skip
     share = int(by_trial[1]["cost"]) / int(by_trial[0]["cost"]) - 1
     assert by_trial[1]["share"] == f"{share:+.1%}"
+
+
+def test_single_changes_are_summed_by_site(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sensitivity.csv"
+    lines = ["encoder_self.0,latent,0.5", "encoder_self.1,latent,0.25", "decoder_self.0,latent,1"]
+    path.write_text("\n".join(["unit,choice,change", *lines, "encoder_self.1,none,0.125"]))
+    say_sites(path)
+    rows = capsys.readouterr().out.split("\n")[1:]
+    assert rows[0] == "| in every layer of a site | encoder_self | decoder_self |"
+    assert rows[2:4] == ["| none | +0.1250 |  |", "| latent | +0.7500 | +1.0000 |"]
