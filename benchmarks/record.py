@@ -163,6 +163,8 @@ def scores_of(log: Path) -> dict[str, float]:
 def test_values(study: Study, logs: Sequence[Path]) -> list[float]:
     """The score of each seed: BLEU, or a language model's loss in bits."""
     name = "bleu" if study.config.training.task == "translation" else "nll_loss"
+    if not all(map(is_evaluated, logs)):
+        raise SearchError(f"{logs[0].parent.parent} is not evaluated: run `record.py test` first")
     return [scores_of(log)[name] for log in logs]
 
 
@@ -262,11 +264,10 @@ def say_tables(study: Study, store: TrialStore, parts: Sequence[Part]) -> None:
 def say_sites(singles: Path) -> None:
     """A row for each choice: what single conversions cost, summed over the layers of a site."""
     sums: dict[str, dict[str, float]] = {}
-    with singles.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            site = row["unit"].partition(".")[0]
-            of_choice = sums.setdefault(row["choice"], {})
-            of_choice[site] = of_choice.get(site, 0.0) + float(row["change"])
+    for row in read_rows(singles):
+        site = row["unit"].partition(".")[0]
+        of_choice = sums.setdefault(row["choice"], {})
+        of_choice[site] = of_choice.get(site, 0.0) + float(row["change"])
     sites = list(dict.fromkeys(site for of_choice in sums.values() for site in of_choice))
     print(f"\n| in every layer of a site | {' | '.join(sites)} |")
     print(f"|---|{'---:|' * len(sites)}")
@@ -281,14 +282,15 @@ def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
     measured = target_of_study(study, None).measurements
     for path in (
         study.folder / RECORD,
-        *(study.folder / "report" / name for name in ("front.csv", "front.svg", "summary.md")),
+        *(study.folder / "report" / name for name in ("front.svg", "summary.md")),
         measured / "heatmap.svg",
     ):
         shutil.copyfile(path, folder / path.name)
-    with (measured / SINGLE).open(newline="", encoding="utf-8") as file:
-        singles = list(csv.DictReader(file))
-    kept = ("unit", "choice", "cost", "change", "change_error", "by")
-    write_rows(folder / f"{SINGLE}.gz", [{name: row[name] for name in kept} for row in singles])
+    front = read_rows(study.folder / "report" / "front.csv")
+    write_rows(folder / "front.csv", [without(row, "command", "folder") for row in front])
+    singles = read_rows(measured / SINGLE)
+    unneeded = ("divergence", "divergence_error", "score", "plan", "cost_change")
+    write_rows(folder / f"{SINGLE}.gz", [without(row, *unneeded) for row in singles])
     write_rows(folder / "curves.csv.gz", list(curves_of(study, parts)))
 
 
@@ -308,6 +310,16 @@ def curves_of(study: Study, parts: Sequence[Part]) -> Iterator[dict[str, str]]:
                         "num_updates": str(line["num_updates"]),
                         study.objectives.metric: f"{line['metrics'][study.objectives.metric]:.4f}",
                     }
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without(row: dict[str, str], *names: str) -> dict[str, str]:
+    """A row without columns that are large, or name folders of this machine."""
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
