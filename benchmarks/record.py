@@ -278,6 +278,8 @@ def say_sites(singles: Path) -> None:
 
 def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
     """Write the small forms of a study of record into a folder."""
+    if not (study.folder / RECORD).is_file():
+        raise SearchError(f"there is no {RECORD} to keep: run `record.py tables` first")
     folder.mkdir(parents=True, exist_ok=True)
     measured = target_of_study(study, None).measurements
     for path in (

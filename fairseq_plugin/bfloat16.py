@@ -17,18 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-FLAG = "--bfloat16-linear"
-
-
-def add_flag(parser: Any) -> None:
-    """Add the flag to a parser of arguments."""
-    parser.add_argument(
-        FLAG,
-        action="store_true",
-        help="train with the matrix products of linear layers in bfloat16, all else in float32 and "
-        "validation too: about twice as fast on CPUs with bfloat16 instructions",
-    )
-
 
 class Linear(torch.autograd.Function):
     """`torch.nn.functional.linear` of float32, its three products in bfloat16.
@@ -94,7 +82,12 @@ class MayTrainInBFloat16:
     @classmethod
     def add_args(cls, parser: Any) -> None:
         super().add_args(parser)  # type: ignore[misc]
-        add_flag(parser)
+        parser.add_argument(
+            "--bfloat16-linear",
+            action="store_true",
+            help="train with the matrix products of linear layers in bfloat16, all else in float32 "
+            "and validation too: about twice as fast on CPUs with bfloat16 instructions",
+        )
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -11,14 +13,24 @@ import pytest
 import sacrebleu
 
 import nas_attn
-from benchmarks.record import bootstrap, curves_of, open_search, parts_of, rows_of, say_sites
+from benchmarks.record import (
+    bootstrap,
+    curves_of,
+    open_search,
+    parts_of,
+    read_rows,
+    rows_of,
+    say_sites,
+)
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.study.loading import load_study
 from nas_attn.validation_log import REPORT_FILE
+from tests.helpers.paths import ROOT
 from tests.helpers.studies import STUDY
 
 WANTED = ["a small cat sat on the mat", "the dog ran far away today", "two men play in the street"]
 SAID = ["a small cat sat on a mat", "the dog ran away", "two men play in a street"]
+KEPT = ROOT / "studies/multi30k_record"
 STUDENT = 12.706
 """97.5 % of Student's distribution with one degree of freedom."""
 
@@ -98,3 +110,40 @@ def test_single_changes_are_summed_by_site(
     rows = capsys.readouterr().out.split("\n")[1:]
     assert rows[0] == "| in every layer of a site | encoder_self | decoder_self |"
     assert rows[2:4] == ["| none | +0.1250 |  |", "| latent | +0.7500 | +1.0000 |"]
+
+
+def test_what_is_said_of_sites_stands_in_the_single_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sensitivity.csv"
+    path.write_bytes(gzip.decompress((KEPT / "sensitivity.csv.gz").read_bytes()))
+    text = (KEPT.parent / "README.md").read_text()
+    say_sites(path)
+    assert capsys.readouterr().out.strip() in text
+    changes: dict[str, dict[str, float]] = {}
+    for row in read_rows(path):
+        changes.setdefault(row["choice"], {})[row["unit"]] = float(row["change"])
+    assert len(changes) == 26
+    shares = [of_site(c, "encoder_self") / of_site(c, "decoder_self") for c in changes.values()]
+    assert min(shares) == pytest.approx(1 / 7, abs=0.01)
+    assert max(shares) == pytest.approx(2 / 5, abs=0.01)
+    largest = [worst_layer(c, "decoder_self") for c in changes.values()].count(0)
+    last = [worst_layer(c, "encoder_decoder") for c in changes.values()].count(2)
+    said = re.search(r"\((\d+) of\s26\schoices\).*?\((\d+)\sof\s26\)", text, re.DOTALL)
+    assert said is not None and [int(n) for n in said.groups()] == [largest, last]
+
+
+def of_site(changes: dict[str, float], site: str) -> float:
+    return sum(change for unit, change in changes.items() if unit.startswith(f"{site}."))
+
+
+def worst_layer(changes: dict[str, float], site: str) -> int:
+    return max(range(3), key=lambda layer: changes[f"{site}.{layer}"])
+
+
+def test_the_kept_rows_are_those_of_the_page() -> None:
+    lines = (KEPT.parent / "README.md").read_text().splitlines()
+    for row in read_rows(KEPT / "record.csv"):
+        begin = f"| {int(row['cost']):,} | {row['share']} | {row['loss']} | {row['loss_change']} | "
+        begin += f"{row['test']} | {row['test_change']} | {row['bootstrap']} | "
+        assert any(line.startswith(begin) for line in lines), begin

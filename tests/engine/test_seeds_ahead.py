@@ -82,7 +82,7 @@ class Trainings:
         environment: Mapping[str, str],
         log: Path,
         keep_open: int,
-        with_fairseq: bool = False,
+        **_: bool,
     ) -> Training:
         log.touch()
         seed, report = int(command[0]), Path(environment["NAS_ATTN_REPORT"])

@@ -44,11 +44,9 @@ class SeedsAhead:
             for run in reversed(trial.job.runs):
                 if not self._places.has_room:
                     return
-                if _is_later(trial, run, may_stop) and self._is_new(trial, run):
+                is_new = (trial.job.number, run.seed) not in self._begun
+                if is_new and _is_later(trial, run, may_stop):
                     self._begin(trial, run)
-
-    def _is_new(self, trial: TrialRun, run: SeedRun) -> bool:
-        return (trial.job.number, run.seed) not in self._begun
 
     def _begin(self, trial: TrialRun, run: SeedRun) -> None:
         number = next(self._numbers)
