@@ -58,6 +58,9 @@ RENDEZVOUS = (
 )
 """By these a training on several GPUs would take the whole Slurm job for its own: fairseq waits for
 processes on all its nodes, or gives every training of it the same port."""
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+"""By these glibc keeps what is freed. Else tensors of tens of megabytes are mapped anew at every
+update, and on a CPU the kernel takes a seventh to a quarter of the time to clear their pages."""
 SAY_SECONDS = 60.0
 """How often a trial says that it waits for its folder."""
 
@@ -213,6 +216,7 @@ class TrialRun:
 
     def _environment(self, step: Step) -> dict[str, str]:
         environment = {
+            **KEEP_MEMORY,
             **{name: value for name, value in os.environ.items() if name not in RENDEZVOUS},
             "OMP_NUM_THREADS": str(self.job.threads),
             "PYTHONWARNINGS": "ignore",

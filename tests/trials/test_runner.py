@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import signal
 import socket
@@ -50,6 +51,38 @@ def test_the_best_loss_of_each_seed(tmp_path: Path) -> None:
     assert result.seconds > 0
     log = (tmp_path / "seed-1" / "train.log").read_text()
     assert log == "working with 1 threads\n"
+
+
+FAULTS = """
+import resource
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use(size):
+    bytearray(b"x") * size
+use(1 << 26)
+before = faults()
+for _ in range(20):
+    use(1 << 26)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+@pytest.mark.parametrize("given", [False, True])
+def test_memory_that_is_freed_stays_with_the_process(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as nobody says otherwise: 64 MiB are 16,384 pages to map at each use."""
+    for name, value in runner.KEEP_MEMORY.items():
+        monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(name, "65536" if value == "0" else "131072")
+    program = [sys.executable, "-c", FAULTS]
+    monkeypatch.setattr(runner, "executable_form", lambda _: program)
+    trial = TrialRun(make_job(tmp_path, ([1.0], "end")))
+    finish(trial)
+    pages = int((tmp_path / "seed-1" / "train.log").read_text())
+    assert pages > 600 if given else pages < 100
 
 
 def test_trainings_do_not_look_for_the_rest_of_a_slurm_job(
