@@ -214,13 +214,14 @@ def rows_of(study: Study, part: Part) -> Iterator[dict[str, str]]:
 
 def say_table(study: Study, rows: Sequence[dict[str, str]]) -> None:
     cost = study.objectives.primary_cost.replace("_", "-")
-    name = "BLEU" if study.config.training.task == "translation" else "test loss"
+    is_translation = study.config.training.task == "translation"
+    name = "BLEU" if is_translation else "test loss"
     titles = [f"{cost} parameters", "share", f"valid {study.objectives.metric}", "change", name]
-    titles += [f"change of {name}", "one model's 95 %", "plan"]
-    print(f"| {' | '.join(titles)} |")
-    print("|---:|---:|---:|---:|---:|---:|---:|---|")
+    titles += [f"change of {name}", *["one model's 95 %"] * is_translation]
+    print(f"| {' | '.join([*titles, 'plan'])} |")
+    print(f"|{'---:|' * len(titles)}---|")
+    names = ["share", "loss", "loss_change", "test", "test_change", *["bootstrap"] * is_translation]
     for row in rows:
-        names = ("share", "loss", "loss_change", "test", "test_change", "bootstrap")
         words = row["words"].replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
         cells = [f"{int(row['cost']):,}", *(row[name] for name in names), words]
         print("| " + " | ".join(cells) + " |")

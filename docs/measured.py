@@ -33,9 +33,9 @@ def wins(name: str) -> str:
         points = [point for point in plans if name in _schemes(point)]
         if points:
             sites = [
-                f"{SITES[site]} {sum(name in p.sites[site] for p in points)}"
+                f"{SITES[site]} {sum(name in p.sites.get(site, ()) for p in points)}"
                 for site in results.SITES
-                if any(name in p.sites[site] for p in points)
+                if any(name in p.sites.get(site, ()) for p in points)
             ]
             rows.append(
                 [f"[{front.name}](../../{front.link})", f"{len(points)} of {len(plans)}",

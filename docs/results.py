@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -143,11 +144,13 @@ def _point(row: Row, table: Table) -> Point:
 
 
 def _of_file(path: Path) -> list[Point]:
+    sites, points = sites_of(path.parent.name), []
     with path.open() as file:
-        return [
-            Point(schemes_of(row["plan"]), float(row["cost"]), float(row["loss_change"] or 0))
-            for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            found = schemes_of(row["plan"])
+            schemes = {site: found[site] for site in sites}
+            points.append(Point(schemes, float(row["cost"]), float(row["loss_change"] or 0)))
+    return points
 
 
 def _front(name: str, points: list[Point]) -> Front:
@@ -221,7 +224,11 @@ WORDS: Mapping[str, Mapping[str, int | bool]] = {
 }
 WARM, COLD = "warm start", "from scratch"
 INHERITED = "With distillation, a ladder and longer fine-tuning"
-RECORD, DISTILLED = "multi30k_record", "distilled, fine-tuned"
+DISTILLED = "distilled, fine-tuned"
+RECORDS = {"multi30k_record": "change of BLEU"}
+"""Studies of record, each with a title of its tables that no other has."""
+RECORDED = {"plan": DISTILLED, "in every layer": DISTILLED, "trained from nothing": COLD}
+"""How models of these tables were trained, by the title of the column with their plans."""
 
 
 def options_of(text: str) -> tuple[str, dict[str, int | bool]]:
@@ -274,11 +281,25 @@ def _count(scheme: str, options: Mapping[str, int | bool], shape: SiteShape) -> 
 
 
 @cache
+def training_of(study: str) -> dict[str, Any]:
+    """What a study's file says of its training."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text())
+    return found["training"]  # type: ignore[no-any-return]
+
+
+def sites_of(study: str) -> tuple[str, ...]:
+    """Sites that a study's model has."""
+    is_translation = training_of(study)["task"] == "translation"
+    return SITES if is_translation else ("decoder_self",)
+
+
+@cache
 def shape_of(study: str) -> Shape:
-    """The shape in a study's file."""
-    given = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text())["training"]["arguments"]
-    modules = given["encoder-layers"] + 2 * given["decoder-layers"]
-    return Shape(modules, given["encoder-embed-dim"], given["encoder-attention-heads"])
+    """The shape in a study's file; encoder and decoder are as wide."""
+    given = training_of(study)["arguments"]
+    sides = ("encoder" if site == "encoder_self" else "decoder" for site in sites_of(study))
+    modules = sum(given[f"{side}-layers"] for side in sides)
+    return Shape(modules, given["decoder-embed-dim"], given["decoder-attention-heads"])
 
 
 @cache
@@ -372,18 +393,19 @@ def _inherited(page: list[Table]) -> Iterator[tuple[Column, Result]]:
 
 
 def _recorded(page: list[Table]) -> Iterator[tuple[Column, Result]]:
-    """One scheme everywhere, and plans of a search, each of three seeds with an interval."""
-    column, shape = Column(RECORD, DISTILLED, _link(RECORD)), shape_of(RECORD)
-    front = next(front for front in fronts() if front.name == RECORD)
-    for title in ("in every layer", "plan"):
-        for row in table_with(page, title, "change of BLEU").rows:
-            change, _, interval = row["change"].partition(" ±")
-            schemes = frozenset().union(*schemes_of(row[title]).values())
-            scheme = MIXED if len(schemes) > 1 else next(iter(schemes))
-            if scheme != "multi_head":
-                size = number(row["non-embedding parameters"]) or 0.0
-                share = shape.share_at(front, size)
-                yield column, Result(scheme, share, number(change) or 0.0, float(interval))
+    """One scheme everywhere, and plans of a search, each of some seeds with an interval."""
+    for study, title in RECORDS.items():
+        shape, front = shape_of(study), next(front for front in fronts() if front.name == study)
+        for table in (table for table in page if {title, "change"} <= {*table.titles}):
+            plans = next(name for name in RECORDED if name in table.titles)
+            column = Column(study, RECORDED[plans], _link(study))
+            for row in table.rows:
+                schemes = frozenset().union(*schemes_of(row[plans]).values())
+                if schemes != {"multi_head"}:
+                    scheme = MIXED if len(schemes) > 1 else next(iter(schemes))
+                    share = shape.share_at(front, number(row["non-embedding parameters"]) or 0.0)
+                    change, _, interval = row["change"].partition(" ±")
+                    yield column, Result(scheme, share, number(change) or 0.0, float(interval))
 
 
 def _grouped(page: list[Table]) -> Iterator[tuple[Column, Result]]:
