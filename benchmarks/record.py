@@ -61,6 +61,7 @@ from nas_attn.workflows.reporting import CONFIRMED, confirmation_store
 DRAWS = 1000
 """Of sacreBLEU's bootstrap."""
 RECORD, SINGLE = "record.csv", "sensitivity.csv"
+FRESH = "from nothing"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def parts_of(study: Study, store: TrialStore) -> Iterator[Part]:
         if of_seeds is not None:
             fresh = range(max(seeds) + 1, max(seeds) + 1 + count)
             others = [x for x in trials if not x.is_baseline]
-            yield Part("from nothing", others, of_seeds, list(fresh))
+            yield Part(FRESH, others, of_seeds, list(fresh))
 
 
 def evaluate(study: Study, part: Part) -> None:
@@ -212,13 +213,13 @@ def rows_of(study: Study, part: Part) -> Iterator[dict[str, str]]:
         }
 
 
-def say_table(study: Study, rows: Sequence[dict[str, str]]) -> None:
+def say_table(study: Study, rows: Sequence[dict[str, str]], last: str = "plan") -> None:
     cost = study.objectives.primary_cost.replace("_", "-")
     is_translation = study.config.training.task == "translation"
     name = "BLEU" if is_translation else "test loss"
     titles = [f"{cost} parameters", "share", f"valid {study.objectives.metric}", "change", name]
     titles += [f"change of {name}", *["one model's 95 %"] * is_translation]
-    print(f"| {' | '.join([*titles, 'plan'])} |")
+    print(f"| {' | '.join([*titles, last])} |")
     print(f"|{'---:|' * len(titles)}---|")
     names = ["share", "loss", "loss_change", "test", "test_change", *["bootstrap"] * is_translation]
     for row in rows:
@@ -252,7 +253,7 @@ def say_tables(study: Study, store: TrialStore, parts: Sequence[Part]) -> None:
     for part in parts:
         of_part = list(rows_of(study, part))
         print(f"\n{part.name}, seeds {', '.join(map(str, part.seeds))}\n")
-        say_table(study, of_part)
+        say_table(study, of_part, f"trained {part.name}" if part.name == FRESH else "plan")
         rows += of_part
     write_rows(study.folder / RECORD, rows)
     singles = target_of_study(study, None).measurements / SINGLE
