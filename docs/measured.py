@@ -149,8 +149,8 @@ nothing of that size was measured. Compare within a column only: columns differ 
 training.
 
 ± is what the study states: in *multi30k_sensitivity* the largest distance of one of three seeds
-from the mean, in *multi30k_record* half of the 95 % interval of the change, in *multi30k_grouped*
-and *demo* (from scratch) the standard error of a trial's mean over three seeds. Cells without it
-are of one seed (*converted* ones of one trained model), so small differences mean nothing. A warm
-start is a short fine-tuning of the converted baseline; *converted* means that nothing was trained
-after the conversion."""
+from the mean, in the studies of record half of the 95 % interval of the change, in
+*multi30k_grouped* and *demo* (from scratch) the standard error of a trial's mean over three seeds.
+Cells without it are of one seed (*converted* ones of one trained model), so small differences mean
+nothing. A warm start is a short fine-tuning of the converted baseline; *converted* means that
+nothing was trained after the conversion."""

@@ -225,7 +225,7 @@ WORDS: Mapping[str, Mapping[str, int | bool]] = {
 WARM, COLD = "warm start", "from scratch"
 INHERITED = "With distillation, a ladder and longer fine-tuning"
 DISTILLED = "distilled, fine-tuned"
-RECORDS = {"multi30k_record": "change of BLEU"}
+RECORDS = {"multi30k_record": "change of BLEU", "wikitext2_record": "change of test loss"}
 """Studies of record, each with a title of its tables that no other has."""
 RECORDED = {"plan": DISTILLED, "in every layer": DISTILLED, "trained from nothing": COLD}
 """How models of these tables were trained, by the title of the column with their plans."""
