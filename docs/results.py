@@ -326,9 +326,8 @@ def _all_results() -> Iterator[tuple[Column, Result]]:
 
 def _of_front(front: Front) -> Iterator[tuple[Column, Result]]:
     """Points of a front that began with multi-head attention; one scheme, or several."""
-    ways = {"demo": WARM, "multi30k_en_de": COLD, "Every scheme": COLD, "multi30k_mixed": COLD,
-            "multi30k_warm_start": WARM, "multi30k_sensitivity": WARM,
-            "multi30k_three_papers": WARM}  # fmt: skip
+    ways = {"demo": WARM, "multi30k_en_de": COLD, "Every scheme": COLD, "multi30k_warm_start": WARM,
+            "multi30k_sensitivity": WARM, "multi30k_three_papers": WARM}  # fmt: skip
     if front.name not in ways:
         return
     file = "multi30k_en_de" if front.name == "Every scheme" else front.name
