@@ -134,6 +134,24 @@ def test_what_is_said_of_sites_stands_in_the_single_changes(
     assert said is not None and [int(n) for n in said.groups()] == [largest, last]
 
 
+def test_the_first_layer_of_the_language_model_tolerates_least(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sensitivity.csv"
+    kept = KEPT.parent / "wikitext2_record/sensitivity.csv.gz"
+    path.write_bytes(gzip.decompress(kept.read_bytes()))
+    say_sites(path)
+    assert capsys.readouterr().out.strip() in (KEPT.parent / "README.md").read_text()
+    changes: dict[str, dict[str, float]] = {}
+    for row in read_rows(path):
+        changes.setdefault(row["choice"], {})[row["unit"]] = float(row["change"])
+    assert len(changes) == 26
+    for of_choice in changes.values():
+        first = of_choice["decoder_self.0"]
+        assert first == max(of_choice.values())
+        assert first >= 2 / 5 * sum(of_choice.values())
+
+
 def of_site(changes: dict[str, float], site: str) -> float:
     return sum(change for unit, change in changes.items() if unit.startswith(f"{site}."))
 
