@@ -60,7 +60,7 @@ RENDEZVOUS = (
 processes on all its nodes, or gives every training of it the same port."""
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 """By these glibc keeps what is freed. Else tensors of tens of megabytes are mapped anew at every
-update, and on a CPU the kernel takes a seventh to a quarter of the time to clear their pages."""
+update, and on a CPU the kernel takes up to a sixth of the time to clear their pages."""
 SAY_SECONDS = 60.0
 """How often a trial says that it waits for its folder."""
 

@@ -31,7 +31,8 @@ from tests.helpers.studies import STUDY
 
 WANTED = ["a small cat sat on the mat", "the dog ran far away today", "two men play in the street"]
 SAID = ["a small cat sat on a mat", "the dog ran away", "two men play in a street"]
-KEPT = ROOT / "studies/multi30k_record"
+STUDIES = ROOT / "studies"
+PAGE = STUDIES / "README.md"
 STUDENT = 12.706
 """97.5 % of Student's distribution with one degree of freedom."""
 
@@ -113,39 +114,40 @@ def test_single_changes_are_summed_by_site(
     assert rows[2:4] == ["| none | +0.1250 |  |", "| latent | +0.7500 | +1.0000 |"]
 
 
-def test_what_is_said_of_sites_stands_in_the_single_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "sensitivity.csv"
-    path.write_bytes(gzip.decompress((KEPT / "sensitivity.csv.gz").read_bytes()))
-    text = (KEPT.parent / "README.md").read_text()
-    say_sites(path)
-    assert capsys.readouterr().out.strip() in text
+def kept_changes(study: str, folder: Path) -> tuple[Path, dict[str, dict[str, float]]]:
+    """The committed single changes of a study: unpacked into a folder, and by choice and unit."""
+    path = folder / "sensitivity.csv"
+    path.write_bytes(gzip.decompress((STUDIES / study / "sensitivity.csv.gz").read_bytes()))
     changes: dict[str, dict[str, float]] = {}
     for row in read_rows(path):
         changes.setdefault(row["choice"], {})[row["unit"]] = float(row["change"])
     assert len(changes) == 26
+    return path, changes
+
+
+@pytest.mark.parametrize("study", ["multi30k_record", "wikitext2_record"])
+def test_the_table_of_sites_is_that_of_the_page(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = kept_changes(study, tmp_path)
+    say_sites(path)
+    assert capsys.readouterr().out.strip() in PAGE.read_text()
+
+
+def test_what_is_said_of_sites_stands_in_the_single_changes(tmp_path: Path) -> None:
+    _, changes = kept_changes("multi30k_record", tmp_path)
     shares = [of_site(c, "encoder_self") / of_site(c, "decoder_self") for c in changes.values()]
     assert min(shares) == pytest.approx(1 / 7, abs=0.01)
     assert max(shares) == pytest.approx(2 / 5, abs=0.01)
     largest = [worst_layer(c, "decoder_self") for c in changes.values()].count(0)
     last = [worst_layer(c, "encoder_decoder") for c in changes.values()].count(2)
-    said = re.search(r"\((\d+) of\s26\schoices\).*?\((\d+)\sof\s26\)", text, re.DOTALL)
+    pattern = r"\((\d+) of\s26\schoices\).*?\((\d+)\sof\s26\)"
+    said = re.search(pattern, PAGE.read_text(), re.DOTALL)
     assert said is not None and [int(n) for n in said.groups()] == [largest, last]
 
 
-def test_the_first_layer_of_the_language_model_tolerates_least(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "sensitivity.csv"
-    kept = KEPT.parent / "wikitext2_record/sensitivity.csv.gz"
-    path.write_bytes(gzip.decompress(kept.read_bytes()))
-    say_sites(path)
-    assert capsys.readouterr().out.strip() in (KEPT.parent / "README.md").read_text()
-    changes: dict[str, dict[str, float]] = {}
-    for row in read_rows(path):
-        changes.setdefault(row["choice"], {})[row["unit"]] = float(row["change"])
-    assert len(changes) == 26
+def test_the_first_layer_of_the_language_model_tolerates_least(tmp_path: Path) -> None:
+    _, changes = kept_changes("wikitext2_record", tmp_path)
     for of_choice in changes.values():
         first = of_choice["decoder_self.0"]
         assert first == max(of_choice.values())
@@ -161,9 +163,9 @@ def worst_layer(changes: dict[str, float], site: str) -> int:
 
 
 def test_the_kept_rows_are_those_of_the_page() -> None:
-    lines = (KEPT.parent / "README.md").read_text().splitlines()
-    kept = sorted(KEPT.parent.glob(f"*/{RECORD}"))
-    assert KEPT / RECORD in kept
+    lines = PAGE.read_text().splitlines()
+    kept = sorted(STUDIES.glob(f"*/{RECORD}"))
+    assert [path.parent.name for path in kept] == ["multi30k_record", "wikitext2_record"]
     names = ("share", "loss", "loss_change", "test", "test_change", "bootstrap")
     for row in (row for path in kept for row in read_rows(path)):
         cells = [row[name] for name in names if name != "bootstrap" or row[name]]
