@@ -283,8 +283,9 @@ def _count(scheme: str, options: Mapping[str, int | bool], shape: SiteShape) -> 
 @cache
 def training_of(study: str) -> dict[str, Any]:
     """What a study's file says of its training."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text())
-    return found["training"]  # type: ignore[no-any-return]
+    text = (ROOT / f"studies/{study}.yaml").read_text()
+    found: dict[str, Any] = yaml.safe_load(text)["training"]
+    return found
 
 
 def sites_of(study: str) -> tuple[str, ...]:
