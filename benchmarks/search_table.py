@@ -37,7 +37,7 @@ from nas_attn.analysis.trials import Trials
 from nas_attn.curves import Curve, Point, write_curves
 from nas_attn.engine.trial_record import TrialRecord
 from nas_attn.errors import NasAttnError, UsageError
-from nas_attn.files import write_whole
+from nas_attn.files import write_text
 
 TABLES = ROOT / "studies" / "tables"
 NAMES = ("demo", "multi30k")
@@ -141,7 +141,7 @@ def collect(name: str, runs: Path, out: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([COLUMNS, *rows])
-    write_whole(out / f"{name}_plans.csv", text.getvalue().encode())
+    write_text(out / f"{name}_plans.csv", text.getvalue())
     keep_predicted(runs / run_name(name, SEEDS[0]), out / f"{name}_predicted.csv")
     thrice = sum(row[-1] == len(SEEDS) for row in rows)
     hours = sum(curve.seconds for curve in curves.values()) / 3600
@@ -158,7 +158,7 @@ def keep_predicted(run: Path, out: Path) -> None:
         print("note: nas-attn sensitivity has not measured the baseline of seed 1")
         return
     frame = pd.read_csv(measured, usecols=["unit", "choice", "change", "change_error"])
-    write_whole(out, frame.round(5).to_csv(index=False, lineterminator="\n").encode())
+    write_text(out, frame.round(5).to_csv(index=False, lineterminator="\n"))
 
 
 def noise(name: str, runs: Path) -> None:

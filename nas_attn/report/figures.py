@@ -10,6 +10,7 @@ import pandas as pd
 
 from nas_attn.analysis.trials import Trials
 from nas_attn.errors import UsageError
+from nas_attn.files import write_whole
 from nas_attn.report.formatting import cost_words
 
 if TYPE_CHECKING:
@@ -101,8 +102,10 @@ def write_print_figures(trials: Trials, folder: Path) -> None:
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write NAME.png and NAME.svg; the same figure gives the same bytes."""
-    (folder / f"{name}.svg").write_bytes(svg_bytes(figure))
-    figure.savefig(folder / f"{name}.png", dpi=160)
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=160)
+    write_whole(folder / f"{name}.svg", svg_bytes(figure))
+    write_whole(folder / f"{name}.png", pixels.getvalue())
 
 
 def svg_bytes(figure: Figure) -> bytes:

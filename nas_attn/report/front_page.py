@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nas_attn.analysis.sensitivity import SensitivityFindings, prediction_row
 from nas_attn.engine.sensitivity import Prediction
-from nas_attn.files import write_whole
+from nas_attn.files import write_text
 from nas_attn.plan import AttentionChoice, SiteShape
 from nas_attn.report.figures import svg_bytes
 from nas_attn.report.formatting import cost_words
@@ -72,7 +72,7 @@ def write_front_page(findings: SensitivityFindings, model: PredictedModel, folde
         surface=surface_text(findings),
     )
     page = folder / "index.html"
-    write_whole(page, html.encode())
+    write_text(page, html)
     return page
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from nas_attn.analysis.learning_curves import curves_of
 from nas_attn.analysis.trials import Trials
 from nas_attn.curves import write_curves
 from nas_attn.engine.ladder import chain_updates
-from nas_attn.files import write_whole
+from nas_attn.files import write_json, write_text
 from nas_attn.report.context import ReportContext
 from nas_attn.report.figures import write_print_figures
 from nas_attn.report.latex import latex_table
@@ -37,8 +36,8 @@ def write_report(trials: Trials, context: ReportContext, folder: Path) -> Path:
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trials.to_frame().to_csv(folder / "trials.csv", index=False)
-    trials.front_frame().to_csv(folder / "front.csv", index=False)
+    write_text(folder / "trials.csv", trials.to_frame().to_csv(index=False))
+    write_text(folder / "front.csv", trials.front_frame().to_csv(index=False))
     write_curves(curves_of(trials), folder / "curves.csv")
     _write_front_json(trials, context.name, folder / "front.json")
     if context.confirmed:
@@ -46,10 +45,10 @@ def write_report(trials: Trials, context: ReportContext, folder: Path) -> Path:
     if context.agreement:
         write_rows([asdict(pair) for pair in context.agreement.pairs], folder / "agreement.csv")
     write_print_figures(trials, folder)
-    (folder / "summary.md").write_text(summary_text(trials, context), encoding="utf-8")
-    (folder / "front.tex").write_text(latex_table(trials), encoding="utf-8")
+    write_text(folder / "summary.md", summary_text(trials, context))
+    write_text(folder / "front.tex", latex_table(trials))
     page = folder / "index.html"
-    write_whole(page, render_page(trials, context).encode())
+    write_text(page, render_page(trials, context))
     return page
 
 
@@ -82,4 +81,4 @@ def _write_front_json(trials: Trials, study: str, path: Path) -> None:
         "noise": None if noise is None else noise.pooled,
         "front": points,
     }
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    write_json(path, data)

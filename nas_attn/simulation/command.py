@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from nas_attn.config_model import faults_of
 from nas_attn.curves import Point
 from nas_attn.errors import ConfigError, ConfigIssue, NasAttnError
-from nas_attn.files import write_whole
+from nas_attn.files import write_text, write_whole
 from nas_attn.simulation.synthetic import (
     FaultName,
     ReplayConfig,
@@ -209,7 +209,7 @@ def _validations_done(checkpoint: Path) -> int:
 def _count_attempt(path: Path) -> int:
     """The number of this attempt; the first is 1."""
     attempt = 1 + (int(path.read_text("utf-8")) if path.is_file() else 0)
-    write_whole(path, f"{attempt}\n".encode())
+    write_text(path, f"{attempt}\n")
     return attempt
 
 

@@ -20,7 +20,7 @@ from nas_attn.benchmark.search.replayed import PREDICTED, RULES, SAMPLERS, Run, 
 from nas_attn.benchmark.search.steps import Step, steps_of
 from nas_attn.benchmark.search.table import SearchTable, read_table
 from nas_attn.errors import DataError, UsageError
-from nas_attn.files import write_whole
+from nas_attn.files import write_text
 from nas_attn.literals import did_you_mean
 from nas_attn.study.form import read_form
 from nas_attn.study.shipped import shipped_folder
@@ -258,4 +258,4 @@ def _write_results(path: Path, results: Mapping[Key, SearchResult]) -> None:
         for step in result.steps:
             numbers = (step.trials, step.updates, f"{step.time:.1f}", f"{step.share:.6f}")
             writer.writerow((*about, *numbers, f"{result.proposal_seconds:.5f}"))
-    write_whole(path, text.getvalue().encode())
+    write_text(path, text.getvalue())

@@ -17,6 +17,7 @@ from typing import Any
 
 from nas_attn.engine.locks import FileLock
 from nas_attn.errors import TrialFileError
+from nas_attn.files import write_whole
 from nas_attn.private import private_folder
 from nas_attn.trials.job import TrialJob
 from nas_attn.trials.layout import LOCK_FILE
@@ -286,9 +287,7 @@ def _unpack(content: bytes, folder: Path) -> None:
             target = folder / entry.name
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{entry.name} is not in {folder}")
-            partial = target.with_name(target.name + ".partial")
             target.parent.mkdir(parents=True, exist_ok=True)
             file = archive.extractfile(entry)
             assert file is not None
-            partial.write_bytes(file.read())
-            partial.replace(target)
+            write_whole(target, file.read())
