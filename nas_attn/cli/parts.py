@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -72,27 +73,25 @@ class PlanTable:
     Args:
         title: Title above the table.
         columns: Titles of the short cells.
-        rows: Short cells, and the plan with what else is said of it.
+        rows: Short cells, of one or more lines, and the plan with what else is said of it.
+        note: What is said below the table, if anything.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[tuple[Sequence[str], Text]]
+    note: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.title, style="table.title")
-        lines = [self.columns, *(cells for cells, _ in self.rows)]
-        widths = [max(cell_len(line[i]) for line in lines) for i in range(len(self.columns))]
+        lines = [self.columns, *(line for cells, _ in self.rows for line in _lines(cells))]
+        widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
         if options.max_width - sum(width + 2 for width in widths) < MIN_PLAN_WIDTH:
             yield from self._stacked(widths)
-            return
-        table = Table(expand=False, box=None)
-        for name in self.columns:
-            table.add_column(Text(name), justify="right")
-        table.add_column("plan", overflow="fold")
-        for cells, plan in self.rows:
-            table.add_row(*map(Text, cells), plan)
-        yield table
+        else:
+            yield self._side_by_side()
+        if self.note:
+            yield Text(self.note, style="table.caption")
 
     def shortened(self) -> Iterator[PlanTable]:
         """The table, and then with ever fewer of its rows, of which the first ones stay."""
@@ -101,6 +100,15 @@ class PlanTable:
             title = f"{self.title}: the first {count} of {len(self.rows)}"
             yield replace(self, title=title, rows=self.rows[:count])
 
+    def _side_by_side(self) -> Table:
+        table = Table(expand=False, box=None)
+        for name in self.columns:
+            table.add_column(Text(name), justify="right")
+        table.add_column("plan", overflow="fold")
+        for cells, plan in self.rows:
+            table.add_row(*map(Text, cells), plan)
+        return table
+
     def _stacked(self, widths: Sequence[int]) -> Iterator[RenderableType]:
         def line(cells: Sequence[str], style: str = "") -> Text:
             padded = [" " * (w - cell_len(c)) + c for c, w in zip(cells, widths, strict=True)]
@@ -108,5 +116,10 @@ class PlanTable:
 
         yield line(self.columns, "table.header")
         for cells, plan in self.rows:
-            yield line(cells)
+            yield from map(line, _lines(cells))
             yield Padding(plan, (0, 1, 0, 4))
+
+
+def _lines(cells: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The lines of a row; a cell of fewer lines than others ends in empty ones."""
+    return zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")

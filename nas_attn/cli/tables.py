@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -11,6 +13,7 @@ from rich.text import Text
 
 from nas_attn.analysis.comparison import Comparison
 from nas_attn.analysis.sensitivity import TOLERANCES, SensitivityFindings, prediction_row
+from nas_attn.cli.parts import PlanTable, plain
 from nas_attn.report.comparison import ratio_text
 
 if TYPE_CHECKING:
@@ -20,39 +23,37 @@ if TYPE_CHECKING:
     from nas_attn.workflows.spaces import MeasuredSpace
 
 
-def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> Table:
-    """What trainings with fresh seeds gave: rows of `confirmation_rows`, each plan once.
+def confirmation_table(rows: Sequence[Mapping[str, Any]], axis: str) -> PlanTable:
+    """What trainings with fresh seeds gave: each plan with a line a score.
 
     Args:
-        rows: Rows to show.
+        rows: Rows of `confirmation_rows`.
         axis: Name of the cost.
     """
-    table = Table(
-        box=box.HORIZONTALS,
-        caption="\u00b1 after a mean: its standard error; after a change: its 95 % confidence "
+    lines = []
+    for plan, scores in groupby(rows, key=itemgetter("plan")):
+        of_plan = list(scores)
+        number, cost = of_plan[0]["trial"], of_plan[0]["cost"]
+        columns = zip(*map(_score_cells, of_plan), strict=True)
+        cells = ["" if number is None else str(number), f"{cost:,}", *map("\n".join, columns)]
+        lines.append((cells, plain(plan)))
+    return PlanTable(
+        title="confirmed",
+        columns=("trial", axis.replace("_", "-"), "score", "mean", "change", ""),
+        rows=lines,
+        note="\u00b1 after a mean: its standard error; after a change: its 95 % confidence "
         "interval (paired t-test over seeds)",
-        caption_justify="left",
     )
-    for name in ("trial", axis.replace("_", " "), "score", "mean", "change"):
-        table.add_column(name, justify="left" if name == "score" else "right", no_wrap=True)
-    table.add_column("")
-    table.add_column("plan", overflow="fold")
-    shown = None
-    for row in rows:
-        plan = row["plan"]
-        about = ["" if row["trial"] is None else str(row["trial"]), f"{row['cost']:,}", plan]
-        if plan == shown:
-            about = ["", "", ""]
-        elif shown is not None:
-            table.add_section()
-        shown = plan
-        change = ""
-        if row["interval"] is not None:
-            change = f"{row['change']:+.4f} \u00b1{row['interval']:.4f}"
-        mean = f"{row['mean']:.4f} \u00b1{row['error']:.4f}"
-        verdict = "baseline" if row["baseline"] else row["verdict"] or ""
-        table.add_row(*about[:2], row["score"], mean, change, verdict, Text(about[2]))
-    return table
+
+
+def _score_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    name = row["score"].replace("validation", "valid")
+    digits = 2 if name.endswith("bleu") else 4
+    change = ""
+    if row["interval"] is not None:
+        change = f"{row['change']:+.{digits}f} \u00b1{row['interval']:.{digits}f}"
+    mean = f"{row['mean']:.{digits}f} \u00b1{row['error']:.{digits}f}"
+    return name, mean, change, "baseline" if row["baseline"] else row["verdict"] or ""
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -16,6 +17,7 @@ from nas_attn.cli import live
 from nas_attn.cli.console import console
 from nas_attn.cli.parts import PlanTable, Screen, plain
 from nas_attn.cli.screens import SearchDisplay, rate_text, status_line, status_screen
+from nas_attn.cli.tables import confirmation_table
 from nas_attn.cli.trial_tables import failure_text, front_plot, front_table, latest_table
 from nas_attn.engine.objectives import Objectives
 from nas_attn.engine.snapshot import Snapshot
@@ -327,3 +329,32 @@ def test_a_failed_confirmation_goes_by_the_number_of_the_search(tmp_path: Path) 
     (failed,) = failed_by_trial([searched[0], own], searched)
     text = failure_text(failed, what="the confirmation of")
     assert text == "the confirmation of trial 3 failed (out_of_memory): no room"
+
+
+def test_a_confirmed_plan_has_a_line_a_score() -> None:
+    """Where the numbers leave it too few columns, a plan stands below them, whole."""
+    plan = "encoder_self [2x none(output_bias=True) | single_head(narrow_output=True)]"
+
+    def row(score: str, mean: float, **values: Any) -> dict[str, Any]:
+        shared = {"score": score, "mean": mean, "error": 0.01, "baseline": False}
+        return dict.fromkeys(("verdict", "change", "interval")) | shared | values
+
+    worse = {"trial": 2, "plan": plan, "cost": 2_073_536, "verdict": "worse"}
+    rows = [
+        row("validation nll_loss", 2.7660, change=0.1378, interval=0.0264, **worse),
+        row("test bleu", 33.21, change=-2.48, interval=6.6, **worse | {"verdict": "noise"}),
+        row("validation nll_loss", 2.6, trial=0, plan="mha", cost=3_953_664, baseline=True),
+    ]
+    lines = render(confirmation_table(rows, "non_embedding"), 80).splitlines()
+    assert [line.split()[:2] for line in lines[2:6]] == [
+        ["2", "2,073,536"],
+        ["test", "bleu"],
+        plan.split()[:2],
+        ["0", "3,953,664"],
+    ]
+    assert lines[4].strip() == plan
+    assert len({line.index("±") for line in lines if "nll_loss" in line}) == 1
+    wide = render(confirmation_table(rows, "non_embedding"), 200)
+    assert any("2,073,536  valid nll_loss" in line and plan in line for line in wide.splitlines())
+    assert "test bleu 33.21 ±0.01 -2.48 ±6.60 noise" in [" ".join(line.split()) for line in lines]
+    assert "standard error" in wide
