@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import yaml
 from matplotlib import pyplot
 
 import nas_attn
@@ -264,6 +266,28 @@ def test_confirmation_and_comparison(config: dict[str, Any], tmp_path: Path) -> 
     compared = results.compare(tmp_path / "other", out=tmp_path / "compared")
     assert [row.study for row in compared.rows] == ["small", "other"]
     assert (tmp_path / "compared" / "compare.csv").is_file()
+
+
+def test_a_plan_is_confirmed_without_a_search(config: dict[str, Any], tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(config))
+    runs = ("--runs", str(tmp_path / "runs"))
+    plan = '{"decoder_self": "multi_query"}'
+    with pytest.raises(NasAttnError, match="no search has run"):
+        invoke("confirm", str(study), *runs, "--trial", "1", "--plan", plan)
+    text = invoke("confirm", str(study), *runs, "--seeds", "2", "--plan", plan)
+    assert "the baseline and 1 given plan, each trained with seeds 2, 3" in text
+    table = tmp_path / "runs" / "small" / "report" / "confirmed.csv"
+    assert f"report: {table}" in text
+    rows = pd.read_csv(table)
+    assert rows["trial"].isna().all()
+    assert rows["seeds"].eq(2).all()
+    assert rows.groupby("plan")["change"].count().sum() == 1
+    invoke("search", str(study), *runs, "--trials", "2")
+    text = invoke("confirm", str(study), *runs, "--seeds", "2", "--plan", plan)
+    assert "trials 0 of the search and 1 given plan, each trained again" in text
+    assert f"report: {table.with_name('index.html')}" in text
+    assert len(pd.read_csv(table)) == len(rows)
 
 
 def test_what_is_refused(config: dict[str, Any], tmp_path: Path) -> None:

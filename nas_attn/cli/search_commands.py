@@ -94,7 +94,7 @@ def confirm(
         list[str] | None,
         typer.Option(
             metavar="PLAN",
-            help="Confirm this plan, JSON text or a file, which the search need not have trained. "
+            help="Confirm this plan, JSON text or a file, which no search need have trained. "
             "Repeatable.",
         ),
     ] = None,

@@ -13,12 +13,14 @@ from nas_attn.engine.wording import Wording
 from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.splits import check_split
 from nas_attn.plan import AttentionPlan
+from nas_attn.report.tables import write_rows
 from nas_attn.study.checks import check_plan
 from nas_attn.study.study import Study
 from nas_attn.workflows.defaults import SEEDS
 from nas_attn.workflows.events import Events
 from nas_attn.workflows.reporting import (
     CONFIRMED,
+    NothingToReportError,
     confirmation_store,
     confirmed_rows,
     write_study_report,
@@ -35,7 +37,7 @@ class Confirmation:
     Args:
         rows: Rows, one for each plan and score: the columns of confirmed.csv.
         failed: Trainings without a result, each with the number of the search's trial.
-        page: The study's report, written again.
+        page: The study's report, written again; confirmed.csv where the search has trained nothing.
         failure: Reason why it ended early; None if it did not.
     """
 
@@ -60,7 +62,7 @@ def confirm(
         study: Study that was searched.
         seeds: Trainings of each point, with seeds that the search did not use.
         trials: Numbers of trials to confirm.
-        plans: Plans to confirm, which the search need not have trained; what they leave out is
+        plans: Plans to confirm, which no search need have trained; what they leave out is
             multi-head attention. Without trials and plans, the front is confirmed.
         address: Address of a running Ray cluster.
         events: Object that is called with the progress; logs it if left out.
@@ -68,15 +70,17 @@ def confirm(
     Raises:
         UsageError: Of fewer than two seeds there is no mean with an error.
         ConfigError: A plan cannot be trained: it does not fit the model, or lacks a criterion.
-        NasAttnError: No trial is complete, one that is asked for has no result, or there is no
-            test set.
+        NasAttnError: A search is needed and no trial of it is complete, one that is asked for has
+            no result, or there is no test set.
     """
     if seeds < LEAST_SEEDS:
         raise UsageError(f"confirm with {LEAST_SEEDS} seeds or more: one says nothing of its noise")
-    session = Session.resume(study, address=address, events=events)
-    store = session.store
-    points = _points(store.trials(), trials) if trials or not plans else []
     given = [_fitting(study, plan) for plan in plans]
+    is_free = bool(plans) and not trials  # of what a search has found
+    opened = Session.begin if is_free else Session.resume
+    session = opened(study, address=address, events=events)
+    store = session.store
+    points = [] if is_free else _points(store.trials(), trials)
     plans = [point.plan for point in points if point.plan is not None] + given
     fresh = _fresh_seeds(study.config.training.seeds, seeds)
     if study.config.replay is None:
@@ -92,7 +96,7 @@ def confirm(
         title=f"{store.name}, confirmed",
         wording=Wording("confirmation"),
     )
-    page = write_study_report(study, store, study.folder / "report")
+    page = _write_report(study, store)
     failure = None
     try:
         loop.outcome()
@@ -106,6 +110,20 @@ def confirm(
     )
 
 
+def _write_report(study: Study, store: TrialStore) -> Path:
+    """The report, or where the search has trained nothing, the table of what was confirmed."""
+    folder = study.folder / "report"
+    try:
+        return write_study_report(study, store, folder)
+    except NothingToReportError:
+        rows = confirmed_rows(study, store)
+        if not rows:
+            raise
+        folder.mkdir(exist_ok=True)
+        write_rows(rows, folder / "confirmed.csv")
+        return folder / "confirmed.csv"
+
+
 def _start_text(
     store: TrialStore,
     points: Sequence[TrialRecord],
@@ -115,11 +133,11 @@ def _start_text(
     """What is about to be trained, in words."""
     baselines = (trial for trial in store.trials() if trial.is_baseline and trial.is_trained)
     chosen = {point.number for point in (*points, *baselines)}
-    and_plans = f" and {len(given)} given plans" if given else ""
-    return (
-        f"trials {', '.join(map(str, sorted(chosen)))} of the search{and_plans}, each trained "
-        f"again with seeds {', '.join(map(str, seeds))}"
-    )
+    searched = f"trials {', '.join(map(str, sorted(chosen)))} of the search"
+    named = searched if chosen else "the baseline"
+    and_given = f" and {len(given)} given plan{'s' * (len(given) > 1)}" if given else ""
+    again = " again" if chosen else ""
+    return f"{named}{and_given}, each trained{again} with seeds {', '.join(map(str, seeds))}"
 
 
 def failed_by_trial(
