@@ -15,7 +15,7 @@ score against the baseline with the same seeds (95 %, Student's, seeds taken as 
 translation the 95 % interval of one model's BLEU by sacreBLEU's bootstrap over sentences (half of
 it, mean over the seeds). It writes the rows to record.csv in the run folder, and says how many
 hours all of it took. `keep` copies what is small: rows, front, heat map, summary, single changes
-and the validations of every training.
+and the validations of every training; of what was confirmed without a search, rows and validations.
 """
 
 from __future__ import annotations
@@ -112,13 +112,14 @@ def open_search(study: Study) -> TrialStore:
 def parts_of(study: Study, store: TrialStore) -> Iterator[Part]:
     """The search, the arms and the confirmation, as far as they are on record."""
     trained = [trial for trial in store.trials() if trial.is_trained]
-    baseline = next(trial for trial in trained if trial.is_baseline)
+    baseline = next((trial for trial in trained if trial.is_baseline), None)
     seeds = study.config.training.seeds
-    yield Part("search", [x for x in trained if not x.is_baseline], baseline, seeds, True)
-    for arm in ARMS:
-        if store.has_child(f"{store.name} ({arm})"):
-            trials = arm_store(store, arm, study).trials()
-            yield Part(arm, [x for x in trials if x.is_trained], baseline, seeds)
+    if baseline is not None:  # else plans were confirmed without a search
+        yield Part("search", [x for x in trained if not x.is_baseline], baseline, seeds, True)
+        for arm in ARMS:
+            if store.has_child(f"{store.name} ({arm})"):
+                trials = arm_store(store, arm, study).trials()
+                yield Part(arm, [x for x in trials if x.is_trained], baseline, seeds)
     count = store.metadata().get(CONFIRMED)
     if count is not None:
         trials = [x for x in confirmation_store(study, store, count).trials() if x.is_trained]
@@ -283,9 +284,12 @@ def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
     if not (study.folder / RECORD).is_file():
         raise SearchError(f"there is no {RECORD} to keep: run `record.py tables` first")
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(study.folder / RECORD, folder / RECORD)
+    write_rows(folder / "curves.csv.gz", list(curves_of(study, parts)))
+    if not parts[0].is_searched:
+        return
     measured = target_of_study(study, None).measurements
     for path in (
-        study.folder / RECORD,
         *(study.folder / "report" / name for name in ("front.svg", "summary.md")),
         measured / "heatmap.svg",
     ):
@@ -295,7 +299,6 @@ def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
     singles = read_rows(measured / SINGLE)
     unneeded = ("divergence", "divergence_error", "score", "plan", "cost_change")
     write_rows(folder / f"{SINGLE}.gz", [without(row, *unneeded) for row in singles])
-    write_rows(folder / "curves.csv.gz", list(curves_of(study, parts)))
 
 
 def curves_of(study: Study, parts: Sequence[Part]) -> Iterator[dict[str, str]]:

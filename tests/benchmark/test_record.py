@@ -8,15 +8,18 @@ import math
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
 
 import nas_attn
 from benchmarks.record import (
+    FRESH,
     RECORD,
     bootstrap,
     curves_of,
+    keep,
     open_search,
     parts_of,
     read_rows,
@@ -24,8 +27,10 @@ from benchmarks.record import (
     say_sites,
 )
 from nas_attn.fairseq_tools.data import PreparedData
+from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.loading import load_study
 from nas_attn.validation_log import REPORT_FILE
+from nas_attn.workflows.confirm import confirm
 from tests.helpers.paths import ROOT
 from tests.helpers.studies import STUDY
 
@@ -48,6 +53,13 @@ def write_log(path: Path, said: list[str], bleu: float) -> None:
     path.write_text("\n".join(lines))
 
 
+def write_report(folder: Path) -> None:
+    """One validation of a training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"num_updates": 5, "metrics": {"nll_loss": 1.5}, "parameters": {}, "phase": None}
+    (folder / REPORT_FILE).write_text(json.dumps({"time": 1.0, "epoch": 1, **report}) + "\n")
+
+
 def test_the_interval_of_one_model_is_that_of_its_sentences(tmp_path: Path) -> None:
     log = tmp_path / "test.log"
     write_log(log, WANTED, 100.0)
@@ -57,8 +69,9 @@ def test_the_interval_of_one_model_is_that_of_its_sentences(tmp_path: Path) -> N
     assert bootstrap(log) == score._ci > 1.0
 
 
-def test_changes_are_taken_seed_by_seed(tiny_translation: PreparedData, tmp_path: Path) -> None:
-    config = {
+@pytest.fixture
+def config(tiny_translation: PreparedData) -> dict[str, Any]:
+    return {
         **STUDY,
         "name": "record",
         "data": {"folder": str(tiny_translation.folder)},
@@ -68,6 +81,9 @@ def test_changes_are_taken_seed_by_seed(tiny_translation: PreparedData, tmp_path
         "replay": {"seconds": 3.0, "validations": 3, "noise": 0.1},
         "execution": {"executor": "simulated", "workers": 1},
     }
+
+
+def test_changes_are_taken_seed_by_seed(config: dict[str, Any], tmp_path: Path) -> None:
     nas_attn.search(config, runs=tmp_path)
     study = load_study(tmp_path / "record", runs=tmp_path)
     (part,) = parts_of(study, open_search(study))
@@ -90,9 +106,7 @@ def test_changes_are_taken_seed_by_seed(tiny_translation: PreparedData, tmp_path
         mean, _, around = by_trial[trial.number]["loss_change"].partition(" ±")
         assert float(mean) == pytest.approx(statistics.fmean(changes), abs=6e-5)
         assert float(around) == pytest.approx(half, abs=6e-5)
-    folder = Path(str(part.trials[0].folder)) / "seed-7"
-    report = {"num_updates": 5, "metrics": {"nll_loss": 1.5}, "parameters": {}, "phase": None}
-    (folder / REPORT_FILE).write_text(json.dumps({"time": 1.0, "epoch": 1, **report}) + "\n")
+    write_report(Path(str(part.trials[0].folder)) / "seed-7")
     (curve,) = curves_of(study, [part])
     assert curve == {
         "trained": "search", "trial": "1", "seed": "7", "stage": "", "num_updates": "5",
@@ -100,6 +114,18 @@ def test_changes_are_taken_seed_by_seed(tiny_translation: PreparedData, tmp_path
     }  # fmt: skip
     share = int(by_trial[1]["cost"]) / int(by_trial[0]["cost"]) - 1
     assert by_trial[1]["share"] == f"{share:+.1%}"
+
+
+def test_what_is_confirmed_without_a_search_is_kept(config: dict[str, Any], tmp_path: Path) -> None:
+    study = nas_attn.Study.from_config(config, runs=tmp_path)
+    plan = AttentionPlan.of({"decoder_self": AttentionChoice.of("multi_query")})
+    confirm(study, seeds=2, plans=[plan])
+    (part,) = parts_of(study, open_search(study))
+    assert (part.name, part.seeds, part.is_searched) == (FRESH, [8, 9], False)
+    (study.folder / RECORD).write_text("rows\n")
+    write_report(Path(str(part.trials[0].folder)) / "seed-8")
+    keep(study, [part], tmp_path / "kept")
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["curves.csv.gz", RECORD]
 
 
 def test_single_changes_are_summed_by_site(
@@ -165,7 +191,11 @@ def worst_layer(changes: dict[str, float], site: str) -> int:
 def test_the_kept_rows_are_those_of_the_page() -> None:
     lines = PAGE.read_text().splitlines()
     kept = sorted(STUDIES.glob(f"*/{RECORD}"))
-    assert [path.parent.name for path in kept] == ["multi30k_record", "wikitext2_record"]
+    assert [path.parent.name for path in kept] == [
+        "multi30k_record",
+        "multi30k_record_grouped",
+        "wikitext2_record",
+    ]
     names = ("share", "loss", "loss_change", "test", "test_change", "bootstrap")
     for row in (row for path in kept for row in read_rows(path)):
         cells = [row[name] for name in names if name != "bootstrap" or row[name]]
