@@ -21,6 +21,7 @@ from nas_attn.errors import ConfigError, NasAttnError, UsageError
 from nas_attn.fairseq_tools.data import PreparedData
 from nas_attn.plan import AttentionChoice, AttentionPlan
 from nas_attn.study.checks import check_plan
+from nas_attn.workflows.confirm import confirm
 from nas_attn.workflows.events import LogEvents, Run
 from tests.helpers.cli import invoke
 from tests.helpers.paths import ROOT
@@ -288,6 +289,15 @@ def test_a_plan_is_confirmed_without_a_search(config: dict[str, Any], tmp_path: 
     assert "trials 0 of the search and 1 given plan, each trained again" in text
     assert f"report: {table.with_name('index.html')}" in text
     assert len(pd.read_csv(table)) == len(rows)
+
+
+def test_what_fails_without_a_search_is_said(config: dict[str, Any], tmp_path: Path) -> None:
+    config["replay"]["faults"] = {"not_finite": 1.0}
+    study = nas_attn.Study.from_config(config, runs=tmp_path)
+    done = confirm(study, seeds=2, plans=[study.baseline])
+    assert not done.rows and done.page is None
+    assert [trial.failure for trial in done.failed] == ["not_finite"]
+    assert isinstance(done.failure, NasAttnError)
 
 
 def test_what_is_refused(config: dict[str, Any], tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def confirm(
     console.print(confirmation_table(done.rows, loaded.objectives.primary_cost))
     for failed in done.failed:
         say_failure(failed, "the confirmation of")
-    say(f"report: {done.page}")
+    if done.page is not None:
+        say(f"report: {done.page}")
     if done.failure is not None:
         raise done.failure
 

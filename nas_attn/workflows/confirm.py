@@ -37,13 +37,14 @@ class Confirmation:
     Args:
         rows: Rows, one for each plan and score: the columns of confirmed.csv.
         failed: Trainings without a result, each with the number of the search's trial.
-        page: The study's report, written again; confirmed.csv where the search has trained nothing.
+        page: The study's report, written again; confirmed.csv where the search has trained nothing,
+            and None where that holds nothing either.
         failure: Reason why it ended early; None if it did not.
     """
 
     rows: Sequence[Mapping[str, Any]]
     failed: Sequence[TrialRecord]
-    page: Path
+    page: Path | None
     failure: NasAttnError | None
 
 
@@ -110,7 +111,7 @@ def confirm(
     )
 
 
-def _write_report(study: Study, store: TrialStore) -> Path:
+def _write_report(study: Study, store: TrialStore) -> Path | None:
     """The report, or where the search has trained nothing, the table of what was confirmed."""
     folder = study.folder / "report"
     try:
@@ -118,7 +119,7 @@ def _write_report(study: Study, store: TrialStore) -> Path:
     except NothingToReportError:
         rows = confirmed_rows(study, store)
         if not rows:
-            raise
+            return None
         folder.mkdir(exist_ok=True)
         write_rows(rows, folder / "confirmed.csv")
         return folder / "confirmed.csv"
