@@ -13,8 +13,9 @@ seed's model once; what a confirmation trained is evaluated already. What was ev
 evaluated again. `tables` prints a row a plan: cost, change of the validation loss and of the test
 score against the baseline with the same seeds (95 %, Student's, seeds taken as pairs), and for
 translation the 95 % interval of one model's BLEU by sacreBLEU's bootstrap over sentences (half of
-it, mean over the seeds). It writes the rows to record.csv in the run folder, and says how many
-hours all of it took. `keep` copies what is small: rows, front, heat map, summary, single changes
+it, mean over the seeds). Of each plan of an arm it says which plan of the search is smaller and
+loses less. It writes the rows to record.csv in the run folder, and says how many hours all of it
+took. `keep` copies what is small: rows, front, heat map, summary, single changes
 and the validations of every training; of what was confirmed without a search, rows and validations.
 """
 
@@ -214,6 +215,26 @@ def rows_of(study: Study, part: Part) -> Iterator[dict[str, str]]:
         }
 
 
+def say_better(part: Part, search: Part) -> None:
+    """A row a plan: the best of the search's that are no larger and lose less, if one does."""
+    print("\n| plan | parameters | the search's best that is no larger | loses less by |")
+    print("|---|---:|---:|---:|")
+    for trial in sorted(part.trials, key=lambda trial: trial.cost or 0):
+        loss = statistics.fmean(trial.losses)
+        smaller = [other for other in search.trials if (other.cost or 0) <= (trial.cost or 0)]
+        best = min(smaller, key=lambda other: statistics.fmean(other.losses), default=trial)
+        cells = ["none", ""]
+        if statistics.fmean(best.losses) < loss:
+            less = Difference.of(trial.losses, best.losses).text(4).removeprefix("+")
+            cells = [f"{best.cost:,}", less]
+        print(f"| {escaped(trial.text)} | {trial.cost:,} | {' | '.join(cells)} |")
+
+
+def escaped(words: str) -> str:
+    """A plan in words as Markdown has it in a table."""
+    return words.replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
+
+
 def say_table(study: Study, rows: Sequence[dict[str, str]], last: str = "plan") -> None:
     cost = study.objectives.primary_cost.replace("_", "-")
     is_translation = study.config.training.task == "translation"
@@ -224,8 +245,7 @@ def say_table(study: Study, rows: Sequence[dict[str, str]], last: str = "plan") 
     print(f"|{'---:|' * len(titles)}---|")
     names = ["share", "loss", "loss_change", "test", "test_change", *["bootstrap"] * is_translation]
     for row in rows:
-        words = row["words"].replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
-        cells = [f"{int(row['cost']):,}", *(row[name] for name in names), words]
+        cells = [f"{int(row['cost']):,}", *(row[name] for name in names), escaped(row["words"])]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -255,6 +275,8 @@ def say_tables(study: Study, store: TrialStore, parts: Sequence[Part]) -> None:
         of_part = list(rows_of(study, part))
         print(f"\n{part.name}, seeds {', '.join(map(str, part.seeds))}\n")
         say_table(study, of_part, f"trained {part.name}" if part.name == FRESH else "plan")
+        if part.name in ARMS:
+            say_better(part, parts[0])
         rows += of_part
     write_rows(study.folder / RECORD, rows)
     singles = target_of_study(study, None).measurements / SINGLE

@@ -24,6 +24,7 @@ from benchmarks.record import (
     parts_of,
     read_rows,
     rows_of,
+    say_better,
     say_sites,
 )
 from nas_attn.fairseq_tools.data import PreparedData
@@ -83,7 +84,9 @@ def config(tiny_translation: PreparedData) -> dict[str, Any]:
     }
 
 
-def test_changes_are_taken_seed_by_seed(config: dict[str, Any], tmp_path: Path) -> None:
+def test_changes_are_taken_seed_by_seed(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nas_attn.search(config, runs=tmp_path)
     study = load_study(tmp_path / "record", runs=tmp_path)
     (part,) = parts_of(study, open_search(study))
@@ -112,6 +115,14 @@ def test_changes_are_taken_seed_by_seed(config: dict[str, Any], tmp_path: Path) 
         "trained": "search", "trial": "1", "seed": "7", "stage": "", "num_updates": "5",
         "nll_loss": "1.5000",
     }  # fmt: skip
+    capsys.readouterr()
+    say_better(part, part)
+    cheap, dear = sorted(part.trials, key=lambda trial: trial.cost or 0)
+    said = capsys.readouterr().out.splitlines()[3:]
+    assert said[0] == f"| {cheap.text} | {cheap.cost:,} | none |  |"
+    is_better = statistics.fmean(cheap.losses) < statistics.fmean(dear.losses)
+    assert said[1].startswith(f"| {dear.text} | {dear.cost:,} | ")
+    assert (f"| {cheap.cost:,} | 0." in said[1]) == is_better
     share = int(by_trial[1]["cost"]) / int(by_trial[0]["cost"]) - 1
     assert by_trial[1]["share"] == f"{share:+.1%}"
 
@@ -178,6 +189,43 @@ def test_the_first_layer_of_the_language_model_tolerates_least(tmp_path: Path) -
         first = of_choice["decoder_self.0"]
         assert first == max(of_choice.values())
         assert first >= 2 / 5 * sum(of_choice.values())
+
+
+def final_losses(study: str, folder: Path) -> dict[tuple[str, str], list[float]]:
+    """What each training of the committed curves ended with, seed by seed."""
+    path = folder / "curves.csv"
+    path.write_bytes(gzip.decompress((STUDIES / study / "curves.csv.gz").read_bytes()))
+    losses: dict[tuple[str, str], dict[str, float]] = {}
+    for row in read_rows(path):
+        loss = float(row["nll_loss"])
+        if row["stage"] == "":
+            losses.setdefault((row["trained"], row["trial"]), {})[row["seed"]] = loss
+    return {key: list(of_seeds.values()) for key, of_seeds in losses.items()}
+
+
+def test_no_scheme_alone_is_as_good_as_a_smaller_plan_of_the_record(tmp_path: Path) -> None:
+    losses = final_losses("multi30k_record", tmp_path)
+    rows = read_rows(STUDIES / "multi30k_record" / RECORD)
+    searched = [row for row in rows if row["trained"] == "search"]
+    alone = [row for row in rows if row["trained"] == "both" and row["loss_change"]]
+    assert len(alone) == 10
+    clear = 0
+    for row in alone:
+        smaller = (x for x in searched if int(x["cost"]) <= int(row["cost"]))
+        best = min(smaller, key=lambda x: float(x["loss"]))
+        own, other = losses["both", row["trial"]], losses["search", best["trial"]]
+        pairs = [mine - its for mine, its in zip(own, other, strict=True)]
+        less, half = statistics.fmean(pairs), 4.3027 * statistics.stdev(pairs) / math.sqrt(3)
+        assert less > 0
+        clear += less > half
+        pattern = rf"\| {int(row['cost']):,} \| {int(best['cost']):,} \| (0\.\d+) ±(0\.\d+) \|"
+        found = re.findall(pattern, PAGE.read_text())
+        assert any(
+            float(mean) == pytest.approx(less, abs=2e-4)
+            and float(around) == pytest.approx(half, abs=4e-4)
+            for mean, around in found
+        )
+    assert clear == 7
 
 
 def of_site(changes: dict[str, float], site: str) -> float:
