@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nas_attn.engine.loop import SearchLoop
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.engine.wording import Wording
@@ -97,18 +98,20 @@ def confirm(
         title=f"{store.name}, confirmed",
         wording=Wording("confirmation"),
     )
-    page = _write_report(study, store)
-    failure = None
-    try:
-        loop.outcome()
-    except NasAttnError as error:
-        failure = error
     return Confirmation(
         rows=confirmed_rows(study, store),
         failed=failed_by_trial(confirmed.trials(), store.trials()),
-        page=page,
-        failure=failure,
+        page=_write_report(study, store),
+        failure=_failure_of(loop),
     )
+
+
+def _failure_of(loop: SearchLoop) -> NasAttnError | None:
+    try:
+        loop.outcome()
+    except NasAttnError as error:
+        return error
+    return None
 
 
 def _write_report(study: Study, store: TrialStore) -> Path | None:
