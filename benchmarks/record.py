@@ -15,16 +15,14 @@ score against the baseline with the same seeds (95 %, Student's, seeds taken as 
 translation the 95 % interval of one model's BLEU by sacreBLEU's bootstrap over sentences (half of
 it, mean over the seeds). Of each plan of an arm it says which plan of the search is smaller and
 loses less. It writes the rows to record.csv in the run folder, and says how many hours all of it
-took. `keep` copies what is small: rows, front, heat map, summary, single changes
-and the validations of every training; of what was confirmed without a search, rows and validations.
+took. `keep` copies what is small: rows, front, heat map, summary, single changes and the
+validations of every training; of what was confirmed without a search, rows and validations.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import gzip
-import io
 import itertools
 import os
 import re
@@ -49,6 +47,7 @@ from nas_attn.engine.storage import open_storage
 from nas_attn.engine.store import TrialStore
 from nas_attn.engine.trial_record import TrialRecord, front
 from nas_attn.errors import NasAttnError, SearchError
+from nas_attn.report.tables import write_rows
 from nas_attn.study.evaluation import evaluation_of
 from nas_attn.study.loading import load_study
 from nas_attn.study.sensitivity import target_of_study
@@ -278,7 +277,7 @@ def say_tables(study: Study, store: TrialStore, parts: Sequence[Part]) -> None:
         if part.name in ARMS:
             say_better(part, parts[0])
         rows += of_part
-    write_rows(study.folder / RECORD, rows)
+    write_rows(rows, study.folder / RECORD)
     singles = target_of_study(study, None).measurements / SINGLE
     if singles.is_file():
         say_sites(singles)
@@ -307,7 +306,7 @@ def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
         raise SearchError(f"there is no {RECORD} to keep: run `record.py tables` first")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study.folder / RECORD, folder / RECORD)
-    write_rows(folder / "curves.csv.gz", list(curves_of(study, parts)))
+    write_rows(list(curves_of(study, parts)), folder / "curves.csv.gz")
     if not parts[0].is_searched:
         return
     measured = target_of_study(study, None).measurements
@@ -317,10 +316,10 @@ def keep(study: Study, parts: Sequence[Part], folder: Path) -> None:
     ):
         shutil.copyfile(path, folder / path.name)
     front = read_rows(study.folder / "report" / "front.csv")
-    write_rows(folder / "front.csv", [without(row, "command", "folder") for row in front])
+    write_rows([without(row, "command", "folder") for row in front], folder / "front.csv")
     singles = read_rows(measured / SINGLE)
     unneeded = ("divergence", "divergence_error", "score", "plan", "cost_change")
-    write_rows(folder / f"{SINGLE}.gz", [without(row, *unneeded) for row in singles])
+    write_rows([without(row, *unneeded) for row in singles], folder / f"{SINGLE}.gz")
 
 
 def curves_of(study: Study, parts: Sequence[Part]) -> Iterator[dict[str, str]]:
@@ -349,16 +348,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def without(row: dict[str, str], *names: str) -> dict[str, str]:
     """A row without columns that are large, or name folders of this machine."""
     return {name: value for name, value in row.items() if name not in names}
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write a table, the same bytes for the same rows."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    data = text.getvalue().encode()
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def main() -> None:

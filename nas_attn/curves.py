@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from nas_attn.errors import DataError
-from nas_attn.files import write_whole
+from nas_attn.files import COMPRESSED, write_text
 from nas_attn.plan import AttentionPlan
 from nas_attn.validation_log import MOST_UPDATES
 
 COLUMNS = ("plan", "seed", "num_updates", "loss", "seconds")
-COMPRESSED = ".gz"
 """Ending of files that are gzipped."""
 
 
@@ -77,8 +76,7 @@ def write_curves(curves: Mapping[tuple[str, int], Curve], path: Path) -> None:
     writer.writerow(COLUMNS)
     for (plan_text, seed), curve in curves.items():
         writer.writerows((plan_text, seed, *point) for point in curve.points)
-    data = text.getvalue().encode()
-    write_whole(path, gzip.compress(data, mtime=0) if path.suffix == COMPRESSED else data)
+    write_text(path, text.getvalue())
 
 
 def _opened(path: Path) -> IO[str]:

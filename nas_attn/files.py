@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import secrets
@@ -10,6 +11,8 @@ from typing import Any
 
 from nas_attn.errors import TrialFileError
 
+COMPRESSED = ".gz"
+"""How names of gzipped files end."""
 JOURNAL = "journal.log"
 """File of a run folder that holds the record of its study."""
 
@@ -61,8 +64,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
-    write_whole(path, text.encode())
+    """Write a text in UTF-8, gzipped if the name ends in `.gz`, whole or not at all.
+
+    The same text gives the same bytes.
+    """
+    data = text.encode()
+    write_whole(path, gzip.compress(data, mtime=0) if path.suffix == COMPRESSED else data)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nas_attn.analysis.comparison import Comparison, ComparisonRow
 from nas_attn.analysis.searches import RunSummary
 from nas_attn.errors import UsageError
+from nas_attn.files import write_text
 from nas_attn.report.compare_page import front_of, render_comparison
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
@@ -58,10 +59,10 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_rows([asdict(row) | common for row in comparison.rows], folder / "compare.csv")
-        (folder / "compare.md").write_text(comparison_text(comparison), encoding="utf-8")
+        write_text(folder / "compare.md", comparison_text(comparison))
         _write_figure(comparison, folder)
         page = render_comparison(comparison, reference_text(comparison), interval_text(comparison))
-        (folder / "compare.html").write_text(page, encoding="utf-8")
+        write_text(folder / "compare.html", page)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error}; name another with --out") from None
 

@@ -15,6 +15,7 @@ from nas_attn.analysis.sensitivity import (
     prediction_row,
     surface_row,
 )
+from nas_attn.files import write_text
 from nas_attn.report.figures import save_figure
 from nas_attn.report.formatting import cost_words
 from nas_attn.report.rendering import render_markdown
@@ -58,7 +59,7 @@ def write_findings(findings: SensitivityFindings, folder: Path) -> None:
         write_rows(rows, folder / "improved.csv")
     for name, figure in figures.items():
         save_figure(figure, folder, name)
-    (folder / "summary.md").write_text(_summary(findings), encoding="utf-8")
+    write_text(folder / "summary.md", _summary(findings))
 
 
 def _summary(findings: SensitivityFindings) -> str:

@@ -98,10 +98,11 @@ def confirm(
         title=f"{store.name}, confirmed",
         wording=Wording("confirmation"),
     )
+    rows = confirmed_rows(study, store)
     return Confirmation(
-        rows=confirmed_rows(study, store),
+        rows=rows,
         failed=failed_by_trial(confirmed.trials(), store.trials()),
-        page=_write_report(study, store),
+        page=_write_report(study, store, rows),
         failure=_failure_of(loop),
     )
 
@@ -114,13 +115,14 @@ def _failure_of(loop: SearchLoop) -> NasAttnError | None:
     return None
 
 
-def _write_report(study: Study, store: TrialStore) -> Path | None:
+def _write_report(
+    study: Study, store: TrialStore, rows: Sequence[Mapping[str, Any]]
+) -> Path | None:
     """The report, or where the search has trained nothing, the table of what was confirmed."""
     folder = study.folder / "report"
     try:
         return write_study_report(study, store, folder)
     except NothingToReportError:
-        rows = confirmed_rows(study, store)
         if not rows:
             return None
         folder.mkdir(exist_ok=True)
