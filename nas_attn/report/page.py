@@ -249,7 +249,8 @@ def _verdict(
     found: dict[str, Any] = {"trial": None, "confirm": advice}
     most = 0 if baseline is None else baseline.cost or 0
     found["has_smaller"] = any((trial.cost or 0) < most for trial in trials.trained)
-    found["confirmed"] = context.confirmed[0]["seeds"] if context.confirmed else 0
+    # Plans that no trial of the search has may be confirmed, which say nothing of its answer.
+    found["confirmed"] = max((change.seeds for change in changes.values()), default=0)
     share, score = f"{100 * TOLERANCE:.0f} %", trials.objectives.metric
     if all(change.interval is None for change in changes.values()):
         found["short"] = f"within {share}"

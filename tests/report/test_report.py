@@ -161,8 +161,11 @@ def test_a_confirmation_reaches_the_first_screen(trials: Trials, tmp_path: Path)
     assert data["confirmed"]["1"]["change"] == pytest.approx(0.1)
     replayed = replace(about, confirmed=[row for row in rows if "test" not in row["score"]])
     assert "the test set" not in write_report(trials, replayed, tmp_path).read_text()
-    unconfirmed = write_report(trials, replace(about, confirmed=[]), tmp_path).read_text()
-    assert '<code id="confirm-command">nas-attn confirm my.yaml ' in unconfirmed
+    # Without a confirmation, and with one of plans alone that no trial of the search has.
+    for others in ([], confirmation_rows(confirmed, {})):
+        unconfirmed = write_report(trials, replace(about, confirmed=others), tmp_path).read_text()
+        assert '<code id="confirm-command">nas-attn confirm my.yaml ' in unconfirmed
+        assert "<p>Not confirmed yet" in unconfirmed
 
 
 def test_a_front_of_all_trials_is_explained(trials: Trials, tmp_path: Path) -> None:
